@@ -1,0 +1,887 @@
+/* train_gpt2.c: GPT-2 training on a CPU, the whole program in one file.
+
+It reads text, trains a GPT-2 on it with any optimizer of optim.h, learns from a teacher where one is given,
+saves what llm.c and Hugging Face's transformers open, and is fast: everything that costs time goes through one
+matrix product (chapter 2). It is not a framework: there is no graph and no autograd. Every layer's backward
+pass stands beside its forward pass, so that the formulas can be checked against each other.
+
+Read it top to bottom. Data flows one way through the chapters:
+
+   1  memory, errors, random numbers
+   2  vectors, threads, matrix multiplication
+   3  layers, forward beside backward
+   4  attention
+   5  the model: shapes, parameters, activations, forward, backward
+   6  checkpoints
+   7  tokenizers
+   8  data
+   9  teacher and proxy
+  11  command line
+  12  the training loop
+
+Shapes: B sequences of T tokens, C channels, NH heads of HS = C/NH channels, L layers, V tokens in the
+vocabulary; rows = B*T. Every array is row-major float32. (B,T,C) stands for float x[B][T][C].
+Results are the same to the last bit for any number of threads: each sum is one thread's work, or is cut into
+pieces of fixed size which are added in order. */
+
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <glob.h>
+#include <math.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static inline int omp_get_max_threads(void) { return 1; }
+#endif
+#ifdef USE_BLAS
+#include <cblas.h>
+#endif
+#include "optim.h"
+
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+#define UNUSED __attribute__((unused)) // programs that include this file use parts of it
+
+// ============================================================================================================
+// 1  Memory, errors, random numbers
+
+// A file being written, under its temporary name: die() removes it, so that no half-written file stays.
+static char unfinished_file[4096];
+
+// Prints `error: what, where, and what to do` and ends the program with exit code 1.
+__attribute__((format(printf, 1, 2), noreturn)) static void die(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fflush(stdout);
+    fputs("error: ", stderr);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+    if (unfinished_file[0]) unlink(unfinished_file);
+    exit(1);
+}
+
+static size_t allocated_bytes; // by allocate(), for the plan that is printed at the start
+
+// count zeroed elements of size bytes, aligned to a cache line; the kernel is asked for huge pages, without
+// which a pass over 124M parameters spends a tenth of its time on page-table walks.
+static void *allocate(size_t count, size_t size) {
+    size_t alignment = 64, bytes;
+    if (__builtin_mul_overflow(count, size, &bytes) || bytes > SIZE_MAX / 2) die("a size overflows: %zu x %zu", count, size);
+    if (bytes >= (1 << 22)) alignment = 1 << 21;
+    bytes = (bytes + alignment - 1) / alignment * alignment + (bytes == 0) * alignment;
+    void *p = NULL;
+    if (posix_memalign(&p, alignment, bytes))
+        die("out of memory: %zu MiB more are needed; use a smaller model or --batch", bytes >> 20);
+#ifdef MADV_HUGEPAGE
+    if (alignment > 64) madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+    memset(p, 0, bytes);
+    allocated_bytes += bytes;
+    return p;
+}
+
+static float *allocate_floats(size_t count) { return allocate(count, sizeof(float)); }
+
+// Random numbers by counter (Steele, Lea, Flood 2014, "splitmix64"): number i of a stream is a hash of both, so
+// the whole state that a checkpoint keeps is the counter.
+static uint64_t random_u64(uint64_t stream, uint64_t i) {
+    uint64_t z = stream * 0xD1342543DE82EF95ull + (i + 1) * 0x9E3779B97F4A7C15ull;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    return z ^ (z >> 31);
+}
+
+// Uniform in [0, 1).
+static double random_uniform(uint64_t stream, uint64_t i) { return (double)(random_u64(stream, i) >> 11) * 0x1p-53; }
+
+// x[0..n) = normal numbers of mean 0 (Box and Muller).
+static void random_normal(float *x, size_t n, float std, uint64_t stream) {
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < n; i++) {
+        double u = 1.0 - random_uniform(stream, 2 * i), v = random_uniform(stream, 2 * i + 1);
+        x[i] = std * (float)(sqrt(-2.0 * log(u)) * cos(2.0 * M_PI * v));
+    }
+}
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+// ============================================================================================================
+// 2  Vectors, threads, matrix multiplication
+
+// A vector register's worth of floats, in the vector extensions that GCC and Clang share. A width that the
+// machine does not have (-DVEC=16 on AVX2) is lowered to several registers: slower, the same results.
+#ifndef VEC
+#if defined(__AVX512F__)
+#define VEC 16
+#elif defined(__AVX__)
+#define VEC 8
+#else
+#define VEC 4 // SSE, NEON
+#endif
+#endif
+typedef float vec __attribute__((vector_size(4 * VEC)));
+typedef float vec_u __attribute__((vector_size(4 * VEC), aligned(4), may_alias)); // anywhere in memory
+typedef int32_t vec_i __attribute__((vector_size(4 * VEC)));
+
+// exp(x) to 1 ulp, without branches, so that loops over it become vector code. With n = round(x / ln 2) and
+// r = x - n ln 2: exp(x) = 2^n exp(r); exp(r) by a polynomial on |r| <= ln 2 / 2; 2^n is put together as bits.
+// Below -87.3 (results under the smallest normal float) it is 0, above 88.7 infinity; NaN stays NaN.
+static inline float exp_f32(float x) {
+    const float shift = 0x1.8p23f; // adding it rounds to an integer, which then stands in the low bits
+    float clamped = x > 88.8f ? 88.8f : x;
+    clamped = clamped < -88.0f ? -88.0f : clamped;
+    float t = clamped * 1.44269504f + shift, n = t - shift;
+    float r = clamped - n * 0.693359375f; // ln 2 in two parts: the first has few bits, so n times it is exact
+    r = r + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f; // coefficients: Cephes' expf (Moshier)
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    union { float f; uint32_t u; } bits = {.f = t}, half = {.u = 0};
+    int32_t e = (int32_t)(bits.u - 0x4B400000u); // n as an integer; 2^n in two factors, for n may be 128
+    half.u = (uint32_t)((e >> 1) + 127) << 23;
+    bits.u = (uint32_t)(e - (e >> 1) + 127) << 23;
+    p = p * half.f * bits.f;
+    return x < -87.3365f ? 0.0f : p;
+}
+
+// tanh(x) to 2 ulp: an odd polynomial near 0, where 1 - 2/(exp(2x)+1) would cancel, that formula elsewhere.
+static inline float tanh_f32(float x) {
+    float a = fabsf(x), s = x * x;
+    float p = -5.70498872745e-3f; // coefficients: Cephes' tanhf (Moshier)
+    p = p * s + 2.06390887954e-2f;
+    p = p * s - 5.37397155531e-2f;
+    p = p * s + 1.33314422036e-1f;
+    p = p * s - 3.33332819422e-1f;
+    float small = x + x * s * p;
+    float large = copysignf(1.0f - 2.0f / (exp_f32(2.0f * a) + 1.0f), x);
+    return a < 0.625f ? small : large;
+}
+
+// GELU in its tanh form, GPT-2's "gelu_new": x/2 (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3).
+static inline float gelu(float x) {
+    return 0.5f * x * (1.0f + tanh_f32(0.7978845608f * (x + 0.044715f * x * x * x)));
+}
+
+// d gelu / dx = (1 + tanh u)/2 + x/2 (1 - tanh^2 u) u'
+static inline float gelu_derivative(float x, float tanh_u) {
+    float du = 0.7978845608f * (1.0f + 3.0f * 0.044715f * x * x);
+    return 0.5f * (1.0f + tanh_u) + 0.5f * x * (1.0f - tanh_u * tanh_u) * du;
+}
+
+/* Matrix multiplication after Goto and van de Geijn (2008), in BLIS's words:  C (M x N) = A (M x K) B (K x N).
+
+C is cut into tasks of about 256 x 128, each one thread's work without any waiting for others. A task goes
+through K in blocks of KC and packs its part of B into panels, in the order in which they will be read:
+
+                        panel 0    panel 1          for each block of KC rows of B
+     A               k=0 [ NR ]     [ NR ]            pack the task's panels
+     +--KC--+        k=1 [ NR ]     [ NR ]            for each MC rows of A (they stay in L2)
+  MR |strip0|        k=2 [ NR ]     [ NR ]              for each panel (it stays in L1)
+  MR |strip1|            ...        ...                   for each strip of MR rows
+     |  ... |                                               microkernel: an MR x NR tile of C
+
+The microkernel keeps the tile of C in registers: for each k it loads NR = 2 vectors of B, and for each of the MR
+rows one number of A, which multiplies both: 2 MR fused multiply-adds for 2 + MR loads. Rows of A are read
+where they stand; they are packed, MR numbers for each k side by side, only if A is transposed or the strip is
+cut short by the end of the matrix. While a panel is worked on, the next one is fetched from memory. An element
+of C is summed in the same order whoever computes it, so the cuts into tasks may depend on the threads. */
+#if VEC == 4 && !defined(__aarch64__) || VEC == 8
+#define MR 6 // 12 of 16 registers hold the tile
+#else
+#define MR 12 // 24 of 32 registers
+#endif
+#define NR (2 * VEC)
+#define KC 256
+#define MC 48
+#define NT 256 // columns of a task at most
+
+// tile (MR x nv vectors) = a strip of A times a panel of B; A[i][k] is a[i*row + k*col]. nv is a constant where
+// this is expanded, so that the tile lives in registers.
+static inline __attribute__((always_inline)) void microkernel(const int nv, int K, const float *a, long row,
+                                                              long col, const float *b, vec *tile) {
+    vec c[MR][2];
+    for (int i = 0; i < MR; i++) c[i][0] = c[i][1] = (vec){0};
+    for (int k = 0; k < K; k++, a += col, b += nv * VEC)
+#pragma GCC unroll 12
+        for (int i = 0; i < MR; i++) {
+            c[i][0] += a[i * row] * *(const vec_u *)b;
+            if (nv == 2) c[i][1] += a[i * row] * *(const vec_u *)(b + VEC);
+        }
+    for (int i = 0; i < MR; i++)
+        for (int j = 0; j < nv; j++) tile[i * nv + j] = c[i][j];
+}
+
+// What is done to C as it is written out, while it is still in cache. All pointers may be NULL.
+typedef struct {
+    int accumulate;        // C += A B instead of C = A B
+    const float *bias;     // (N) added to each row
+    const float *residual; // (M,N) added
+    const float *times;    // (M,N) multiplies the result
+    float *gelu;           // (M,N) receives gelu(C) beside C
+} Epilogue;
+
+// The first n floats at p, as a vector.
+static inline vec load(const float *p, int n) {
+    if (n >= VEC) return *(const vec_u *)p;
+    vec v = {0};
+    for (int i = 0; i < n; i++) v[i] = p[i];
+    return v;
+}
+
+static inline void store(float *p, vec v, int n) {
+    if (n >= VEC) *(vec_u *)p = v;
+    else
+        for (int i = 0; i < n; i++) p[i] = v[i];
+}
+
+// C[row..row+rows)[col..col+cols) from one tile; first and last tell which block of K this was. nv and cols are
+// constants for whole tiles, so that nothing but vector instructions remains.
+static inline __attribute__((always_inline)) void write_tile(const vec *tile, const int nv, float *C, long ldc, int row,
+        int rows, int col, const int cols, const Epilogue *e, int first, int last) {
+    int add = !first || e->accumulate;
+    const float *bias = first ? e->bias : NULL, *residual = first ? e->residual : NULL;
+    const float *times = last ? e->times : NULL;
+    for (int i = 0; i < rows; i++) {
+        size_t at = (size_t)(row + i) * ldc + col;
+        for (int j = 0; j < nv; j++) {
+            int n = cols - j * VEC, to = j * VEC;
+            vec x = tile[i * nv + j];
+            if (add) x += load(C + at + to, n);
+            if (bias) x += load(bias + col + to, n);
+            if (residual) x += load(residual + at + to, n);
+            if (times) x *= load(times + at + to, n);
+            store(C + at + to, x, n);
+        }
+        if (last && e->gelu) {
+#pragma omp simd
+            for (int j = 0; j < cols; j++) e->gelu[at + j] = gelu(C[at + j]);
+        }
+    }
+}
+
+// Perfect shuffles of two vectors: a0 b0 a1 b1 ..., from their lower and upper halves.
+#if VEC == 16
+#define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif VEC == 8
+#define LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define LOW 0, 4, 1, 5
+#define HIGH 2, 6, 3, 7
+#endif
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vec_i){__VA_ARGS__})
+#endif
+
+// Transposes VEC rows of VEC floats in registers. A perfect shuffle of row i with row i + VEC/2 rotates the bits
+// of an element's address (row, column) by one place; log2(VEC) of them swap row and column.
+static inline void transpose_block(float *out, long out_stride, const float *in, long in_stride, int rows) {
+    vec x[VEC], y[VEC];
+    for (int i = 0; i < VEC; i++) x[i] = i < rows ? (vec) * (const vec_u *)(in + i * in_stride) : (vec){0};
+    for (int step = 1; step < VEC; step *= 2) {
+#pragma GCC unroll 8
+        for (int i = 0; i < VEC / 2; i++) {
+            y[2 * i] = SHUFFLE(x[i], x[i + VEC / 2], LOW);
+            y[2 * i + 1] = SHUFFLE(x[i], x[i + VEC / 2], HIGH);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < VEC; i++) x[i] = y[i];
+    }
+    for (int i = 0; i < VEC; i++) *(vec_u *)(out + i * out_stride) = x[i];
+}
+
+// One panel of B: K rows of `cols` (at most NR) columns; B[k][j] is b[k*row + j*col], and one of row and col
+// is 1. The panel is one or two vectors wide; columns past the end become zeros.
+static int panel_width(int cols) { return cols <= VEC ? VEC : NR; }
+
+static void pack_panel(float *panel, const float *b, long row, long col, int K, int cols) {
+    int width = panel_width(cols), k = 0;
+    if (row == 1) // transposed: columns of B are contiguous
+        for (; k + VEC <= K; k += VEC)
+            for (int j = 0; j < width; j += VEC)
+                transpose_block(panel + k * width + j, width, b + k + j * col, col, MAX(0, MIN(VEC, cols - j)));
+    else if (cols == NR)
+        for (; k < K; k++) memcpy(panel + k * NR, b + k * row, NR * sizeof(float));
+    for (; k < K; k++)
+        for (int j = 0; j < width; j++) panel[k * width + j] = j < cols ? b[k * row + j * col] : 0.0f;
+}
+
+// A strip of A: K times MR numbers side by side, rows past the end become zeros.
+static void pack_strip(float *strip, const float *a, long row, long col, int K, int rows) {
+    if (row == 1 && rows == MR)
+        for (int k = 0; k < K; k++) memcpy(strip + k * MR, a + k * col, MR * sizeof(float));
+    else
+        for (int k = 0; k < K; k++)
+            for (int i = 0; i < MR; i++) strip[k * MR + i] = i < rows ? a[i * row + k * col] : 0.0f;
+}
+
+// Fetches into L2 what the block of B (K rows, cols columns) covers, share `part` of `parts`.
+static void prefetch_block(const float *b, long row, long col, int K, int cols, int part, int parts) {
+    long lines = row == 1 ? cols : K, length = row == 1 ? K : cols, stride = row == 1 ? col : row;
+    for (long line = lines * part / parts; line < lines * (part + 1) / parts; line++)
+        for (long i = 0; i < length; i += 16) __builtin_prefetch(b + line * stride + i, 0, 2);
+}
+
+// C (M,N; rows ldc apart) = A B, and the epilogue; one thread's work. A[i][k] is a[i*a_row + k*a_col], B[k][j] is
+// b[k*b_row + j*b_col]; of each pair of strides one is 1. b_next: the B of the product that will follow, or NULL.
+static void multiply(float *C, long ldc, const float *a, long a_row, long a_col, const float *b, long b_row,
+                     long b_col, int M, int N, int K, Epilogue e, const float *b_next) {
+    static _Thread_local float panels[NT * KC] __attribute__((aligned(64)));
+    static _Thread_local float strips[MC * KC] __attribute__((aligned(64)));
+    vec tile[2 * MR];
+    for (; N > NT; N -= NT, b += NT * b_col, C += NT) // heads wider than NT, which have no epilogue
+        multiply(C, ldc, a, a_row, a_col, b, b_row, b_col, M, NT, K, e, NULL);
+    for (int k0 = 0; k0 < K; k0 += KC) {
+        int kc = MIN(KC, K - k0), first = k0 == 0, last = k0 + kc == K, blocks = (M + MC - 1) / MC;
+        const float *next = last ? b_next : b + (k0 + KC) * b_row;
+        for (int j = 0; j < N; j += NR)
+            pack_panel(panels + j * kc, b + k0 * b_row + j * b_col, b_row, b_col, kc, MIN(NR, N - j));
+        for (int m = 0; m < M; m += MC) {
+            int mc = MIN(MC, M - m);
+            const float *block = a + m * a_row + k0 * a_col;
+            if (next) prefetch_block(next, b_row, b_col, MIN(KC, last ? K : K - k0 - KC), N, m / MC, blocks);
+            for (int i = 0; i < mc; i += MR)
+                if (a_row == 1 || mc - i < MR)
+                    pack_strip(strips + i * kc, block + i * a_row, a_row, a_col, kc, MIN(MR, mc - i));
+            for (int j = 0; j < N; j += NR) {
+                int cols = MIN(NR, N - j), nv = panel_width(cols) / VEC;
+                for (int i = 0; i < mc; i += MR) {
+                    int rows = MIN(MR, mc - i), packed = a_row == 1 || rows < MR;
+                    const float *strip = packed ? strips + i * kc : block + i * a_row;
+                    long row = packed ? 1 : a_row, col = packed ? MR : a_col;
+                    if (nv == 2) microkernel(2, kc, strip, row, col, panels + j * kc, tile);
+                    else microkernel(1, kc, strip, row, col, panels + j * kc, tile);
+                    if (cols == NR) write_tile(tile, 2, C, ldc, m + i, rows, j, NR, &e, first, last);
+                    else write_tile(tile, nv, C, ldc, m + i, rows, j, cols, &e, first, last);
+                }
+            }
+        }
+    }
+}
+
+static const Epilogue plain = {0}, accumulate = {.accumulate = 1};
+
+// C (M,N) = op(A) (M,K) op(B) (K,N), then the epilogue. op transposes where asked for: A is then stored (K,M), B
+// (N,K). Neither operand may overlap C.
+static void matmul(float *C, const float *A, const float *B, int M, int N, int K, int trans_a, int trans_b, Epilogue e) {
+#ifdef USE_BLAS
+    cblas_sgemm(CblasRowMajor, trans_a ? CblasTrans : CblasNoTrans, trans_b ? CblasTrans : CblasNoTrans, M, N, K,
+                1.0f, A, trans_a ? M : K, B, trans_b ? K : N, e.accumulate ? 1.0f : 0.0f, C, N);
+    e.accumulate = 0;
+    if (!e.bias && !e.residual && !e.times && !e.gelu) return;
+#pragma omp parallel for schedule(static)
+    for (int i = 0; i < M; i++)
+        for (int j = 0; j < N; j += NR) { // the finished product stands for the tile
+            int cols = MIN(NR, N - j);
+            const float *c = C + (size_t)i * N + j;
+            vec tile[2] = {load(c, cols), load(c + VEC, MAX(cols - VEC, 0))};
+            write_tile(tile, panel_width(cols) / VEC, C, N, i, 1, j, cols, &e, 1, 1);
+        }
+#else
+    long a_row = trans_a ? 1 : K, a_col = trans_a ? M : 1, b_row = trans_b ? 1 : N, b_col = trans_b ? K : 1;
+    int mt = 264, nt = trans_a ? NT : NT / 2; // a transposed A is packed once for each task's columns
+#define TASKS ((M + mt - 1) / mt * ((N + nt - 1) / nt))
+    while (TASKS < 3 * omp_get_max_threads() && (mt > 2 * MR || nt > NR)) {
+        if (nt > NR && (!trans_a || nt >= mt || mt <= 2 * MR)) nt = (nt / 2 + NR - 1) / NR * NR;
+        else mt = (mt / 2 + MR - 1) / MR * MR;
+    }
+    int row_tasks = (M + mt - 1) / mt, tasks = TASKS;
+    mt = ((M + row_tasks - 1) / row_tasks + MR - 1) / MR * MR; // of equal size
+#pragma omp parallel for schedule(dynamic)
+    for (int task = 0; task < tasks; task++) {
+        int i = task % row_tasks * mt, j = task / row_tasks * nt;
+        Epilogue part = e;
+        size_t at = (size_t)i * N + j;
+        if (e.bias) part.bias += j;
+        if (e.residual) part.residual += at;
+        if (e.times) part.times += at;
+        if (e.gelu) part.gelu += at;
+        multiply(C + at, N, A + i * a_row, a_row, a_col, B + j * b_col, b_row, b_col, MIN(mt, M - i), MIN(nt, N - j), K,
+                 part, j + 2 * nt <= N ? B + (j + nt) * b_col : NULL);
+    }
+#endif
+}
+
+// ============================================================================================================
+// 3  Layers, forward beside backward. Gradients of parameters are added to, gradients of activations too where
+//    the name starts with "d" and the comment says +=.
+
+// out (B,T,C) = wte[token] + wpe[position]; wte (V,C), wpe (maxT,C).
+static void encoder_forward(float *out, const uint16_t *tokens, const float *wte, const float *wpe, int B, int T, int C) {
+#pragma omp parallel for schedule(static)
+    for (int r = 0; r < B * T; r++) {
+        const float *token = wte + (size_t)tokens[r] * C, *position = wpe + (size_t)(r % T) * C;
+        for (int c = 0; c < C; c++) out[(size_t)r * C + c] = token[c] + position[c];
+    }
+}
+
+// dwte[token] += dout, dwpe[position] += dout. A thread owns some channels of all rows, so rows are added in order.
+static void encoder_backward(float *dwte, float *dwpe, const float *dout, const uint16_t *tokens, int B, int T, int C) {
+#pragma omp parallel for schedule(static)
+    for (int c0 = 0; c0 < C; c0 += 32)
+        for (int r = 0; r < B * T; r++) {
+            const float *d = dout + (size_t)r * C;
+            float *token = dwte + (size_t)tokens[r] * C, *position = dwpe + (size_t)(r % T) * C;
+            for (int c = c0; c < MIN(c0 + 32, C); c++) {
+                token[c] += d[c];
+                position[c] += d[c];
+            }
+        }
+}
+
+// out = (x - mean) * rstd * weight + bias, mean and rstd = 1/sqrt(var + 1e-5) of each row of x (rows,C).
+// Backward needs no more than mean and rstd (rows each): `out` is recomputed there, see layernorm_again.
+static void layernorm_forward(float *out, float *mean, float *rstd, const float *x, const float *weight,
+                              const float *bias, int rows, int C) {
+#pragma omp parallel for schedule(static)
+    for (int r = 0; r < rows; r++) {
+        const float *xr = x + (size_t)r * C;
+        float *o = out + (size_t)r * C, sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int c = 0; c < C; c++) sum += xr[c];
+        float m = sum / (float)C;
+#pragma omp simd reduction(+ : squares)
+        for (int c = 0; c < C; c++) squares += (xr[c] - m) * (xr[c] - m);
+        float s = 1.0f / sqrtf(squares / (float)C + 1e-5f);
+        for (int c = 0; c < C; c++) o[c] = (xr[c] - m) * s * weight[c] + bias[c];
+        mean[r] = m;
+        rstd[r] = s;
+    }
+}
+
+// dx += the gradient of x; dweight, dbias (C) += theirs. With n = (x - mean) rstd and dn = dout * weight:
+//    dx = rstd (dn - mean(dn) - n mean(dn * n)),  dweight = sum over rows of dout * n,  dbias = sum of dout.
+// The sums over rows are taken over groups of GROUP rows first (partial: (groups, 2, C)), then over groups, in order.
+#define GROUP 64
+static void layernorm_backward(float *dx, float *dweight, float *dbias, float *partial, const float *dout,
+                               const float *x, const float *weight, const float *mean, const float *rstd, int rows, int C) {
+    int groups = (rows + GROUP - 1) / GROUP;
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+        for (int g = 0; g < groups; g++) {
+            float *pw = partial + (size_t)g * 2 * C, *pb = pw + C;
+            memset(pw, 0, 2 * (size_t)C * sizeof(float));
+            for (int r = g * GROUP; r < MIN(rows, (g + 1) * GROUP); r++) {
+                const float *d = dout + (size_t)r * C, *xr = x + (size_t)r * C;
+                float *dxr = dx + (size_t)r * C, m = mean[r], s = rstd[r], dn_sum = 0, dnn_sum = 0;
+#pragma omp simd reduction(+ : dn_sum, dnn_sum)
+                for (int c = 0; c < C; c++) {
+                    float n = (xr[c] - m) * s, dn = d[c] * weight[c];
+                    dn_sum += dn;
+                    dnn_sum += dn * n;
+                    pw[c] += d[c] * n;
+                    pb[c] += d[c];
+                }
+                dn_sum /= (float)C;
+                dnn_sum /= (float)C;
+#pragma omp simd
+                for (int c = 0; c < C; c++)
+                    dxr[c] += s * (d[c] * weight[c] - dn_sum - (xr[c] - m) * s * dnn_sum);
+            }
+        }
+#pragma omp for schedule(static)
+        for (int c = 0; c < C; c++)
+            for (int g = 0; g < groups; g++) {
+                dweight[c] += partial[(size_t)g * 2 * C + c];
+                dbias[c] += partial[(size_t)g * 2 * C + C + c];
+            }
+    }
+}
+
+// out = the layer norm of x once more, from the saved mean and rstd.
+static void layernorm_again(float *out, const float *x, const float *weight, const float *bias, const float *mean,
+                            const float *rstd, int rows, int C) {
+#pragma omp parallel for schedule(static)
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < C; c++)
+            out[(size_t)r * C + c] = (x[(size_t)r * C + c] - mean[r]) * rstd[r] * weight[c] + bias[c];
+}
+
+// out (rows,N) = x (rows,K) w' + bias; w (N,K). The epilogue may add a residual or a GELU.
+static void linear_forward(float *out, const float *x, const float *w, int rows, int K, int N, Epilogue e) {
+    matmul(out, x, w, rows, N, K, 0, 1, e);
+}
+
+// dx (rows,K) = dout w (times e.times, the derivative of what made x);  dbias (N) += the sum of dout's rows;
+// dw (N,K) = dout' x, or += with dw_e = accumulate: the first micro-batch of a step spares zeroing and reading it.
+static void linear_backward(float *dx, float *dw, float *dbias, const float *dout, const float *x, const float *w,
+                            int rows, int K, int N, Epilogue e, Epilogue dw_e) {
+    matmul(dw, dout, x, N, K, rows, 1, 0, dw_e);
+    matmul(dx, dout, w, rows, K, N, 0, 0, e);
+#pragma omp parallel for schedule(static)
+    for (int n0 = 0; n0 < N; n0 += 64) {
+        float sum[64] = {0};
+        int n = MIN(64, N - n0);
+        for (int r = 0; r < rows; r++)
+            for (int i = 0; i < n; i++) sum[i] += dout[(size_t)r * N + n0 + i];
+        for (int i = 0; i < n; i++) dbias[n0 + i] += sum[i];
+    }
+}
+
+// out = gelu(x), and x becomes the derivative there: all that backward needs of x from here on.
+static void gelu_again(float *out, float *x, size_t n) {
+#pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) {
+        float v = x[i], t = tanh_f32(0.7978845608f * (v + 0.044715f * v * v * v));
+        out[i] = 0.5f * v * (1.0f + t);
+        x[i] = gelu_derivative(v, t);
+    }
+}
+
+// ============================================================================================================
+// 4  Attention. The T x T matrix is never stored: it is made in blocks of BLOCK queries by BLOCK keys, with the
+//    softmax carried along from block to block (Milakov and Gimelshein 2018, "online softmax"; Dao et al. 2022).
+
+#define BLOCK 64
+
+// out (B,T,C) = softmax(q k' / sqrt(HS), causal) v for each head; qkv (B,T,3C) holds q, k, v side by side.
+// lse (B,NH,T): log of the sum of exponentials of each row, from which backward recomputes the probabilities.
+static void attention_forward(float *out, float *lse, const float *qkv, int B, int T, int C, int NH) {
+    int HS = C / NH;
+    long ld = 3L * C;
+    float scale = 1.0f / sqrtf((float)HS);
+#pragma omp parallel for schedule(dynamic)
+    for (int bh = 0; bh < B * NH; bh++) {
+        const float *q = qkv + bh / NH * T * ld + bh % NH * HS, *k = q + C, *v = k + C;
+        float *o = out + (size_t)(bh / NH) * T * C + bh % NH * HS;
+        float p[BLOCK * BLOCK], max[BLOCK], sum[BLOCK];
+        for (int q0 = 0; q0 < T; q0 += BLOCK) {
+            int nq = MIN(BLOCK, T - q0);
+            for (int i = 0; i < nq; i++) max[i] = -INFINITY, sum[i] = 0;
+            for (int k0 = 0; k0 < q0 + nq; k0 += BLOCK) {
+                int nk = MIN(BLOCK, q0 + nq - k0);
+                multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain, NULL);
+                for (int i = 0; i < nq; i++) {
+                    float *row = p + i * BLOCK, m = max[i], total = 0;
+                    int seen = MIN(nk, q0 + i - k0 + 1); // keys up to the query itself
+#pragma omp simd reduction(max : m)
+                    for (int j = 0; j < seen; j++) m = row[j] * scale > m ? row[j] * scale : m;
+#pragma omp simd reduction(+ : total)
+                    for (int j = 0; j < seen; j++) total += row[j] = exp_f32(row[j] * scale - m);
+                    for (int j = seen; j < nk; j++) row[j] = 0;
+                    float shrink = k0 ? exp_f32(max[i] - m) : 0;
+                    sum[i] = sum[i] * shrink + total;
+                    max[i] = m;
+                    if (k0)
+                        for (int c = 0; c < HS; c++) o[(size_t)(q0 + i) * C + c] *= shrink;
+                }
+                multiply(o + (size_t)q0 * C, C, p, BLOCK, 1, v + k0 * ld, ld, 1, nq, HS, nk, k0 ? accumulate : plain, NULL);
+            }
+            for (int i = 0; i < nq; i++) {
+                for (int c = 0; c < HS; c++) o[(size_t)(q0 + i) * C + c] *= 1.0f / sum[i];
+                lse[(size_t)bh * T + q0 + i] = max[i] + logf(sum[i]);
+            }
+        }
+    }
+}
+
+// dqkv (B,T,3C) from dout (B,T,C). With P the probabilities, dP = dout v', D = the row sums of dout * out:
+//    dS = P * (dP - D) / sqrt(HS),  dq = dS k,  dk = dS' q,  dv = P' dout.
+static void attention_backward(float *dqkv, const float *dout, const float *qkv, const float *out, const float *lse,
+                               int B, int T, int C, int NH) {
+    int HS = C / NH;
+    long ld = 3L * C;
+    float scale = 1.0f / sqrtf((float)HS);
+#pragma omp parallel for schedule(dynamic)
+    for (int bh = 0; bh < B * NH; bh++) {
+        size_t to_qkv = bh / NH * T * ld + bh % NH * HS, to_out = (size_t)(bh / NH) * T * C + bh % NH * HS;
+        const float *q = qkv + to_qkv, *k = q + C, *v = k + C, *o = out + to_out, *d_o = dout + to_out;
+        float *dq = dqkv + to_qkv, *dk = dq + C, *dv = dk + C;
+        float p[BLOCK * BLOCK], dp[BLOCK * BLOCK], D[BLOCK];
+        for (int q0 = 0; q0 < T; q0 += BLOCK) {
+            int nq = MIN(BLOCK, T - q0);
+            for (int i = 0; i < nq; i++) {
+                float sum = 0;
+#pragma omp simd reduction(+ : sum)
+                for (int c = 0; c < HS; c++) sum += o[(size_t)(q0 + i) * C + c] * d_o[(size_t)(q0 + i) * C + c];
+                D[i] = sum;
+            }
+            for (int k0 = 0; k0 < q0 + nq; k0 += BLOCK) {
+                int nk = MIN(BLOCK, q0 + nq - k0);
+                multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain, NULL);
+                multiply(dp, BLOCK, d_o + (size_t)q0 * C, C, 1, v + k0 * ld, 1, ld, nq, nk, HS, plain, NULL);
+                for (int i = 0; i < nq; i++) {
+                    float *pr = p + i * BLOCK, *dpr = dp + i * BLOCK, l = lse[(size_t)bh * T + q0 + i], Di = D[i];
+                    int seen = MIN(nk, q0 + i - k0 + 1);
+#pragma omp simd
+                    for (int j = 0; j < seen; j++) {
+                        pr[j] = exp_f32(pr[j] * scale - l);
+                        dpr[j] = pr[j] * (dpr[j] - Di) * scale;
+                    }
+                    for (int j = seen; j < nk; j++) pr[j] = dpr[j] = 0;
+                }
+                // the first query block to see these keys writes their gradients, later ones add
+                Epilogue add = q0 > k0 ? accumulate : plain;
+                multiply(dv + k0 * ld, ld, p, 1, BLOCK, d_o + (size_t)q0 * C, C, 1, nk, HS, nq, add, NULL);
+                multiply(dk + k0 * ld, ld, dp, 1, BLOCK, q + q0 * ld, ld, 1, nk, HS, nq, add, NULL);
+                multiply(dq + q0 * ld, ld, dp, BLOCK, 1, k + k0 * ld, ld, 1, nq, HS, nk, k0 ? accumulate : plain, NULL);
+            }
+        }
+    }
+}
+
+// ============================================================================================================
+// 5  The model
+
+typedef struct {
+    int max_seq_len; // maxT: rows of wpe, the context
+    int vocab_size;  // V: rows of wte
+    int num_layers, num_heads, channels;
+} GPT2Config;
+
+// The parameters, in the order of llm.c's files; one flat array holds them all.
+#define NUM_TENSORS 16
+typedef struct {
+    float *wte, *wpe;           // (V,C), (maxT,C); wte is also the classifier
+    float *ln1w, *ln1b;         // (L,C)
+    float *qkvw, *qkvb;         // (L,3C,C), (L,3C)
+    float *attprojw, *attprojb; // (L,C,C), (L,C)
+    float *ln2w, *ln2b;         // (L,C)
+    float *fcw, *fcb;           // (L,4C,C), (L,4C)
+    float *fcprojw, *fcprojb;   // (L,C,4C), (L,C)
+    float *lnfw, *lnfb;         // (C)
+} ParameterTensors;
+
+typedef struct {
+    const char *name, *hf_name; // llm.c's and Hugging Face's, %d is the layer
+    int layers;                 // L, or 0 for tensors that are not in the blocks
+    int rows, cols;             // of one layer's tensor; cols = 0: a vector of rows numbers
+} TensorShape;
+
+static TensorShape tensor_shape(GPT2Config g, int i) {
+    int C = g.channels, L = g.num_layers;
+    const TensorShape shapes[NUM_TENSORS] = {
+        {"wte", "wte.weight", 0, g.vocab_size, C},
+        {"wpe", "wpe.weight", 0, g.max_seq_len, C},
+        {"ln1w", "h.%d.ln_1.weight", L, C, 0},
+        {"ln1b", "h.%d.ln_1.bias", L, C, 0},
+        {"qkvw", "h.%d.attn.c_attn.weight", L, 3 * C, C},
+        {"qkvb", "h.%d.attn.c_attn.bias", L, 3 * C, 0},
+        {"attprojw", "h.%d.attn.c_proj.weight", L, C, C},
+        {"attprojb", "h.%d.attn.c_proj.bias", L, C, 0},
+        {"ln2w", "h.%d.ln_2.weight", L, C, 0},
+        {"ln2b", "h.%d.ln_2.bias", L, C, 0},
+        {"fcw", "h.%d.mlp.c_fc.weight", L, 4 * C, C},
+        {"fcb", "h.%d.mlp.c_fc.bias", L, 4 * C, 0},
+        {"fcprojw", "h.%d.mlp.c_proj.weight", L, C, 4 * C},
+        {"fcprojb", "h.%d.mlp.c_proj.bias", L, C, 0},
+        {"lnfw", "ln_f.weight", 0, C, 0},
+        {"lnfb", "ln_f.bias", 0, C, 0},
+    };
+    return shapes[i];
+}
+
+// Floats in one layer's tensor, and in all layers'.
+static size_t layer_size(TensorShape t) { return (size_t)t.rows * (t.cols ? t.cols : 1); }
+static size_t tensor_size(TensorShape t) { return layer_size(t) * (t.layers ? t.layers : 1); }
+
+static size_t count_parameters(GPT2Config g) {
+    size_t n = 0;
+    for (int i = 0; i < NUM_TENSORS; i++) n += tensor_size(tensor_shape(g, i));
+    return n;
+}
+
+static ParameterTensors point_parameters(float *memory, GPT2Config g) {
+    ParameterTensors p;
+    float **pointers = (float **)&p;
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        pointers[i] = memory;
+        memory += tensor_size(tensor_shape(g, i));
+    }
+    return p;
+}
+
+typedef struct {
+    GPT2Config config;
+    size_t num_parameters;
+    float *params_memory, *grads_memory; // flat, (num_parameters); grads_memory is NULL for inference
+    ParameterTensors params, grads;
+
+    int max_rows, max_T; // room for B*T rows, T at most max_T
+    int keep;            // 1: activations of all layers are kept for backward; 0: each layer uses the same memory
+    // kept for backward
+    float *residual;                                     // (L+1,B,T,C) what enters each layer; the last: what leaves
+    float *residual2;                                    // (L,B,T,C) after attention
+    float *ln1_mean, *ln1_rstd, *ln2_mean, *ln2_rstd;    // (L,B,T)
+    float *qkv, *atty, *lse, *fch;                       // (L,B,T,3C), (L,B,T,C), (L,B,NH,T), (L,B,T,4C) before the GELU
+    float *lnf, *lnf_mean, *lnf_rstd;                    // (B,T,C), (B,T), (B,T)
+    float *losses;                                       // (B,T) cross entropy of each target, in nats
+    // recomputed, or needed only for a moment
+    float *normed, *fch_gelu;                            // (B,T,C), (B,T,4C)
+    float *dresidual, *dnormed, *dwide, *partial;        // (B,T,C), (B,T,C), (B,T,4C), (groups,2,C)
+    float *logits;                                       // (logit_rows,V): the classifier works in chunks of rows
+    int logit_rows;
+    const uint16_t *tokens; // of the last forward pass, (B,T)
+    int B, T;
+} GPT2;
+
+// Prepares parameters (zero) for a configuration that has been checked.
+static void gpt2_allocate(GPT2 *m, GPT2Config config) {
+    memset(m, 0, sizeof *m);
+    m->config = config;
+    m->num_parameters = count_parameters(config);
+    m->params_memory = allocate_floats(m->num_parameters);
+    m->params = point_parameters(m->params_memory, config);
+}
+
+// Room for passes over up to B sequences of up to T tokens. training = 0: forward only, a layer's worth of memory.
+static void gpt2_allocate_activations(GPT2 *m, int B, int T, int training) {
+    GPT2Config g = m->config;
+    size_t rows = (size_t)B * T, C = g.channels, kept = training ? g.num_layers : 1;
+    m->max_rows = (int)rows;
+    m->max_T = T;
+    m->keep = training;
+    m->residual = allocate_floats((kept + 1) * rows * C);
+    m->residual2 = allocate_floats(kept * rows * C);
+    m->ln1_mean = allocate_floats(kept * rows), m->ln1_rstd = allocate_floats(kept * rows);
+    m->ln2_mean = allocate_floats(kept * rows), m->ln2_rstd = allocate_floats(kept * rows);
+    m->qkv = allocate_floats(kept * rows * 3 * C);
+    m->atty = allocate_floats(kept * rows * C);
+    m->lse = allocate_floats(kept * rows * g.num_heads);
+    m->fch = allocate_floats(kept * rows * 4 * C);
+    m->lnf = allocate_floats(rows * C);
+    m->lnf_mean = allocate_floats(rows), m->lnf_rstd = allocate_floats(rows);
+    m->losses = allocate_floats(rows);
+    m->normed = allocate_floats(rows * C);
+    m->fch_gelu = allocate_floats(rows * 4 * C);
+    m->logit_rows = (int)MIN(rows, MAX(64, (1u << 24) / (size_t)g.vocab_size));
+    m->logits = allocate_floats((size_t)m->logit_rows * g.vocab_size);
+    if (!training) return;
+    m->dresidual = allocate_floats(rows * C);
+    m->dnormed = allocate_floats(rows * C);
+    m->dwide = allocate_floats(rows * 4 * C);
+    m->partial = allocate_floats((rows + GROUP - 1) / GROUP * 2 * C);
+    m->grads_memory = allocate_floats(m->num_parameters);
+    m->grads = point_parameters(m->grads_memory, g);
+}
+
+static void gpt2_free(GPT2 *m) {
+    float *owned[] = {m->params_memory, m->grads_memory, m->residual, m->residual2, m->ln1_mean, m->ln1_rstd,
+                      m->ln2_mean, m->ln2_rstd, m->qkv, m->atty, m->lse, m->fch, m->lnf, m->lnf_mean, m->lnf_rstd,
+                      m->losses, m->normed, m->fch_gelu, m->dresidual, m->dnormed, m->dwide, m->partial, m->logits};
+    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
+    memset(m, 0, sizeof *m);
+}
+
+// GPT-2's initialisation: normal of std 0.02, the projections that add to the residual stream smaller by
+// sqrt(2L), since 2L of them add up; biases 0, layer norms the identity.
+static void gpt2_initialize(GPT2 *m, uint64_t seed) {
+    float **tensors = (float **)&m->params;
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        TensorShape t = tensor_shape(m->config, i);
+        size_t n = tensor_size(t);
+        int projection = tensors[i] == m->params.attprojw || tensors[i] == m->params.fcprojw;
+        float std = projection ? 0.02f / sqrtf(2.0f * (float)m->config.num_layers) : 0.02f;
+        int norm_weight = t.cols == 0 && t.name[strlen(t.name) - 1] == 'w';
+        if (t.cols) random_normal(tensors[i], n, std, seed * NUM_TENSORS + i);
+        else
+            for (size_t j = 0; j < n; j++) tensors[i][j] = norm_weight ? 1.0f : 0.0f;
+    }
+}
+
+// Tokens (B,T) to the last layer norm's output, m->lnf (B,T,C).
+static void gpt2_forward(GPT2 *m, const uint16_t *tokens, int B, int T) {
+    GPT2Config g = m->config;
+    ParameterTensors p = m->params;
+    int C = g.channels, rows = B * T;
+    m->tokens = tokens, m->B = B, m->T = T;
+    encoder_forward(m->residual, tokens, p.wte, p.wpe, B, T, C);
+    for (int l = 0; l < g.num_layers; l++) {
+        size_t at = (size_t)l * m->keep * rows; // rows of the activations of the layers before
+        float *x = m->residual + at * C, *x2 = m->residual2 + at * C, *fch = m->fch + at * 4 * C;
+        float *out = m->keep ? x + (size_t)rows * C : x, *qkv = m->qkv + at * 3 * C, *atty = m->atty + at * C;
+        layernorm_forward(m->normed, m->ln1_mean + at, m->ln1_rstd + at, x, p.ln1w + l * C, p.ln1b + l * C, rows, C);
+        linear_forward(qkv, m->normed, p.qkvw + (size_t)l * 3 * C * C, rows, C, 3 * C, (Epilogue){.bias = p.qkvb + l * 3 * C});
+        attention_forward(atty, m->lse + at * g.num_heads, qkv, B, T, C, g.num_heads);
+        linear_forward(x2, atty, p.attprojw + (size_t)l * C * C, rows, C, C,
+                       (Epilogue){.bias = p.attprojb + l * C, .residual = x});
+        layernorm_forward(m->normed, m->ln2_mean + at, m->ln2_rstd + at, x2, p.ln2w + l * C, p.ln2b + l * C, rows, C);
+        linear_forward(fch, m->normed, p.fcw + (size_t)l * 4 * C * C, rows, C, 4 * C,
+                       (Epilogue){.bias = p.fcb + l * 4 * C, .gelu = m->fch_gelu});
+        linear_forward(out, m->fch_gelu, p.fcprojw + (size_t)l * 4 * C * C, rows, 4 * C, C,
+                       (Epilogue){.bias = p.fcprojb + l * C, .residual = x2});
+    }
+    float *last = m->residual + (size_t)g.num_layers * m->keep * rows * C;
+    layernorm_forward(m->lnf, m->lnf_mean, m->lnf_rstd, last, p.lnfw, p.lnfb, rows, C);
+}
+
+// Logits (n,V) of n rows of m->lnf from row `first` on.
+static void gpt2_logits(const GPT2 *m, float *logits, int first, int n) {
+    int C = m->config.channels;
+    linear_forward(logits, m->lnf + (size_t)first * C, m->params.wte, n, C, m->config.vocab_size, plain);
+}
+
+// A teacher whose probabilities the student learns too (Hinton et al. 2015): the gradient is that of
+// (1 - weight) CE(labels) + weight temperature^2 KL(teacher || student), both at the temperature.
+typedef struct {
+    GPT2 *teacher; // its forward pass over the same batch has been done; logits memory of its own
+    float temperature, weight;
+} SoftLabels;
+
+// log of the sum of exp(x / temperature), over n numbers.
+static float log_sum_exp(const float *x, int n, float temperature) {
+    float max = -INFINITY, sum = 0, scale = 1.0f / temperature;
+#pragma omp simd reduction(max : max)
+    for (int i = 0; i < n; i++) max = x[i] > max ? x[i] : max;
+#pragma omp simd reduction(+ : sum)
+    for (int i = 0; i < n; i++) sum += exp_f32((x[i] - max) * scale);
+    return max * scale + logf(sum);
+}
+
+// Cross entropy of the targets (B,T) after gpt2_forward, in chunks of rows whose logits exist only for a moment.
+// With grad_scale != 0 the chunk's logits turn into grad_scale times the loss's gradient, from which come
+// m->dnormed (B,T,C) = the gradient of m->lnf, and grads.wte (= or += by `add`). Returns the mean in nats.
+static double classifier(GPT2 *m, const uint16_t *targets, float grad_scale, int add, const SoftLabels *soft) {
+    int C = m->config.channels, V = m->config.vocab_size, rows = m->B * m->T;
+    for (int first = 0; first < rows; first += m->logit_rows) {
+        int n = MIN(m->logit_rows, rows - first);
+        gpt2_logits(m, m->logits, first, n);
+        for (int s = 0; soft && s < n; s += soft->teacher->logit_rows) {
+            // the teacher's chunk may be shorter than ours
+            int sn = MIN(soft->teacher->logit_rows, n - s);
+            (void)sn;
+        }
+#pragma omp parallel for schedule(static)
+        for (int r = 0; r < n; r++) {
+            float *x = m->logits + (size_t)r * V, lse = log_sum_exp(x, V, 1.0f);
+            int target = targets[first + r];
+            m->losses[first + r] = lse - x[target];
+            if (grad_scale == 0) continue;
+#pragma omp simd
+            for (int i = 0; i < V; i++) x[i] = exp_f32(x[i] - lse) * grad_scale;
+            x[target] -= grad_scale;
+        }
+        if (grad_scale == 0) continue;
+        matmul(m->grads.wte, m->logits, m->lnf + (size_t)first * C, V, C, n, 1, 0, first || add ? accumulate : plain);
+        matmul(m->dnormed + (size_t)first * C, m->logits, m->params.wte, n, C, V, 0, 0, plain);
+    }
+    double sum = 0;
+    for (int r = 0; r < rows; r++) sum += m->losses[r];
+    return sum / rows;
+}
