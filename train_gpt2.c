@@ -840,7 +840,7 @@ static void gpt2_logits(const GPT2 *m, float *logits, int first, int n) {
 // A teacher whose probabilities the student learns too (Hinton et al. 2015): the gradient is that of
 // (1 - weight) CE(labels) + weight temperature^2 KL(teacher || student), both at the temperature.
 typedef struct {
-    GPT2 *teacher; // its forward pass over the same batch has been done; logits memory of its own
+    GPT2 *teacher; // after its forward pass over the same batch; V and max_rows are the student's
     float temperature, weight;
 } SoftLabels;
 
@@ -862,20 +862,26 @@ static double classifier(GPT2 *m, const uint16_t *targets, float grad_scale, int
     for (int first = 0; first < rows; first += m->logit_rows) {
         int n = MIN(m->logit_rows, rows - first);
         gpt2_logits(m, m->logits, first, n);
-        for (int s = 0; soft && s < n; s += soft->teacher->logit_rows) {
-            // the teacher's chunk may be shorter than ours
-            int sn = MIN(soft->teacher->logit_rows, n - s);
-            (void)sn;
-        }
+        if (soft) gpt2_logits(soft->teacher, soft->teacher->logits, first, n);
 #pragma omp parallel for schedule(static)
         for (int r = 0; r < n; r++) {
             float *x = m->logits + (size_t)r * V, lse = log_sum_exp(x, V, 1.0f);
             int target = targets[first + r];
             m->losses[first + r] = lse - x[target];
             if (grad_scale == 0) continue;
+            if (soft) {
+                float *y = soft->teacher->logits + (size_t)r * V, t = 1.0f / soft->temperature;
+                float x_lse = log_sum_exp(x, V, soft->temperature), y_lse = log_sum_exp(y, V, soft->temperature);
+                float hard = (1.0f - soft->weight) * grad_scale, kl = soft->weight * soft->temperature * grad_scale;
 #pragma omp simd
-            for (int i = 0; i < V; i++) x[i] = exp_f32(x[i] - lse) * grad_scale;
-            x[target] -= grad_scale;
+                for (int i = 0; i < V; i++)
+                    x[i] = hard * exp_f32(x[i] - lse) + kl * (exp_f32(x[i] * t - x_lse) - exp_f32(y[i] * t - y_lse));
+                x[target] -= hard;
+            } else {
+#pragma omp simd
+                for (int i = 0; i < V; i++) x[i] = exp_f32(x[i] - lse) * grad_scale;
+                x[target] -= grad_scale;
+            }
         }
         if (grad_scale == 0) continue;
         matmul(m->grads.wte, m->logits, m->lnf + (size_t)first * C, V, C, n, 1, 0, first || add ? accumulate : plain);
@@ -885,3 +891,64 @@ static double classifier(GPT2 *m, const uint16_t *targets, float grad_scale, int
     for (int r = 0; r < rows; r++) sum += m->losses[r];
     return sum / rows;
 }
+
+// The mean loss of targets (B,T) after gpt2_forward, in nats per token.
+static double gpt2_loss(GPT2 *m, const uint16_t *targets) { return classifier(m, targets, 0.0f, 0, NULL); }
+
+// After gpt2_forward: grads = grad_scale times the gradient of the summed loss, or grads += with add. Returns the mean
+// loss. Takes the layers last to first; dresidual is the gradient of the residual stream all along.
+static double gpt2_backward(GPT2 *m, const uint16_t *targets, float grad_scale, int add, const SoftLabels *soft) {
+    GPT2Config g = m->config;
+    ParameterTensors p = m->params, d = m->grads;
+    int C = g.channels, rows = m->B * m->T;
+    Epilogue dw = add ? accumulate : plain;
+    float **grads = (float **)&d;
+    for (int i = 1; !add && i < NUM_TENSORS; i++) { // matrices are overwritten, the rest is added to
+        TensorShape t = tensor_shape(g, i);
+        if (!t.cols || grads[i] == d.wpe) memset(grads[i], 0, tensor_size(t) * sizeof(float));
+    }
+    double loss = classifier(m, targets, grad_scale, add, soft);
+    memset(m->dresidual, 0, (size_t)rows * C * sizeof(float));
+    layernorm_backward(m->dresidual, d.lnfw, d.lnfb, m->partial, m->dnormed, m->residual + (size_t)g.num_layers * rows * C,
+                       p.lnfw, m->lnf_mean, m->lnf_rstd, rows, C);
+    for (int l = g.num_layers - 1; l >= 0; l--) {
+        size_t at = (size_t)l * rows, w = (size_t)l * C * C;
+        float *x = m->residual + at * C, *x2 = m->residual2 + at * C, *fch = m->fch + at * 4 * C;
+        float *qkv = m->qkv + at * 3 * C, *atty = m->atty + at * C, *ln1w = p.ln1w + l * C, *ln2w = p.ln2w + l * C;
+        float *mean1 = m->ln1_mean + at, *rstd1 = m->ln1_rstd + at, *mean2 = m->ln2_mean + at, *rstd2 = m->ln2_rstd + at;
+        // the MLP
+        gelu_again(m->fch_gelu, fch, (size_t)rows * 4 * C);
+        linear_backward(m->dwide, d.fcprojw + 4 * w, d.fcprojb + l * C, m->dresidual, m->fch_gelu, p.fcprojw + 4 * w,
+                        rows, 4 * C, C, (Epilogue){.times = fch}, dw);
+        layernorm_again(m->normed, x2, ln2w, p.ln2b + l * C, mean2, rstd2, rows, C);
+        linear_backward(m->dnormed, d.fcw + 4 * w, d.fcb + l * 4 * C, m->dwide, m->normed, p.fcw + 4 * w, rows, C, 4 * C,
+                        plain, dw);
+        layernorm_backward(m->dresidual, d.ln2w + l * C, d.ln2b + l * C, m->partial, m->dnormed, x2, ln2w, mean2, rstd2, rows, C);
+        // attention
+        linear_backward(m->dnormed, d.attprojw + w, d.attprojb + l * C, m->dresidual, atty, p.attprojw + w, rows, C, C,
+                        plain, dw);
+        attention_backward(m->dwide, m->dnormed, qkv, atty, m->lse + at * g.num_heads, m->B, m->T, C, g.num_heads);
+        layernorm_again(m->normed, x, ln1w, p.ln1b + l * C, mean1, rstd1, rows, C);
+        linear_backward(m->dnormed, d.qkvw + 3 * w, d.qkvb + l * 3 * C, m->dwide, m->normed, p.qkvw + 3 * w, rows, C, 3 * C,
+                        plain, dw);
+        layernorm_backward(m->dresidual, d.ln1w + l * C, d.ln1b + l * C, m->partial, m->dnormed, x, ln1w, mean1, rstd1, rows, C);
+    }
+    encoder_backward(d.wte, d.wpe, m->dresidual, m->tokens, m->B, m->T, C);
+    return loss;
+}
+
+// Floating-point operations of a training step for each token: 6 for each weight that multiplies (the embedding once, as the
+// classifier), and 6 L C T for causal attention.
+static double flops_per_token(GPT2Config g, int T) {
+    double weights = (double)count_parameters(g) - (double)g.max_seq_len * g.channels;
+    return 6.0 * weights + 6.0 * g.num_layers * g.channels * T;
+}
+
+// ============================================================================================================
+// 6  Checkpoints
+
+// ============================================================================================================
+// 7  Tokenizers
+
+// ============================================================================================================
+// 8  Data
