@@ -54,6 +54,7 @@ static inline int omp_get_max_threads(void) { return 1; }
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 #define UNUSED __attribute__((unused)) // programs that include this file use parts of it
+#define DEFAULT_DATA "dev/data/tales.txt" // what dev/data/tales makes
 
 // ============================================================================================================
 // 1  Memory, errors, random numbers
@@ -952,3 +953,184 @@ static double flops_per_token(GPT2Config g, int T) {
 
 // ============================================================================================================
 // 8  Data
+
+// A stretch of tokens: a text, or a llm.c shard mapped into memory.
+typedef struct {
+    const uint16_t *tokens;
+    size_t count;
+} Shard;
+
+typedef struct {
+    Shard *shards;
+    int num_shards;
+    uint64_t hash; // of all tokens, so that a checkpoint can tell whether it belongs to this data
+} Dataset;
+
+static size_t dataset_tokens(const Dataset *d) {
+    size_t n = 0;
+    for (int s = 0; s < d->num_shards; s++) n += d->shards[s].count;
+    return n;
+}
+
+static void dataset_add(Dataset *d, const uint16_t *tokens, size_t count) {
+    d->shards = realloc(d->shards, (size_t)(d->num_shards + 1) * sizeof(Shard));
+    if (!d->shards) die("out of memory");
+    d->shards[d->num_shards++] = (Shard){tokens, count};
+    d->hash = hash_bytes(d->hash, tokens, count * sizeof(uint16_t));
+}
+
+static int has_suffix(const char *s, const char *suffix) {
+    size_t n = strlen(s), m = strlen(suffix);
+    return n >= m && !strcmp(s + n - m, suffix);
+}
+
+// llm.c's token file: 256 ints (magic 20240520, version 1, count), then the tokens as uint16.
+static void dataset_add_shard(Dataset *d, const char *path) {
+    int fd = open(path, O_RDONLY);
+    struct stat info;
+    if (fd < 0 || fstat(fd, &info)) die("cannot read %s: %s", path, strerror(errno));
+    if (!S_ISREG(info.st_mode) || info.st_size < 1024) die("%s is not a token file of llm.c: no header", path);
+    int32_t *header = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+    close(fd);
+    if (header == MAP_FAILED) die("cannot map %s: %s", path, strerror(errno));
+    if (header[0] != 20240520 || header[1] != 1)
+        die("%s is not a token file of llm.c (magic %d, version %d; 20240520 and 1 expected)", path, header[0], header[1]);
+    if (header[2] < 0 || (size_t)info.st_size != 1024 + 2 * (size_t)header[2])
+        die("%s: the header promises %d tokens, the file has %zd bytes of them", path, header[2], (size_t)info.st_size - 1024);
+    dataset_add(d, (uint16_t *)(header + 256), (size_t)header[2]);
+}
+
+static glob_t expand(const char *pattern) {
+    glob_t g;
+    if (glob(pattern, 0, NULL, &g) || g.gl_pathc == 0) {
+        if (!strcmp(pattern, DEFAULT_DATA)) die("%s is missing; `make %s` writes it, or give a text with --data", pattern, pattern);
+        die("no file matches %s", pattern);
+    }
+    return g;
+}
+
+static int is_shards(const char *pattern) { return has_suffix(pattern, ".bin"); }
+
+// All text files that match, one after the other; NUL-terminated.
+static char *read_texts(const char *pattern, size_t *length) {
+    glob_t g = expand(pattern);
+    char *all = NULL;
+    *length = 0;
+    for (size_t i = 0; i < g.gl_pathc; i++) {
+        size_t n;
+        char *text = read_file(g.gl_pathv[i], &n);
+        all = realloc(all, *length + n + 1);
+        if (!all) die("out of memory");
+        memcpy(all + *length, text, n + 1);
+        *length += n;
+        free(text);
+    }
+    if (*length == 0) die("%s is empty", pattern);
+    globfree(&g);
+    return all;
+}
+
+// Text or shards, whole, into d. `text` is the text if the caller has read it already.
+static void dataset_load(Dataset *d, const char *pattern, const Tokenizer *tokenizer, const char *text, size_t length) {
+    if (is_shards(pattern)) {
+        glob_t g = expand(pattern);
+        for (size_t i = 0; i < g.gl_pathc; i++) dataset_add_shard(d, g.gl_pathv[i]);
+        globfree(&g);
+        return;
+    }
+    char *read = text ? NULL : read_texts(pattern, &length);
+    size_t count;
+    const uint16_t *tokens = tokenizer_encode(tokenizer, text ? text : read, length, &count);
+    free(read);
+    dataset_add(d, tokens, count);
+}
+
+// Moves the last tenth of the tokens from train to val.
+static void dataset_split(Dataset *train, Dataset *val) {
+    Dataset all = *train;
+    size_t left = dataset_tokens(&all) / 10 * 9 + dataset_tokens(&all) % 10 * 9 / 10;
+    memset(train, 0, sizeof *train);
+    for (int s = 0; s < all.num_shards; s++) {
+        Shard shard = all.shards[s];
+        size_t n = MIN(left, shard.count);
+        if (n) dataset_add(train, shard.tokens, n);
+        if (n < shard.count) dataset_add(val, shard.tokens + n, shard.count - n);
+        left -= n;
+    }
+    free(all.shards);
+}
+
+// Draws windows of T+1 tokens without replacement: an epoch starts at a random offset below T, cuts every shard
+// into windows, and takes them in a random order across all shards. The state is two numbers.
+typedef struct {
+    const Dataset *data;
+    int T;
+    uint64_t seed;
+    uint64_t epoch, index; // the next window is number `index` of the epoch's order
+} DataLoader;
+
+// Element i of a random permutation of 0..n-1 that takes no memory: a Feistel network permutes the next power of
+// four, and numbers beyond n are sent through again (Black and Rogaway 2002, "cycle walking").
+static uint64_t permute(uint64_t i, uint64_t n, uint64_t key) {
+    int half = 1;
+    while (half < 31 && (1ull << 2 * half) < n) half++;
+    uint64_t mask = (1ull << half) - 1;
+    do {
+        uint64_t left = i >> half, right = i & mask;
+        for (uint64_t round = 0; round < 4; round++) {
+            uint64_t next = left ^ (random_u64(key + round, right) & mask);
+            left = right;
+            right = next;
+        }
+        i = left << half | right;
+    } while (i >= n);
+    return i;
+}
+
+static uint64_t windows_of(size_t count, uint64_t offset, int T) { return count > offset ? (count - 1 - offset) / T : 0; }
+
+// x, y (B,T): tokens and the tokens after them. Dies if a token is not below vocab_size.
+static void loader_next(DataLoader *l, uint16_t *x, uint16_t *y, int B, int vocab_size) {
+    for (int b = 0; b < B; b++) {
+        uint64_t offset = random_u64(l->seed, l->epoch) % l->T, n = 0;
+        for (int s = 0; s < l->data->num_shards; s++) n += windows_of(l->data->shards[s].count, offset, l->T);
+        if (n == 0) { // texts of hardly more than one window
+            offset = 0;
+            for (int s = 0; s < l->data->num_shards; s++) n += windows_of(l->data->shards[s].count, 0, l->T);
+        }
+        if (n == 0) die("the training text is shorter than --seq-len %d + 1 tokens", l->T);
+        uint64_t w = permute(l->index, n, random_u64(~l->seed, l->epoch));
+        int s = 0;
+        while (w >= windows_of(l->data->shards[s].count, offset, l->T))
+            w -= windows_of(l->data->shards[s++].count, offset, l->T);
+        const uint16_t *from = l->data->shards[s].tokens + offset + w * l->T;
+        memcpy(x + (size_t)b * l->T, from, l->T * sizeof *x);
+        memcpy(y + (size_t)b * l->T, from + 1, l->T * sizeof *y);
+        for (int t = 0; t <= l->T; t++)
+            if (from[t] >= vocab_size) die("the data holds token %d, the model knows %d tokens", from[t], vocab_size);
+        if (++l->index == n) l->index = 0, l->epoch++;
+    }
+}
+
+// Mean loss over the first max_tokens of the dataset (0: all) in windows of T that do not overlap; each shard's last window
+// may be shorter.
+static double evaluate(GPT2 *m, const Dataset *d, int T, size_t max_tokens) {
+    double sum = 0;
+    size_t count = 0;
+    if (max_tokens == 0) max_tokens = SIZE_MAX;
+    for (int s = 0; s < d->num_shards && count < max_tokens; s++) {
+        size_t n = MIN(d->shards[s].count, max_tokens - count + 1);
+        for (size_t at = 0; at + 1 < n;) {
+            int t = (int)MIN((size_t)T, n - 1 - at), b = t < T ? 1 : (int)MIN((size_t)(m->max_rows / T), (n - 1 - at) / T);
+            const uint16_t *x = d->shards[s].tokens + at;
+            for (int i = 0; i <= b * t; i++)
+                if (x[i] >= m->config.vocab_size)
+                    die("the validation data holds token %d, the model knows %d tokens", x[i], m->config.vocab_size);
+            gpt2_forward(m, x, b, t);
+            sum += gpt2_loss(m, x + 1) * b * t;
+            at += (size_t)b * t;
+            count += (size_t)b * t;
+        }
+    }
+    return count ? sum / (double)count : NAN;
+}
