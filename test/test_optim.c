@@ -285,10 +285,12 @@ static const char *golden_run(const Golden *g, long restart, double errors[2], f
                     largest = fmax(largest, fabs(want[i]));
                 }
                 errors[0] = fmax(errors[0], error / largest);
+                if (getenv("V")) printf("  %ld %s %g\n", t+1, record->kind, error/largest);
             } else {
                 const double have = !strcmp(record->kind, "d") ? o.s.d : o.s.step;
                 error = fabs(have - *want) / (fabs(*want) > 0 ? fabs(*want) : 1);
                 errors[1] = fmax(errors[1], isfinite(error) ? error : INFINITY);
+                if (getenv("V")) printf("  %ld %s %g %g\n", t+1, record->kind, have, *want);
             }
         }
     }
