@@ -52,9 +52,11 @@
 #include <string.h>
 
 #ifdef __GNUC__
-#define OPTIM_API static __attribute__((unused))   // a program need not call everything in here
+#define OPTIM_API static __attribute__((unused))                // a program need not call everything in here
+#define OPTIM_ELEMENT static inline __attribute__((always_inline)) // one element's part, called from bodies of passes
 #else
 #define OPTIM_API static
+#define OPTIM_ELEMENT static inline
 #endif
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -110,7 +112,6 @@ static inline OptimSums optim_add(const double *sums, int count) {
 #define OPTIM_SIMD_SUM
 #endif
 
-#define OPTIM_ELEMENT static inline               // a function of one element, called from the bodies of passes
 #define OPTIM_LIST(...) __VA_ARGS__
 
 // OPTIM_PASS(name, (arguments), body): `body` for every element i of the span; it may use chunk.decay.
@@ -406,25 +407,25 @@ static const char optim_maths_gpa[] =
 // moves along; over the other bases x stays, which moves y by (1-mu_y) times z's move.
 typedef struct { float c, k, follow; } OptimGpa;                    // 1-mu_x; mu_y (1-c) - 1; 0 or 1-mu_y
 
-OPTIM_ELEMENT void optim_gpa_move(float *y, float *z, float u, float lr, float decay, OptimGpa w) {
+OPTIM_ELEMENT void optim_gpa_move(float *y, float *z, float u, float lr, float decay, const OptimGpa *w) {
     const float z0 = decay * *z;
-    const float y0 = *y + w.follow * (z0 - *z);
-    *y = y0 + w.c * (z0 - y0) + lr * w.k * u;
+    const float y0 = *y + w->follow * (z0 - *z);
+    *y = y0 + w->c * (z0 - y0) + lr * w->k * u;
     *z = z0 - lr * u;
 }
 
 OPTIM_PASS(optim_gpa_adamw, (float *y, float *z, const float *g, float scale, float *m, float *v, OptimAdam c,
                              float lr, float wd, OptimGpa w),
     const float u = optim_adam_direction(scale * g[i], &m[i], &v[i], c);
-    optim_gpa_move(&y[i], &z[i], u, lr, 1 - lr * wd * chunk.decay, w);)
+    optim_gpa_move(&y[i], &z[i], u, lr, 1 - lr * wd * chunk.decay, &w);)
 
 OPTIM_PASS(optim_gpa_sgd, (float *y, float *z, const float *g, float scale, float *m, float momentum, float a,
                            float lr, float wd, OptimGpa w),
     m[i] = momentum * m[i] + a * (scale * g[i]);
-    optim_gpa_move(&y[i], &z[i], m[i], lr, 1 - lr * wd * chunk.decay, w);)
+    optim_gpa_move(&y[i], &z[i], m[i], lr, 1 - lr * wd * chunk.decay, &w);)
 
 OPTIM_PASS(optim_gpa_muon, (float *y, float *z, const float *u, float lr, float wd, OptimGpa w),
-    optim_gpa_move(&y[i], &z[i], u[i], lr, 1 - lr * wd * chunk.decay, w);)
+    optim_gpa_move(&y[i], &z[i], u[i], lr, 1 - lr * wd * chunk.decay, &w);)
 
 static void optim_step_gpa(Optimizer *o, const OptimInput *in) {
     const float lr = (float)in->lr, wd = (float)o->h.weight_decay;
@@ -530,10 +531,10 @@ OPTIM_PASS(optim_schedule_free, (float *y, float *z, const float *g, float scale
     const float grad = scale * g[i];
     v[i] = c.b2 * v[i] + c.a2 * grad * grad;
     const float u = grad / (sqrtf(v[i]) * c.c2 + c.eps) + wd * chunk.decay * y[i];
-    optim_gpa_move(&y[i], &z[i], u, lr, 1, w);)
+    optim_gpa_move(&y[i], &z[i], u, lr, 1, &w);)
 
 OPTIM_PASS(optim_schedule_free_sgd, (float *y, float *z, const float *g, float scale, float lr, float wd, OptimGpa w),
-    optim_gpa_move(&y[i], &z[i], scale * g[i] + wd * chunk.decay * y[i], lr, 1, w);)
+    optim_gpa_move(&y[i], &z[i], scale * g[i] + wd * chunk.decay * y[i], lr, 1, &w);)
 
 static void optim_step_schedule_free(Optimizer *o, const OptimInput *in) {
     o->s.lr_max = fmax(o->s.lr_max, in->lr);
