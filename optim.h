@@ -52,9 +52,11 @@
 #include <string.h>
 
 #ifdef __GNUC__
-#define OPTIM_API static __attribute__((unused))   // a program need not call everything in here
+#define OPTIM_API static __attribute__((unused))                // a program need not call everything in here
+#define OPTIM_ELEMENT static inline __attribute__((always_inline)) // one element's part, called from bodies of passes
 #else
 #define OPTIM_API static
+#define OPTIM_ELEMENT static inline
 #endif
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -110,7 +112,6 @@ static inline OptimSums optim_add(const double *sums, int count) {
 #define OPTIM_SIMD_SUM
 #endif
 
-#define OPTIM_ELEMENT static inline               // a function of one element, called from the bodies of passes
 #define OPTIM_LIST(...) __VA_ARGS__
 
 // OPTIM_PASS(name, (arguments), body): `body` for every element i of the span; it may use chunk.decay.
@@ -155,13 +156,16 @@ typedef struct {          // one tensor (of one layer) inside the flat parameter
 typedef struct {          // hyperparameters; optim_keys gives their names, ranges and meaning
     double lr, beta1, beta2, eps, weight_decay, momentum, dampening, muon_lr, muon_momentum, matrix_weight;
     double inner_steps, outer_lr, outer_momentum, mu_x, mu_y, r, lambda, lr_cap;
+    double d0, d_coef, growth_rate, safeguard_warmup, bias_correction, slice_p, reps_rel;
+    double first_step, version, l1, box_low, box_high;
 } OptimHyper;
 
 typedef struct {          // everything that changes from step to step besides the buffers
-    double t;             // updates done
-    double step;          // the last step length found (sps, iam)
-    double d;
-    double lr_max, weight_sum;                                        // schedule-free
+    double t;                       // updates done
+    double step, step_prev;         // the last step lengths found (sps, iam, adgd, dog, dowg, resetting)
+    double d, d_max, numerator;     // the estimated distance to the solution (prodigy, dadapt-adam, resetting)
+    double distance, grad_sum;      // from the start; sum of (weighted) squared gradients (dog, dowg, resetting)
+    double lr_max, weight_sum;      // schedule-free
 } OptimScalars;
 
 typedef struct Optimizer Optimizer;
@@ -193,22 +197,26 @@ struct Optimizer {
     size_t n;
     float *m, *v, *z;     // momentum or first moment; second moment; the sequence that takes the steps
     float *outer, *x_outer;            // diloco: the outer momentum and the point of the last outer step
+    float *x0, *sum;      // the start and the (weighted) sum of gradients
+    float *x_average, *r2, *x_prev, *g_prev;
     void (*average)(float *x, size_t n); // diloco among workers: replaces x by its mean over them; NULL: one worker
     OptimSegment *segments;
     int num_segments;
     OptimChunk *chunks;   // the rest's, then the matrices' where Muon moves them
     double *sums;
-    OptimSpan all, rest, matrices;
+    OptimSpan all, rest, matrices, slices;
+    size_t num_slices;    // elements of x0 and sum: n, or fewer under prodigy's slice-p
     float *muon_scratch;
 };
 
-// start: the buffer begins as a copy of params, else zero
-static const struct { const char *name; size_t field; int start; } optim_buffers[] = {
-    { "m", offsetof(Optimizer, m), 0 },
-    { "v", offsetof(Optimizer, v), 0 },
-    { "z", offsetof(Optimizer, z), 1 },
-    { "outer", offsetof(Optimizer, outer), 0 },
-    { "x_outer", offsetof(Optimizer, x_outer), 1 },
+// start: the buffer begins as a copy of params, else zero. sliced: it has num_slices elements
+static const struct { const char *name; size_t field; int start, sliced; } optim_buffers[] = {
+    { "m", offsetof(Optimizer, m), 0, 0 },             { "v", offsetof(Optimizer, v), 0, 0 },
+    { "z", offsetof(Optimizer, z), 1, 0 },             { "outer", offsetof(Optimizer, outer), 0, 0 },
+    { "x_outer", offsetof(Optimizer, x_outer), 1, 0 }, { "x0", offsetof(Optimizer, x0), 1, 1 },
+    { "sum", offsetof(Optimizer, sum), 0, 1 },         { "x_average", offsetof(Optimizer, x_average), 1, 0 },
+    { "r2", offsetof(Optimizer, r2), 0, 0 },           { "x_prev", offsetof(Optimizer, x_prev), 0, 0 },
+    { "g_prev", offsetof(Optimizer, g_prev), 0, 0 },
 };
 
 static const struct { const char *name; size_t field; const char *range, *meaning; } optim_keys[] = {
@@ -230,16 +238,28 @@ static const struct { const char *name; size_t field; const char *range, *meanin
     { "r", offsetof(OptimHyper, r), "[0,inf)", "power of t in the average's weights" },
     { "lambda", offsetof(OptimHyper, lambda), "[0,inf)", "weight of the past in the average; 0: lambda_t = t" },
     { "lr-cap", offsetof(OptimHyper, lr_cap), "[0,inf)", "the step length is at most this; 0: no cap" },
+    { "d0", offsetof(OptimHyper, d0), "(0,inf)", "the first estimate of the distance to the solution" },
+    { "d-coef", offsetof(OptimHyper, d_coef), "(0,inf)", "factor of the estimate" },
+    { "growth-rate", offsetof(OptimHyper, growth_rate), "[1,inf]", "the estimate grows at most so fast a step" },
+    { "safeguard-warmup", offsetof(OptimHyper, safeguard_warmup), "[0,1]i", "keep the rate out of the estimate" },
+    { "bias-correction", offsetof(OptimHyper, bias_correction), "[0,1]i", "Adam's, in the rate" },
+    { "slice-p", offsetof(OptimHyper, slice_p), "[1,inf)i", "estimate from every p-th entry of each tensor" },
+    { "reps-rel", offsetof(OptimHyper, reps_rel), "(0,inf)", "the first distance, relative to 1 + |x0|" },
+    { "first-step", offsetof(OptimHyper, first_step), "(0,inf)", "length of the first step" },
+    { "version", offsetof(OptimHyper, version), "[1,2]i", "of the step rule" },
+    { "l1", offsetof(OptimHyper, l1), "[0,inf)", "weight of |x|_1 in the objective" },
+    { "box-low", offsetof(OptimHyper, box_low), "[-inf,inf)", "lower bound of every entry" },
+    { "box-high", offsetof(OptimHyper, box_high), "(-inf,inf]", "upper bound of every entry" },
 };
 
 // Muon's products: C (M x N) = alpha A (M x K) op(B) + beta C, row-major; op(B) = B (K x N), or B^T with B (N x K).
-// A program with a fast kernel points optim_matmul to it.
+// beta 0 overwrites C, whatever it held. A program with a fast kernel points optim_matmul to it.
 OPTIM_API void optim_matmul_plain(float *C, const float *A, const float *B, int M, int N, int K, int transB,
                                   float alpha, float beta) {
     OPTIM_PARALLEL for (int i = 0; i < M; i++) {
         float *c = C + (size_t)i * N;
         const float *a = A + (size_t)i * K;
-        for (int j = 0; j < N; j++) c[j] *= beta;
+        for (int j = 0; j < N; j++) c[j] = beta == 0 ? 0 : beta * c[j];
         for (int k = 0; k < K && !transB; k++) {
             const float w = alpha * a[k], *b = B + (size_t)k * N;
             OPTIM_SIMD for (int j = 0; j < N; j++) c[j] += w * b[j];
@@ -387,25 +407,25 @@ static const char optim_maths_gpa[] =
 // moves along; over the other bases x stays, which moves y by (1-mu_y) times z's move.
 typedef struct { float c, k, follow; } OptimGpa;                    // 1-mu_x; mu_y (1-c) - 1; 0 or 1-mu_y
 
-OPTIM_ELEMENT void optim_gpa_move(float *y, float *z, float u, float lr, float decay, OptimGpa w) {
+OPTIM_ELEMENT void optim_gpa_move(float *y, float *z, float u, float lr, float decay, const OptimGpa *w) {
     const float z0 = decay * *z;
-    const float y0 = *y + w.follow * (z0 - *z);
-    *y = y0 + w.c * (z0 - y0) + lr * w.k * u;
+    const float y0 = *y + w->follow * (z0 - *z);
+    *y = y0 + w->c * (z0 - y0) + lr * w->k * u;
     *z = z0 - lr * u;
 }
 
 OPTIM_PASS(optim_gpa_adamw, (float *y, float *z, const float *g, float scale, float *m, float *v, OptimAdam c,
                              float lr, float wd, OptimGpa w),
     const float u = optim_adam_direction(scale * g[i], &m[i], &v[i], c);
-    optim_gpa_move(&y[i], &z[i], u, lr, 1 - lr * wd * chunk.decay, w);)
+    optim_gpa_move(&y[i], &z[i], u, lr, 1 - lr * wd * chunk.decay, &w);)
 
 OPTIM_PASS(optim_gpa_sgd, (float *y, float *z, const float *g, float scale, float *m, float momentum, float a,
                            float lr, float wd, OptimGpa w),
     m[i] = momentum * m[i] + a * (scale * g[i]);
-    optim_gpa_move(&y[i], &z[i], m[i], lr, 1 - lr * wd * chunk.decay, w);)
+    optim_gpa_move(&y[i], &z[i], m[i], lr, 1 - lr * wd * chunk.decay, &w);)
 
 OPTIM_PASS(optim_gpa_muon, (float *y, float *z, const float *u, float lr, float wd, OptimGpa w),
-    optim_gpa_move(&y[i], &z[i], u[i], lr, 1 - lr * wd * chunk.decay, w);)
+    optim_gpa_move(&y[i], &z[i], u[i], lr, 1 - lr * wd * chunk.decay, &w);)
 
 static void optim_step_gpa(Optimizer *o, const OptimInput *in) {
     const float lr = (float)in->lr, wd = (float)o->h.weight_decay;
@@ -500,6 +520,233 @@ static void optim_step_iam(Optimizer *o, const OptimInput *in) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------
+// Schedule-Free
+static const char optim_maths_schedule_free[] =
+    "y = b1 x + (1-b1) z, g at y                            arXiv 2405.15682, facebookresearch/schedule_free\n"
+    "u = g/(sqrt(v/(1-b2^(t+1))) + eps) + wd y (SGD: g + wd y),  z = z - lr u\n"
+    "x = (1-c) x + c z,  c = w_t / sum w,  w_t = (t+1)^r lr_max^2;  stored are y and z; warm up, nothing else\n";
+
+OPTIM_PASS(optim_schedule_free, (float *y, float *z, const float *g, float scale, float *v, OptimAdam c, float lr,
+                                 float wd, OptimGpa w),
+    const float grad = scale * g[i];
+    v[i] = c.b2 * v[i] + c.a2 * grad * grad;
+    const float u = grad / (sqrtf(v[i]) * c.c2 + c.eps) + wd * chunk.decay * y[i];
+    optim_gpa_move(&y[i], &z[i], u, lr, 1, &w);)
+
+OPTIM_PASS(optim_schedule_free_sgd, (float *y, float *z, const float *g, float scale, float lr, float wd, OptimGpa w),
+    optim_gpa_move(&y[i], &z[i], scale * g[i] + wd * chunk.decay * y[i], lr, 1, &w);)
+
+static void optim_step_schedule_free(Optimizer *o, const OptimInput *in) {
+    o->s.lr_max = fmax(o->s.lr_max, in->lr);
+    const double weight = pow(o->s.t + 1, o->h.r) * o->s.lr_max * o->s.lr_max;
+    o->s.weight_sum += weight;
+    const double c = weight > 0 ? weight / o->s.weight_sum : 0;
+    const OptimGpa w = { (float)c, (float)(o->h.beta1 * (1 - c) - 1), 0 };       // GPA's move with mu_y = b1
+    const float lr = (float)in->lr, wd = (float)o->h.weight_decay;
+    if (o->v) optim_schedule_free(o->all, o->params, o->z, in->g, in->scale, o->v, optim_adam(o), lr, wd, w);
+    else optim_schedule_free_sgd(o->all, o->params, o->z, in->g, in->scale, lr, wd, w);
+}
+
+static void optim_eval_schedule_free(const Optimizer *o, float *out) {
+    optim_extrapolate(o->all, out, o->params, o->z, (float)(1 - 1 / o->h.beta1));
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// D-Adaptation, Prodigy, Resetting: estimates d of the distance to the solution
+static const char optim_maths_prodigy[] =
+    "num = b3 num + (d/d0) dlr <g, x0-x>,  s = b3 s + (d/d0) dlr g,  d_hat = d_coef num/|s|_1,  b3 = sqrt b2\n"
+    "m = b1 m + d (1-b1) g,  v = b2 v + d^2 (1-b2) g^2,  dlr = d lr: with d before its update to max(d, d_hat)\n"
+    "x = (1 - wd dlr) x - dlr m/(sqrt v + d eps)            arXiv 2306.06101, konstmish/prodigy\n";
+static const char optim_maths_dadapt[] =
+    "num = sqrt b2 num + (1-sqrt b2) dlr <g, s/(sqrt v + eps)>, v before its update,  dlr = d lr\n"
+    "m = b1 m + dlr (1-b1) g,  v = b2 v + (1-b2) g^2,  s = sqrt b2 s + (1-sqrt b2) dlr g;  d = max(d, d_hat)\n"
+    "x = (1 - wd dlr) x - m/(sqrt v + eps),  d_hat = num/((1-sqrt b2) |s|_1)    arXiv 2301.07733, dadaptation\n";
+static const char optim_maths_resetting[] =
+    "s = s + d g,  gamma = 1/sqrt(sum |g|^2),  x = x0 - gamma s     arXiv 2306.06101, over dual averaging (2301.07733)\n"
+    "d_hat = (gamma |s|^2 - sum gamma_k d^2 |g_k|^2) / (2 |s|), gamma_k from the gradients before k, at first 1/|g_0|\n"
+    "if d_hat > 2d: d = d_hat, x = x0, and all sums start again\n";
+
+// Prodigy's estimate from every slice_p-th entry of each tensor: element i of x0 and s belongs to element `at` of x.
+OPTIM_ELEMENT float optim_prodigy_sum(float grad, float *s, float b3, float a) { return *s = b3 * *s + a * grad; }
+OPTIM_SUM(optim_prodigy_sums, (const float *x, const float *x0, const float *g, float scale, float *s, float b3,
+                               float a),
+    s0 += (double)(scale * g[i]) * (x0[i] - x[i]);
+    s1 += fabsf(optim_prodigy_sum(scale * g[i], &s[i], b3, a));)
+OPTIM_SUM(optim_prodigy_slices, (const float *x, const float *x0, const float *g, float scale, float *s, float b3,
+                                 float a, size_t slice),
+    const size_t at = chunk.first + (i - chunk.begin) * slice;
+    s0 += (double)(scale * g[at]) * (x0[i] - x[at]);
+    s1 += fabsf(optim_prodigy_sum(scale * g[at], &s[i], b3, a));)
+OPTIM_PASS(optim_copy_slices, (float *out, const float *x, size_t slice),
+    out[i] = x[chunk.first + (i - chunk.begin) * slice];)
+
+OPTIM_PASS(optim_prodigy, (float *x, const float *g, float scale, float *m, float *v, float b1, float a1, float b2,
+                           float a2, float eps, float dlr, float wd),
+    const float grad = scale * g[i];
+    m[i] = b1 * m[i] + a1 * grad;
+    v[i] = b2 * v[i] + a2 * grad * grad;
+    x[i] = (1 - wd * dlr * chunk.decay) * x[i] - dlr * m[i] / (sqrtf(v[i]) + eps);)
+
+static void optim_step_prodigy(Optimizer *o, const OptimInput *in) {
+    const OptimHyper *h = &o->h;
+    const double d = o->s.d, k = o->s.t + 1, b3 = sqrt(h->beta2);
+    const double dlr = d * in->lr * (h->bias_correction ? sqrt(1 - pow(h->beta2, k)) / (1 - pow(h->beta1, k)) : 1);
+    if (in->lr == 0) return;                              // nothing is to move, nothing can be learned about d
+    const float b = (float)b3, a = (float)(d / h->d0 * (h->safeguard_warmup ? d : dlr));
+    const OptimSums sums = h->slice_p == 1
+        ? optim_prodigy_sums(o->all, o->params, o->x0, in->g, in->scale, o->sum, b, a)
+        : optim_prodigy_slices(o->slices, o->params, o->x0, in->g, in->scale, o->sum, b, a, (size_t)h->slice_p);
+    if (sums.s1 == 0) return;                             // all gradients so far were zero
+    o->s.numerator = b3 * o->s.numerator + d / h->d0 * dlr * sums.s0;
+    const double d_hat = h->d_coef * o->s.numerator / sums.s1;
+    o->s.d_max = fmax(o->s.d_max, d_hat);
+    o->s.d = fmin(o->s.d_max, (d == h->d0 ? fmax(d, d_hat) : d) * h->growth_rate);
+    optim_prodigy(o->all, o->params, in->g, in->scale, o->m, o->v, (float)h->beta1, (float)(d * (1 - h->beta1)),
+                  (float)h->beta2, (float)(d * d * (1 - h->beta2)), (float)(o->s.d * h->eps), (float)dlr,
+                  (float)h->weight_decay);
+}
+
+// d moves only the next step's rate, so that sums and update are one pass.
+OPTIM_SUM(optim_dadapt, (float *x, const float *g, float scale, float *m, float *v, float *s, OptimAdam c, float b3,
+                         float a3, float dlr, float wd),
+    const float grad = scale * g[i];
+    s0 += (double)grad * (s[i] / (sqrtf(v[i]) + c.eps));
+    m[i] = c.b1 * m[i] + dlr * c.a1 * grad;
+    v[i] = c.b2 * v[i] + c.a2 * grad * grad;
+    s[i] = b3 * s[i] + a3 * grad;
+    s1 += fabsf(s[i]);
+    x[i] = (1 - wd * dlr * chunk.decay) * x[i] - m[i] / (sqrtf(v[i]) + c.eps);)
+
+static void optim_step_dadapt(Optimizer *o, const OptimInput *in) {
+    const double dlr = o->s.d * in->lr, b3 = sqrt(o->h.beta2);
+    const OptimSums sums = optim_dadapt(o->all, o->params, in->g, in->scale, o->m, o->v, o->sum, optim_adam(o),
+                                        (float)b3, (float)((1 - b3) * dlr), (float)dlr, (float)o->h.weight_decay);
+    if (sums.s1 == 0) return;
+    o->s.numerator = b3 * o->s.numerator + (1 - b3) * dlr * sums.s0;
+    const double d_hat = o->s.numerator / ((1 - b3) * sums.s1);
+    o->s.d = fmax(o->s.d, fmin(d_hat, o->s.d * o->h.growth_rate));
+}
+
+OPTIM_SUM(optim_dual_sum, (const float *g, float scale, float *s, float d),
+    const float grad = scale * g[i];
+    s[i] += d * grad;
+    s0 += (double)s[i] * s[i];
+    s1 += (double)grad * grad;)
+OPTIM_PASS(optim_dual_step, (float *x, const float *x0, const float *s, float gamma), x[i] = x0[i] - gamma * s[i];)
+OPTIM_PASS(optim_dual_reset, (float *x, const float *x0, float *s), x[i] = x0[i]; s[i] = 0;)
+
+static void optim_step_resetting(Optimizer *o, const OptimInput *in) {
+    OptimScalars *s = &o->s;
+    const OptimSums sums = optim_dual_sum(o->all, in->g, in->scale, o->sum, (float)s->d);
+    if (sums.s0 == 0) return;                                            // all gradients so far were zero
+    const double before = s->grad_sum > 0 ? s->grad_sum : sums.s1;       // gamma_0 = 1/|g_0|
+    s->numerator += s->d * s->d * sums.s1 / sqrt(before);
+    s->grad_sum += sums.s1;
+    s->step = 1 / sqrt(s->grad_sum);
+    const double d_hat = (s->step * sums.s0 - s->numerator) / (2 * sqrt(sums.s0));
+    if (d_hat > 2 * s->d) {
+        s->d = d_hat;
+        s->numerator = s->grad_sum = 0;
+        optim_dual_reset(o->all, o->params, o->x0, o->sum);
+    } else {
+        optim_dual_step(o->all, o->params, o->x0, o->sum, (float)s->step);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// DoG and DoWG: distance over (weighted) gradients
+static const char optim_maths_dog[] =
+    "rbar = max(rbar, |x-x0|), at first reps_rel (1 + |x0|)         arXiv 2302.12022, formll/dog\n"
+    "G = sum |g|^2,  x = x - lr rbar/sqrt(G + eps) g\n"
+    "evaluated: average = average + 9/(8+t) (x - average), t = 1, 2, ..\n";
+static const char optim_maths_dowg[] =
+    "r2 = max(r2, |x-x0|^2), at first eps                   arXiv 2305.16284, rka97/dowg\n"
+    "v = v + r2 |g|^2\n"
+    "x = x - r2 g/(sqrt v + eps)\n";
+static const char optim_maths_cdowg[] =
+    "r2 = max(r2, (x-x0)^2), at first 1e-4, in every entry  arXiv 2305.16284, CDoWG of rka97/dowg\n"
+    "v = v + r2 g^2\n"
+    "x = x - r2 g/(sqrt v + eps)\n";
+
+OPTIM_ELEMENT float optim_max(float a, float b) { return a > b ? a : b; }
+OPTIM_ELEMENT float optim_min(float a, float b) { return a < b ? a : b; }
+
+// s0 = |x-a|^2, s1 = |scale g - b|^2
+OPTIM_SUM(optim_distances, (const float *x, const float *a, const float *g, float scale),
+    const float d = x[i] - a[i], grad = scale * g[i];
+    s0 += (double)d * d;
+    s1 += (double)grad * grad;)
+OPTIM_PASS(optim_dog, (float *x, const float *g, float *average, float a, float w),
+    x[i] -= a * g[i];
+    average[i] += w * (x[i] - average[i]);)
+
+static void optim_step_dog(Optimizer *o, const OptimInput *in) {
+    const OptimSums sums = optim_distances(o->all, o->params, o->x0, in->g, in->scale);
+    if (o->s.t == 0) {
+        o->s.distance = o->h.reps_rel * (1 + sqrt(optim_sum_squares(o->all, o->x0).s0));
+        o->s.grad_sum = o->h.eps;
+    }
+    o->s.distance = fmax(o->s.distance, sqrt(sums.s0));
+    o->s.grad_sum += sums.s1;
+    o->s.step = in->lr * o->s.distance / sqrt(o->s.grad_sum);
+    optim_dog(o->all, o->params, in->g, o->x_average, (float)(o->s.step * in->scale), (float)(9 / (9 + o->s.t)));
+}
+static void optim_eval_dog(const Optimizer *o, float *out) { optim_copy(o->all, out, o->x_average); }
+
+static void optim_step_dowg(Optimizer *o, const OptimInput *in) {
+    const OptimSums sums = optim_distances(o->all, o->params, o->x0, in->g, in->scale);
+    o->s.distance = fmax(o->s.t == 0 ? o->h.eps : o->s.distance, sums.s0);           // squared
+    o->s.grad_sum += o->s.distance * sums.s1;
+    o->s.step = o->s.distance / (sqrt(o->s.grad_sum) + o->h.eps);
+    optim_descend(o->all, o->params, in->g, (float)(o->s.step * in->scale));
+}
+
+OPTIM_PASS(optim_cdowg, (float *x, const float *x0, const float *g, float scale, float *r2, float *v, float eps),
+    const float d = x[i] - x0[i], grad = scale * g[i];
+    r2[i] = optim_max(optim_max(r2[i], 1e-4f), d * d);
+    v[i] += r2[i] * grad * grad;
+    x[i] -= r2[i] * grad / (sqrtf(v[i]) + eps);)
+
+static void optim_step_cdowg(Optimizer *o, const OptimInput *in) {
+    optim_cdowg(o->all, o->params, o->x0, in->g, in->scale, o->r2, o->v, (float)o->h.eps);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// AdGD and AdProxGD: steps from the curvature met on the way; gradients of one function, not of changing batches
+static const char optim_maths_adgd[] =
+    "L = |g - g_prev|/|x - x_prev|,  th = a_prev/a_prevprev    arXiv 2308.02261, ymalitsky/AdProxGD\n"
+    "version 1: a = min(sqrt(1+th) a_prev, 1/(sqrt2 L));  2: min(sqrt(2/3+th) a_prev, a_prev/sqrt([2 a_prev^2 L^2-1]_+))\n"
+    "th_0 = 0 and 1/3;  x = prox(x - a g): adproxgd's shrinks by a l1 towards 0 and clips to the box; adgd has none\n";
+
+OPTIM_SUM(optim_differences, (const float *x, const float *x_prev, const float *g, float scale, const float *g_prev),
+    const float dx = x[i] - x_prev[i], dg = scale * g[i] - g_prev[i];
+    s0 += (double)dx * dx;
+    s1 += (double)dg * dg;)
+OPTIM_PASS(optim_adproxgd, (float *x, float *x_prev, const float *g, float scale, float *g_prev, float a, float l1,
+                            float low, float high),
+    const float grad = scale * g[i], y = x[i] - a * grad, t = a * l1;
+    x_prev[i] = x[i];
+    g_prev[i] = grad;
+    x[i] = optim_min(optim_max(optim_max(y - t, 0) + optim_min(y + t, 0), low), high);)
+
+static void optim_step_adgd(Optimizer *o, const OptimInput *in) {
+    double a = o->h.first_step;
+    const double th0 = o->h.version == 1 ? 0 : 1.0 / 3;                  // the second step does not grow
+    if (o->s.t > 0) {
+        const OptimSums sums = optim_differences(o->all, o->params, o->x_prev, in->g, in->scale, o->g_prev);
+        const double prev = o->s.step, th = o->s.t > 1 ? prev / o->s.step_prev : th0;
+        const double L2 = sums.s0 > 0 ? sums.s1 / sums.s0 : 0;
+        a = o->h.version == 1 ? fmin(sqrt(1 + th) * prev, 1 / sqrt(2 * L2))
+                              : fmin(sqrt(2.0 / 3 + th) * prev, prev / sqrt(fmax(2 * prev * prev * L2 - 1, 0)));
+    }
+    o->s.step_prev = o->s.step;
+    o->s.step = a;
+    const int prox = o->h.box_low < o->h.box_high;                       // adgd's row has neither box nor l1
+    optim_adproxgd(o->all, o->params, o->x_prev, in->g, in->scale, o->g_prev, (float)a, (float)o->h.l1,
+                   (float)(prox ? o->h.box_low : -INFINITY), (float)(prox ? o->h.box_high : INFINITY));
+}
+
+// ---------------------------------------------------------------------------------------------------------------
 // The table of optimizers. Defaults live here and nowhere else.
 
 #define OPTIM_ADAM_DEFAULTS "lr=1e-3 beta1=0.9 beta2=0.99 eps=1e-8 weight-decay=0.1 "
@@ -507,6 +754,8 @@ static void optim_step_iam(Optimizer *o, const OptimInput *in) {
 #define OPTIM_MUON_DEFAULTS OPTIM_ADAM_DEFAULTS "muon-lr=0.02 muon-momentum=0.95 "
 #define OPTIM_OUTER_DEFAULTS "inner-steps=32 outer-lr=0.7 outer-momentum=0.9 "
 #define OPTIM_GPA_DEFAULTS "mu-x=0.9967 mu-y=0.7 "
+#define OPTIM_IAM_DEFAULTS "lambda=9 lr-cap=0 weight-decay=0 "
+#define OPTIM_DISTANCE_DEFAULTS "lr=1 beta1=0.9 beta2=0.999 eps=1e-8 weight-decay=0 d0=1e-6 growth-rate=inf "
 
 static const OptimRow optim_rows[] = {
     { "adamw", OPTIM_ADAMW, "m v", OPTIM_ADAM_DEFAULTS, optim_maths_adamw, optim_step_base, NULL },
@@ -524,14 +773,28 @@ static const OptimRow optim_rows[] = {
       optim_eval_gpa },
     { "gpa", OPTIM_MUON, "m v z", OPTIM_MUON_DEFAULTS OPTIM_GPA_DEFAULTS, optim_maths_gpa, optim_step_gpa,
       optim_eval_gpa },
+    { "schedule-free", OPTIM_NO_BASE, "v z", "lr=2.5e-3 beta1=0.9 beta2=0.999 eps=1e-8 weight-decay=0 r=0 ",
+      optim_maths_schedule_free, optim_step_schedule_free, optim_eval_schedule_free },
+    { "schedule-free-sgd", OPTIM_NO_BASE, "z", "lr=1 beta1=0.9 weight-decay=0 r=0 ", optim_maths_schedule_free,
+      optim_step_schedule_free, optim_eval_schedule_free },
+    { "prodigy", OPTIM_NO_BASE, "m v x0 sum", OPTIM_DISTANCE_DEFAULTS
+      "d-coef=1 safeguard-warmup=0 bias-correction=0 slice-p=1 ", optim_maths_prodigy, optim_step_prodigy, NULL },
+    { "dadapt-adam", OPTIM_NO_BASE, "m v sum", OPTIM_DISTANCE_DEFAULTS, optim_maths_dadapt, optim_step_dadapt, NULL },
+    { "resetting", OPTIM_NO_BASE, "x0 sum", "d0=1e-6 ", optim_maths_resetting, optim_step_resetting, NULL },
+    { "dog", OPTIM_NO_BASE, "x0 x_average", "lr=1 reps-rel=1e-6 eps=1e-8 ", optim_maths_dog, optim_step_dog,
+      optim_eval_dog },
+    { "dowg", OPTIM_NO_BASE, "x0", "eps=1e-4 ", optim_maths_dowg, optim_step_dowg, NULL },
+    { "cdowg", OPTIM_NO_BASE, "x0 r2 v", "eps=1e-8 ", optim_maths_cdowg, optim_step_cdowg, NULL },
     { "sps", OPTIM_NO_BASE, "", "", optim_maths_sps, optim_step_sps, NULL },
-    { "iam", OPTIM_SGD, "z", "lambda=9 lr-cap=0 weight-decay=0 ", optim_maths_iam, optim_step_iam, NULL },
-    { "iam", OPTIM_ADAMW, "v z", "lambda=9 lr-cap=0 beta2=0.999 eps=1e-8 weight-decay=0 ", optim_maths_iam,
-      optim_step_iam, NULL },
-    { "iam", OPTIM_MUON, "m v z", "lambda=4 lr-cap=0 beta2=0.999 eps=1e-8 weight-decay=0 muon-momentum=0.95 "
+    { "iam", OPTIM_SGD, "z", OPTIM_IAM_DEFAULTS, optim_maths_iam, optim_step_iam, NULL },
+    { "iam", OPTIM_ADAMW, "v z", OPTIM_IAM_DEFAULTS "beta2=0.999 eps=1e-8 ", optim_maths_iam, optim_step_iam, NULL },
+    { "iam", OPTIM_MUON, "m v z", "lambda=4 lr-cap=0 weight-decay=0 beta2=0.999 eps=1e-8 muon-momentum=0.95 "
       "matrix-weight=0.3 ", optim_maths_iam, optim_step_iam, NULL },
-    { "iam-adam", OPTIM_ADAMW, "v z", "lambda=9 lr-cap=0 beta2=0.999 eps=1e-8 weight-decay=0 ", optim_maths_iam,
-      optim_step_iam, NULL },
+    { "iam-adam", OPTIM_ADAMW, "v z", OPTIM_IAM_DEFAULTS "beta2=0.999 eps=1e-8 ", optim_maths_iam, optim_step_iam,
+      NULL },
+    { "adgd", OPTIM_NO_BASE, "x_prev g_prev", "first-step=0.01 version=2 ", optim_maths_adgd, optim_step_adgd, NULL },
+    { "adproxgd", OPTIM_NO_BASE, "x_prev g_prev", "first-step=0.01 version=2 l1=0 box-low=-inf box-high=inf ",
+      optim_maths_adgd, optim_step_adgd, NULL },
 };
 static const char *const optim_base_names[] = { "", "adamw", "sgd", "muon" };
 
@@ -601,6 +864,7 @@ OPTIM_API int optim_set(Optimizer *o, const char *name, double value) {
     int key = optim_key(o, name);
     if (key < 0) return -1;
     if (!optim_in_range(optim_keys[key].range, value)) return -2;
+    if (o->row->eval == optim_eval_schedule_free && value == 0 && !strcmp(name, "beta1")) return -2;   // x = y = z
     *optim_value(o, key) = value;
     return 0;
 }
@@ -610,17 +874,21 @@ OPTIM_API double optim_get(const Optimizer *o, const char *name) {      // NaN w
     return key < 0 ? NAN : *optim_value(o, key);
 }
 
-// Cuts every segment (of matrices, or of the rest) into chunks; writes them at `out` unless that is NULL.
-static int optim_cut(const Optimizer *o, int matrices, OptimChunk *out) {
+// Cuts every segment (of matrices, or of the rest) into chunks; writes them at `out` unless that is NULL. slice p > 1:
+// the chunks of arrays that hold every p-th element of each segment, one segment behind the other.
+static int optim_cut(const Optimizer *o, int matrices, size_t slice, OptimChunk *out) {
     int count = 0;
+    size_t place = 0;
     for (int j = 0; j < o->num_segments; j++) {
         const OptimSegment *seg = &o->segments[j];
-        if ((seg->rows > 0 && o->row->base == OPTIM_MUON) != matrices) continue;
-        for (size_t i = 0; i < seg->size; i += OPTIM_CHUNK, count++) {
+        const size_t size = (seg->size + slice - 1) / slice, start = slice > 1 ? place : seg->offset;
+        place += size;
+        if (slice == 1 && (seg->rows > 0 && o->row->base == OPTIM_MUON) != matrices) continue;
+        for (size_t i = 0; i < size; i += OPTIM_CHUNK, count++) {
             if (!out) continue;
-            const size_t begin = seg->offset + i, left = seg->size - i;
-            out[count].begin = out[count].first = begin;
-            out[count].end = begin + (left < OPTIM_CHUNK ? left : OPTIM_CHUNK);
+            out[count].begin = start + i;
+            out[count].end = start + (size - i < OPTIM_CHUNK ? size : i + OPTIM_CHUNK);
+            out[count].first = seg->offset + i * slice;
             out[count].decay = seg->decay ? 1.0f : 0.0f;
         }
     }
@@ -637,6 +905,10 @@ static int optim_uses(const Optimizer *o, int buffer) {                 // wheth
 
 static float **optim_buffer(const Optimizer *o, int buffer) {
     return (float **)((char *)o + optim_buffers[buffer].field);
+}
+
+static size_t optim_size(const Optimizer *o, int buffer) {              // in floats
+    return optim_buffers[buffer].sliced ? o->num_slices : o->n;
 }
 
 OPTIM_API void optim_free(Optimizer *o) {
@@ -657,17 +929,25 @@ OPTIM_API int optim_start(Optimizer *o, float *params, size_t n, const OptimSegm
     if (!o->segments) return -1;
     memcpy(o->segments, segments, num_segments * sizeof(OptimSegment));
 
-    const int rest = optim_cut(o, 0, NULL), matrices = optim_cut(o, 1, NULL);
-    o->chunks = (OptimChunk *)malloc((rest + matrices) * sizeof(OptimChunk));
+    const size_t slice = o->h.slice_p > 1 ? (size_t)o->h.slice_p : 1;
+    const int rest = optim_cut(o, 0, 1, NULL), matrices = optim_cut(o, 1, 1, NULL);
+    const int sliced = slice > 1 ? optim_cut(o, 0, slice, NULL) : 0;
+    o->chunks = (OptimChunk *)malloc((rest + matrices + sliced) * sizeof(OptimChunk));
     o->sums = (double *)malloc(3 * (rest + matrices) * sizeof(double));
     int missing = !o->chunks || !o->sums;
+    o->num_slices = n;
     if (!missing) {
-        const OptimSpan all = { o->chunks, optim_cut(o, 0, o->chunks), n, 0, o->sums };
-        o->all = o->rest = o->matrices = all;
-        o->all.count += optim_cut(o, 1, o->chunks + rest);
+        const OptimSpan span = { o->chunks, optim_cut(o, 0, 1, o->chunks), n, 0, o->sums };
+        o->all = o->rest = o->matrices = o->slices = span;
+        o->all.count += optim_cut(o, 1, 1, o->chunks + rest);
         o->matrices.chunk += rest;
         o->matrices.sums += 3 * rest;
         o->matrices.count = matrices;
+        if (sliced) {
+            o->slices.chunk += rest + matrices;
+            o->slices.count = optim_cut(o, 0, slice, o->chunks + rest + matrices);
+            o->num_slices = o->slices.chunk[sliced - 1].end;
+        }
     }
     size_t scratch = 0;
     for (int j = 0; j < num_segments && matrices; j++) {
@@ -677,10 +957,14 @@ OPTIM_API int optim_start(Optimizer *o, float *params, size_t n, const OptimSegm
     }
     if (scratch) missing |= !(o->muon_scratch = (float *)malloc(scratch * sizeof(float)));
     for (int j = 0; j < OPTIM_COUNT(optim_buffers); j++)
-        if (optim_uses(o, j)) missing |= !(*optim_buffer(o, j) = (float *)calloc(n, sizeof(float)));
+        if (optim_uses(o, j)) missing |= !(*optim_buffer(o, j) = (float *)calloc(optim_size(o, j), sizeof(float)));
     if (missing) { optim_free(o); return -1; }
-    for (int j = 0; j < OPTIM_COUNT(optim_buffers); j++)
-        if (optim_uses(o, j) && optim_buffers[j].start) optim_copy(o->all, *optim_buffer(o, j), params);
+    for (int j = 0; j < OPTIM_COUNT(optim_buffers); j++) {
+        if (!optim_uses(o, j) || !optim_buffers[j].start) continue;
+        if (optim_buffers[j].sliced && sliced) optim_copy_slices(o->slices, *optim_buffer(o, j), params, slice);
+        else optim_copy(o->all, *optim_buffer(o, j), params);
+    }
+    o->s.d = o->s.d_max = o->h.d0;
     return 0;
 }
 
@@ -714,7 +998,7 @@ OPTIM_API int optim_state(Optimizer *o, int i, void **ptr, size_t *bytes, const 
     for (int j = 0; j < OPTIM_COUNT(optim_buffers); j++) {
         if (!optim_uses(o, j) || --i) continue;
         *ptr = *optim_buffer(o, j);
-        *bytes = o->n * sizeof(float);
+        *bytes = optim_size(o, j) * sizeof(float);
         *name = optim_buffers[j].name;
         return 1;
     }
@@ -766,6 +1050,43 @@ OPTIM_API double optim_schedule(const char *kind, long step, long steps, long wa
     const double done = fmin(1, (double)(step - begin) / (double)(steps - begin));
     const double left = cosine ? 0.5 + 0.5 * cos(3.14159265358979323846 * done) : 1 - done;
     return final_fraction + (1 - final_fraction) * left;
+}
+
+static int optim_by_value(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+// The refined schedule of arXiv 2310.07831 (facebookresearch/adaptive_scheduling) from the gradient norms of a
+// finished run: G after a median filter of width 2 floor(tau steps/2) + 1 (left of the run its first norm, right of it
+// its reflection), w = G^-2 for SGD (which "l2") or 1/G of the l1 norms for Adam ("l1"), then
+//     factor_t = w_t sum_{p>t} w_p / sum_p w_p, divided by the largest.
+// 0, or -1 without memory, with fewer than two steps, or where a norm is not a positive number.
+OPTIM_API int optim_refined(const double *grad_norms, long steps, const char *which, double tau, double *factors_out) {
+    const int l1 = !strcmp(which, "l1");
+    if (steps < 2 || (!l1 && strcmp(which, "l2")) || !(tau >= 0 && tau <= 1)) return -1;
+    const long half = (long)(tau * steps) / 2, width = 2 * half + 1;
+    double *window = (double *)malloc(width * sizeof(double)), total = 0, tail = 0, largest = 0;
+    if (!window) return -1;
+    for (long t = 0; t < steps; t++) {
+        for (long j = -half; j <= half; j++) {
+            const long at = t + j < 0 ? 0 : t + j < steps ? t + j : 2 * (steps - 1) - (t + j);
+            if (!(grad_norms[at] > 0 && grad_norms[at] < INFINITY)) { free(window); return -1; }
+            window[j + half] = grad_norms[at];
+        }
+        qsort(window, width, sizeof(double), optim_by_value);
+        factors_out[t] = l1 ? 1 / window[half] : 1 / (window[half] * window[half]);
+        total += factors_out[t];
+    }
+    free(window);
+    for (long t = steps - 1; t >= 0; t--) {
+        const double w = factors_out[t];
+        factors_out[t] *= tail / total;
+        tail += w;
+        largest = fmax(largest, factors_out[t]);
+    }
+    for (long t = 0; t < steps; t++) factors_out[t] /= largest;
+    return 0;
 }
 
 // ---------------------------------------------------------------------------------------------------------------

@@ -949,8 +949,369 @@ static double flops_per_token(GPT2Config g, int T) {
 // ============================================================================================================
 // 6  Checkpoints
 
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "model files are little-endian and are read as they are"
+#endif
+
+typedef struct {
+    char s[4096];
+} Path;
+
+static UNUSED Path path_in(const char *folder, const char *name) {
+    Path p;
+    size_t n = strlen(folder), slash = n > 0 && folder[n - 1] != '/';
+    if (n + slash + strlen(name) + 8 > sizeof p.s) die("the path %s/%s is too long", folder, name);
+    sprintf(p.s, "%s%s%s", folder, slash ? "/" : "", name);
+    return p;
+}
+
+static UNUSED Path folder_of(const char *path) {
+    const char *slash = strrchr(path, '/');
+    Path p = path_in(slash ? path : ".", "");
+    if (slash) p.s[MAX(slash - path, 1)] = 0;
+    return p;
+}
+
+static UNUSED int is_folder(const char *path) {
+    struct stat s;
+    return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
+}
+
+static UNUSED int file_exists(const char *path) { return access(path, F_OK) == 0; }
+
+static UNUSED void make_folder(const char *path) {
+    if (mkdir(path, 0777) && !is_folder(path)) die("cannot make the folder %s: %s", path, strerror(errno));
+}
+
+// Memory that grows; what a file says decides its size only where the file is at least as large.
+static UNUSED void *resize(void *p, size_t bytes) {
+    p = realloc(p, bytes ? bytes : 1);
+    if (!p) die("out of memory: %zu MiB more are needed", bytes >> 20);
+    return p;
+}
+
+// FNV-1a's scheme over 8 bytes at a time, and the high bits mixed down: a checksum, not cryptography.
+static UNUSED uint64_t hash_bytes(uint64_t h, const void *p, size_t n) {
+    const char *bytes = p;
+    h = (h ^ n ^ 0xCBF29CE484222325ull) * 0x9E3779B97F4A7C15ull;
+    for (; n; bytes += 8) {
+        uint64_t word = 0;
+        if (n >= 8) memcpy(&word, bytes, 8), n -= 8;
+        else memcpy(&word, bytes, n), n = 0;
+        h = (h ^ word) * 0x9E3779B97F4A7C15ull;
+        h ^= h >> 32;
+    }
+    return h;
+}
+
+// Opens a file for reading; size may be 0 for a pipe.
+static UNUSED FILE *open_file(const char *path, size_t *size) {
+    struct stat s;
+    FILE *f = fopen(path, "rb");
+    if (!f || fstat(fileno(f), &s)) die("cannot open %s: %s; check the path", path, strerror(errno));
+    if (S_ISDIR(s.st_mode)) die("%s is a folder; give a file", path);
+    if (!S_ISREG(s.st_mode) && !S_ISFIFO(s.st_mode)) die("%s is neither a file nor a pipe; give a file", path);
+    *size = (size_t)s.st_size;
+    return f;
+}
+
+// The whole file or pipe, and a zero byte after it; the caller frees it.
+static UNUSED char *read_file(const char *path, size_t *size) {
+    size_t capacity, n = 0, got;
+    FILE *f = open_file(path, &capacity);
+    char *text = resize(NULL, capacity + 1);
+    while ((got = fread(text + n, 1, capacity + 1 - n, f)) > 0)
+        if ((n += got) > capacity) text = resize(text, (capacity = 2 * capacity + 4096) + 1);
+    if (ferror(f)) die("cannot read %s: %s", path, strerror(errno));
+    fclose(f);
+    text[n] = 0;
+    *size = n;
+    return text;
+}
+
+/* Whatever this program writes is written under another name, brought to the disk, and renamed into place: at any
+moment there is either the old file or the new one, whole. */
+static UNUSED FILE *write_begin(const char *path) {
+    Path temporary = path_in(path, "");
+    strcpy(temporary.s, path);
+    strcat(temporary.s, ".tmp");
+    FILE *f = fopen(temporary.s, "wb");
+    if (!f) die("cannot write %s: %s; choose another place", temporary.s, strerror(errno));
+    strcpy(unfinished_file, temporary.s);
+    return f;
+}
+
+static UNUSED void write_failed(const char *path) {
+    die("cannot write %s: %s; make room or choose another place", path, strerror(errno));
+}
+
+static UNUSED void write_bytes(FILE *f, const void *p, size_t n) {
+    if (fwrite(p, 1, n, f) != n) write_failed(unfinished_file);
+}
+
+static UNUSED void write_commit(FILE *f, const char *path) {
+    if (ferror(f) || fflush(f) || fsync(fileno(f)) || fclose(f) || rename(unfinished_file, path)) write_failed(path);
+    unfinished_file[0] = 0;
+    int folder = open(folder_of(path).s, O_RDONLY); // the name, too, has to reach the disk
+    if (folder < 0 || (fsync(folder) && errno != EINVAL)) write_failed(path);
+    close(folder);
+}
+
+// Dies unless a model of this shape can exist here: tokens are uint16, offsets of layers are computed in int.
+// `where` is the file, or whatever else said so.
+static UNUSED void check_config(GPT2Config g, const char *where) {
+    const struct { const char *what; int value, max; } limits[] = {
+        {"context", g.max_seq_len, 1 << 20}, {"vocabulary", g.vocab_size, 1 << 16}, {"layers", g.num_layers, 1 << 12},
+        {"channels", g.channels, 1 << 16}, {"heads", g.num_heads, 1 << 16}};
+    for (int i = 0; i < 5; i++)
+        if (limits[i].value < 1 || limits[i].value > limits[i].max)
+            die("%s: %s of %d; it must be from 1 to %d", where, limits[i].what, limits[i].value, limits[i].max);
+    if (g.channels % g.num_heads)
+        die("%s: %d heads cannot share %d channels; make channels a multiple of heads", where, g.num_heads, g.channels);
+}
+
+typedef enum { F32, F16, BF16 } NumberType;
+
+// out = the next n numbers of a file. A weight that is not finite would turn all it meets into NaN: refused.
+static UNUSED void read_floats(FILE *f, float *out, size_t n, NumberType type, const char *path, const char *tensor) {
+    static uint16_t half[16384];
+    for (size_t first = 0; first < n; first += 16384) {
+        size_t count = MIN(n - first, 16384);
+        float *x = out + first;
+        uint32_t largest = 0;
+        if (type == F32 ? fread(x, 4, count, f) != count : fread(half, 2, count, f) != count)
+            die("%s ends within %s: it is cut short; copy or download it again", path, tensor);
+        for (size_t i = 0; i < count; i++) {
+            union { float f; uint32_t u; } bits = {.f = x[i]};
+            if (type == BF16) bits.u = (uint32_t)half[i] << 16;
+            if (type == F16) { // the exponent is rebased by a product, which takes subnormal numbers along
+                bits.u = (half[i] & 0x7FFFu) << 13;
+                bits.f = (half[i] & 0x7C00) == 0x7C00 ? INFINITY : bits.f * 0x1p112f;
+                bits.u |= (half[i] & 0x8000u) << 16;
+            }
+            x[i] = bits.f;
+            largest = MAX(largest, bits.u & 0x7FFFFFFFu);
+        }
+        if (largest >= 0x7F800000u)
+            die("%s: a weight of %s is not a finite number: the file is damaged or its run diverged", path, tensor);
+    }
+}
+
+/* llm.c's model file: 256 int32 (magic, version, maxT, V, L, NH, C, Vp), then the tensors in the order of
+ParameterTensors, float32 (version 3) or bfloat16 (version 5). wte has Vp rows, V rounded up for the sake of GPUs;
+in memory here it has exactly V. */
+#define MODEL_MAGIC 20240326
+
+static UNUSED void load_llmc(GPT2 *m, const char *path) {
+    int32_t header[256];
+    size_t size;
+    FILE *f = open_file(path, &size);
+    if (fread(header, 4, 256, f) != 256 || header[0] != MODEL_MAGIC)
+        die("%s is not a model of llm.c's format (GPT-2 .bin); give such a file, or a Hugging Face folder", path);
+    if (header[1] != 3 && header[1] != 5)
+        die("%s is of llm.c's version %d; only 3 (float32) and 5 (bfloat16) are read", path, header[1]);
+    GPT2Config g = {header[2], header[3], header[4], header[5], header[6]}, padded = g;
+    check_config(g, path);
+    padded.vocab_size = header[7];
+    if (header[7] < g.vocab_size || header[7] > 1 << 20)
+        die("%s: the vocabulary of %d is padded to %d: the file is damaged", path, g.vocab_size, header[7]);
+    size_t width = header[1] == 3 ? 4 : 2, expected = sizeof header + width * count_parameters(padded);
+    if (size != expected)
+        die("%s has %zu bytes, a model of its shape %zu: the file is damaged; copy it again", path, size, expected);
+    gpt2_allocate(m, g);
+    float *x = m->params_memory;
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        TensorShape t = tensor_shape(g, i);
+        read_floats(f, x, tensor_size(t), width == 4 ? F32 : BF16, path, t.name);
+        x += tensor_size(t);
+        if (i == 0) fseeko(f, (off_t)(width * (padded.vocab_size - g.vocab_size) * g.channels), SEEK_CUR);
+    }
+    fclose(f);
+}
+
+static UNUSED void gpt2_save(const GPT2Config g, const float *params, const char *path) {
+    int Vp = (g.vocab_size + 127) / 128 * 128;
+    int32_t header[256] = {MODEL_MAGIC, 3, g.max_seq_len, g.vocab_size, g.num_layers, g.num_heads, g.channels, Vp};
+    size_t wte = (size_t)g.vocab_size * g.channels;
+    float *zeros = resize(NULL, g.channels * sizeof(float));
+    memset(zeros, 0, g.channels * sizeof(float));
+    FILE *f = write_begin(path);
+    write_bytes(f, header, sizeof header);
+    write_bytes(f, params, wte * sizeof(float));
+    for (int i = g.vocab_size; i < Vp; i++) write_bytes(f, zeros, g.channels * sizeof(float));
+    write_bytes(f, params + wte, (count_parameters(g) - wte) * sizeof(float));
+    write_commit(f, path);
+    free(zeros);
+}
+
+// Reads a model: llm.c's .bin, a run's folder (which has a model.bin), or a Hugging Face folder.
+static UNUSED void gpt2_load(GPT2 *m, const char *path) {
+    if (!is_folder(path)) load_llmc(m, path);
+    else if (file_exists(path_in(path, "model.bin").s)) load_llmc(m, path_in(path, "model.bin").s);
+    else die("%s holds neither model.bin nor config.json; give a run's folder or a Hugging Face model's", path);
+}
+
 // ============================================================================================================
 // 7  Tokenizers
+
+typedef enum { TOKENIZER_BYTES, TOKENIZER_CHARS, TOKENIZER_GPT2 } TokenizerKind;
+typedef struct Tokenizer {
+    TokenizerKind kind;
+    int vocab_size;                // V
+    char *text;                    // the bytes of all tokens, one after the other
+    size_t text_size, text_capacity;
+    uint32_t *start;               // (V+1) where each token begins in text
+    uint16_t *id_of;               // chars: (0x110000) 1 + the token of a code point, 0 where there is none
+} Tokenizer;
+
+// The code point at p and its length in bytes; -1 and 1 where the bytes are not UTF-8.
+static inline int utf8_decode(const char *p, const char *end, int *length) {
+    const unsigned char *s = (const unsigned char *)p;
+    static const int least[5] = {0, 0, 0x80, 0x800, 0x10000};
+    *length = 1;
+    if (s[0] < 0x80) return s[0];
+    int n = s[0] >= 0xF0 ? 4 : s[0] >= 0xE0 ? 3 : 2, c = s[0] & (0x7F >> n);
+    if (s[0] < 0xC2 || s[0] > 0xF4 || end - p < n) return -1;
+    for (int i = 1; i < n; i++) {
+        if ((s[i] & 0xC0) != 0x80) return -1;
+        c = c << 6 | (s[i] & 0x3F);
+    }
+    if (c < least[n] || c > 0x10FFFF || (c >= 0xD800 && c < 0xE000)) return -1;
+    *length = n;
+    return c;
+}
+
+static int utf8_encode(char *out, int c) {
+    if (c < 0x80) return out[0] = (char)c, 1;
+    int n = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+    for (int i = n - 1; i > 0; i--, c >>= 6) out[i] = (char)(0x80 | (c & 0x3F));
+    out[0] = (char)((0xF00 >> n) | c);
+    return n;
+}
+
+static UNUSED void tokenizer_free(Tokenizer *t) {
+    free(t->text), free(t->start), free(t->id_of);
+    memset(t, 0, sizeof *t);
+}
+
+// Appends a token; the callers see to it that there are at most 65536.
+static void add_token(Tokenizer *t, const char *bytes, size_t n) {
+    if (!t->start) t->start = resize(NULL, 65537 * sizeof *t->start), t->start[0] = 0;
+    if (t->text_size + n > t->text_capacity) t->text = resize(t->text, t->text_capacity = 2 * (t->text_size + n));
+    memcpy(t->text + t->text_size, bytes, n);
+    t->start[++t->vocab_size] = (uint32_t)(t->text_size += n);
+}
+
+static void add_character(Tokenizer *t, int c) {
+    char bytes[4];
+    add_token(t, bytes, utf8_encode(bytes, c));
+    t->id_of[c] = (uint16_t)t->vocab_size;
+}
+
+static void start_characters(Tokenizer *t) {
+    t->kind = TOKENIZER_CHARS;
+    t->id_of = calloc(0x110000, sizeof *t->id_of);
+    if (!t->id_of) die("out of memory");
+}
+
+static void bytes_init(Tokenizer *t) {
+    t->kind = TOKENIZER_BYTES;
+    for (int i = 0; i < 256; i++) add_token(t, &(char){(char)i}, 1);
+}
+
+// The code points of the text, in their order.
+static void chars_init(Tokenizer *t, const char *text, size_t n) {
+    start_characters(t);
+    const char *end = text + n;
+    int length, distinct = 0;
+    for (const char *p = text; p < end; p += length) {
+        int c = utf8_decode(p, end, &length);
+        if (c < 0) die("the text is not UTF-8 at byte %zu; take --tokenizer bytes", (size_t)(p - text));
+        t->id_of[c] = 1;
+    }
+    for (int c = 0; c < 0x110000; c++) distinct += t->id_of[c];
+    if (distinct < 1 || distinct > 65535) die("the text has %d different characters, not 1 to 65535", distinct);
+    for (int c = 0; c < 0x110000; c++)
+        if (t->id_of[c]) add_character(t, c);
+}
+
+// chars take their vocabulary from the training text, gpt2 from its merges.
+static UNUSED void tokenizer_init(Tokenizer *t, const char *kind, const char *training_text, size_t n, const char *merges_path) {
+    (void)merges_path;
+    if (!strcmp(kind, "bytes")) bytes_init(t);
+    else if (!strcmp(kind, "chars")) chars_init(t, training_text, n);
+    else die("the tokenizer %s is not known; take bytes, chars or gpt2", kind);
+}
+
+// The bytes of a token.
+static UNUSED const char *tokenizer_token(const Tokenizer *t, int id, size_t *length) {
+    if (id < 0 || id >= t->vocab_size) die("token %d is outside the tokenizer's vocabulary of %d", id, t->vocab_size);
+    *length = t->start[id + 1] - t->start[id];
+    return t->text + t->start[id];
+}
+
+// The tokens of a text; the caller frees them.
+static UNUSED uint16_t *tokenizer_encode(const Tokenizer *t, const char *text, size_t n, size_t *count) {
+    uint16_t *ids = resize(NULL, n * sizeof *ids);
+    size_t k = 0;
+    if (t->kind == TOKENIZER_BYTES)
+        for (; k < n; k++) ids[k] = (unsigned char)text[k];
+    int length;
+    for (const char *p = text, *end = text + n; t->kind == TOKENIZER_CHARS && p < end; p += length) {
+        int c = utf8_decode(p, end, &length);
+        if (c < 0) die("the text is not UTF-8 at byte %zu, but the tokenizer is of characters", (size_t)(p - text));
+        if (!t->id_of[c])
+            die("the character %.*s (U+%04X) at byte %zu is not in the tokenizer: its training text lacked it", length,
+                p, c, (size_t)(p - text));
+        ids[k++] = t->id_of[c] - 1;
+    }
+    *count = k;
+    return resize(ids, k * sizeof *ids);
+}
+
+// tokenizer.txt: a line `tokenizer bytes`, or `tokenizer chars N` and N lines with a code point each.
+static UNUSED void tokenizer_save(const Tokenizer *t, const char *folder) {
+    Path path = path_in(folder, "tokenizer.txt");
+    FILE *f = write_begin(path.s);
+    if (t->kind == TOKENIZER_BYTES) fprintf(f, "tokenizer bytes\n");
+    else {
+        fprintf(f, "tokenizer chars %d\n", t->vocab_size);
+        int length;
+        for (int i = 0; i < t->vocab_size; i++)
+            fprintf(f, "U+%04X\n", utf8_decode(t->text + t->start[i], t->text + t->start[i + 1], &length));
+    }
+    write_commit(f, path.s);
+}
+
+static void load_tokenizer_txt(Tokenizer *t, const char *path) {
+    size_t size;
+    char *text = read_file(path, &size), *p = text, *end;
+    const char *chars = "tokenizer chars ";
+    if (!strcmp(text, "tokenizer bytes\n")) bytes_init(t);
+    else if (!strncmp(text, chars, strlen(chars))) {
+        long n = strtol(p + strlen(chars), &end, 10);
+        if (n < 1 || n > 65535 || *end != '\n') die("%s: line 1: a number of characters from 1 to 65535 is missing", path);
+        start_characters(t);
+        for (long i = 0; i < n; i++) {
+            p = end + 1;
+            long c = p < text + size && p[0] == 'U' && p[1] == '+' && isxdigit((unsigned char)p[2]) ? strtol(p + 2, &end, 16) : -1;
+            if (c < 0 || c > 0x10FFFF || *end != '\n' || t->id_of[c])
+                die("%s: line %ld: a new code point such as U+0041 is missing; the file is damaged", path, i + 2);
+            add_character(t, (int)c);
+        }
+        if (end + 1 != text + size) die("%s: there is more after its %ld characters; the file is damaged", path, n);
+    } else die("%s is not a tokenizer that train_gpt2 wrote", path);
+    free(text);
+}
+
+// The tokenizer that stands beside a model (a file or a folder); returns 0 where there is none.
+static UNUSED int tokenizer_load(Tokenizer *t, const char *model_path) {
+    Path folder = is_folder(model_path) ? path_in(model_path, "") : folder_of(model_path);
+    Path txt = path_in(folder.s, "tokenizer.txt");
+    if (!file_exists(txt.s)) return 0;
+    load_tokenizer_txt(t, txt.s);
+    return 1;
+}
 
 // ============================================================================================================
 // 8  Data
