@@ -1479,7 +1479,7 @@ static void loader_next(DataLoader *l, uint16_t *x, uint16_t *y, int B, int voca
 static double evaluate(GPT2 *m, const Dataset *d, int T, size_t max_tokens) {
     double sum = 0;
     size_t count = 0;
-    if (max_tokens == 0) max_tokens = SIZE_MAX;
+    if (max_tokens == 0) max_tokens = dataset_tokens(d);
     for (int s = 0; s < d->num_shards && count < max_tokens; s++) {
         size_t n = MIN(d->shards[s].count, max_tokens - count + 1);
         for (size_t at = 0; at + 1 < n;) {
