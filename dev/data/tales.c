@@ -2,28 +2,27 @@
 tales.c: a teller of little tales, and the exact amount of surprise that is in them
 
 A language model trained on a book can be compared with other models, but never with the truth: nobody knows
-how many nats a character of Shakespeare carries. Here it is known. The tales below are drawn from a grammar, so
-the best loss that any model can reach on them is a number, which this program computes and prints:
+how many nats a character of Shakespeare carries. Here it is known. The tales below are drawn from a grammar,
+so the best loss that any model can reach on them is a number, which this program computes and prints:
 
     ./dev/data/tales --out tales.txt        2,000,000 characters of tales, and the entropy of their grammar
     ./dev/data/tales --score tales.txt      the loss on a text of the perfect model, which knows the grammar
 
 What is in this file, in order:
-    1  the grammar: decks of cards (names, beings, things) and rules (plots, sentences, phrases); to be read for
-       its own sake
+    1  the grammar: decks of cards (names, beings, things) and rules (plots, sentences, phrases)
     2  the grammar made ready: strings become symbols
     3  three readers of the symbols: tell (draws a tale), measure (the exact entropy), match (the oracle)
     4  the command line
 
-The notation. A rule is a list of alternatives parted by |, all equally likely, but n times so where one begins
-with n*. Inside an alternative
+The notation. A rule is a list of alternatives parted by |, all equally likely, but n times so where one
+begins with n*. Inside an alternative
     {walked}        is replaced by an alternative of the rule of that name, drawn anew every time
     {thing}         draws a card from the deck of that name; in one tale no card is drawn twice
     {hero=name}     draws a card and remembers it until the end of the tale
     {hero}          says the remembered card again, {hero.his} another column of it
     {Hero}          begins with a capital letter, as {Walked} and {Thing} do
-So a tale is full of choices, but whoever is called Tilda at its start is Tilda, and she, until its end, and the
-kettle that would not whistle is the kettle that whistles when all is well. This is what a model has to learn.
+So a tale is full of choices, but whoever is called Tilda at its start is Tilda, and she, until its end, and
+the kettle that would not whistle is the kettle that whistles when all is well. This a model has to learn.
 */
 #include <errno.h>
 #include <math.h>
@@ -49,10 +48,10 @@ static const DeckText deck_texts[] = {
     "Hattie" SHE "Hilda" SHE "Ivy" SHE "Josie" SHE "Kitty" SHE "Lottie" SHE "Mabel" SHE "Maud" SHE "Minna" SHE
     "Nell" SHE "Nora" SHE "Olive" SHE "Ottilie" SHE "Peg" SHE "Poppy" SHE "Ruby" SHE "Sal" SHE "Tansy" SHE
     "Tilda" SHE "Una" SHE "Vera" SHE "Wilma" SHE "Zelda" SHE
-    "Albert" HE "Barnaby" HE "Basil" HE "Bertram" HE "Cuthbert" HE "Dudley" HE "Edgar" HE "Enoch" HE "Fergus" HE
-    "Gus" HE "Hob" HE "Hugo" HE "Humphrey" HE "Ivo" HE "Jasper" HE "Jonas" HE "Kip" HE "Linus" HE "Mungo" HE
-    "Ned" HE "Otto" HE "Percy" HE "Piers" HE "Quill" HE "Rollo" HE "Rufus" HE "Silas" HE "Toby" HE "Ulric" HE
-    "Wilfred" HE "Yorick" HE "Zeb" HE},
+    "Albert" HE "Barnaby" HE "Basil" HE "Bertram" HE "Cuthbert" HE "Dudley" HE "Edgar" HE "Enoch" HE
+    "Fergus" HE "Gus" HE "Hob" HE "Hugo" HE "Humphrey" HE "Ivo" HE "Jasper" HE "Jonas" HE "Kip" HE
+    "Linus" HE "Mungo" HE "Ned" HE "Otto" HE "Percy" HE "Piers" HE "Quill" HE "Rollo" HE "Rufus" HE
+    "Silas" HE "Toby" HE "Ulric" HE "Wilfred" HE "Yorick" HE "Zeb" HE},
 
 // Who one meets, where such a one lives, what such a one likes to eat, and says.
 {"being", "being home food sound",
@@ -191,7 +190,7 @@ static const RuleText rule_texts[] = {
 {"hated", "hated|disliked|despised|forgot|avoided|laughed at|sneezed at|never touched"},
 {"nose", "nose|beard|voice|hat|belly|left foot|coat|heart|laugh|head|temper|shadow|walk|smile|garden|soup"},
 {"so", "so|so very|so terribly|so pleasantly"},
-{"hid", "hid|slept|danced|got lost|nested|met|lived|drowned|could sit"},
+{"hid", "hid|slept|danced|got lost|nested|met|lived|sang|could sit"},
 {"counted", "counted|washed|sorted|scolded|combed|hid|kissed|fed|sang to|sat on"},
 {"cousins", "cousins|sisters|brothers|aunts|uncles|neighbours|lodgers|daughters|sons"},
 
@@ -359,7 +358,7 @@ static const RuleText rule_texts[] = {
 {"first question",
     "'Where is it?' {she} asked {a temper} {friend=being}. '{Friend.sound}! I have only {list}.'|"
     "'{Oh},' {said} {a temper} {friend=being}, {doing}, 'I see no {item}, only {list}.'|"
-    "{She} asked {name} in {far away}, {name} in {far away} and {name} in {far away}, who had {list}."},
+    "{She} asked {name} in {far away}, {name} in {far away}, and {a temper} {friend=being}, who had {list}."},
 {"second question",
     "{A temper} {other=being}, {doing}, had {a look} {thing}, but no {item}.|"
     "{A temper} {other=being} {said}: '{Other.sound}! Is it {under} {a look} {landmark}?' It was not.|"
@@ -372,7 +371,7 @@ static const RuleText rule_texts[] = {
 {"found",
     "It was {under} {his} own {look} {pocket}, with {list}!|"
     "At last {she} {mend} {his} {look} {pocket}: out fell the {item}, and {list}.|"
-    "The {item} lay {under} {a look} {landmark}, {doing}."},
+    "The {item} was in the {friend.home}, {under} {list}! '{Friend.sound},' {said} the {friend}."},
 
 // Sixth plot: be careful what you wish for.
 {"rescue",
@@ -473,8 +472,8 @@ static const RuleText rule_texts[] = {
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
 
-enum { DECKS = COUNT(deck_texts), RULES = COUNT(rule_texts), MAX_ROWS = 64, MAX_COLUMNS = 4, MAX_VARIABLES = 32,
-       MAX_ALTERNATIVES = 2048, MAX_SYMBOLS = 8192, MAX_DRAWN = 32, MAX_TALE = 16384 };
+enum { DECKS = COUNT(deck_texts), RULES = COUNT(rule_texts), MAX_ROWS = 64, MAX_COLUMNS = 4,
+       MAX_VARIABLES = 32, MAX_ALTERNATIVES = 2048, MAX_SYMBOLS = 8192, MAX_DRAWN = 32, MAX_TALE = 16384 };
 
 typedef struct { const char *text; int length; } Span;  // a piece of the strings above
 
@@ -506,7 +505,8 @@ static Symbol symbols[MAX_SYMBOLS];
 static int variable_count, alternative_count, symbol_count;
 
 static _Noreturn void grammar_mistake(const char *what, Span where) {
-    fprintf(stderr, "error: %s: '%.*s': correct the grammar in dev/data/tales.c\n", what, where.length, where.text);
+    fprintf(stderr, "error: %s: '%.*s': correct the grammar in dev/data/tales.c\n", what, where.length,
+            where.text);
     exit(1);
 }
 
@@ -562,8 +562,8 @@ static void prepare_deck(Deck *deck, const DeckText *source) {
     }
 }
 
-// {hero=name}: variables have a name and a deck, found before anything else, since a rule may stand above the one
-// that draws the card.
+// {hero=name}: a variable has a name and a deck. All are found before anything else, since a rule that says a
+// card may stand above the one that draws it.
 static void find_variables(Span rule) {
     cut(&rule, '{');
     while (rule.length > 0) {
@@ -573,7 +573,7 @@ static void find_variables(Span rule) {
         if (deck.length == 0) continue;
         int d = find_deck(deck), v = find_variable(name);
         if (d < 0) grammar_mistake("no such deck", deck);
-        if (find_deck(name) >= 0 || find_rule(name) >= 0) grammar_mistake("a variable with the name of a rule", name);
+        if (find_deck(name) >= 0 || find_rule(name) >= 0) grammar_mistake("two things of one name", name);
         if (v >= 0 && variables[v].deck != d) grammar_mistake("a variable of two decks", name);
         if (v >= 0) continue;
         if (variable_count == MAX_VARIABLES) grammar_mistake("one variable too many", name);
@@ -583,7 +583,7 @@ static void find_variables(Span rule) {
 
 // What stands between braces: a rule, a card to draw, or a card to say again.
 static Symbol prepare_reference(Span inside) {
-    Symbol symbol = {.text = inside, .variable = -1, .capital = inside.text[0] >= 'A' && inside.text[0] <= 'Z'};
+    Symbol symbol = {.text = inside, .capital = inside.text[0] >= 'A' && inside.text[0] <= 'Z'};
     Span column = inside, deck = cut(&column, '.'), name = cut(&deck, '=');
     if ((symbol.rule = find_rule(name)) >= 0) {
         symbol.kind = RULE;
@@ -653,7 +653,7 @@ static char upper(char c) { return c >= 'a' && c <= 'z' ? c - 32 : c; }
 
 // --- The first reader draws a tale.
 
-// SplitMix64 (Steele, Lea, Flood, Fast splittable pseudorandom number generators, OOPSLA 2014; Vigna's constants).
+// SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014).
 static uint64_t random_next(uint64_t *state) {
     uint64_t z = *state += 0x9e3779b97f4a7c15;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
@@ -713,18 +713,19 @@ static void tell_tale(Tale *tale, uint64_t *random) {
 
 // --- The second reader measures the entropy.
 //
-// A tale has one derivation only (the third reader looks for more), so its surprise is the sum of the surprises of
-// the choices made on the way, and the entropy of a tale is the expectation of that sum.
+// A tale has one derivation only (the third reader looks for more), so its surprise is the sum of the
+// surprises of the choices made on the way, and the entropy of a tale is the expectation of that sum.
 //   Rules: whatever happened before, an alternative is drawn with the same p_i; so a rule has entropy
 //     H = sum_i p_i (-log p_i + sum of H over the symbols of alternative i), and an expected length alike.
-//   Cards: the k-th card from a deck of n is one of n-k+1, all equally likely: log(n-k+1) nats, wherever in the tale
-//     it is drawn. So only the number K of cards that a tale takes from a deck matters: log n + ... + log(n-K+1).
-//     The distribution of K is a convolution over the symbols of an alternative, a mixture over alternatives.
-//   Lengths: no rule looks at a card before it decides, so all cards of a deck are alike to the rest of the tale;
-//     any card, wherever it is said, is n cells' mean long.
-// A text is one tale after another, drawn independently: by the law of large numbers -log p grows by E[H of a tale]
-// and the text by E[length of a tale] (the blank line included) from tale to tale, and nats per character, the
-// ratio of both sums, tends to the ratio of the expectations (the renewal-reward theorem).
+//   Cards: the k-th card from a deck of n is one of n-k+1, all equally likely: log(n-k+1) nats, wherever in
+//     the tale it is drawn. So only the number K of cards that a tale takes from a deck matters: together
+//     they cost log n + ... + log(n-K+1). The distribution of K is a convolution over the symbols of an
+//     alternative, and a mixture over the alternatives.
+//   Lengths: no rule looks at a card before it decides, so that all cards of a deck are alike to the rest of
+//     the tale, and one that is said, wherever that is, has the mean length of its column.
+// A text is one tale after another, drawn independently: from tale to tale -log p grows by E[entropy of a
+// tale] and the text by E[length of a tale] (the blank line included). By the law of large numbers nats per
+// character, the ratio of both sums, tends to the ratio of the expectations (the renewal-reward theorem).
 
 typedef struct {
     enum { UNKNOWN, IN_WORK, KNOWN } state;
@@ -798,8 +799,8 @@ static double grammar_entropy(void) {
 
 // --- The third reader is the oracle: it finds every derivation of a given tale, and its probability.
 //
-// It reads along the text, and wherever the grammar has a choice it follows all alternatives in turn; a wrong one
-// soon meets a letter that differs. What follows the alternative is kept as a chain of symbols still to be read.
+// It reads along the text, and wherever the grammar has a choice it follows all alternatives in turn; a wrong
+// one soon meets a letter that differs. What comes after the alternative is kept as a chain of symbols.
 
 typedef struct Rest { const Symbol *symbol, *end; const struct Rest *next; } Rest;
 
@@ -821,8 +822,8 @@ static int reads(Oracle *oracle, Span expected, size_t at, int capital) {
     return 1;
 }
 
-static void match(Oracle *oracle, const Symbol *s, const Symbol *end, const Rest *rest, size_t at, int capital,
-                  double log_p) {
+static void match(Oracle *oracle, const Symbol *s, const Symbol *end, const Rest *rest,
+                  size_t at, int capital, double log_p) {
     for (; ; s++) {
         while (s == end && rest) {
             s = rest->symbol;
@@ -865,13 +866,13 @@ static void match(Oracle *oracle, const Symbol *s, const Symbol *end, const Rest
 // 4  the command line
 
 static const char usage[] =
-    "usage: tales [--bytes N] [--seed S] [--out FILE]    tells tales until there are N characters (2000000)\n"
-    "       tales --score FILE                           the loss of the perfect model on a text of such tales\n"
+    "usage: tales [--bytes N] [--seed S] [--out FILE]    tells tales\n"
+    "       tales --score FILE                           scores a text of such tales\n"
     "\n"
-    "  --bytes N     how much to write; the last tale is finished\n"
+    "  --bytes N     how many characters, at least (2000000); the last tale is told to its end\n"
     "  --seed S      which tales (1337); the same seed gives the same tales on every machine\n"
     "  --out FILE    where to write them (standard output)\n"
-    "  --score FILE  minus log probability per character, in nats, that the grammar gives this text\n";
+    "  --score FILE  the loss of the perfect model, which knows the grammar: -log p per character, in nats\n";
 
 // An error message is one line: what, where, what to do.
 #define die(...) (fprintf(stderr, "error: " __VA_ARGS__), fputc('\n', stderr), exit(1))
@@ -899,7 +900,7 @@ static void write_tales(const char *path, long long bytes, uint64_t seed) {
     if (snprintf(beside, sizeof beside, replace ? "%s.part" : "%s", name) >= (int)sizeof beside)
         die("--out: the name is too long; choose a shorter one");
     FILE *file = path ? fopen(beside, "wb") : stdout;
-    if (!file) die("%s: cannot write: %s; give --out a file in a folder that is there", name, strerror(errno));
+    if (!file) die("%s: cannot write: %s; give --out a file in a folder that exists", name, strerror(errno));
 
     long long length = 0, count = 0;
     int failed = 0;
@@ -922,7 +923,7 @@ static void write_tales(const char *path, long long bytes, uint64_t seed) {
 
 static char *read_file(const char *path, size_t *length) {
     FILE *file = fopen(path, "rb");
-    if (!file) die("%s: cannot read: %s; give --score a file that this program wrote", path, strerror(errno));
+    if (!file) die("%s: cannot read: %s; score a text that this program wrote", path, strerror(errno));
     size_t capacity = 1 << 16, got;
     char *text = NULL;
     *length = 0;
@@ -932,8 +933,8 @@ static char *read_file(const char *path, size_t *length) {
         got = fread(text + *length, 1, capacity - *length, file);
         *length += got;
     } while (got > 0);
-    if (ferror(file)) die("%s: cannot read: %s; give --score a file that this program wrote", path, strerror(errno));
-    if (*length == 0) die("%s: is empty; give --score a file that this program wrote", path);
+    if (ferror(file)) die("%s: cannot read: %s; score a text that this program wrote", path, strerror(errno));
+    if (*length == 0) die("%s: is empty; score a text that this program wrote", path);
     fclose(file);
     return text;
 }
@@ -958,8 +959,8 @@ static void score(const char *path) {
         clear_table(&oracle.table);
         match(&oracle, &tale, &tale + 1, NULL, begin, 0, 0);
         if (end == length && (oracle.derivations || oracle.furthest == end))
-            die("%s: byte %zu: the text ends inside a tale; score whole tales, each with a blank line after it",
-                path, length);
+            die("%s: byte %zu: the text ends inside a tale; score whole tales, a blank line after each", path,
+                length);
         if (!oracle.derivations)
             die("%s: byte %zu: no tale goes on with '%s' here; score a text that this program wrote",
                 path, oracle.furthest, quote(text + oracle.furthest, length - oracle.furthest, q));
@@ -971,13 +972,14 @@ static void score(const char *path) {
         sum_ll += l * l;
     }
     // The error of a ratio of sums, as if each tale's distance from it were drawn independently.
-    double ratio = sum_s / length, error = sqrt(sum_ss - 2 * ratio * sum_sl + ratio * ratio * sum_ll) / length;
+    double ratio = sum_s / length;
+    double error = sqrt(sum_ss - 2 * ratio * sum_sl + ratio * ratio * sum_ll) / length;
     printf("%.4f nats per character (standard error %.4f): %s characters, %s tales, ", ratio, error,
            with_commas(length, a), with_commas(count, b));
     if (ambiguous) printf("%zu of them with several derivations\n", ambiguous);
     else printf("one derivation each\n");
     free(text);
-    if (fflush(stdout)) die("standard output: cannot write: %s; make room or choose another place", strerror(errno));
+    if (fflush(stdout)) die("standard output: cannot write: %s; make room elsewhere", strerror(errno));
 }
 
 static long long whole_number(const char *option, const char *text, int least) {
