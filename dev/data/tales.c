@@ -125,7 +125,7 @@ static const DeckText deck_texts[] = {
 {"mend", "mend",
     "blew on|boiled|brushed|buttered|dusted|flattered|greased|hugged|insulted|kicked|kissed|licked|nudged|"
     "oiled|painted|patted|peppered|pinched|poked|polished|praised|pushed|rubbed|sat on|scolded|scrubbed|"
-    "shook|soaked|squeezed|tapped|threatened|thumped|tickled|turned|twisted|warmed|washed|wound up"},
+    "shook|soaked|squeezed|tapped|threatened|thumped|tickled|turned|twisted|warmed|washed"},
 
 // What one can be the best at.
 {"skill", "skill past",
@@ -159,12 +159,12 @@ static const RuleText rule_texts[] = {
     "{hero=name} was {a temper} {kind=being} from {new town}, {a look} little town full of {temper} "
     "{stuff}.|"
     "Nobody in {new town} was as {temper} as {hero=name}, the {temper} {kind=being}.|"
-    "{Once}, when the {stuff} of {new town} were still {look}, {there lived} {a temper} {kind=being} "
-    "{called} {hero=name}.|"
+    "When the {stuff} of {new town} were still {look}, {there lived} {a temper} {kind=being} {called} "
+    "{hero=name}.|"
     "Have you heard of {hero=name}, the {temper} {kind=being} of {new town}?"},
 {"new town", "{town=stem}{end=tail}"},
 {"far away", "{stem}{tail}"},
-{"she", "3* {hero}|3* {hero.he}|the {kind}"},
+{"she", "3* {hero}|4* {hero.he}|the {kind}"},
 {"his", "{hero.his}"},
 {"him", "{hero.him}"},
 {"there lived", "dwelt|lived|reigned|sang|slept|there lived|there was"},
@@ -258,14 +258,14 @@ static const RuleText rule_texts[] = {
 {"when asked",
     "every {morning}|"
     "at {teatime}|"
-    "on {Fridays}|"
+    "on {some days}|"
     "{a bowl} at a time|"
     "for {a temper} {being}|"
     "like {a look} {thing}|"
     "whenever {a temper} {being} {sneezed}"},
 {"morning", "morning|evening|night|noon|Monday|Friday|Sunday|spring|winter"},
 {"teatime", "teatime|breakfast|supper|midnight|weddings|funerals|parties|sunrise|low tide"},
-{"Fridays", "Mondays|Tuesdays|Wednesdays|Thursdays|Fridays|Saturdays|Sundays|weekdays"},
+{"some days", "Mondays|Tuesdays|Wednesdays|Thursdays|Fridays|Saturdays|Sundays|weekdays"},
 {"sneezed", "sneezed|yawned|came by|wept|looked|sang|fainted|blinked|was ill"},
 {"stolen",
     "{One day} {a temper} {foe=being} {grabbed} the {item} and {fled} to the {new spot}.|"
@@ -277,10 +277,10 @@ static const RuleText rule_texts[] = {
 {"fled", "fled|ran|sailed|rode|crept|flew|moved|swam"},
 {"instead", "instead|behind|on the stairs|in its place|in the bath|as rent"},
 {"vow",
-    "'{Oh},' {said} {hero}, '{I will}!' and {packed} {list}.|"
+    "'{Oh},' {said} {hero}, '{promise}!' and {packed} {list}.|"
     "{Hero} {wept} {number} {look} tears and {packed} {list}.|"
     "'{Kind.sound}!' {said} {hero}, {packed} {list}, and ran."},
-{"I will", "I will have it back|that {foe} will be sorry|I need my {item}|after lunch I go"},
+{"promise", "I will have it back|that {foe} will be sorry|I need my {item}|after lunch I go"},
 {"wept", "wept|cried|shed|saved|sneezed"},
 {"packed", "packed|ate|grabbed|dropped|kissed|wrapped"},
 {"good deed",
@@ -902,6 +902,7 @@ static void write_tales(const char *path, long long bytes, uint64_t seed) {
     FILE *file = path ? fopen(beside, "wb") : stdout;
     if (!file) die("%s: cannot write: %s; give --out a file in a folder that exists", name, strerror(errno));
 
+    double entropy = grammar_entropy();
     long long length = 0, count = 0;
     int failed = 0;
     for (; length < bytes && !failed; count++) {
@@ -916,7 +917,6 @@ static void write_tales(const char *path, long long bytes, uint64_t seed) {
         die("%s: cannot write %lld bytes: %s; make room or choose another place", name, bytes, strerror(why));
     }
     char a[32], b[32];
-    double entropy = grammar_entropy();
     fprintf(stderr, "%s characters, %s tales; entropy of the grammar %.4f nats per character (%.2f bits)\n",
             with_commas(length, a), with_commas(count, b), entropy, entropy / log(2));
 }
@@ -955,10 +955,12 @@ static void score(const char *path) {
     for (size_t begin = 0, end; begin < length; begin = end + 2, count++) {
         for (end = begin; end < length; end++)
             if (end + 1 < length && text[end] == '\n' && text[end + 1] == '\n') break;
-        Oracle oracle = {.text = text, .end = end, .furthest = begin};
+        int cut_short = end == length;
+        size_t tale_end = end - (cut_short && text[end - 1] == '\n');     // half of its blank line
+        Oracle oracle = {.text = text, .end = tale_end, .furthest = begin};
         clear_table(&oracle.table);
         match(&oracle, &tale, &tale + 1, NULL, begin, 0, 0);
-        if (end == length && (oracle.derivations || oracle.furthest == end))
+        if (cut_short && (oracle.derivations || oracle.furthest == tale_end))
             die("%s: byte %zu: the text ends inside a tale; score whole tales, a blank line after each", path,
                 length);
         if (!oracle.derivations)
