@@ -14,7 +14,7 @@ holds() { awk "BEGIN { exit !($1) }"; }
 # refuses STATUS WORDS ARGUMENTS...: exits with STATUS and one line on stderr, "error: " with WORDS in it
 refuses() {
     "$TALES" "${@:3}" >"$tmp/stdout" 2>"$tmp/stderr"
-    [ $? = "$1" ] && [ "$(wc -l <"$tmp/stderr")" = 1 ] && grep -q "^error: .*$2" "$tmp/stderr"
+    [ $? = "$1" ] && [ "$(wc -l <"$tmp/stderr")" -eq 1 ] && grep -q "^error: .*$2" "$tmp/stderr"
 }
 
 [ -x "$TALES" ] || { echo "FAILED: $TALES is not there; build it first"; echo "0 passed, 1 failed"; exit 1; }
@@ -35,7 +35,7 @@ check "every tale has one derivation" grep -q "one derivation each" "$tmp/score"
 size=$(wc -c <"$tmp/text")
 printed=$(sed 's/,//g; s/ characters.*//' "$tmp/said")
 check "the default is 2,000,000 characters and the rest of a tale" holds "$size >= 2000000 && $size < 2002500"
-check "the size is printed" [ "$size" = "$printed" ]
+check "the size is printed" [ "$size" -eq "$printed" ]
 alphabet=$(fold -w1 <"$tmp/text" | sort -u | wc -l)
 check "a small alphabet ($alphabet)" holds "$alphabet >= 40 && $alphabet <= 63"
 check "plain ASCII" eval '! LC_ALL=C grep -q "[^ -~]" "$tmp/text"'
