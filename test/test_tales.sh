@@ -46,7 +46,7 @@ check "the same seed gives the same text" [ "$(text_of --seed 7)" = "$(text_of -
 check "another seed gives another" [ "$(text_of --seed 7)" != "$(text_of --seed 8)" ]
 check "the default seed is 1337" [ "$(text_of)" = "$(text_of --seed 1337)" ]
 # Every machine and compiler tells the same; whoever changes the grammar changes this number.
-check "the text of a seed is the one that it was elsewhere" [ "$(text_of --seed 1337)" = "2637553070 100586" ]
+check "the text of a seed is the one that it was elsewhere" [ "$(text_of --seed 1337)" = "1478681537 100490" ]
 for n in 1 5000 123456; do
     size=$("$TALES" --bytes $n 2>/dev/null | wc -c)
     check "--bytes $n is honoured ($size)" holds "$size >= $n && $size < $n + 2500"

@@ -213,7 +213,7 @@ static const RuleText rule_texts[] = {
     "'{Oh},' {said} {a temper} {friend=being}, 'it {lacks} {a look} {cure=thing} from the {new spot}.'|"
     "'{Friend=being.sound}! It {lacks} {a look} {cure=thing},' {said} {his} {friend}. 'Go to the {new "
     "spot}!'|"
-    "{A temper} {friend=being} {winked}: '{Oh}! In the {new spot} there is {a look} {cure=thing}.'"},
+    "{A temper} {friend=being} {winked}: '{Oh}! The {new spot} has {a look} {cure=thing}.'"},
 {"winked", "winked|shrugged|yawned|bowed|smiled|coughed|nodded"},
 {"lacks", "lacks|needs|wants|misses|is in love with|is afraid of|dreams of"},
 {"new spot", "{dark=mood} {spot=place}"},
