@@ -2,27 +2,27 @@
 tales.c: a teller of little tales, and the exact amount of surprise that is in them
 
 A language model trained on a book can be compared with other models, but never with the truth: nobody knows
-how many nats a character of Shakespeare carries. Here it is known. The tales below are drawn from a grammar, so
-the best loss that any model can reach on them is a number, which this program computes and prints:
+how many nats a character of Shakespeare carries. Here it is known. The tales below are drawn from a grammar,
+so the best loss that any model can reach on them is a number, which this program computes and prints:
 
-    ./dev/data/tales --out tales.txt            2,000,000 characters of tales, and the entropy of the grammar
-    ./dev/data/tales --score tales.txt          the loss of the perfect model, which knows the grammar, on a text
+    ./dev/data/tales --out tales.txt        2,000,000 characters of tales, and the entropy of their grammar
+    ./dev/data/tales --score tales.txt      the loss on a text of the perfect model, which knows the grammar
 
 What is in this file, in order:
-    1  the grammar: decks of cards (heroes, beasts, things) and rules (sentences, plots); read it for its own sake
+    1  the grammar: decks of cards (names, beings, things) and rules (plots, sentences, phrases)
     2  the grammar made ready: strings become symbols
-    3  three readers of the same symbols: tell (draws a tale), measure (the exact entropy), match (the oracle)
+    3  three readers of the symbols: tell (draws a tale), measure (the exact entropy), match (the oracle)
     4  the command line
 
-The notation. A rule is a list of alternatives parted by |, each as likely as the others, or n times as likely if
-it begins with n*. Inside an alternative
+The notation. A rule is a list of alternatives parted by |, all equally likely, but n times so where one
+begins with n*. Inside an alternative
     {walked}        is replaced by an alternative of the rule of that name, drawn anew every time
-    {thing}         draws a card from the deck of that name; within one tale no card is drawn twice
+    {thing}         draws a card from the deck of that name; in one tale no card is drawn twice
     {hero=name}     draws a card and remembers it until the end of the tale
     {hero}          says the remembered card again, {hero.his} another column of it
-    {Hero} {Walked} the same with a capital letter
-So a tale is full of choices, but whoever is called Tilda at its start is Tilda, and she, until its end; and the
-kettle that would not whistle is the kettle that whistles when all is well. This is what a model has to learn.
+    {Hero}          begins with a capital letter, as {Walked} and {Thing} do
+So a tale is full of choices, but whoever is called Tilda at its start is Tilda, and she, until its end, and
+the kettle that would not whistle is the kettle that whistles when all is well. This a model has to learn.
 */
 #include <errno.h>
 #include <math.h>
@@ -32,7 +32,7 @@ kettle that would not whistle is the kettle that whistles when all is well. This
 #include <string.h>
 #include <sys/stat.h>
 
-// ---------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------------------------------------
 // 1  the grammar
 
 typedef struct { const char *name, *columns, *rows; } DeckText;
@@ -48,65 +48,63 @@ static const DeckText deck_texts[] = {
     "Hattie" SHE "Hilda" SHE "Ivy" SHE "Josie" SHE "Kitty" SHE "Lottie" SHE "Mabel" SHE "Maud" SHE "Minna" SHE
     "Nell" SHE "Nora" SHE "Olive" SHE "Ottilie" SHE "Peg" SHE "Poppy" SHE "Ruby" SHE "Sal" SHE "Tansy" SHE
     "Tilda" SHE "Una" SHE "Vera" SHE "Wilma" SHE "Zelda" SHE
-    "Albert" HE "Barnaby" HE "Basil" HE "Bertram" HE "Cuthbert" HE "Dudley" HE "Edgar" HE "Enoch" HE "Fergus" HE
-    "Gus" HE "Hob" HE "Hugo" HE "Humphrey" HE "Ivo" HE "Jasper" HE "Jonas" HE "Kip" HE "Linus" HE "Mungo" HE
-    "Ned" HE "Otto" HE "Percy" HE "Piers" HE "Quill" HE "Rollo" HE "Rufus" HE "Silas" HE "Toby" HE "Ulric" HE
-    "Wilfred" HE "Yorick" HE "Zeb" HE},
+    "Albert" HE "Barnaby" HE "Basil" HE "Bertram" HE "Cuthbert" HE "Dudley" HE "Edgar" HE "Enoch" HE
+    "Fergus" HE "Gus" HE "Hob" HE "Hugo" HE "Humphrey" HE "Ivo" HE "Jasper" HE "Jonas" HE "Kip" HE
+    "Linus" HE "Mungo" HE "Ned" HE "Otto" HE "Percy" HE "Piers" HE "Quill" HE "Rollo" HE "Rufus" HE
+    "Silas" HE "Toby" HE "Ulric" HE "Wilfred" HE "Yorick" HE "Zeb" HE},
 
 // Who one meets, where such a one lives, what such a one likes to eat, and says.
 {"being", "being home food sound",
-    "aunt/parlour/rhubarb/Tut tut|" "badger/burrow/turnips/Harrumph|" "baker/bakery/buns/Puff|"
-    "bat/belfry/gnats/Eep|" "bear/cave/honey/Grr|" "beetle/matchbox/bark/Click|" "cat/basket/cream/Prrt|"
-    "cobbler/cellar/noodles/Tap tap|" "cow/meadow/clover/Moo|" "crow/chimney/cherries/Caw|"
-    "donkey/stable/thistles/Hee-haw|" "dragon/cavern/pepper/Whoosh|" "duck/ditch/peas/Quack|"
-    "fiddler/inn/sausages/La la|" "fox/den/cheese/Ha|" "frog/well/flies/Croak|" "ghost/attic/toast/Boo|"
-    "giant/castle/puddings/Fee fi fo|" "gnome/flowerpot/acorns/Pip pip|" "goat/shed/laundry/Meh|"
-    "goose/pond/barley/Honk|" "hedgehog/hedge/plums/Snuff|" "hen/coop/corn/Cluck|" "heron/marsh/eels/Kraark|"
-    "horse/barn/oats/Neigh|" "hound/kennel/bones/Woof|" "judge/court/pickles/Order|" "king/palace/jam/Ahem|"
-    "knight/tent/porridge/Clank|" "miller/mill/dumplings/Flup|" "mole/tunnel/carrots/Mmf|"
-    "moth/lantern/wool/Fft|" "mouse/clock/crumbs/Eek|" "otter/river/trout/Splish|" "owl/hollow oak/figs/Hoo|"
-    "pedlar/cart/onions/Hey ho|" "pig/sty/pumpkins/Oink|" "piper/barracks/parsnips/Toot|"
-    "pirate/ship/limes/Arr|" "queen/carriage/tarts/Hark|" "rabbit/warren/radishes/Thump|"
-    "robber/den/almonds/Psst|" "sailor/boat/biscuits/Ahoy|" "scarecrow/field/mustard/Rustle|"
-    "sheep/fold/daisies/Baa|" "shepherd/hut/dates/Yoo-hoo|" "smith/forge/pies/Clang|" "snail/cabbage/lettuce/Slup|"
-    "snowman/yard/ice cream/Brrr|" "spider/teapot/raisins/Tsst|" "squirrel/pine tree/nuts/Tsk|"
-    "stork/steeple/herrings/Clack|" "swan/lake/grapes/Hiss|" "tailor/shop/gingerbread/Snip|"
-    "toad/gutter/prunes/Gronk|" "troll/quarry/pancakes/Ugh|" "uncle/armchair/walnuts/Hm|"
-    "widow/cottage/custard/Alas|" "witch/hut/mushrooms/Hee hee|" "wizard/tower/lemons/Zim zam|"
-    "wolf/wood/soup/Ow-woo|" "wren/bush/seeds/Tweet|"},
+    "ant/anthill/sugar/Tik|badger/burrow/turnips/Harrumph|baker/bakery/buns/Puff|bat/belfry/gnats/Eep|"
+    "bear/cave/honey/Grr|beetle/matchbox/bark/Click|cat/basket/cream/Prrt|cobbler/cellar/noodles/Tap tap|"
+    "cow/meadow/clover/Moo|crow/chimney/cherries/Caw|donkey/stable/thistles/Hee-haw|"
+    "dragon/cavern/pepper/Whoosh|duck/ditch/peas/Quack|fiddler/inn/sausages/La la|fox/den/cheese/Ha|"
+    "frog/well/flies/Croak|ghost/attic/toast/Boo|giant/castle/puddings/Fee fi fo|"
+    "gnome/flowerpot/acorns/Pip pip|goat/shed/laundry/Meh|goose/pond/barley/Honk|hedgehog/hedge/plums/Snuff|"
+    "hen/coop/corn/Cluck|heron/marsh/eels/Kraark|horse/barn/oats/Neigh|hound/kennel/bones/Woof|"
+    "judge/court/pickles/Order|mayor/town hall/jam/Ahem|knight/tent/porridge/Clank|"
+    "miller/mill/dumplings/Flup|mole/tunnel/carrots/Mmf|moth/lantern/wool/Fft|mouse/clock/crumbs/Eek|"
+    "otter/river/trout/Splish|owl/hollow oak/figs/Hoo|pedlar/cart/onions/Hey ho|pig/sty/pumpkins/Oink|"
+    "piper/barracks/parsnips/Toot|pirate/ship/limes/Arr|parrot/cage/rice/Squawk|"
+    "rabbit/warren/radishes/Thump|robber/den/almonds/Psst|sailor/boat/biscuits/Ahoy|"
+    "scarecrow/field/mustard/Rustle|sheep/fold/daisies/Baa|shepherd/hut/dates/Yoo-hoo|"
+    "smith/forge/pies/Clang|snail/cabbage/lettuce/Slup|snowman/yard/ice cream/Brrr|"
+    "spider/teapot/raisins/Tsst|squirrel/pine tree/nuts/Tsk|stork/steeple/herrings/Clack|"
+    "swan/lake/grapes/Hiss|tailor/shop/gingerbread/Snip|toad/gutter/prunes/Gronk|troll/quarry/pancakes/Ugh|"
+    "vicar/pulpit/walnuts/Hem|weasel/woodpile/custard/Sss|witch/hut/mushrooms/Hee hee|"
+    "wizard/tower/lemons/Zim zam|wolf/wood/soup/Ow-woo|wren/bush/seeds/Tweet"},
 
 // What a thing is good for, and what it does when at last it is.
 {"thing", "thing do did",
-    "accordion/wheeze/wheezed|" "anchor/sink/sank|" "anvil/clang/clanged|" "axe/chop/chopped|"
-    "balloon/rise/rose|" "barrel/roll/rolled|" "bean/sprout/sprouted|" "bell/ring/rang|" "boat/float/floated|"
-    "broom/sweep/swept|" "candle/burn/burned|" "carpet/fly/flew|" "cart/move/moved|" "clock/tick/ticked|"
-    "coin/jingle/jingled|" "compass/point north/pointed north|" "cork/pop/popped|" "crown/gleam/gleamed|"
-    "cushion/puff up/puffed up|" "doll/talk/talked|" "drum/rumble/rumbled|" "egg/hatch/hatched|"
-    "fiddle/play/played|" "flag/wave/waved|" "flute/trill/trilled|" "gate/swing/swung|" "gong/boom/boomed|"
-    "hammer/knock/knocked|" "harp/sing/sang|" "jug/pour/poured|" "kettle/whistle/whistled|" "kite/soar/soared|"
-    "lamp/glow/glowed|" "loom/weave/wove|" "magnet/pull/pulled|" "mill/turn/turned|" "mirror/shine/shone|"
-    "mousetrap/snap/snapped|" "needle/sew/sewed|" "nutcracker/crack/cracked|" "oven/bake/baked|"
-    "pen/write/wrote|" "pie/steam/steamed|" "pudding/wobble/wobbled|" "pump/drip/dripped|"
-    "puppet/dance/danced|" "rocket/go off/went off|" "rose/bloom/bloomed|" "saw/buzz/buzzed|"
-    "scarf/keep warm/kept warm|" "sledge/slide/slid|" "spade/dig/dug|" "spoon/stir/stirred|"
-    "teapot/bubble/bubbled|" "top/spin/spun|" "trumpet/toot/tooted|" "umbrella/open/opened|"
-    "wand/work/worked|" "weathercock/crow/crowed|" "wheel/squeak/squeaked|"},
+    "accordion/wheeze/wheezed|anchor/sink/sank|anvil/clang/clanged|axe/chop/chopped|balloon/rise/rose|"
+    "barrel/roll/rolled|bean/sprout/sprouted|bell/ring/rang|boat/float/floated|broom/sweep/swept|"
+    "candle/burn/burned|carpet/fly/flew|cart/move/moved|clock/tick/ticked|coin/jingle/jingled|"
+    "compass/point north/pointed north|cork/pop/popped|crown/gleam/gleamed|cushion/puff up/puffed up|"
+    "doll/talk/talked|drum/rumble/rumbled|egg/hatch/hatched|fiddle/play/played|flag/wave/waved|"
+    "flute/trill/trilled|gate/swing/swung|gong/boom/boomed|hammer/knock/knocked|harp/sing/sang|"
+    "jug/pour/poured|kettle/whistle/whistled|kite/soar/soared|lamp/glow/glowed|loom/weave/wove|"
+    "magnet/pull/pulled|mill/turn/turned|mirror/shine/shone|mousetrap/snap/snapped|needle/sew/sewed|"
+    "nutcracker/crack/cracked|oven/bake/baked|pen/write/wrote|pie/steam/steamed|pudding/wobble/wobbled|"
+    "pump/drip/dripped|puppet/dance/danced|rocket/go off/went off|rose/bloom/bloomed|saw/buzz/buzzed|"
+    "scarf/keep warm/kept warm|sledge/slide/slid|spade/dig/dug|spoon/stir/stirred|teapot/bubble/bubbled|"
+    "top/spin/spun|trumpet/toot/tooted|umbrella/open/opened|wand/work/worked|weathercock/crow/crowed|"
+    "wheel/squeak/squeaked"},
 
 // Things that come in numbers.
 {"stuff", "stuff",
-    "apples|bees|beards|blankets|bubbles|buttons|cabbages|camels|candles|clouds|cousins|"
-    "cuckoos|cupboards|dentists|doorknobs|feathers|fleas|geese|ghosts|hats|hiccups|holes|icicles|kings|"
-    "ladders|lawyers|letters|mice|Mondays|mountains|mushrooms|noses|omelettes|owls|parsnips|pigeons|"
-    "pillows|pockets|poets|potatoes|puddles|questions|rabbits|riddles|ribbons|sandwiches|secrets|shadows|"
-    "slippers|sneezes|snowflakes|socks|spectacles|stairs|stars|tadpoles|teaspoons|thunderstorms|trousers|"
-    "turnips|twins|whispers|whiskers|wigs"},
+    "ants|apples|bats|beards|beds|bees|bells|books|boots|buns|camels|carrots|clouds|combs|crabs|dentists|"
+    "doors|drums|ears|eels|eggs|feathers|fleas|geese|ghosts|gloves|hats|hiccups|holes|icicles|jokes|keys|"
+    "kings|knees|ladders|lawyers|letters|mice|Mondays|moons|nails|noses|owls|peas|pigeons|pins|poets|"
+    "puddles|riddles|secrets|shoes|sneezes|snores|socks|stars|storms|teeth|trousers|turnips|twins|weddings|"
+    "whispers|wigs|worms"},
 
 // Where the tale goes, and whether one is in it, on it or under it.
 {"place", "place in",
-    "bog/in|bridge/under|castle/in|cave/in|cliff/on|crossroads/at|desert/in|dune/on|forest/in|fountain/beside|"
-    "garden/in|glacier/on|gorge/in|graveyard/in|harbour/in|heath/on|hill/on|island/on|labyrinth/in|lake/beside|"
-    "lighthouse/in|marsh/in|meadow/in|mine/in|moor/on|mountain/on|orchard/in|pit/in|quarry/in|ruin/in|"
-    "shipwreck/in|swamp/in|tower/in|valley/in|volcano/on|waterfall/behind|windmill/behind|wood/in"},
+    "bog/in|bridge/under|castle/in|cave/in|cliff/on|crossroads/at|desert/in|dune/on|forest/in|"
+    "fountain/beside|garden/in|glacier/on|gorge/in|graveyard/in|harbour/in|heath/on|hill/on|island/on|"
+    "labyrinth/in|lake/beside|lighthouse/in|marsh/in|meadow/in|mine/in|moor/on|mountain/on|orchard/in|"
+    "pit/in|quarry/in|ruin/in|shipwreck/in|swamp/in|tower/in|valley/in|volcano/on|waterfall/behind|"
+    "windmill/behind|wood/in"},
 {"mood", "mood",
     "backward|bald|black|blue|bottomless|buttery|chilly|copper|crooked|crumbling|dreary|drowsy|endless|"
     "feathery|foggy|forgotten|frozen|giggling|glassy|gloomy|golden|grumbling|haunted|hollow|howling|jagged|"
@@ -120,20 +118,21 @@ static const DeckText deck_texts[] = {
     "Marrow|Moss|Muddle|Nettle|Otter|Pebble|Pepper|Pickle|Plum|Puddle|Quiver|Rattle|Snail|Thimble|Thistle|"
     "Turnip|Whistle"},
 {"tail", "tail",
-    "bridge|bury|by|combe|cross|dale|field|ford|ham|holt|mere|moor|mouth|stead|stoke|thorpe|ton|well|wick|worth"},
+    "bridge|bury|by|combe|cross|dale|field|ford|ham|holt|mere|moor|mouth|stead|stoke|thorpe|ton|well|wick|"
+    "worth"},
 
 // What one does to a thing that refuses to work.
 {"mend", "mend",
-    "blew on|boiled|brushed|buttered|dusted|flattered|greased|hugged|insulted|kicked|kissed|licked|nudged|oiled|"
-    "painted|patted|peppered|pinched|poked|polished|praised|pushed|rubbed|sat on|scolded|scrubbed|shook|"
-    "soaked|squeezed|tapped|threatened|thumped|tickled|turned|twisted|warmed|washed|wound up"},
+    "blew on|boiled|brushed|buttered|dusted|flattered|greased|hugged|insulted|kicked|kissed|licked|nudged|"
+    "oiled|painted|patted|peppered|pinched|poked|polished|praised|pushed|rubbed|sat on|scolded|scrubbed|"
+    "shook|soaked|squeezed|tapped|threatened|thumped|tickled|turned|twisted|warmed|washed"},
 
 // What one can be the best at.
 {"skill", "skill past",
-    "bake/baked|bow/bowed|cackle/cackled|climb/climbed|cook/cooked|count/counted|dance/danced|dig/dug|fish/fished|"
-    "giggle/giggled|haggle/haggled|hop/hopped|juggle/juggled|jump/jumped|knit/knitted|paint/painted|race/raced|"
-    "row/rowed|sew/sewed|sing/sang|skate/skated|sleep/slept|sneeze/sneezed|snore/snored|spit/spat|swim/swam|"
-    "whisper/whispered|whistle/whistled|wrestle/wrestled|yodel/yodelled"},
+    "bake/baked|bow/bowed|cackle/cackled|climb/climbed|cook/cooked|count/counted|dance/danced|dig/dug|"
+    "fish/fished|giggle/giggled|haggle/haggled|hop/hopped|juggle/juggled|jump/jumped|knit/knitted|"
+    "paint/painted|race/raced|row/rowed|sew/sewed|sing/sang|skate/skated|sleep/slept|sneeze/sneezed|"
+    "snore/snored|spit/spat|swim/swam|whisper/whispered|whistle/whistled|wrestle/wrestled|yodel/yodelled"},
 };
 
 static const RuleText rule_texts[] = {
@@ -141,103 +140,104 @@ static const RuleText rule_texts[] = {
 // Six plots, in six or seven steps each.
 {"tale", "4* {mending}|4* {theft}|3* {swapping}|3* {contest}|3* {lost}|3* {wish}"},
 
-{"mending",
-    "{Opening} {Habit}\n{Broken} {Tried} {Advice}\n{Journey} {Guarded} {Bargain}\n{Mended} {Ending}"},
-{"theft",
-    "{Opening} {Treasure}\n{Stolen} {Vow}\n{Journey} {Good deed} {Showdown}\n{Ending}"},
-{"swapping",
-    "{Opening} {Habit}\n{Market} {First swap} {Second swap} {Third swap}\n{Ending}"},
-{"contest",
-    "{Rivals} {Quarrel}\n{First try} {Second try}\n{Verdict} {Peace}"},
+{"mending", "{opening} {habit}\n{broken} {tried} {advice}\n{journey} {guarded} {bargain}\n{mended} {ending}"},
+{"theft", "{opening} {treasure}\n{stolen} {vow}\n{journey} {good deed} {showdown}\n{ending}"},
+{"swapping", "{opening} {habit}\n{market} {first swap} {second swap} {third swap}\n{ending}"},
+{"contest", "{rivals} {quarrel}\n{first try} {second try}\n{verdict} {peace}"},
 {"lost",
-    "{Opening} {Habit}\n{Missing} {First question} {Second question} {Third question}\n{Found} {Ending}"},
+    "{opening} {habit}\n{missing} {first question} {second question} {third question}\n{found} {ending}"},
 {"wish",
-    "{Opening} {Habit}\n{Rescue} {Wish for one}\n{Ending}|"
-    "{Opening} {Habit}\n{Rescue} {Wish for many}\n{Ending}"},
+    "{opening} {habit}\n{rescue} {wish for one}\n{ending}|"
+    "{opening} {habit}\n{rescue} {wish for many}\n{ending}"},
 
 // The hero, who from here on is {hero}, or {she}: the fox, or he.
 {"opening",
-    "3* {once}, in {new town}, {there lived} {a temper} {kind=being} {called} {hero=name}.|"
-    "2* {once} {there lived} {a temper} {kind=being} {called} {hero=name} {near} {new town}.|"
-    "2* in {new town} lived {hero=name}, {a temper} {kind=being} with {number} {stuff} and {a look} {thing}.|"
-    "{hero=name} was {a temper} {kind=being} from {new town}, {a look} little town full of {temper} {stuff}.|"
-    "nobody in {new town} was as {temper} as {hero=name}, the {temper} {kind=being}.|"
-    "{once}, when the {stuff} of {new town} were still {look}, {there lived} {a temper} {kind=being} {called} "
+    "3* {Once}, in {new town}, {there lived} {a temper} {kind=being} {called} {hero=name}.|"
+    "2* {Once} {there lived} {a temper} {kind=being} {called} {hero=name} {near} {new town}.|"
+    "2* In {new town} lived {hero=name}, {a temper} {kind=being} with {number} {stuff} and {a look} "
+    "{thing}.|"
+    "{hero=name} was {a temper} {kind=being} from {new town}, {a look} little town full of {temper} "
+    "{stuff}.|"
+    "Nobody in {new town} was as {temper} as {hero=name}, the {temper} {kind=being}.|"
+    "When the {stuff} of {new town} were still {look}, {there lived} {a temper} {kind=being} {called} "
     "{hero=name}.|"
-    "have you heard of {hero=name}, the {temper} {kind=being} of {new town}?"},
+    "Have you heard of {hero=name}, the {temper} {kind=being} of {new town}?"},
 {"new town", "{town=stem}{end=tail}"},
-{"she", "3* {hero}|3* {hero.he}|the {kind}"},
+{"far away", "{stem}{tail}"},
+{"she", "3* {hero}|4* {hero.he}|the {kind}"},
 {"his", "{hero.his}"},
 {"him", "{hero.him}"},
-{"there lived", "there lived|lived|there was|there dwelt|slept|reigned|stood the house of"},
-{"called", "called|named|by the name of"},
+{"there lived", "dwelt|lived|reigned|sang|slept|there lived|there was"},
+{"called", "called|named"},
 {"near", "near|in|behind|above|a mile from|not far from|under"},
 {"once",
-    "2* once upon a time|2* long ago|one spring|one summer|one autumn|one winter|a hundred years ago|last week|"
-    "in my grandmother's time|before the flood|after the war|on a Tuesday|when the moon was young|in a wet year"},
+    "2* once upon a time|2* long ago|one spring|one summer|one autumn|one winter|a hundred years ago|"
+    "last week|in my grandmother's time|before the flood|after the war|on a Tuesday|when the moon was young|"
+    "in a wet year"},
 
 {"habit",
-    "{She} {loved} {stuff}, {hated} {stuff} and feared only {look} {stuff}.|"
+    "{She} {loved} {stuff}, {hated} {look} {stuff} and feared {look} {stuff}.|"
     "{She} could {skill} like {a temper} {being} and {skill} like {a look} {thing}.|"
-    "{His} {nose} was {so} {look} that {number} {stuff} {hid} in it.|"
+    "{His} {nose} was {so} {look} that {number} {look} {stuff} {hid} in it.|"
     "{His} {nose} was as {look} as {a look} {thing}, {his} {nose} as {look} as {a temper} {being}.|"
-    "every {morning} {she} {counted} {his} {stuff}: {number} {look}, {number} {look}, {number} {look}.|"
-    "{His} house was {a look} {thing}, {his} bed {a look} {landmark}, {his} friends {number} {temper} {stuff}.|"
-    "{She} ate nothing but {look} {stuff} and slept {under} {a look} {thing}.|"
-    "{She} had {number} {temper} {cousins}, who {all} {skilled}, {skilled} and {loved} {stuff}."},
+    "Every {morning} {she} {counted} {list}.|"
+    "{His} house was {a look} {thing}, {his} bed {a look} {landmark}, {his} lunch {a bowl} of {stuff}.|"
+    "{She} had {number} {cousins}: {name} {skilled}, {name} {skilled}, and the rest {loved} {look} "
+    "{stuff}.|"
+    "{His} best friends were {name}, {a temper} {being}, and {name}, {a temper} {being}.|"
+    "{She} {loved} {list}."},
 {"loved", "loved|adored|collected|painted|dreamed of|talked to|wrote songs about|baked|sold|believed in"},
 {"hated", "hated|disliked|despised|forgot|avoided|laughed at|sneezed at|never touched"},
 {"nose", "nose|beard|voice|hat|belly|left foot|coat|heart|laugh|head|temper|shadow|walk|smile|garden|soup"},
 {"so", "so|so very|so terribly|so pleasantly"},
-{"hid", "hid|slept|danced|got lost|nested|met|lived|drowned|could sit"},
+{"hid", "hid|slept|danced|got lost|nested|met|lived|sang|could sit"},
 {"counted", "counted|washed|sorted|scolded|combed|hid|kissed|fed|sang to|sat on"},
 {"cousins", "cousins|sisters|brothers|aunts|uncles|neighbours|lodgers|daughters|sons"},
-{"all", "all|mostly|only|secretly|seldom"},
 
 // First plot: a thing that will not do what it should.
 {"broken",
-    "but {his} {look} {item=thing} would not {item.do}.|"
-    "{one day} {his} {look} {item=thing} would not {item.do} {any more}.|"
-    "{one day} {she} {got} {a look} {item=thing}, but it would not {item.do}.|"
-    "alas, {his} {look} {item=thing} {sulked} and would not {item.do}."},
+    "2* But {his} {look} {item=thing} would not {item.do}.|"
+    "{One day} {his} {look} {item=thing} would not {item.do} {any more}.|"
+    "{One day} {she} {got} {a look} {item=thing}, but it would not {item.do}."},
 {"any more", "any more|for anyone|at all|without crying|except for money|on weekdays"},
 {"got", "found|bought|won|was given|inherited|caught|stole|dug up"},
 {"tried",
-    "{She} {mend} it, {mend} it and {mend} it, but it only {sulked}.|"
-    "{She} {mend} it with {a look} {thing}; it {sulked}.|"
+    "{She} {mend} it, {mend} it and {mend} it, but it {sulked}.|"
+    "{She} {mend} it with {list}; it {sulked}.|"
     "{A temper} {being} {mend} it {number} times, {a temper} {being} {mend} it, and it {sulked}.|"
-    "{She} {mend} it, {she} {mend} it, {she} even {mend} it. It {sulked}."},
+    "{She} {mend} it and {mend} it, {a temper} {being} {mend} it. It {sulked}."},
 {"sulked",
     "sulked|sneezed|dripped|blushed|rattled|hiccuped|groaned|yawned|wept|turned {look}|smelled of {stuff}|"
     "hummed|fell over|giggled|burped|snored|wriggled|went soft"},
 {"advice",
     "'{Oh},' {said} {a temper} {friend=being}, 'it {lacks} {a look} {cure=thing} from the {new spot}.'|"
-    "'{Friend=being.sound}! It {lacks} {a look} {cure=thing},' {said} {his} {friend}. 'Go to the {new spot}!'|"
-    "{A temper} {friend=being} {winked}: '{Oh}! In the {new spot} there is {a look} {cure=thing}.'"},
+    "'{Friend=being.sound}! It {lacks} {a look} {cure=thing},' {said} {his} {friend}. 'Go to the {new "
+    "spot}!'|"
+    "{A temper} {friend=being} {winked}: '{Oh}! The {new spot} has {a look} {cure=thing}.'"},
 {"winked", "winked|shrugged|yawned|bowed|smiled|coughed|nodded"},
 {"lacks", "lacks|needs|wants|misses|is in love with|is afraid of|dreams of"},
 {"new spot", "{dark=mood} {spot=place}"},
 {"there", "{spot.in} the {dark} {spot}"},
 {"guarded",
     "{There} sat {a temper} {foe=being}, {doing}.|"
-    "{There}, {doing}, was {a temper} {foe=being}: '{Foe.sound}!'|"
-    "alas, the {cure} {belonged} to {a temper} {foe=being}, who was {doing}."},
-{"belonged", "belonged|was married|was nailed|was promised|was tied|sang"},
+    "{There} {a temper} {foe=being} was {doing}: '{Foe.sound}!'|"
+    "{A temper} {foe=being} had it, {doing}, among {number} {look} {stuff}."},
 {"bargain",
-    "'{Foe.sound}! What do you bring?' {said} the {foe}. '{A bowl} of {foe.food},' {said} {hero}. '{Done}!'|"
-    "'{Oh}! Take it for {a bowl} of {look} {foe.food},' {said} the {foe}. {Hero} had {his} {pocket} full of it.|"
-    "{Hero} {skilled} like {a temper} {being}, and the {foe} {laughed} until the {cure} fell out of {a look} {pocket}."},
-{"pocket", "pocket|hat|beard|left boot|bag|coat|sleeve"},
+    "'{Foe.sound}! {A bowl} of {look} {foe.food}!' '{Done},' {said} {hero}.|"
+    "'{Oh}! I want {list},' {said} the {foe}. '{Done}!'|"
+    "{Hero} gave the {foe} {list}, and took it.|"
+    "{Hero} {skilled} like {a temper} {being}, {skilled} and {skilled}, until the {foe} {laughed}."},
+{"pocket", "bag|beard|bed|boot|coat|hat|pocket|sleeve|sock|teacup|wig"},
 {"done", "done|gladly|take it|at last|good|say no more|sold"},
 {"skilled", "{skill.past}"},
 {"laughed", "laughed|wept|sneezed|clapped|yawned|giggled|danced|shook"},
 {"mended",
-    "back in {town}{end} {she} {put} the {cure} {under} the {item}, and it {item.did} {so loudly} that {marvel}.|"
-    "{Hero} {carried} the {cure} home {past} {a look} {landmark}. At once the {item} {item.did}, and {marvel}."},
+    "{Hero} {carried} it home by {far away}: the {item} {item.did} until {marvel} and {marvel}.|"
+    "{Hero} {put} it {under} the {item}. It {item.did} until {marvel} and {marvel}."},
 {"put", "put|laid|glued|threw|balanced|hid|hung"},
 {"under", "under|behind|in|beside|on|near"},
 {"carried", "carried|rolled|dragged|brought|kicked|sang|pushed"},
-{"so loudly", "{so} {loudly}"},
+{"so loudly", "so {loudly}"},
 {"loudly", "loudly|sweetly|softly|well|long|fast|wildly|nicely|grandly|badly|oddly|bravely|sadly|warmly"},
 {"marvel",
     "{number} {look} {stuff} {fell} off the {landmark}|"
@@ -252,196 +252,228 @@ static const RuleText rule_texts[] = {
 {"treasure",
     "{His} {pride} was {a look} {item=thing}, which {item.did} {when asked}.|"
     "{She} {loved} {his} {look} {item=thing}, and it {item.did} {when asked}.|"
-    "{She} had {number} {temper} {cousins}, {number} {stuff} and {a look} {item=thing} that {item.did} {when asked}."},
+    "{She} had {number} {temper} {cousins}, {number} {stuff} and {a look} {item=thing} that {item.did} "
+    "{when asked}."},
 {"pride", "pride|joy|secret|comfort|treasure|only friend|true love"},
 {"when asked",
-    "every {morning}|at {teatime}|on {Fridays}|{a bowl} at a time|for {a temper} {being}|like {a look} {thing}|"
+    "every {morning}|"
+    "at {teatime}|"
+    "on {some days}|"
+    "{a bowl} at a time|"
+    "for {a temper} {being}|"
+    "like {a look} {thing}|"
     "whenever {a temper} {being} {sneezed}"},
 {"morning", "morning|evening|night|noon|Monday|Friday|Sunday|spring|winter"},
 {"teatime", "teatime|breakfast|supper|midnight|weddings|funerals|parties|sunrise|low tide"},
-{"Fridays", "Mondays|Tuesdays|Wednesdays|Thursdays|Fridays|Saturdays|Sundays|holidays"},
+{"some days", "Mondays|Tuesdays|Wednesdays|Thursdays|Fridays|Saturdays|Sundays|weekdays"},
 {"sneezed", "sneezed|yawned|came by|wept|looked|sang|fainted|blinked|was ill"},
 {"stolen",
-    "{one day} {a temper} {foe=being} {grabbed} the {item} and {fled} to the {new spot}.|"
-    "but {a temper} {foe=being} from the {new spot} {grabbed} it {one day} and left {a look} {thing} {instead}.|"
-    "{one day} {a temper} {foe=being} {skilled} {past} the {landmark}, {grabbed} the {item} and {fled} to the {new spot}."},
-{"grabbed", "grabbed|stole|took|swiped|borrowed|won|pocketed|swallowed|kissed|packed"},
+    "{One day} {a temper} {foe=being} {grabbed} the {item} and {fled} to the {new spot}.|"
+    "But {a temper} {foe=being} from the {new spot} {grabbed} it {one day} and left {a look} {thing} "
+    "{instead}.|"
+    "{One day} {a temper} {foe=being} {skilled} {past} the {landmark}, {grabbed} the {item} and {fled} to "
+    "the {new spot}."},
+{"grabbed", "borrowed|grabbed|packed|pocketed|stole|swallowed|swiped|took|won"},
 {"fled", "fled|ran|sailed|rode|crept|flew|moved|swam"},
 {"instead", "instead|behind|on the stairs|in its place|in the bath|as rent"},
 {"vow",
-    "'{Oh},' {said} {hero}. '{I will}!'|"
-    "{Hero} {wept} {number} {look} tears. '{I will},' {said} {hero.he}.|"
-    "'{Oh}! My {item}!' {said} {hero}, and {packed} {a bowl} of {look} {kind.food}."},
-{"I will",
-    "I will have it back|no {foe} robs {a temper} {kind}|that {foe} will be sorry|I leave at once|after lunch I go|"
-    "who needs {a look} {item}? I do"},
+    "'{Oh},' {said} {hero}, '{promise}!' and {packed} {list}.|"
+    "{Hero} {wept} {number} {look} tears and {packed} {list}.|"
+    "'{Kind.sound}!' {said} {hero}, {packed} {list}, and ran."},
+{"promise", "I will have it back|that {foe} will be sorry|I need my {item}|after lunch I go"},
 {"wept", "wept|cried|shed|saved|sneezed"},
 {"packed", "packed|ate|grabbed|dropped|kissed|wrapped"},
 {"good deed",
-    "{by the way} {she} {freed} {a temper} {friend=being} from {a look} {trap=thing}. '{Friend.sound}! Take this {look} "
-    "{tool=thing}; {it will help}.'|"
-    "{by the way} {a temper} {friend=being} got {a bowl} of {friend.food} from {him} and gave {him} {a look} {tool=thing}. "
-    "'{Friend.sound}! {It will help}.'"},
-{"by the way", "on the way|{past} {a look} {landmark}|{past} the {landmark}|at {teatime}|after {number} miles"},
+    "{By the way} {she} {freed} {a temper} {friend=being} from {list}. '{Friend.sound}! Take this "
+    "{tool=thing}: {it will help}.'|"
+    "{By the way} {a temper} {friend=being} gave {him} {a look} {tool=thing} for {a bowl} of {look} "
+    "{friend.food}: '{It will help}.'"},
+{"by the way",
+    "on the way|{past} {a look} {landmark}|{past} the {landmark}|at {teatime}|after {number} miles"},
 {"it will help",
-    "every {foe} fears it|it bites|use it {loudly}|it can {tool.do}|no {foe} can bear it|do not eat it|it is {look}"},
-{"freed", "freed|pulled|cut|saved|untied|shook|tickled"},
+    "every {foe} fears it|it bites|use it {loudly}|it can {tool.do}|no {foe} can bear it|do not eat it|"
+    "it is {look}"},
+{"freed", "cut|freed|pulled|saved|shook|untied"},
 {"showdown",
-    "{There} the {foe} was {doing}. {Hero} {raised} the {tool}, and it {tool.did} {so loudly} that the {foe} {fled} {past} "
-    "{a look} {landmark}.|"
-    "'{Foe.sound}!' {said} the {foe}. But the {tool} {tool.did}, and the {foe} {turned} as {look} as {a look} {thing} and "
-    "{fled}.|"
-    "{There} {she} {raised} the {tool}. It {tool.did}. The {foe} {skilled}, {skilled} and {fled}, and the {item} was free."},
+    "{There} {she} {raised} the {tool}. The {foe} {fled} by {far away}, and left the {item} and {item of}.|"
+    "'{Foe.sound}!' The {tool} {tool.did}, and out of {a look} {pocket} fell the {item} and {list}.|"
+    "The {foe} was {doing}. The {tool} {tool.did}: the {foe} {skilled}, {skilled} and dropped the {item}."},
 {"raised", "raised|swung|showed|dropped|kissed|threw|blew on"},
-{"turned", "turned|went|grew|became"},
 
 // Third plot: from a bell to a spoon, and with luck back to the bell.
 {"market",
-    "{one day} {she} took {his} {look} {item=thing} to market.|"
-    "{She} had {a look} {item=thing} that {item.did} {when asked}, and {one day} {she} set out to sell it.|"
+    "{One day} {she} took {his} {look} {item=thing} and {list} to market.|"
+    "{She} had {a look} {item=thing} that {item.did} {when asked}, and {one day} {she} went to sell it.|"
     "{She} was tired of {his} {look} {item=thing}, for it {item.did} {when asked}."},
 {"first swap",
-    "{by the way} {she} met {a temper} {friend=being}. '{Friend.sound}! {A look} {cure=thing} for that {item}?' "
-    "'{Done}!' {said} {hero}.|"
-    "{by the way} {a temper} {friend=being} {wanted} the {item} and gave {him} {a look} {cure=thing}."},
+    "{By the way} {a temper} {friend=being}, {doing}, gave {him} {a look} {cure=thing} for it.|"
+    "'{Friend=being.sound}!' {said} {a temper} {friend}, {doing}. '{A look} {cure=thing} for that {item}?' "
+    "'{Done}!'"},
 {"wanted", "wanted|begged for|fell in love with|sat on|swallowed|admired|needed"},
 {"second swap",
-    "{by the way} {a temper} {other=being} {wanted} the {cure}, and gave {him} {a look} {tool=thing}.|"
-    "the {cure} {cure.did} {so loudly} that {a temper} {other=being} gave {him} {a look} {tool=thing} for it.|"
-    "'{Other=being.sound},' {said} {a temper} {other}, 'I give {a look} {tool=thing} for that {look} {cure}.'"},
+    "{By the way} {a temper} {other=being} {wanted} the {cure}, and gave {him} {a look} {tool=thing}.|"
+    "The {cure} {cure.did} until {marvel}, so {she} gave it to {a temper} {other=being} for {a look} "
+    "{tool=thing}.|"
+    "'{Other=being.sound},' {said} {a temper} {other}, {doing}, 'I give {a look} {tool=thing} for it.'"},
 {"third swap",
-    "3* {by the way} {a temper} {foe=being} {wanted} the {tool}, and {she} got {his} own {item} for it! It {item.did}.|"
-    "2* the {tool} {sulked}, and {a temper} {foe=being} took it for {a bowl} of {look} {foe.food}.|"
-    "at home {she} put the {tool} {under} {a look} {landmark}, where it {tool.did} {when asked}."},
+    "3* {By the way} {a temper} {foe=being} gave {him} {item of}, {item of} and {his} own {item} for the "
+    "{tool}!|"
+    "2* The {tool} {sulked}, and {a temper} {foe=being} took it for {a bowl} of {look} {foe.food}.|"
+    "At home {she} put the {tool} {under} {a look} {landmark}, where it {tool.did} {when asked}."},
 
 // Fourth plot: who is best?
 {"rivals",
-    "in {new town} lived {a temper} {kind=being} {called} {hero=name} and {a temper} {other=being} {called} {rival=name}.|"
-    "{once} {hero=name}, {a temper} {kind=being}, and {rival=name}, {a temper} {other=being}, shared {a look} house in "
-    "{new town}.|"
-    "{hero=name} the {kind=being} and {rival=name} the {other=being} were the most {temper} {cousins} in {new town}."},
+    "In {new town} lived {a temper} {kind=being} {called} {hero=name} and {a temper} {other=being} "
+    "{called} {rival=name}.|"
+    "{Once} {hero=name}, {a temper} {kind=being}, and {rival=name}, {a temper} {other=being}, shared {a "
+    "look} house in {new town}.|"
+    "{hero=name} the {kind=being} and {rival=name} the {other=being} were {temper} {cousins} in {new town}."},
 {"quarrel",
-    "{one day} they quarrelled: who could {art=skill} best? {A temper} {judge=being} was to judge, for {a bowl} of "
-    "{look} {judge.food}.|"
-    "'I {art=skill} like {a temper} {being},' {said} {hero}. 'You {art} like {a look} {thing},' {said} {rival}. "
-    "So they asked {a temper} {judge=being}."},
+    "'Who can {art=skill} better?' they asked {a temper} {judge=being}, who was {doing}. '{Judge.sound}! I "
+    "want {list}.'|"
+    "'I {art=skill} like {a temper} {being},' {said} {hero}. 'You {art} like {a look} {thing},' {said} "
+    "{rival}. So they asked {a temper} {judge=being}."},
 {"first try",
-    "{rival} {art.past} {past} {a look} {landmark}, {so loudly} that {marvel}.|"
-    "first {rival} {art.past} like {a look} {thing}, until {marvel}."},
+    "{Rival} {art.past} {past} {a look} {landmark}, {so loudly} that {marvel}.|"
+    "First {rival} {art.past} like {a look} {thing}, until {marvel}."},
 {"second try",
-    "then {hero} {art.past} like {a temper} {being}, and {marvel}.|"
-    "{hero} {art.past} {past} {number} {look} {stuff}, until {marvel}.|"
-    "but {hero} sat on {a look} {thing}, {doing}."},
+    "Then {hero} {art.past} like {a temper} {being}, and {marvel}.|"
+    "{Hero} {art.past} {past} {number} {look} {stuff}, until {marvel}.|"
+    "But {hero} sat on {a look} {thing}, {doing}."},
 {"verdict",
-    "'{Judge.sound},' {said} the {judge}. 'You both {art} like {a look} {thing}. I {art} better.'|"
-    "'{Judge.sound}! The prize was {a bowl} of {judge.food}. I was hungry,' {said} the {judge}.|"
-    "'{Oh}! {rival} wins, by {number} {look} {stuff},' {said} the {judge}.|"
-    "'{Oh}! {hero} wins {a look} {thing},' {said} the {judge}."},
+    "'{Judge.sound},' {said} the {judge}. 'You {art} like {a look} {thing} and {a temper} {being}.'|"
+    "'{Judge.sound}! You both lose {list}.'|"
+    "'{Oh}! {rival} wins {list},' {said} the {judge}.|"
+    "'{Oh}! {hero} wins {list},' {said} the {judge}."},
 {"peace",
-    "{hero} and {rival} {laughed}, and shared {a bowl} of {look} {kind.food}.|"
-    "so {hero} married {rival}, and they {art.past} for {number} years.|"
-    "{rival} {wept} {number} {look} tears, and {hero} gave {rival.him} {a look} {thing}.|"
-    "{Ending}"},
+    "{Hero} and {rival} {laughed} and shared {a bowl} of {look} {kind.food}.|"
+    "So {hero} married {rival}, and {a temper} {being} gave them {list}.|"
+    "{Rival} {wept} {number} {look} tears, and {hero} gave {rival.him} {list}.|"
+    "2* {ending}"},
 
 // Fifth plot: something lost.
 {"missing",
-    "{one day} {his} {look} {item=thing} was gone, the one that {item.did} {when asked}.|"
-    "{one day} {she} could not find {his} {look} {item=thing}, and {wept} {number} {look} tears."},
+    "{One day} {his} {look} {item=thing} was gone.|"
+    "{One day} {she} lost {a look} {item=thing} {past} {a look} {landmark}, {doing}."},
 {"first question",
-    "'Where is my {item}?' {she} asked {a temper} {friend=being}. '{Friend.sound}! I have only {number} {look} {stuff}.'"},
+    "'Where is it?' {she} asked {a temper} {friend=being}. '{Friend.sound}! I have only {list}.'|"
+    "'{Oh},' {said} {a temper} {friend=being}, {doing}, 'I see no {item}, only {list}.'|"
+    "{She} asked {name} in {far away}, {name} in {far away}, and {a temper} {friend=being}, who had {list}."},
 {"second question",
     "{A temper} {other=being}, {doing}, had {a look} {thing}, but no {item}.|"
     "{A temper} {other=being} {said}: '{Other.sound}! Is it {under} {a look} {landmark}?' It was not.|"
-    "{She} looked {under} {a look} {thing}, {under} {number} {look} {stuff} and {under} {a temper} {other=being}. '{Other.sound}!'"},
+    "{She} looked {under} {a look} {thing}, {under} {number} {look} {stuff} and {under} {a temper} "
+    "{other=being}. '{Other.sound}!'"},
 {"third question",
-    "'{Foe=being.sound},' {said} {a temper} {foe}, 'I ate it with {a bowl} of {foe.food}.' That was a lie.|"
+    "'{Oh}! I ate it with {list},' {said} {a temper} {foe=being}. That was a lie.|"
     "'{Oh},' {said} {a temper} {foe=being}, 'mine {item.did} too, {when asked}.'|"
-    "then something {item.did} {so loudly} that {marvel}."},
+    "Then something {item.did} {so loudly} that {marvel}."},
 {"found",
-    "it was {under} {his} own {look} {nose}!|"
-    "at last {she} {mend} {his} {nose}: out fell the {item}, and it {item.did}.|"
-    "the {item} lay {under} {a look} {landmark}, {doing}."},
+    "It was {under} {his} own {look} {pocket}, with {list}!|"
+    "At last {she} {mend} {his} {look} {pocket}: out fell the {item}, and {list}.|"
+    "The {item} was in the {friend.home}, {under} {list}! '{Friend.sound},' {said} the {friend}."},
 
 // Sixth plot: be careful what you wish for.
 {"rescue",
-    "{one day} {she} {freed} {a temper} {friend=being} from {a look} {trap=thing}. '{Friend.sound}! You have one wish.'|"
-    "{one day} {she} gave {a bowl} of {look} {friend=being.food} to {a temper} {friend}. '{Friend.sound}! Make a wish.'"},
+    "{One day} {she} {freed} {a temper} {friend=being} from {list}. '{Friend.sound}! Make a wish.'|"
+    "{One day} {she} gave {a bowl} of {look} {friend=being.food} to {a temper} {friend}. '{Friend.sound}! "
+    "Make a wish.'"},
 {"wish for one",
-    "'I wish for {a look} {item=thing} that can {item.do},' {said} {hero}.\nIt {item.did} {so loudly} that {marvel}. "
-    "'{Oh},' {said} {hero}, and {mend} it.|"
-    "'Let me {art=skill} like {a temper} {being},' {said} {hero}.\n{She} {art.past} {so loudly} that {marvel}, and {marvel}."},
+    "'{A look} {item=thing} that can {item.do}!' {said} {hero}.\nIt {item.did} until {marvel} and "
+    "{marvel}. {Hero} {mend} it, {mend} it, and gave it away for {list}.|"
+    "'Let me {art=skill} like {a temper} {being},' {said} {hero}.\n{She} {art.past} until {marvel}, "
+    "{marvel}, and {marvel}."},
 {"wish for many",
-    "'May all {before=stuff} be {after=stuff},' {said} {hero}.\n{Alas}, {temper} {after} {danced} {under} every {landmark}, and "
-    "{she} missed {his} {look} {before}."},
+    "'May all {before=stuff} be {after=stuff},' {said} {hero}.\n{Alas}, {temper} {after} {danced} {under} "
+    "every {landmark}, and {marvel}. {She} missed the {before}.|"
+    "'I wish for {list},' {said} {hero}.\n{Alas}, {a temper} {being} {grabbed} them, and {marvel}."},
 {"alas", "alas|so it was|oh dear|soon|what a day"},
 
 // Phrases that all plots share.
 {"journey",
-    "so {she} {walked} {past} {a look} {landmark}, {past} {a look} {landmark} and {past} {number} {look} {stuff}.|"
+    "So {she} {walked} {past} {a look} {landmark}, {past} {a look} {landmark} and {past} {number} {look} "
+    "{stuff}.|"
     "{She} {walked} for {number} days with {a temper} {being}, {doing}.|"
-    "{it rained}, and {she} {walked} {past} {a look} {landmark} like {a temper} {being}.|"
-    "{hero} {walked} {past} the {landmark}, {doing}.|"
-    "{She} {walked}, {walked} and {walked}, {doing}, while {it rained}."},
+    "{It rained}, and {she} {walked} {past} {a look} {landmark} like {a temper} {being}.|"
+    "{Hero} {walked} to {far away}, {walked} to {far away} and {walked} to {far away}, {doing}.|"
+    "{She} {walked} by way of {far away}, {far away} and {far away}, {past} {number} {look} {stuff}."},
 {"walked",
-    "walked|ran|trotted|hobbled|tiptoed|marched|skipped|hurried|waddled|wandered|strolled|stumbled|hopped|crept|"
-    "bounced|galloped|shuffled|danced|rolled|limped"},
+    "walked|ran|trotted|hobbled|tiptoed|marched|skipped|hurried|waddled|wandered|strolled|stumbled|hopped|"
+    "crept|bounced|galloped|shuffled|danced|rolled|limped"},
 {"past", "past|through|over|around|under|along|across|behind|beyond|into|up|down"},
 {"it rained",
-    "it rained|it snowed|the wind blew|the sun shone|fog came down|the moon rose|it hailed|{stuff} fell from the sky"},
+    "it rained|it snowed|the wind blew|the sun shone|fog came down|the moon rose|it hailed|"
+    "{stuff} fell from the sky"},
 {"doing",
-    "counting {look} {stuff}|{washing} {a look} {thing}|eating {look} {stuff}|asleep in {a look} {thing}|"
-    "{washing} {number} {look} {stuff}|talking to {a look} {thing}|humming to {a temper} {being}|"
-    "dreaming of {a bowl} of {stuff}"},
-{"washing", "washing|oiling|scolding|knitting|chewing|painting|kissing|tickling|drying|peeling|hiding|ironing"},
+    "counting {look} {stuff}|"
+    "{washing} {a look} {thing}|"
+    "eating {look} {stuff}|"
+    "{washing} {number} {look} {stuff}|"
+    "{washing} {stuff}|"
+    "talking to {a look} {thing}|"
+    "humming to {a temper} {being}|"
+    "dreaming of {stuff}"},
+{"list",
+    "2* {item of} and {item of}|"
+    "2* {item of}, {item of} and {item of}|"
+    "{item of}, {item of}, {item of} and {item of}"},
+{"item of", "2* {a look} {thing}|2* {number} {look} {stuff}|{a bowl} of {stuff}|{look} {stuff}"},
+{"washing",
+    "washing|oiling|scolding|knitting|chewing|painting|kissing|tickling|drying|peeling|hiding|ironing"},
 {"ending",
-    "from then on {hero} {loved} {look} {stuff} and {hated} {stuff}.|"
-    "moral: never {trust} {a temper} {being} with {a look} {thing}.|"
-    "moral: {a look} {thing} is better than {number} {look} {stuff}.|"
-    "and if the {stuff} have not {danced}, {she} sits {under} {a look} {landmark} still, {doing}.|"
-    "and that is why {stuff} are {look}, and why {stuff} are {temper}.|"
+    "From then on {hero} {loved} {look} {stuff} and {hated} {look} {stuff}.|"
+    "Moral: never {trust} {a temper} {being} with {a look} {thing}.|"
+    "Moral: {a look} {thing} is better than {list}.|"
+    "And if the {stuff} have not {danced}, {she} sits {under} {a look} {landmark} still, {doing}.|"
+    "And that is why {stuff} are {look}, and why {stuff} are {temper}.|"
     "{She} ate {a bowl} of {look} {kind.food} and {skilled} until {morning}.|"
-    "that {morning} {she} slept like {a look} {thing} and dreamed of {temper} {stuff}.|"
-    "then {she} married {a temper} {being}, and they had {number} {temper} {stuff}.|"
-    "to this day the {temper} {stuff} of {town}{end} {skill} like {a look} {thing}."},
+    "That {morning} {she} slept like {a look} {thing} and dreamed of {list}.|"
+    "Then {she} married {name}, {a temper} {being}, and they had {number} children: {name}, {name}, {name} "
+    "and so on.|"
+    "To this day the {stuff} of {town}{end} {skill} like {a look} {thing}."},
 {"trust", "trust|leave|feed|marry|follow|wash|bother|tickle"},
-{"a bowl", "a bowl|a pot|a sack|a bucket|a plate|a hatful|a bag|a spoonful|a jar|a barrel|a basket|a mouthful"},
+{"a bowl",
+    "a bowl|a pot|a sack|a bucket|a plate|a hatful|a bag|a spoonful|a jar|a barrel|a basket|a mouthful"},
 {"oh",
-    "oh dear|good grief|well, well|bother|goodness|my word|heavens|fiddlesticks|dear me|oh, crumbs|mercy|hm|alas|"
-    "by my beard|how odd|I see"},
+    "oh dear|good grief|well, well|bother|goodness|my word|heavens|fiddlesticks|dear me|oh, crumbs|mercy|hm|"
+    "alas|by my beard|how odd|I see"},
 {"said",
-    "said|cried|sighed|whispered|muttered|shouted|sang|grumbled|laughed|yawned|mumbled|hissed|declared|croaked|"
-    "sneezed|lied"},
+    "said|cried|sighed|whispered|muttered|shouted|sang|grumbled|laughed|yawned|mumbled|hissed|declared|"
+    "croaked|sneezed|lied"},
 {"number", "two|three|four|five|six|seven|nine|ten|twelve|forty|ninety|a hundred"},
 {"landmark",
-    "stile|pump|haystack|church|barn|signpost|beehive|wall|fence|lamp post|milestone|tollgate|chapel|inn|stump|"
-    "boulder|bandstand|smithy|vineyard|dovecote|maypole|puddle|brook|bakery|bathtub|gallows|stage|ditch|hedge|pond"},
-{"one day", "one day|one morning|one night|at dawn|at dusk|next day|on {Fridays}"},
+    "stile|pump|haystack|church|barn|signpost|beehive|wall|fence|lamp post|milestone|tollgate|chapel|inn|"
+    "stump|boulder|bandstand|smithy|vineyard|dovecote|maypole|puddle|brook|bakery|bathtub|stage|ditch|hedge|"
+    "pond"},
+{"one day", "at dawn|at dusk|next day|one day|one morning|one night"},
 
 {"a temper", "9* a {temper}|an {idle}"},
 {"temper",
-    "bald|bashful|bearded|bold|bossy|brave|careful|cheerful|clever|clumsy|cross|cunning|curious|damp|dizzy|dreamy|"
-    "fat|foolish|forgetful|fussy|gentle|gloomy|greedy|grumpy|hairy|happy|hopeful|humble|hungry|jealous|jolly|kind|"
-    "lazy|lonely|lost|lucky|mad|merry|moody|nervous|noble|noisy|nosy|patient|polite|poor|proud|quiet|restless|rude|"
-    "sad|shy|silly|sleepy|sly|small|smug|solemn|sticky|strict|stubborn|tall|thin|thirsty|tidy|timid|tired|tiny|"
-    "vain|wet|wise|worried|young"},
+    "bald|bashful|bearded|bold|bossy|brave|calm|careful|cheerful|clever|clumsy|cross|cunning|curious|damp|"
+    "dizzy|dreamy|fair|foolish|fussy|gentle|glad|gloomy|greedy|grim|grumpy|hairy|happy|hopeful|humble|"
+    "hungry|jealous|jolly|keen|kind|lazy|lonely|lost|loud|lucky|meek|merry|mild|moody|neat|nervous|noble|"
+    "noisy|nosy|pale|patient|plump|polite|poor|prim|proud|quick|quiet|restless|rude|sad|shy|silly|sleepy|"
+    "slow|sly|small|smug|solemn|sour|stern|sticky|strict|stubborn|tall|tame|thin|thirsty|tidy|timid|tiny|"
+    "tired|vain|warm|weak|wet|wild|wise|worried|young"},
 {"idle", "angry|anxious|early|elderly|envious|honest|idle|old|ugly|untidy"},
 {"a look", "9* a {look}|an {old}"},
 {"look",
-    "bent|bitter|black|blue|blunt|borrowed|bottomless|broken|brown|buttered|cheap|clean|cold|copper|cracked|crooked|"
-    "dented|dry|dusty|fake|famous|flat|fluffy|folded|forbidden|fragrant|frozen|golden|green|hairy|haunted|heavy|"
-    "hollow|huge|knitted|lame|leaky|long|loose|lost|lucky|magic|mossy|muddy|musical|nameless|new|paper|pickled|pink|"
-    "plain|polished|purple|red|rotten|round|royal|rusty|salty|secret|shiny|short|silent|silver|slow|smelly|soft|"
-    "spare|square|squeaky|sticky|striped|stolen|sweet|tiny|velvet|warm|wet|white|wobbly|wooden|yellow"},
+    "bent|big|bitter|black|blue|blunt|borrowed|brass|broken|brown|buttered|cheap|clean|cold|copper|cracked|"
+    "crooked|damp|dark|deep|dented|dry|dull|dusty|fake|famous|fine|flat|fluffy|folded|fresh|frozen|glass|"
+    "golden|green|grey|hairy|haunted|heavy|hollow|hot|huge|knitted|leaky|long|loose|lost|loud|lucky|magic|"
+    "mossy|muddy|musical|new|pale|paper|pickled|pink|plain|polished|purple|raw|red|rotten|rough|round|royal|"
+    "rusty|salty|secret|sharp|shiny|short|silent|silver|slow|smelly|soft|sour|spare|square|squeaky|sticky|"
+    "stiff|stolen|striped|sweet|tame|thick|tin|tiny|velvet|warm|wet|white|wild|wobbly|wooden|yellow"},
 {"old", "amber|empty|enormous|invisible|iron|itchy|ivory|odd|oily|old|orange|upside-down"},
 };
 
-// ---------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------------------------------------
 // 2  the grammar made ready
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
 
-enum { DECKS = COUNT(deck_texts), RULES = COUNT(rule_texts), MAX_ROWS = 64, MAX_COLUMNS = 4, MAX_VARIABLES = 32,
-       MAX_ALTERNATIVES = 2048, MAX_SYMBOLS = 8192, MAX_DRAWN = 32, MAX_TALE = 16384 };
+enum { DECKS = COUNT(deck_texts), RULES = COUNT(rule_texts), MAX_ROWS = 64, MAX_COLUMNS = 4,
+       MAX_VARIABLES = 32, MAX_ALTERNATIVES = 2048, MAX_SYMBOLS = 8192, MAX_DRAWN = 32, MAX_TALE = 16384 };
 
 typedef struct { const char *text; int length; } Span;  // a piece of the strings above
 
@@ -473,7 +505,8 @@ static Symbol symbols[MAX_SYMBOLS];
 static int variable_count, alternative_count, symbol_count;
 
 static _Noreturn void grammar_mistake(const char *what, Span where) {
-    fprintf(stderr, "error: %s: '%.*s': correct the grammar in dev/data/tales.c\n", what, where.length, where.text);
+    fprintf(stderr, "error: %s: '%.*s': correct the grammar in dev/data/tales.c\n", what, where.length,
+            where.text);
     exit(1);
 }
 
@@ -529,8 +562,8 @@ static void prepare_deck(Deck *deck, const DeckText *source) {
     }
 }
 
-// {hero=name}: variables have a name and a deck, found before anything else, since a rule may stand above the one
-// that draws the card.
+// {hero=name}: a variable has a name and a deck. All are found before anything else, since a rule that says a
+// card may stand above the one that draws it.
 static void find_variables(Span rule) {
     cut(&rule, '{');
     while (rule.length > 0) {
@@ -540,7 +573,7 @@ static void find_variables(Span rule) {
         if (deck.length == 0) continue;
         int d = find_deck(deck), v = find_variable(name);
         if (d < 0) grammar_mistake("no such deck", deck);
-        if (find_deck(name) >= 0 || find_rule(name) >= 0) grammar_mistake("a variable with the name of a rule", name);
+        if (find_deck(name) >= 0 || find_rule(name) >= 0) grammar_mistake("two things of one name", name);
         if (v >= 0 && variables[v].deck != d) grammar_mistake("a variable of two decks", name);
         if (v >= 0) continue;
         if (variable_count == MAX_VARIABLES) grammar_mistake("one variable too many", name);
@@ -550,7 +583,7 @@ static void find_variables(Span rule) {
 
 // What stands between braces: a rule, a card to draw, or a card to say again.
 static Symbol prepare_reference(Span inside) {
-    Symbol symbol = {.text = inside, .variable = -1, .capital = inside.text[0] >= 'A' && inside.text[0] <= 'Z'};
+    Symbol symbol = {.text = inside, .capital = inside.text[0] >= 'A' && inside.text[0] <= 'Z'};
     Span column = inside, deck = cut(&column, '.'), name = cut(&deck, '=');
     if ((symbol.rule = find_rule(name)) >= 0) {
         symbol.kind = RULE;
@@ -596,7 +629,7 @@ static void prepare_grammar(void) {
     for (int r = 0; r < RULES; r++) prepare_rule(&rules[r], span(rule_texts[r].alternatives));
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------------------------------------
 // 3  three readers of the grammar. The first rule is the tale.
 
 // What has been dealt in one tale.
@@ -620,7 +653,7 @@ static char upper(char c) { return c >= 'a' && c <= 'z' ? c - 32 : c; }
 
 // --- The first reader draws a tale.
 
-// SplitMix64 (Steele, Lea, Flood, Fast splittable pseudorandom number generators, OOPSLA 2014; Vigna's constants).
+// SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014).
 static uint64_t random_next(uint64_t *state) {
     uint64_t z = *state += 0x9e3779b97f4a7c15;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
@@ -680,18 +713,19 @@ static void tell_tale(Tale *tale, uint64_t *random) {
 
 // --- The second reader measures the entropy.
 //
-// A tale has one derivation only (the third reader looks for more), so its surprise is the sum of the surprises of
-// the choices made on the way, and the entropy of a tale is the expectation of that sum.
+// A tale has one derivation only (the third reader looks for more), so its surprise is the sum of the
+// surprises of the choices made on the way, and the entropy of a tale is the expectation of that sum.
 //   Rules: whatever happened before, an alternative is drawn with the same p_i; so a rule has entropy
 //     H = sum_i p_i (-log p_i + sum of H over the symbols of alternative i), and an expected length alike.
-//   Cards: the k-th card from a deck of n is one of n-k+1, all equally likely: log(n-k+1) nats, wherever in the tale
-//     it is drawn. So only the number K of cards that a tale takes from a deck matters: log n + ... + log(n-K+1).
-//     The distribution of K is a convolution over the symbols of an alternative, a mixture over alternatives.
-//   Lengths: no rule looks at a card before it decides, so all cards of a deck are alike to the rest of the tale;
-//     any card, wherever it is said, is n cells' mean long.
-// A text is one tale after another, drawn independently: by the law of large numbers -log p grows by E[H of a tale]
-// and the text by E[length of a tale] (the blank line included) from tale to tale, and nats per character, the
-// ratio of both sums, tends to the ratio of the expectations (the renewal-reward theorem).
+//   Cards: the k-th card from a deck of n is one of n-k+1, all equally likely: log(n-k+1) nats, wherever in
+//     the tale it is drawn. So only the number K of cards that a tale takes from a deck matters: together
+//     they cost log n + ... + log(n-K+1). The distribution of K is a convolution over the symbols of an
+//     alternative, and a mixture over the alternatives.
+//   Lengths: no rule looks at a card before it decides, so that all cards of a deck are alike to the rest of
+//     the tale, and one that is said, wherever that is, has the mean length of its column.
+// A text is one tale after another, drawn independently: from tale to tale -log p grows by E[entropy of a
+// tale] and the text by E[length of a tale] (the blank line included). By the law of large numbers nats per
+// character, the ratio of both sums, tends to the ratio of the expectations (the renewal-reward theorem).
 
 typedef struct {
     enum { UNKNOWN, IN_WORK, KNOWN } state;
@@ -765,8 +799,8 @@ static double grammar_entropy(void) {
 
 // --- The third reader is the oracle: it finds every derivation of a given tale, and its probability.
 //
-// It reads along the text, and wherever the grammar has a choice it follows all alternatives in turn; a wrong one
-// soon meets a letter that differs. What follows the alternative is kept as a chain of symbols still to be read.
+// It reads along the text, and wherever the grammar has a choice it follows all alternatives in turn; a wrong
+// one soon meets a letter that differs. What comes after the alternative is kept as a chain of symbols.
 
 typedef struct Rest { const Symbol *symbol, *end; const struct Rest *next; } Rest;
 
@@ -788,8 +822,8 @@ static int reads(Oracle *oracle, Span expected, size_t at, int capital) {
     return 1;
 }
 
-static void match(Oracle *oracle, const Symbol *s, const Symbol *end, const Rest *rest, size_t at, int capital,
-                  double log_p) {
+static void match(Oracle *oracle, const Symbol *s, const Symbol *end, const Rest *rest,
+                  size_t at, int capital, double log_p) {
     for (; ; s++) {
         while (s == end && rest) {
             s = rest->symbol;
@@ -828,17 +862,17 @@ static void match(Oracle *oracle, const Symbol *s, const Symbol *end, const Rest
     oracle->log_p = oracle->derivations++ ? log(exp(log_p - oracle->log_p) + 1) + oracle->log_p : log_p;
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------------------------------------
 // 4  the command line
 
 static const char usage[] =
-    "usage: tales [--bytes N] [--seed S] [--out FILE]    tells tales until there are N characters (2000000)\n"
-    "       tales --score FILE                           the loss of the perfect model on a text of such tales\n"
+    "usage: tales [--bytes N] [--seed S] [--out FILE]    tells tales\n"
+    "       tales --score FILE                           scores a text of such tales\n"
     "\n"
-    "  --bytes N     how much to write; the last tale is finished\n"
+    "  --bytes N     how many characters, at least (2000000); the last tale is told to its end\n"
     "  --seed S      which tales (1337); the same seed gives the same tales on every machine\n"
     "  --out FILE    where to write them (standard output)\n"
-    "  --score FILE  minus log probability per character, in nats, that the grammar gives this text\n";
+    "  --score FILE  the loss of the perfect model, which knows the grammar: -log p per character, in nats\n";
 
 // An error message is one line: what, where, what to do.
 #define die(...) (fprintf(stderr, "error: " __VA_ARGS__), fputc('\n', stderr), exit(1))
@@ -866,8 +900,9 @@ static void write_tales(const char *path, long long bytes, uint64_t seed) {
     if (snprintf(beside, sizeof beside, replace ? "%s.part" : "%s", name) >= (int)sizeof beside)
         die("--out: the name is too long; choose a shorter one");
     FILE *file = path ? fopen(beside, "wb") : stdout;
-    if (!file) die("%s: cannot write: %s; give --out a file in a folder that is there", name, strerror(errno));
+    if (!file) die("%s: cannot write: %s; give --out a file in a folder that exists", name, strerror(errno));
 
+    double entropy = grammar_entropy();
     long long length = 0, count = 0;
     int failed = 0;
     for (; length < bytes && !failed; count++) {
@@ -882,14 +917,13 @@ static void write_tales(const char *path, long long bytes, uint64_t seed) {
         die("%s: cannot write %lld bytes: %s; make room or choose another place", name, bytes, strerror(why));
     }
     char a[32], b[32];
-    double entropy = grammar_entropy();
     fprintf(stderr, "%s characters, %s tales; entropy of the grammar %.4f nats per character (%.2f bits)\n",
             with_commas(length, a), with_commas(count, b), entropy, entropy / log(2));
 }
 
 static char *read_file(const char *path, size_t *length) {
     FILE *file = fopen(path, "rb");
-    if (!file) die("%s: cannot read: %s; give --score a file that this program wrote", path, strerror(errno));
+    if (!file) die("%s: cannot read: %s; score a text that this program wrote", path, strerror(errno));
     size_t capacity = 1 << 16, got;
     char *text = NULL;
     *length = 0;
@@ -899,8 +933,8 @@ static char *read_file(const char *path, size_t *length) {
         got = fread(text + *length, 1, capacity - *length, file);
         *length += got;
     } while (got > 0);
-    if (ferror(file)) die("%s: cannot read: %s; give --score a file that this program wrote", path, strerror(errno));
-    if (*length == 0) die("%s: is empty; give --score a file that this program wrote", path);
+    if (ferror(file)) die("%s: cannot read: %s; score a text that this program wrote", path, strerror(errno));
+    if (*length == 0) die("%s: is empty; score a text that this program wrote", path);
     fclose(file);
     return text;
 }
@@ -921,12 +955,14 @@ static void score(const char *path) {
     for (size_t begin = 0, end; begin < length; begin = end + 2, count++) {
         for (end = begin; end < length; end++)
             if (end + 1 < length && text[end] == '\n' && text[end + 1] == '\n') break;
-        Oracle oracle = {.text = text, .end = end, .furthest = begin};
+        int cut_short = end == length;
+        size_t tale_end = end - (cut_short && text[end - 1] == '\n');     // half of its blank line
+        Oracle oracle = {.text = text, .end = tale_end, .furthest = begin};
         clear_table(&oracle.table);
         match(&oracle, &tale, &tale + 1, NULL, begin, 0, 0);
-        if (end == length && (oracle.derivations || oracle.furthest == end))
-            die("%s: byte %zu: the text ends inside a tale; score whole tales, each with a blank line after it",
-                path, length);
+        if (cut_short && (oracle.derivations || oracle.furthest == tale_end))
+            die("%s: byte %zu: the text ends inside a tale; score whole tales, a blank line after each", path,
+                length);
         if (!oracle.derivations)
             die("%s: byte %zu: no tale goes on with '%s' here; score a text that this program wrote",
                 path, oracle.furthest, quote(text + oracle.furthest, length - oracle.furthest, q));
@@ -938,13 +974,14 @@ static void score(const char *path) {
         sum_ll += l * l;
     }
     // The error of a ratio of sums, as if each tale's distance from it were drawn independently.
-    double ratio = sum_s / length, error = sqrt(sum_ss - 2 * ratio * sum_sl + ratio * ratio * sum_ll) / length;
+    double ratio = sum_s / length;
+    double error = sqrt(sum_ss - 2 * ratio * sum_sl + ratio * ratio * sum_ll) / length;
     printf("%.4f nats per character (standard error %.4f): %s characters, %s tales, ", ratio, error,
            with_commas(length, a), with_commas(count, b));
     if (ambiguous) printf("%zu of them with several derivations\n", ambiguous);
     else printf("one derivation each\n");
     free(text);
-    if (fflush(stdout)) die("standard output: cannot write: %s; make room or choose another place", strerror(errno));
+    if (fflush(stdout)) die("standard output: cannot write: %s; make room elsewhere", strerror(errno));
 }
 
 static long long whole_number(const char *option, const char *text, int least) {
