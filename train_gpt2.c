@@ -1144,30 +1144,350 @@ static UNUSED void gpt2_save(const GPT2Config g, const float *params, const char
     free(zeros);
 }
 
-// Reads a model: llm.c's .bin, a run's folder (which has a model.bin), or a Hugging Face folder.
+// ---- Hugging Face's format
+
+// The text, shortened and on one line: for messages that quote what a file says.
+static UNUSED Path printable(const char *text, size_t n) {
+    Path p;
+    size_t count = MIN(n, 80);
+    for (size_t i = 0; i < count; i++) p.s[i] = (unsigned char)text[i] < 32 || text[i] == 127 ? '?' : text[i];
+    p.s[count] = 0;
+    return p;
+}
+
+// A JSON text as a list of its values in the order in which they stand there. An object's members are its keys and
+// values in turns.
+typedef struct {
+    char type;     // { [ " 0 (a number) t f n
+    char *text;    // a string without escapes and with a zero behind it, or the text of any other value
+    size_t length; // its bytes; for { and [ the number of members
+    size_t next;   // the value after this one and all within it
+} JsonNode;
+
+typedef struct {
+    JsonNode *nodes;
+    size_t count, capacity;
+    char *text, *p, *end;
+    const char *path;
+} Json;
+
+static UNUSED void json_broken(const Json *j) {
+    die("%s is not JSON from byte %zu on: the file is damaged", j->path, (size_t)(j->p - j->text));
+}
+
+static UNUSED int utf8_encode(char *out, int c) {
+    if (c < 0x80) return out[0] = (char)c, 1;
+    int n = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+    for (int i = n - 1; i > 0; i--, c >>= 6) out[i] = (char)(0x80 | (c & 0x3F));
+    out[0] = (char)((0xF00 >> n) | c);
+    return n;
+}
+
+// The four hex digits of \uXXXX, or -1.
+static UNUSED int json_hex(const char *p) {
+    int c = 0;
+    for (int i = 0; i < 4; i++) {
+        if (!isxdigit((unsigned char)p[i])) return -1;
+        c = c * 16 + (isdigit((unsigned char)p[i]) ? p[i] - '0' : tolower((unsigned char)p[i]) - 'a' + 10);
+    }
+    return c;
+}
+
+// Decodes a string in place; j->p stands on its opening quote. The text ends with a zero, so p[1] can be read.
+static UNUSED void json_string(Json *j, JsonNode *node) {
+    char *out = node->text = ++j->p;
+    for (; *j->p != '"'; j->p++) {
+        const char *escapes = "\"\"\\\\//b\bf\fn\nr\rt\t", *e;
+        if ((unsigned char)*j->p < 32) json_broken(j);
+        if (*j->p != '\\') *out++ = *j->p;
+        else if (*++j->p == 'u') {
+            int c = json_hex(j->p + 1), low = c >= 0xD800 && c < 0xDC00 && j->p[5] == '\\' ? json_hex(j->p + 7) : -1;
+            if (c < 0) json_broken(j);
+            if (low >= 0xDC00 && low < 0xE000 && j->p[6] == 'u') c = 0x10000 + ((c - 0xD800) << 10) + low - 0xDC00, j->p += 6;
+            if (c >= 0xD800 && c < 0xE000) c = 0xFFFD; // half of a pair
+            out += utf8_encode(out, c);
+            j->p += 4;
+        } else {
+            for (e = escapes; *e && *e != *j->p; e += 2) {}
+            if (!*e) json_broken(j);
+            *out++ = e[1];
+        }
+    }
+    j->p++;
+    node->length = (size_t)(out - node->text);
+    *out = 0;
+}
+
+static UNUSED void json_space(Json *j) {
+    while (*j->p == ' ' || *j->p == '\t' || *j->p == '\n' || *j->p == '\r') j->p++;
+}
+
+static UNUSED void json_value(Json *j, int depth) {
+    if (j->count == j->capacity) j->nodes = resize(j->nodes, (j->capacity = 2 * j->capacity + 64) * sizeof *j->nodes);
+    size_t index = j->count++;
+    json_space(j);
+    JsonNode node = {.type = *j->p, .text = j->p};
+    if (node.type == '"') json_string(j, &node);
+    else if (node.type == '{' || node.type == '[') {
+        char close = node.type == '{' ? '}' : ']';
+        if (depth > 64) json_broken(j);
+        for (j->p++, json_space(j); *j->p != close; node.length++) {
+            if (node.length && *j->p++ != ',') json_broken(j);
+            json_space(j);
+            if (node.type == '{') {
+                if (*j->p != '"') json_broken(j);
+                json_value(j, depth + 1);
+                json_space(j);
+                if (*j->p++ != ':') json_broken(j);
+            }
+            json_value(j, depth + 1);
+            json_space(j);
+        }
+        j->p++;
+    } else if (node.type == '-' || isdigit((unsigned char)node.type)) {
+        node.type = '0';
+        strtod(j->p, &j->p);
+        node.length = (size_t)(j->p - node.text);
+    } else {
+        const char *word = node.type == 't' ? "true" : node.type == 'f' ? "false" : "null";
+        node.length = strlen(word);
+        if (strncmp(j->p, word, node.length)) json_broken(j);
+        j->p += node.length;
+    }
+    node.next = j->count;
+    j->nodes[index] = node;
+}
+
+// Takes over the text, which has a zero behind it. The file must hold one object.
+static UNUSED Json json_parse(char *text, size_t size, const char *path) {
+    Json j = {.text = text, .p = text, .end = text + size, .path = path};
+    json_value(&j, 0);
+    json_space(&j);
+    if (j.p != j.end || j.nodes[0].type != '{') json_broken(&j);
+    return j;
+}
+
+static UNUSED Json json_read(const char *path) {
+    size_t size;
+    char *text = read_file(path, &size);
+    return json_parse(text, size, path);
+}
+
+static UNUSED void json_free(Json *j) { free(j->nodes), free(j->text); }
+
+static UNUSED int json_is(const Json *j, size_t node, const char *text) {
+    return j->nodes[node].length == strlen(text) && !memcmp(j->nodes[node].text, text, strlen(text));
+}
+
+// The value of a key of an object, or 0 where there is none.
+static UNUSED size_t json_get(const Json *j, size_t object, const char *name) {
+    if (j->nodes[object].type == '{')
+        for (size_t key = object + 1; key < j->nodes[object].next; key = j->nodes[key + 1].next)
+            if (json_is(j, key, name)) return key + 1;
+    return 0;
+}
+
+static UNUSED int64_t json_int(const Json *j, size_t node, int64_t min, int64_t max, const char *what) {
+    double x = j->nodes[node].type == '0' ? strtod(j->nodes[node].text, NULL) : NAN;
+    if (!(x >= (double)min && x <= (double)max) || x != floor(x))
+        die("%s: %s is not a whole number from %lld to %lld", j->path, printable(what, strlen(what)).s, (long long)min,
+            (long long)max);
+    return (int64_t)x;
+}
+
+// A shape from config.json. Whatever there asks for another network than GPT-2's is refused by its name.
+static UNUSED GPT2Config read_hf_config(const char *path) {
+    static const struct { const char *name, *allowed[2]; } rules[] = {
+        {"model_type", {"gpt2"}}, {"activation_function", {"gelu_new", "gelu_pytorch_tanh"}},
+        {"tie_word_embeddings", {"true"}}, {"scale_attn_weights", {"true"}}, {"scale_attn_by_inverse_layer_idx", {"false"}},
+        {"reorder_and_upcast_attn", {"false"}}, {"add_cross_attention", {"false"}}, {"is_encoder_decoder", {"false"}},
+        {"quantization_config", {"null"}}};
+    Json j = json_read(path);
+    for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
+        size_t value = json_get(&j, 0, rules[i].name);
+        if (!value || json_is(&j, value, rules[i].allowed[0]) ||
+            (rules[i].allowed[1] && json_is(&j, value, rules[i].allowed[1]))) continue;
+        JsonNode *n = &j.nodes[value];
+        die("%s: %s is %s; only %s is GPT-2 as it is here", path, rules[i].name,
+            printable(n->text, n->type == '{' || n->type == '[' ? 1 : n->length).s, rules[i].allowed[0]);
+    }
+    size_t architectures = json_get(&j, 0, "architectures"), epsilon = json_get(&j, 0, "layer_norm_epsilon");
+    if (j.nodes[architectures].type == '[' && j.nodes[architectures].length) {
+        JsonNode *name = &j.nodes[architectures + 1];
+        if (!json_is(&j, architectures + 1, "GPT2LMHeadModel") && !json_is(&j, architectures + 1, "GPT2Model"))
+            die("%s: the architecture is %s; only GPT2LMHeadModel is read", path, printable(name->text, name->length).s);
+    }
+    if (epsilon && fabs(strtod(j.nodes[epsilon].text, NULL) - 1e-5) > 1e-9)
+        die("%s: layer_norm_epsilon is %s; only 1e-5 is GPT-2 as it is here", path, printable(j.nodes[epsilon].text, j.nodes[epsilon].length).s);
+    const char *names[] = {"n_positions", "vocab_size", "n_layer", "n_head", "n_embd"};
+    int shape[5];
+    for (int i = 0; i < 5; i++) {
+        size_t value = json_get(&j, 0, names[i]);
+        if (!value && i == 0) value = json_get(&j, 0, "n_ctx");
+        if (!value) die("%s does not say %s", path, names[i]);
+        shape[i] = (int)json_int(&j, value, INT32_MIN, INT32_MAX, names[i]);
+    }
+    GPT2Config g = {shape[0], shape[1], shape[2], shape[3], shape[4]};
+    check_config(g, path);
+    size_t inner = json_get(&j, 0, "n_inner");
+    if (inner && j.nodes[inner].type != 'n' && json_int(&j, inner, INT32_MIN, INT32_MAX, "n_inner") != 4 * g.channels)
+        die("%s: n_inner is not 4 n_embd, which GPT-2 here always has", path);
+    json_free(&j);
+    return g;
+}
+
+// In Hugging Face's GPT-2 the weights of linear layers are (in,out): transposed against (out,in) here.
+static UNUSED int is_conv1d(TensorShape t) { return t.layers && t.cols; }
+
+// The tensor that Hugging Face's name means, and its layer; -1: none of GPT-2's, -2: one that is not needed.
+static UNUSED int find_tensor(GPT2Config g, const char *name, int *layer) {
+    if (!strncmp(name, "transformer.", 12)) name += 12;
+    *layer = 0;
+    if (!strcmp(name, "lm_head.weight")) return -2; // tied to wte, says the configuration
+    for (int i = 0; i < NUM_TENSORS; i++)
+        if (!strcmp(name, tensor_shape(g, i).hf_name)) return i;
+    char *rest;
+    *layer = !strncmp(name, "h.", 2) && isdigit((unsigned char)name[2]) ? (int)MIN(strtol(name + 2, &rest, 10), 99999) : -1;
+    if (*layer < 0 || *layer >= g.num_layers || *rest != '.') return -1;
+    if (!strcmp(rest, ".attn.bias") || !strcmp(rest, ".attn.masked_bias")) return -2; // causal masks of old files
+    for (int i = 0; i < NUM_TENSORS; i++)
+        if (tensor_shape(g, i).layers && !strcmp(rest, tensor_shape(g, i).hf_name + strlen("h.%d"))) return i;
+    return -1;
+}
+
+// The next numbers of a file, (in,out), into w (out,in).
+static UNUSED void read_transposed(FILE *f, float *w, int in, int out, NumberType type, const char *path, const char *name) {
+    float *rows = resize(NULL, 16 * (size_t)out * sizeof *rows);
+    for (int i = 0; i < in; i += 16) {
+        int n = MIN(16, in - i);
+        read_floats(f, rows, (size_t)n * out, type, path, name);
+        for (int o = 0; o < out; o++)
+            for (int k = 0; k < n; k++) w[(size_t)o * in + i + k] = rows[(size_t)k * out + o];
+    }
+    free(rows);
+}
+
+// safetensors: 8 bytes of header size, a JSON header {name: {dtype, shape, data_offsets}}, the numbers. Fills m, and
+// seen (NUM_TENSORS,L) where a tensor was found.
+static UNUSED void read_safetensors(GPT2 *m, char *seen, const char *path) {
+    GPT2Config g = m->config;
+    uint64_t header_size;
+    size_t size;
+    FILE *f = open_file(path, &size);
+    if (size < 8 || fread(&header_size, 8, 1, f) != 1 || header_size > size - 8)
+        die("%s is not a safetensors file: it has %zu bytes, and its header would be longer", path, size);
+    char *header = resize(NULL, header_size + 1);
+    if (fread(header, 1, header_size, f) != header_size) die("cannot read %s", path);
+    header[header_size] = 0;
+    size -= 8 + header_size;
+    Json j = json_parse(header, header_size, path);
+    for (size_t key = 1; key < j.nodes[0].next; key = j.nodes[key + 1].next) {
+        const char *name = j.nodes[key].text;
+        int layer, i = find_tensor(g, name, &layer);
+        if (i == -2 || !strcmp(name, "__metadata__")) continue;
+        Path shown = printable(name, j.nodes[key].length);
+        if (i == -1) die("%s: a GPT-2 of %d layers has no tensor %s", path, g.num_layers, shown.s);
+        TensorShape t = tensor_shape(g, i);
+        int conv1d = is_conv1d(t), first = conv1d ? t.cols : t.rows, second = conv1d ? t.rows : t.cols;
+        size_t dtype = json_get(&j, key + 1, "dtype"), shape = json_get(&j, key + 1, "shape");
+        size_t offsets = json_get(&j, key + 1, "data_offsets");
+        if (j.nodes[shape].type != '[' || j.nodes[shape].length != (t.cols ? 2u : 1u) ||
+            json_int(&j, shape + 1, 0, INT32_MAX, name) != first ||
+            (t.cols && json_int(&j, shape + 2, 0, INT32_MAX, name) != second))
+            die("%s: the shape of %s is not as config.json says: (%d,%d)", path, shown.s, first, second);
+        int type = json_is(&j, dtype, "F32") ? F32 : json_is(&j, dtype, "F16") ? F16 : json_is(&j, dtype, "BF16") ? BF16 : -1;
+        if (type < 0) die("%s: the numbers of %s are not F32, F16 or BF16; convert the model to one of them", path, shown.s);
+        if (j.nodes[offsets].type != '[' || j.nodes[offsets].length != 2) die("%s: %s lacks data_offsets", path, shown.s);
+        size_t begin = (size_t)json_int(&j, offsets + 1, 0, (int64_t)size, "an offset");
+        size_t end = (size_t)json_int(&j, offsets + 2, 0, (int64_t)size, "an offset");
+        if (end - begin != layer_size(t) * (type == F32 ? 4 : 2) || end < begin)
+            die("%s: the numbers of %s do not fill their shape: the file is damaged", path, shown.s);
+        if (seen[i * g.num_layers + layer]++) die("%s: %s is there twice", path, shown.s);
+        float *w = ((float **)&m->params)[i] + layer * layer_size(t);
+        if (fseeko(f, (off_t)(8 + header_size + begin), SEEK_SET)) die("cannot read %s", path);
+        if (conv1d) read_transposed(f, w, t.cols, t.rows, type, path, shown.s);
+        else read_floats(f, w, layer_size(t), type, path, shown.s);
+    }
+    json_free(&j);
+    fclose(f);
+}
+
+// A Hugging Face folder: config.json and model.safetensors, or the parts that model.safetensors.index.json names.
+#define MAX_PARTS 1000
+static UNUSED void load_hf(GPT2 *m, const char *folder) {
+    Path config = path_in(folder, "config.json"), single = path_in(folder, "model.safetensors");
+    Path index = path_in(folder, "model.safetensors.index.json");
+    GPT2Config g = read_hf_config(config.s);
+    const char *parts[MAX_PARTS] = {"model.safetensors"};
+    size_t bytes = 0, size, count = 1;
+    Json j = {0};
+    if (!file_exists(single.s)) {
+        if (!file_exists(index.s))
+            die("%s has no model.safetensors; save the model with transformers' save_pretrained", folder);
+        j = json_read(index.s);
+        size_t map = json_get(&j, 0, "weight_map");
+        count = 0;
+        for (size_t key = map + 1; map && key < j.nodes[map].next; key = j.nodes[key + 1].next) {
+            size_t i = 0;
+            while (i < count && !json_is(&j, key + 1, parts[i])) i++;
+            if (i < count) continue;
+            const char *name = j.nodes[key + 1].text;
+            if (j.nodes[key + 1].type != '"' || !*name || strchr(name, '/') || strlen(name) > 200 || count == MAX_PARTS)
+                die("%s: what it names is not a file beside it, or they are more than %d", index.s, MAX_PARTS);
+            parts[count++] = name;
+        }
+    }
+    for (size_t i = 0; i < count; i++) {
+        fclose(open_file(path_in(folder, parts[i]).s, &size));
+        bytes += size;
+    }
+    if (bytes / 2 < count_parameters(g))
+        die("%s asks for %zu parameters, but the files beside it have only %zu bytes", config.s, count_parameters(g), bytes);
+    gpt2_allocate(m, g);
+    char *seen = allocate((size_t)NUM_TENSORS * g.num_layers, 1);
+    for (size_t i = 0; i < count; i++) read_safetensors(m, seen, path_in(folder, parts[i]).s);
+    for (int i = 0; i < NUM_TENSORS; i++)
+        for (int l = 0; l < MAX(tensor_shape(g, i).layers, 1); l++)
+            if (!seen[i * g.num_layers + l])
+                die("%s lacks the tensor %s of layer %d", folder, tensor_shape(g, i).hf_name, l);
+    free(seen);
+    json_free(&j);
+}
+
+// Reads a model: llm.c's .bin, a run's folder (it has a model.bin), or a Hugging Face folder.
 static UNUSED void gpt2_load(GPT2 *m, const char *path) {
     if (!is_folder(path)) load_llmc(m, path);
     else if (file_exists(path_in(path, "model.bin").s)) load_llmc(m, path_in(path, "model.bin").s);
-    else die("%s holds neither model.bin nor config.json; give a run's folder or a Hugging Face model's", path);
+    else if (file_exists(path_in(path, "config.json").s)) load_hf(m, path);
+    else die("%s has neither model.bin nor config.json; give a run's folder or a Hugging Face model", path);
 }
 
 // ============================================================================================================
-// 7  Tokenizers
+// 7  Tokenizers: bytes, the characters of a text, or GPT-2's byte-pair encoding
+
+#include "dev/unicode_tables.h" // unicode_ranges: letters, numbers, white space
 
 typedef enum { TOKENIZER_BYTES, TOKENIZER_CHARS, TOKENIZER_GPT2 } TokenizerKind;
 typedef struct Tokenizer {
     TokenizerKind kind;
-    int vocab_size;                // V
-    char *text;                    // the bytes of all tokens, one after the other
+    int vocab_size;                  // V
+    char *text;                      // the bytes of all tokens, one after the other
     size_t text_size, text_capacity;
-    uint32_t *start;               // (V+1) where each token begins in text
-    uint16_t *id_of;               // chars: (0x110000) 1 + the token of a code point, 0 where there is none
+    uint32_t *start;                 // (V+1) where each token begins in text
+    uint16_t *id_of;                 // chars: (0x110000) 1 + the token of a code point, 0 where there is none
+    // gpt2
+    uint32_t *slots;                 // (SLOTS) hash table from bytes to tokens
+    uint32_t *left;                  // (V) bytes of the left one of the two tokens that a merge joins
+    uint8_t *class_of;               // (0x110000) a code point's class, as in unicode_ranges
+    size_t longest;                  // bytes of the longest token
 } Tokenizer;
+#define MAX_CODE_POINT 0x10FFFF
+#define SLOTS (1 << 17)
 
 // The code point at p and its length in bytes; -1 and 1 where the bytes are not UTF-8.
 static inline int utf8_decode(const char *p, const char *end, int *length) {
-    const unsigned char *s = (const unsigned char *)p;
     static const int least[5] = {0, 0, 0x80, 0x800, 0x10000};
+    const unsigned char *s = (const unsigned char *)p;
     *length = 1;
     if (s[0] < 0x80) return s[0];
     int n = s[0] >= 0xF0 ? 4 : s[0] >= 0xE0 ? 3 : 2, c = s[0] & (0x7F >> n);
@@ -1176,141 +1496,551 @@ static inline int utf8_decode(const char *p, const char *end, int *length) {
         if ((s[i] & 0xC0) != 0x80) return -1;
         c = c << 6 | (s[i] & 0x3F);
     }
-    if (c < least[n] || c > 0x10FFFF || (c >= 0xD800 && c < 0xE000)) return -1;
+    if (c < least[n] || c > MAX_CODE_POINT || (c >= 0xD800 && c < 0xE000)) return -1;
     *length = n;
     return c;
 }
 
-static int utf8_encode(char *out, int c) {
-    if (c < 0x80) return out[0] = (char)c, 1;
-    int n = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
-    for (int i = n - 1; i > 0; i--, c >>= 6) out[i] = (char)(0x80 | (c & 0x3F));
-    out[0] = (char)((0xF00 >> n) | c);
-    return n;
-}
-
 static UNUSED void tokenizer_free(Tokenizer *t) {
-    free(t->text), free(t->start), free(t->id_of);
+    free(t->text), free(t->start), free(t->id_of), free(t->slots), free(t->left), free(t->class_of);
     memset(t, 0, sizeof *t);
 }
 
 // Appends a token; the callers see to it that there are at most 65536.
-static void add_token(Tokenizer *t, const char *bytes, size_t n) {
+static UNUSED void add_token(Tokenizer *t, const char *bytes, size_t n) {
     if (!t->start) t->start = resize(NULL, 65537 * sizeof *t->start), t->start[0] = 0;
     if (t->text_size + n > t->text_capacity) t->text = resize(t->text, t->text_capacity = 2 * (t->text_size + n));
     memcpy(t->text + t->text_size, bytes, n);
     t->start[++t->vocab_size] = (uint32_t)(t->text_size += n);
 }
 
-static void add_character(Tokenizer *t, int c) {
-    char bytes[4];
-    add_token(t, bytes, utf8_encode(bytes, c));
-    t->id_of[c] = (uint16_t)t->vocab_size;
-}
-
-static void start_characters(Tokenizer *t) {
-    t->kind = TOKENIZER_CHARS;
-    t->id_of = calloc(0x110000, sizeof *t->id_of);
-    if (!t->id_of) die("out of memory");
-}
-
-static void bytes_init(Tokenizer *t) {
+static UNUSED void bytes_init(Tokenizer *t) {
     t->kind = TOKENIZER_BYTES;
     for (int i = 0; i < 256; i++) add_token(t, &(char){(char)i}, 1);
 }
 
-// The code points of the text, in their order.
-static void chars_init(Tokenizer *t, const char *text, size_t n) {
-    start_characters(t);
-    const char *end = text + n;
-    int length, distinct = 0;
-    for (const char *p = text; p < end; p += length) {
+// Makes a tokenizer of n characters (code points), in this order.
+static UNUSED void chars_init(Tokenizer *t, const int *characters, int n, const char *path) {
+    t->kind = TOKENIZER_CHARS;
+    t->id_of = allocate(MAX_CODE_POINT + 1, sizeof *t->id_of);
+    for (int i = 0; i < n; i++) {
+        char bytes[4];
+        if (t->id_of[characters[i]]) die("%s has the character U+%04X twice", path, characters[i]);
+        add_token(t, bytes, utf8_encode(bytes, characters[i]));
+        t->id_of[characters[i]] = (uint16_t)(i + 1);
+    }
+}
+
+// The code points of a text, in their order.
+static UNUSED void chars_of_text(Tokenizer *t, const char *text, size_t n) {
+    uint8_t *seen = allocate(MAX_CODE_POINT + 1, 1);
+    int *characters = resize(NULL, 65536 * sizeof *characters), length, distinct = 0;
+    for (const char *p = text, *end = text + n; p < end; p += length) {
         int c = utf8_decode(p, end, &length);
         if (c < 0) die("the text is not UTF-8 at byte %zu; take --tokenizer bytes", (size_t)(p - text));
-        t->id_of[c] = 1;
+        seen[c] = 1;
     }
-    for (int c = 0; c < 0x110000; c++) distinct += t->id_of[c];
+    for (int c = 0; c <= MAX_CODE_POINT && distinct < 65536; c++)
+        if (seen[c]) characters[distinct++] = c;
     if (distinct < 1 || distinct > 65535) die("the text has %d different characters, not 1 to 65535", distinct);
-    for (int c = 0; c < 0x110000; c++)
-        if (t->id_of[c]) add_character(t, c);
+    chars_init(t, characters, distinct, "the text");
+    free(characters), free(seen);
+}
+
+/* GPT-2's byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019). A text is cut into pieces by a pattern; a
+piece starts as single bytes, and again and again the two neighbours are joined whose union is the earliest merge,
+the leftmost of equals, until no union is a token. Tokens are the 256 bytes, then the merges in order, which is
+also their rank, then <|endoftext|>, which ordinary text never becomes.
+
+The files spell bytes in visible characters: those that are none (0 to 32, 127 to 160, 173) as U+0100 and on. */
+static int byte_to_symbol(int b) { return b < 33 ? 256 + b : b < 127 ? b : b < 161 ? 162 + b : b == 173 ? 323 : b; }
+
+static UNUSED int symbol_to_byte(int s) {
+    if (s >= 256) return s < 289 ? s - 256 : s < 323 ? s - 162 : s == 323 ? 173 : -1;
+    return s >= 0 && byte_to_symbol(s) == s ? s : -1;
+}
+
+// Turns symbols into the bytes they stand for, in place, and returns how many; 0 if that cannot be.
+static UNUSED size_t symbols_to_bytes(char *text, size_t n) {
+    size_t k = 0;
+    int length;
+    for (const char *p = text, *end = text + n; p < end; p += length) {
+        int b = symbol_to_byte(utf8_decode(p, end, &length));
+        if (b < 0) return 0;
+        text[k++] = (char)b;
+    }
+    return k;
+}
+
+// The slot of some bytes: it holds 1 + their token, and above it 15 bits of their hash; or it is free, 0.
+static inline uint32_t *find_slot(const Tokenizer *t, const char *bytes, size_t n, uint32_t *tag) {
+    uint64_t h = hash_bytes(0, bytes, n);
+    *tag = (uint32_t)(h >> 32) & 0xFFFE0000u;
+    for (size_t i = h % SLOTS;; i = (i + 1) % SLOTS) {
+        uint32_t *slot = &t->slots[i], id = (*slot & 0x1FFFF) - 1;
+        if (!*slot) return slot;
+        if ((*slot & 0xFFFE0000u) == *tag && t->start[id + 1] - t->start[id] == n &&
+            !memcmp(t->text + t->start[id], bytes, n)) return slot;
+    }
+}
+
+#define NO_TOKEN UINT32_MAX
+static inline uint32_t find_token(const Tokenizer *t, const char *bytes, size_t n) {
+    uint32_t tag;
+    return n > t->longest ? NO_TOKEN : (*find_slot(t, bytes, n, &tag) & 0x1FFFF) - 1;
+}
+
+static UNUSED void add_gpt2_token(Tokenizer *t, const char *bytes, size_t n) {
+    uint32_t tag, *slot = find_slot(t, bytes, n, &tag);
+    add_token(t, bytes, n);
+    *slot = tag | (uint32_t)t->vocab_size;
+    t->longest = MAX(t->longest, n);
+}
+
+static UNUSED void gpt2_start(Tokenizer *t) {
+    t->kind = TOKENIZER_GPT2;
+    t->slots = allocate(SLOTS, sizeof *t->slots);
+    t->left = allocate(65536, sizeof *t->left);
+    t->class_of = allocate(MAX_CODE_POINT + 1, 1);
+    for (size_t i = 0; i < sizeof unicode_ranges / sizeof *unicode_ranges; i++)
+        for (uint32_t c = unicode_ranges[i][0]; c <= unicode_ranges[i][1]; c++) t->class_of[c] = unicode_ranges[i][2];
+    for (int printed = 1; printed >= 0; printed--) // GPT-2's order: first the bytes that stand for themselves
+        for (int b = 0; b < 256; b++)
+            if ((byte_to_symbol(b) == b) == printed) add_gpt2_token(t, &(char){(char)b}, 1);
+}
+
+// Adds the token that joins two; they are symbols and become bytes in place.
+static UNUSED void add_merge(Tokenizer *t, char *a, size_t a_size, char *b, size_t b_size, const char *path) {
+    int number = t->vocab_size - 255;
+    size_t n = symbols_to_bytes(a, a_size), m = symbols_to_bytes(b, b_size);
+    if (number > 65535 - 256) die("%s has more merges than tokens of 16 bits can count, %d", path, 65535 - 256);
+    memmove(a + n, b, m); // b stands behind a
+    if (!n || !m || find_token(t, a, n) == NO_TOKEN || find_token(t, a + n, m) == NO_TOKEN)
+        die("%s: merge %d is not of two tokens that come before it: the file is damaged, or not GPT-2's", path, number);
+    if (find_token(t, a, n + m) != NO_TOKEN) die("%s: merge %d repeats a token: the file is damaged", path, number);
+    t->left[t->vocab_size] = (uint32_t)n;
+    add_gpt2_token(t, a, n + m);
+}
+
+#define END_OF_TEXT "<|endoftext|>"
+
+// vocab.bpe or merges.txt: a line with the version, and then one merge in each line.
+static UNUSED void load_merges(Tokenizer *t, const char *path) {
+    size_t size;
+    char *text = read_file(path, &size), *end = text + size, *next;
+    gpt2_start(t);
+    for (char *line = text; line < end; line = next + 1) {
+        next = memchr(line, '\n', (size_t)(end - line));
+        if (!next) next = end;
+        char *stop = next > line && next[-1] == '\r' ? next - 1 : next, *space = memchr(line, ' ', (size_t)(stop - line));
+        if (stop == line || (line == text && !strncmp(line, "#version", 8))) continue;
+        if (!space) die("%s: merge %d is not two tokens with a space between", path, t->vocab_size - 255);
+        add_merge(t, line, (size_t)(space - line), space + 1, (size_t)(stop - space - 1), path);
+    }
+    add_token(t, END_OF_TEXT, strlen(END_OF_TEXT));
+    free(text);
+}
+
+// The class of the character at p: 1 letter, 2 number, 3 white space, 0 anything else, bytes that are not UTF-8 too.
+static inline int class_at(const Tokenizer *t, const char *p, const char *end, int *length) {
+    if ((unsigned char)*p < 128) return *length = 1, t->class_of[(unsigned char)*p];
+    int c = utf8_decode(p, end, length);
+    return c < 0 ? 0 : t->class_of[c];
+}
+
+// The end of the piece that starts at p, by GPT-2's pattern:
+//     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+static inline const char *piece_end(const Tokenizer *t, const char *p, const char *end) {
+    if (*p == '\'' && end - p >= 2) {
+        if (strchr("stmd", p[1]) && p[1]) return p + 2;
+        if (end - p >= 3 && (!memcmp(p + 1, "re", 2) || !memcmp(p + 1, "ve", 2) || !memcmp(p + 1, "ll", 2))) return p + 3;
+    }
+    int length, last = 1, space = *p == ' ' && end - p >= 2;
+    int class = class_at(t, p + space, end, &length);
+    if (class != 3) {
+        for (p += space + length; p < end && class_at(t, p, end, &length) == class;) p += length;
+        return p;
+    }
+    const char *q = p;
+    for (; q < end && class_at(t, q, end, &length) == 3; q += length) last = length;
+    return q < end && q - last > p ? q - last : q; // the last space belongs to what follows, if others precede it
+}
+
+// Scratch memory of join_pairs. Parts of a piece are named by where they begin.
+typedef struct {
+    size_t capacity;
+    uint32_t *next, *previous; // the parts beside a part
+    uint32_t *token;           // what a part is
+    uint32_t *joined;          // what it and the next one would be, or NO_TOKEN
+    uint64_t *heap;            // of joined << 32 | part, smallest first; entries of pairs that are no more are skipped
+    size_t heap_size;
+} Parts;
+
+static inline void heap_push(Parts *s, uint64_t x) {
+    size_t i = s->heap_size++;
+    for (; i > 0 && s->heap[(i - 1) / 2] > x; i = (i - 1) / 2) s->heap[i] = s->heap[(i - 1) / 2];
+    s->heap[i] = x;
+}
+
+static inline uint64_t heap_pop(Parts *s) {
+    uint64_t top = s->heap[0], x = s->heap[--s->heap_size];
+    size_t i = 0;
+    for (size_t child; (child = 2 * i + 1) < s->heap_size; i = child) {
+        if (child + 1 < s->heap_size && s->heap[child + 1] < s->heap[child]) child++;
+        if (s->heap[child] >= x) break;
+        s->heap[i] = s->heap[child];
+    }
+    s->heap[i] = x;
+    return top;
+}
+
+// Looks up what part i and the next one would be.
+static inline void consider(const Tokenizer *t, Parts *s, const char *p, uint32_t n, uint32_t i) {
+    uint32_t j = s->next[i];
+    s->joined[i] = j < n ? find_token(t, p + i, s->next[j] - i) : NO_TOKEN;
+    if (s->joined[i] != NO_TOKEN) heap_push(s, (uint64_t)s->joined[i] << 32 | i);
+}
+
+// Encodes a piece of n bytes in O(n log n); returns the number of tokens.
+static UNUSED size_t join_pairs(const Tokenizer *t, Parts *s, const char *p, uint32_t n, uint16_t *ids) {
+    if (n > s->capacity) {
+        s->capacity = 2 * (size_t)n;
+        uint32_t **arrays[] = {&s->next, &s->previous, &s->token, &s->joined};
+        for (int i = 0; i < 4; i++) *arrays[i] = resize(*arrays[i], s->capacity * sizeof(uint32_t));
+        s->heap = resize(s->heap, 3 * s->capacity * sizeof *s->heap); // n pairs at first, two new ones by each join
+    }
+    s->heap_size = 0;
+    for (uint32_t i = 0; i < n; i++) s->next[i] = i + 1, s->previous[i] = i - 1, s->token[i] = find_token(t, p + i, 1);
+    for (uint32_t i = 0; i < n; i++) consider(t, s, p, n, i);
+    while (s->heap_size) {
+        uint64_t top = heap_pop(s);
+        uint32_t i = (uint32_t)top, j = s->next[i];
+        if (s->joined[i] != top >> 32) continue;
+        s->token[i] = s->joined[i];
+        s->joined[j] = NO_TOKEN;
+        s->next[i] = s->next[j];
+        if (s->next[i] < n) s->previous[s->next[i]] = i;
+        consider(t, s, p, n, i);
+        if (i > 0) consider(t, s, p, n, s->previous[i]);
+    }
+    size_t count = 0;
+    for (uint32_t i = 0; i < n; i = s->next[i]) ids[count++] = (uint16_t)s->token[i];
+    return count;
+}
+
+// Most pieces of a natural text are tokens as they stand; that a token's own bytes always join to it makes this exact.
+static UNUSED size_t gpt2_encode(const Tokenizer *t, const char *text, size_t n, uint16_t **ids) {
+    Parts scratch = {0};
+    size_t count = 0, capacity = 0;
+    for (const char *p = text, *end = text + n, *next; p < end; p = next) {
+        next = piece_end(t, p, end);
+        size_t size = (size_t)(next - p);
+        if (size > UINT32_MAX / 2) die("a word or run of spaces of %zu bytes is too long to encode", size);
+        if (count + size > capacity) *ids = resize(*ids, (capacity = 2 * (count + size) + 1024) * sizeof **ids);
+        uint32_t whole = find_token(t, p, size);
+        if (whole != NO_TOKEN) (*ids)[count++] = (uint16_t)whole;
+        else count += join_pairs(t, &scratch, p, (uint32_t)size, *ids + count);
+    }
+    free(scratch.next), free(scratch.previous), free(scratch.token), free(scratch.joined), free(scratch.heap);
+    return count;
 }
 
 // chars take their vocabulary from the training text, gpt2 from its merges.
-static UNUSED void tokenizer_init(Tokenizer *t, const char *kind, const char *training_text, size_t n, const char *merges_path) {
-    (void)merges_path;
+static UNUSED void tokenizer_init(Tokenizer *t, const char *kind, const char *training_text, size_t n,
+                                  const char *merges_path) {
     if (!strcmp(kind, "bytes")) bytes_init(t);
-    else if (!strcmp(kind, "chars")) chars_init(t, training_text, n);
-    else die("the tokenizer %s is not known; take bytes, chars or gpt2", kind);
+    else if (!strcmp(kind, "chars")) chars_of_text(t, training_text, n);
+    else if (strcmp(kind, "gpt2")) die("the tokenizer %s is not known; take bytes, chars or gpt2", kind);
+    else if (!merges_path) die("the tokenizer gpt2 needs GPT-2's merges; give --merges vocab.bpe (dev/data/gpt2.sh)");
+    else load_merges(t, merges_path);
 }
 
 // The bytes of a token.
 static UNUSED const char *tokenizer_token(const Tokenizer *t, int id, size_t *length) {
-    if (id < 0 || id >= t->vocab_size) die("token %d is outside the tokenizer's vocabulary of %d", id, t->vocab_size);
+    if (id < 0 || id >= t->vocab_size) die("token %d is not in the tokenizer's vocabulary of %d", id, t->vocab_size);
     *length = t->start[id + 1] - t->start[id];
     return t->text + t->start[id];
 }
 
 // The tokens of a text; the caller frees them.
 static UNUSED uint16_t *tokenizer_encode(const Tokenizer *t, const char *text, size_t n, size_t *count) {
-    uint16_t *ids = resize(NULL, n * sizeof *ids);
-    size_t k = 0;
-    if (t->kind == TOKENIZER_BYTES)
-        for (; k < n; k++) ids[k] = (unsigned char)text[k];
+    uint16_t *ids = NULL;
     int length;
-    for (const char *p = text, *end = text + n; t->kind == TOKENIZER_CHARS && p < end; p += length) {
-        int c = utf8_decode(p, end, &length);
-        if (c < 0) die("the text is not UTF-8 at byte %zu, but the tokenizer is of characters", (size_t)(p - text));
-        if (!t->id_of[c])
-            die("the character %.*s (U+%04X) at byte %zu is not in the tokenizer: its training text lacked it", length,
-                p, c, (size_t)(p - text));
-        ids[k++] = t->id_of[c] - 1;
+    *count = 0;
+    if (t->kind == TOKENIZER_GPT2) return *count = gpt2_encode(t, text, n, &ids), resize(ids, *count * sizeof *ids);
+    ids = resize(ids, n * sizeof *ids);
+    for (const char *p = text, *end = text + n; p < end; p += length) {
+        int c = t->kind == TOKENIZER_CHARS ? utf8_decode(p, end, &length) : (length = 1, (unsigned char)*p);
+        if (c < 0) die("the text is not UTF-8 at byte %zu, but the model's tokenizer knows characters", (size_t)(p - text));
+        if (t->kind == TOKENIZER_CHARS && !t->id_of[c])
+            die("the character %s (U+%04X) at byte %zu is unknown to the tokenizer: its training text lacked it",
+                printable(p, (size_t)length).s, c, (size_t)(p - text));
+        ids[(*count)++] = (uint16_t)(t->kind == TOKENIZER_CHARS ? t->id_of[c] - 1 : c);
     }
-    *count = k;
-    return resize(ids, k * sizeof *ids);
+    return resize(ids, *count * sizeof *ids);
 }
 
-// tokenizer.txt: a line `tokenizer bytes`, or `tokenizer chars N` and N lines with a code point each.
-static UNUSED void tokenizer_save(const Tokenizer *t, const char *folder) {
-    Path path = path_in(folder, "tokenizer.txt");
-    FILE *f = write_begin(path.s);
-    if (t->kind == TOKENIZER_BYTES) fprintf(f, "tokenizer bytes\n");
-    else {
-        fprintf(f, "tokenizer chars %d\n", t->vocab_size);
-        int length;
-        for (int i = 0; i < t->vocab_size; i++)
-            fprintf(f, "U+%04X\n", utf8_decode(t->text + t->start[i], t->text + t->start[i + 1], &length));
+// Writes bytes as the files of tokenizers spell them: as symbols, or as they are if tokens are characters.
+static UNUSED void write_symbols(FILE *f, const Tokenizer *t, const char *bytes, size_t n, int json) {
+    for (size_t i = 0; i < n; i++) {
+        int c = (unsigned char)bytes[i];
+        char utf8[4];
+        if (t->kind != TOKENIZER_CHARS) c = byte_to_symbol(c);
+        if (json && (c == '"' || c == '\\')) fputc('\\', f);
+        if (json && c < 32) fprintf(f, "\\u%04x", c);
+        else if (t->kind == TOKENIZER_CHARS) fputc(c, f);
+        else fwrite(utf8, 1, (size_t)utf8_encode(utf8, c), f);
     }
+}
+
+static UNUSED void write_merges(FILE *f, const Tokenizer *t, int json) {
+    for (int i = 256; i < t->vocab_size - 1; i++) {
+        const char *token = t->text + t->start[i];
+        fputs(!json ? "" : i > 256 ? ",\n[\"" : "[\"", f);
+        write_symbols(f, t, token, t->left[i], json);
+        fputs(json ? "\", \"" : " ", f);
+        write_symbols(f, t, token + t->left[i], t->start[i + 1] - t->start[i] - t->left[i], json);
+        fputs(json ? "\"]" : "\n", f);
+    }
+}
+
+static UNUSED void save_merges(const Tokenizer *t, Path path) {
+    FILE *f = write_begin(path.s);
+    fputs("#version: 0.2\n", f);
+    write_merges(f, t, 0);
     write_commit(f, path.s);
 }
 
-static void load_tokenizer_txt(Tokenizer *t, const char *path) {
-    size_t size;
-    char *text = read_file(path, &size), *p = text, *end;
+// tokenizer.bpe holds GPT-2's merges; tokenizer.txt a line `tokenizer bytes`, or `tokenizer chars N` and then N lines
+// with a code point each.
+static UNUSED void tokenizer_save(const Tokenizer *t, const char *folder) {
+    if (t->kind == TOKENIZER_GPT2) {
+        save_merges(t, path_in(folder, "tokenizer.bpe"));
+        return;
+    }
+    Path path = path_in(folder, "tokenizer.txt");
+    FILE *f = write_begin(path.s);
+    int length;
+    if (t->kind == TOKENIZER_BYTES) fprintf(f, "tokenizer bytes\n");
+    else fprintf(f, "tokenizer chars %d\n", t->vocab_size);
+    for (int i = 0; t->kind == TOKENIZER_CHARS && i < t->vocab_size; i++)
+        fprintf(f, "U+%04X\n", utf8_decode(t->text + t->start[i], t->text + t->start[i + 1], &length));
+    write_commit(f, path.s);
+}
+
+static UNUSED void load_tokenizer_txt(Tokenizer *t, const char *path) {
     const char *chars = "tokenizer chars ";
+    size_t size;
+    char *text = read_file(path, &size), *p = text + strlen(chars);
     if (!strcmp(text, "tokenizer bytes\n")) bytes_init(t);
     else if (!strncmp(text, chars, strlen(chars))) {
-        long n = strtol(p + strlen(chars), &end, 10);
-        if (n < 1 || n > 65535 || *end != '\n') die("%s: line 1: a number of characters from 1 to 65535 is missing", path);
-        start_characters(t);
-        for (long i = 0; i < n; i++) {
-            p = end + 1;
-            long c = p < text + size && p[0] == 'U' && p[1] == '+' && isxdigit((unsigned char)p[2]) ? strtol(p + 2, &end, 16) : -1;
-            if (c < 0 || c > 0x10FFFF || *end != '\n' || t->id_of[c])
-                die("%s: line %ld: a new code point such as U+0041 is missing; the file is damaged", path, i + 2);
-            add_character(t, (int)c);
+        long n = strtol(p, &p, 10);
+        if (n < 1 || n > 65535 || *p != '\n') die("%s: line 1 lacks a number of characters from 1 to 65535", path);
+        int *characters = resize(NULL, (size_t)n * sizeof *characters);
+        for (int i = 0; i < n; i++) {
+            long c = !strncmp(p, "\nU+", 3) && isxdigit((unsigned char)p[3]) ? strtol(p + 3, &p, 16) : -1;
+            if (c < 0 || c > MAX_CODE_POINT || *p != '\n' || (c >= 0xD800 && c < 0xE000))
+                die("%s: line %d should hold a code point such as U+0041: the file is damaged", path, i + 2);
+            characters[i] = (int)c;
         }
-        if (end + 1 != text + size) die("%s: there is more after its %ld characters; the file is damaged", path, n);
-    } else die("%s is not a tokenizer that train_gpt2 wrote", path);
+        if (p + 1 != text + size) die("%s goes on after its %ld characters: the file is damaged", path, n);
+        chars_init(t, characters, (int)n, path);
+        free(characters);
+    } else die("%s is no tokenizer file of this program's; remove it or train again", path);
     free(text);
+}
+
+// Checks that a vocabulary of Hugging Face's numbers the tokens of t as t does.
+static UNUSED void check_vocabulary(const Tokenizer *t, const Json *j, size_t vocabulary) {
+    int count = 0;
+    for (size_t key = vocabulary + 1; key < j->nodes[vocabulary].next; key = j->nodes[key + 1].next, count++) {
+        JsonNode name = j->nodes[key];
+        int id = (int)json_int(j, key + 1, 0, t->vocab_size - 1, name.text);
+        int special = t->kind == TOKENIZER_GPT2 && id == t->vocab_size - 1;
+        size_t n = special ? name.length : symbols_to_bytes(name.text, name.length);
+        if (n != t->start[id + 1] - t->start[id] || memcmp(name.text, t->text + t->start[id], n))
+            die("%s: token %d is not where GPT-2 has it; only GPT-2's own order of tokens is read", j->path, id);
+    }
+    if (count != t->vocab_size) die("%s has %d tokens, not %d", j->path, count, t->vocab_size);
+}
+
+// tokenizer.json, as gpt2_export_hf writes it for each kind of tokenizer, or as GPT-2 brings it.
+static UNUSED void load_tokenizer_json(Tokenizer *t, const char *path) {
+    Json j = json_read(path);
+    size_t model = json_get(&j, 0, "model"), vocabulary = json_get(&j, model, "vocab");
+    size_t merges = json_get(&j, model, "merges"), cut = json_get(&j, 0, "pre_tokenizer");
+    int byte_level = json_is(&j, json_get(&j, cut, "type"), "ByteLevel");
+    JsonNode *nodes = j.nodes;
+    if (!json_is(&j, json_get(&j, model, "type"), "BPE") || nodes[vocabulary].type != '{' || nodes[merges].type != '[' ||
+        (!byte_level && (nodes[merges].length || nodes[cut].type != 'n')))
+        die("%s is not GPT-2's byte-level BPE, nor a tokenizer that this program wrote; no other is read", path);
+    if (byte_level && nodes[merges].length) {
+        gpt2_start(t);
+        for (size_t i = merges + 1; i < nodes[merges].next; i = nodes[i].next) {
+            JsonNode *a = &nodes[i]; // "left right", or, since 2024, ["left", "right"]
+            char *space = a->type == '"' ? memchr(a->text, ' ', a->length) : NULL;
+            if (space) add_merge(t, a->text, (size_t)(space - a->text), space + 1,
+                                 a->length - (size_t)(space + 1 - a->text), path);
+            else if (a->type == '[' && a->length == 2 && a[1].type == '"' && a[2].type == '"')
+                add_merge(t, a[1].text, a[1].length, a[2].text, a[2].length, path);
+            else die("%s: merge %d is not two tokens", path, t->vocab_size - 255);
+        }
+        add_token(t, END_OF_TEXT, strlen(END_OF_TEXT));
+    } else if (byte_level) bytes_init(t);
+    else {
+        int n = (int)MIN(nodes[vocabulary].length, 65536), *characters = resize(NULL, (size_t)n * sizeof *characters);
+        if (n < 1 || n > 65535) die("%s: %d characters; it must be from 1 to 65535", path, n);
+        for (int i = 0; i < n; i++) characters[i] = -1;
+        for (size_t key = vocabulary + 1; key < nodes[vocabulary].next; key = nodes[key + 1].next) {
+            int length, id = (int)json_int(&j, key + 1, 0, n - 1, "a token's number");
+            int c = nodes[key].length ? utf8_decode(nodes[key].text, nodes[key].text + nodes[key].length, &length) : -1;
+            if (c < 0 || (size_t)length != nodes[key].length || characters[id] >= 0)
+                die("%s: token %d is not one character of its own; no such tokenizer is read", path, id);
+            characters[id] = c;
+        }
+        chars_init(t, characters, n, path);
+        free(characters);
+    }
+    if (byte_level) check_vocabulary(t, &j, vocabulary);
+    json_free(&j);
 }
 
 // The tokenizer that stands beside a model (a file or a folder); returns 0 where there is none.
 static UNUSED int tokenizer_load(Tokenizer *t, const char *model_path) {
     Path folder = is_folder(model_path) ? path_in(model_path, "") : folder_of(model_path);
-    Path txt = path_in(folder.s, "tokenizer.txt");
-    if (!file_exists(txt.s)) return 0;
-    load_tokenizer_txt(t, txt.s);
-    return 1;
+    const char *names[] = {"tokenizer.txt", "tokenizer.bpe", "merges.txt", "vocab.bpe", "tokenizer.json"};
+    for (int i = 0; i < 5; i++) {
+        Path path = path_in(folder.s, names[i]), vocabulary = path_in(folder.s, "vocab.json");
+        if (!file_exists(path.s)) continue;
+        if (i == 0) load_tokenizer_txt(t, path.s);
+        else if (i == 4) load_tokenizer_json(t, path.s);
+        else load_merges(t, path.s);
+        if (i == 2 && file_exists(vocabulary.s)) {
+            Json j = json_read(vocabulary.s);
+            check_vocabulary(t, &j, 0);
+            json_free(&j);
+        }
+        return 1;
+    }
+    return 0;
+}
+
+// ---- a model and its tokenizer as transformers reads them
+
+// w (out,in), written as (in,out).
+static UNUSED void write_transposed(FILE *f, const float *w, int in, int out) {
+    float *rows = resize(NULL, 16 * (size_t)out * sizeof *rows);
+    for (int i = 0; i < in; i += 16) {
+        int n = MIN(16, in - i);
+        for (int o = 0; o < out; o++)
+            for (int k = 0; k < n; k++) rows[(size_t)k * out + o] = w[(size_t)o * in + i + k];
+        write_bytes(f, rows, (size_t)n * out * sizeof *rows);
+    }
+    free(rows);
+}
+
+static UNUSED void export_safetensors(GPT2Config g, const float *params, Path path) {
+    char *header, name[64];
+    size_t size, offset = 0;
+    FILE *h = open_memstream(&header, &size), *f = write_begin(path.s);
+    if (!h) die("out of memory");
+    fputs("{\"__metadata__\":{\"format\":\"pt\"}", h);
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        TensorShape t = tensor_shape(g, i);
+        for (int l = 0; l < MAX(t.layers, 1); l++) {
+            snprintf(name, sizeof name, t.hf_name, l);
+            fprintf(h, ",\"transformer.%s\":{\"dtype\":\"F32\",\"shape\":[", name);
+            if (!t.cols) fprintf(h, "%d", t.rows);
+            else fprintf(h, "%d,%d", is_conv1d(t) ? t.cols : t.rows, is_conv1d(t) ? t.rows : t.cols);
+            fprintf(h, "],\"data_offsets\":[%zu,%zu]}", offset, offset + layer_size(t) * sizeof(float));
+            offset += layer_size(t) * sizeof(float);
+        }
+    }
+    fputs("}       ", h);
+    if (fclose(h)) die("out of memory");
+    uint64_t padded = size / 8 * 8; // the spaces fill the last 8 bytes
+    write_bytes(f, &padded, 8);
+    write_bytes(f, header, padded);
+    free(header);
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        TensorShape t = tensor_shape(g, i);
+        for (int l = 0; l < MAX(t.layers, 1); l++, params += layer_size(t))
+            if (is_conv1d(t)) write_transposed(f, params, t.cols, t.rows);
+            else write_bytes(f, params, layer_size(t) * sizeof(float));
+    }
+    write_commit(f, path.s);
+}
+
+static UNUSED void write_vocabulary(FILE *f, const Tokenizer *t) {
+    for (int i = 0; i < t->vocab_size; i++) {
+        const char *token = t->text + t->start[i];
+        fputs(i ? ",\n\"" : "{\"", f);
+        if (t->kind == TOKENIZER_GPT2 && i == t->vocab_size - 1) fputs(END_OF_TEXT, f);
+        else write_symbols(f, t, token, t->start[i + 1] - t->start[i], 1);
+        fprintf(f, "\": %d", i);
+    }
+    fputs("}", f);
+}
+
+// The tokenizer in the terms of Hugging Face's library: byte pairs, with no merges for bytes and characters.
+static UNUSED void export_tokenizer(const Tokenizer *t, int max_seq_len, const char *folder) {
+    const char *byte_level = "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true, \"use_regex\": %s}";
+    int gpt2 = t->kind == TOKENIZER_GPT2, chars = t->kind == TOKENIZER_CHARS;
+    Path path = path_in(folder, "tokenizer.json");
+    FILE *f = write_begin(path.s);
+    fputs("{\"version\": \"1.0\", \"truncation\": null, \"padding\": null, \"normalizer\": null,\n\"added_tokens\": [", f);
+    if (gpt2)
+        fprintf(f, "{\"id\": %d, \"content\": \"" END_OF_TEXT "\", \"single_word\": false, \"lstrip\": false, "
+                   "\"rstrip\": false, \"normalized\": false, \"special\": true}", t->vocab_size - 1);
+    fputs("],\n\"pre_tokenizer\": ", f);
+    if (chars) fputs("null", f);
+    else fprintf(f, byte_level, gpt2 ? "true" : "false");
+    fputs(",\n\"post_processor\": null,\n\"decoder\": ", f);
+    if (chars) fputs("{\"type\": \"Fuse\"}", f);
+    else fprintf(f, byte_level, "true");
+    fputs(",\n\"model\": {\"type\": \"BPE\", \"dropout\": null, \"unk_token\": null, \"continuing_subword_prefix\": null, "
+          "\"end_of_word_suffix\": null, \"fuse_unk\": false, \"byte_fallback\": false, \"ignore_merges\": false,\n\"vocab\": ", f);
+    write_vocabulary(f, t);
+    fputs(",\n\"merges\": [", f);
+    if (gpt2) write_merges(f, t, 1);
+    fputs("]}}\n", f);
+    write_commit(f, path.s);
+
+    path = path_in(folder, "tokenizer_config.json");
+    f = write_begin(path.s);
+    fprintf(f, "{\"tokenizer_class\": \"%s\", \"model_max_length\": %d, \"add_prefix_space\": false,\n%s"
+               "\"clean_up_tokenization_spaces\": false}\n", gpt2 ? "GPT2Tokenizer" : "PreTrainedTokenizerFast", max_seq_len,
+            gpt2 ? "\"bos_token\": \"" END_OF_TEXT "\", \"eos_token\": \"" END_OF_TEXT "\", \"unk_token\": \"" END_OF_TEXT "\",\n" : "");
+    write_commit(f, path.s);
+    if (!gpt2) return;
+
+    path = path_in(folder, "vocab.json");
+    f = write_begin(path.s);
+    write_vocabulary(f, t);
+    write_commit(f, path.s);
+    save_merges(t, path_in(folder, "merges.txt"));
+}
+
+// Writes a folder for transformers' from_pretrained: the model, its configuration and its tokenizer (NULL for none).
+static UNUSED void gpt2_export_hf(GPT2Config g, const float *params, const Tokenizer *t, const char *dir) {
+    char end[32] = "null";
+    if (t && t->kind == TOKENIZER_GPT2) snprintf(end, sizeof end, "%d", t->vocab_size - 1);
+    make_folder(dir);
+    export_safetensors(g, params, path_in(dir, "model.safetensors"));
+    if (t) export_tokenizer(t, g.max_seq_len, dir);
+    Path path = path_in(dir, "generation_config.json");
+    FILE *f = write_begin(path.s);
+    fprintf(f, "{\"bos_token_id\": %s, \"eos_token_id\": %s}\n", end, end);
+    write_commit(f, path.s);
+    path = path_in(dir, "config.json");
+    f = write_begin(path.s);
+    fprintf(f, "{\"architectures\": [\"GPT2LMHeadModel\"], \"model_type\": \"gpt2\", \"dtype\": \"float32\",\n"
+               "\"vocab_size\": %d, \"n_positions\": %d, \"n_ctx\": %d, \"n_embd\": %d, \"n_layer\": %d, \"n_head\": %d,\n"
+               "\"n_inner\": null, \"activation_function\": \"gelu_new\", \"layer_norm_epsilon\": 1e-05,\n"
+               "\"resid_pdrop\": 0.0, \"embd_pdrop\": 0.0, \"attn_pdrop\": 0.0, \"tie_word_embeddings\": true,\n"
+               "\"bos_token_id\": %s, \"eos_token_id\": %s}\n",
+            g.vocab_size, g.max_seq_len, g.max_seq_len, g.channels, g.num_layers, g.num_heads, end, end);
+    write_commit(f, path.s);
 }
 
 // ============================================================================================================
