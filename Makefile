@@ -23,7 +23,7 @@ ALL_CFLAGS += -DUSE_BLAS
 LDLIBS += -lopenblas
 endif
 
-TRAINER = train_gpt2.c optim.h 
+TRAINER = train_gpt2.c optim.h dev/unicode_tables.h
 
 all: train_gpt2 dev/data/tales.txt
 

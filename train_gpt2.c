@@ -783,7 +783,7 @@ static void gpt2_allocate_activations(GPT2 *m, int B, int T, int training) {
     m->grads = point_parameters(m->grads_memory, g);
 }
 
-static void gpt2_free(GPT2 *m) {
+static UNUSED void gpt2_free(GPT2 *m) {
     float *owned[] = {m->params_memory, m->grads_memory, m->residual, m->residual2, m->ln1_mean, m->ln1_rstd,
                       m->ln2_mean, m->ln2_rstd, m->qkv, m->atty, m->lse, m->fch, m->lnf, m->lnf_mean, m->lnf_rstd,
                       m->losses, m->normed, m->fch_gelu, m->dresidual, m->dnormed, m->dwide, m->partial, m->logits};
@@ -2763,6 +2763,10 @@ static void train(Run *run) {
 #ifndef TRAIN_GPT2_NO_MAIN
 int main(int argc, char **argv) {
     static Run run;
+    // libgomp's threads spin for milliseconds where they wait for each other. Where other programs run too, that
+    // makes a step up to 40 times slower. The limit is read before main, so the program starts itself once more.
+    if (!getenv("GOMP_SPINCOUNT") && !getenv("OMP_WAIT_POLICY") && !setenv("GOMP_SPINCOUNT", "10000", 1))
+        execv("/proc/self/exe", argv);
     run.options = parse_command_line(argc, argv, &run.optimizer);
     const Options *o = &run.options;
     prepare(&run);
