@@ -53,7 +53,10 @@ static inline int omp_get_max_threads(void) { return 1; }
 
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
-#define UNUSED __attribute__((unused)) // programs that include this file use parts of it
+#ifdef TRAIN_GPT2_NO_MAIN // programs that include this file use parts of it
+#pragma GCC diagnostic ignored "-Wunused-function"
+#endif
+#define UNUSED __attribute__((unused))
 #define DEFAULT_DATA "dev/data/tales.txt" // what dev/data/tales makes
 
 // ============================================================================================================
