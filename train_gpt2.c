@@ -53,7 +53,11 @@ static inline int omp_get_max_threads(void) { return 1; }
 
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
-#define UNUSED __attribute__((unused)) // programs that include this file use parts of it
+#ifdef TRAIN_GPT2_NO_MAIN // programs that include this file use parts of it
+#pragma GCC diagnostic ignored "-Wunused-function"
+#endif
+#define UNUSED __attribute__((unused))
+#define DEFAULT_DATA "dev/data/tales.txt" // what dev/data/tales makes
 
 // ============================================================================================================
 // 1  Memory, errors, random numbers
@@ -319,7 +323,7 @@ static inline void transpose_block(float *out, long out_stride, const float *in,
 // is 1. The panel is one or two vectors wide; columns past the end become zeros.
 static int panel_width(int cols) { return cols <= VEC ? VEC : NR; }
 
-static void pack_panel(float *panel, const float *b, long row, long col, int K, int cols) {
+static __attribute__((noinline)) void pack_panel(float *panel, const float *b, long row, long col, int K, int cols) {
     int width = panel_width(cols), k = 0;
     if (row == 1) // transposed: columns of B are contiguous
         for (; k + VEC <= K; k += VEC)
@@ -331,13 +335,15 @@ static void pack_panel(float *panel, const float *b, long row, long col, int K, 
         for (int j = 0; j < width; j++) panel[k * width + j] = j < cols ? b[k * row + j * col] : 0.0f;
 }
 
-// A strip of A: K times MR numbers side by side, rows past the end become zeros.
-static void pack_strip(float *strip, const float *a, long row, long col, int K, int rows) {
-    if (row == 1 && rows == MR)
-        for (int k = 0; k < K; k++) memcpy(strip + k * MR, a + k * col, MR * sizeof(float));
-    else
+// Strips of A: for each MR rows, K times MR numbers side by side; rows past the end become zeros. noinline: its loop
+// then has the registers to itself.
+static __attribute__((noinline)) void pack_strips(float *strips, const float *a, long row, long col, int K, int rows) {
+    int whole = row == 1 ? rows / MR * MR : 0;
+    for (int k = 0; k < K; k++)
+        for (int i = 0; i < whole; i += MR) memcpy(strips + i * K + k * MR, a + k * col + i, MR * sizeof(float));
+    for (int i = whole; i < rows; i += MR)
         for (int k = 0; k < K; k++)
-            for (int i = 0; i < MR; i++) strip[k * MR + i] = i < rows ? a[i * row + k * col] : 0.0f;
+            for (int r = 0; r < MR; r++) strips[i * K + k * MR + r] = i + r < rows ? a[(i + r) * row + k * col] : 0.0f;
 }
 
 // Fetches into L2 what the block of B (K rows, cols columns) covers, share `part` of `parts`.
@@ -365,13 +371,12 @@ static void multiply(float *C, long ldc, const float *a, long a_row, long a_col,
             int mc = MIN(MC, M - m);
             const float *block = a + m * a_row + k0 * a_col;
             if (next) prefetch_block(next, b_row, b_col, MIN(KC, last ? K : K - k0 - KC), N, m / MC, blocks);
-            for (int i = 0; i < mc; i += MR)
-                if (a_row == 1 || mc - i < MR)
-                    pack_strip(strips + i * kc, block + i * a_row, a_row, a_col, kc, MIN(MR, mc - i));
+            int direct = a_row == 1 ? 0 : mc / MR * MR; // rows of A that are read in place
+            pack_strips(strips + direct * kc, block + direct * a_row, a_row, a_col, kc, mc - direct);
             for (int j = 0; j < N; j += NR) {
                 int cols = MIN(NR, N - j), nv = panel_width(cols) / VEC;
                 for (int i = 0; i < mc; i += MR) {
-                    int rows = MIN(MR, mc - i), packed = a_row == 1 || rows < MR;
+                    int rows = MIN(MR, mc - i), packed = i >= direct;
                     const float *strip = packed ? strips + i * kc : block + i * a_row;
                     long row = packed ? 1 : a_row, col = packed ? MR : a_col;
                     if (nv == 2) microkernel(2, kc, strip, row, col, panels + j * kc, tile);
@@ -781,7 +786,7 @@ static void gpt2_allocate_activations(GPT2 *m, int B, int T, int training) {
     m->grads = point_parameters(m->grads_memory, g);
 }
 
-static void gpt2_free(GPT2 *m) {
+static UNUSED void gpt2_free(GPT2 *m) {
     float *owned[] = {m->params_memory, m->grads_memory, m->residual, m->residual2, m->ln1_mean, m->ln1_rstd,
                       m->ln2_mean, m->ln2_rstd, m->qkv, m->atty, m->lse, m->fch, m->lnf, m->lnf_mean, m->lnf_rstd,
                       m->losses, m->normed, m->fch_gelu, m->dresidual, m->dnormed, m->dwide, m->partial, m->logits};
@@ -2000,3 +2005,766 @@ static UNUSED void gpt2_export_hf(GPT2Config g, const float *params, const Token
 
 // ============================================================================================================
 // 8  Data
+
+// A stretch of tokens: a text, or a llm.c shard mapped into memory.
+typedef struct {
+    const uint16_t *tokens;
+    size_t count;
+} Shard;
+
+typedef struct {
+    Shard *shards;
+    int num_shards;
+    uint64_t hash; // of all tokens, so that a checkpoint can tell whether it belongs to this data
+} Dataset;
+
+static size_t dataset_tokens(const Dataset *d) {
+    size_t n = 0;
+    for (int s = 0; s < d->num_shards; s++) n += d->shards[s].count;
+    return n;
+}
+
+static void dataset_add(Dataset *d, const uint16_t *tokens, size_t count) {
+    d->shards = realloc(d->shards, (size_t)(d->num_shards + 1) * sizeof(Shard));
+    if (!d->shards) die("out of memory");
+    d->shards[d->num_shards++] = (Shard){tokens, count};
+    d->hash = hash_bytes(d->hash, tokens, count * sizeof(uint16_t));
+}
+
+static int has_suffix(const char *s, const char *suffix) {
+    size_t n = strlen(s), m = strlen(suffix);
+    return n >= m && !strcmp(s + n - m, suffix);
+}
+
+// llm.c's token file: 256 ints (magic 20240520, version 1, count), then the tokens as uint16.
+static void dataset_add_shard(Dataset *d, const char *path) {
+    int fd = open(path, O_RDONLY);
+    struct stat info;
+    if (fd < 0 || fstat(fd, &info)) die("cannot read %s: %s", path, strerror(errno));
+    if (!S_ISREG(info.st_mode) || info.st_size < 1024) die("%s is not a token file of llm.c: no header", path);
+    int32_t *header = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+    close(fd);
+    if (header == MAP_FAILED) die("cannot map %s: %s", path, strerror(errno));
+    if (header[0] != 20240520 || header[1] != 1)
+        die("%s is not a token file of llm.c (magic %d, version %d; 20240520 and 1 expected)", path, header[0], header[1]);
+    if (header[2] < 0 || (size_t)info.st_size != 1024 + 2 * (size_t)header[2])
+        die("%s: the header promises %d tokens, the file has %zd bytes of them", path, header[2], (size_t)info.st_size - 1024);
+    dataset_add(d, (uint16_t *)(header + 256), (size_t)header[2]);
+}
+
+static glob_t expand(const char *pattern) {
+    glob_t g;
+    if (glob(pattern, 0, NULL, &g) || g.gl_pathc == 0) {
+        if (!strcmp(pattern, DEFAULT_DATA)) die("%s is missing; `make %s` writes it, or give a text with --data", pattern, pattern);
+        die("no file matches %s", pattern);
+    }
+    return g;
+}
+
+static int is_shards(const char *pattern) { return has_suffix(pattern, ".bin"); }
+
+// All text files that match, one after the other; NUL-terminated.
+static char *read_texts(const char *pattern, size_t *length) {
+    glob_t g = expand(pattern);
+    char *all = NULL;
+    *length = 0;
+    for (size_t i = 0; i < g.gl_pathc; i++) {
+        size_t n;
+        char *text = read_file(g.gl_pathv[i], &n);
+        all = realloc(all, *length + n + 1);
+        if (!all) die("out of memory");
+        memcpy(all + *length, text, n + 1);
+        *length += n;
+        free(text);
+    }
+    if (*length == 0) die("%s is empty", pattern);
+    globfree(&g);
+    return all;
+}
+
+// Text or shards, whole, into d. `text` is the text if the caller has read it already.
+static void dataset_load(Dataset *d, const char *pattern, const Tokenizer *tokenizer, const char *text, size_t length) {
+    if (is_shards(pattern)) {
+        glob_t g = expand(pattern);
+        for (size_t i = 0; i < g.gl_pathc; i++) dataset_add_shard(d, g.gl_pathv[i]);
+        globfree(&g);
+        return;
+    }
+    char *read = text ? NULL : read_texts(pattern, &length);
+    size_t count;
+    const uint16_t *tokens = tokenizer_encode(tokenizer, text ? text : read, length, &count);
+    free(read);
+    dataset_add(d, tokens, count);
+}
+
+// Moves the last tenth of the tokens from train to val.
+static void dataset_split(Dataset *train, Dataset *val) {
+    Dataset all = *train;
+    size_t left = dataset_tokens(&all) / 10 * 9 + dataset_tokens(&all) % 10 * 9 / 10;
+    memset(train, 0, sizeof *train);
+    for (int s = 0; s < all.num_shards; s++) {
+        Shard shard = all.shards[s];
+        size_t n = MIN(left, shard.count);
+        if (n) dataset_add(train, shard.tokens, n);
+        if (n < shard.count) dataset_add(val, shard.tokens + n, shard.count - n);
+        left -= n;
+    }
+    free(all.shards);
+}
+
+// Draws windows of T+1 tokens without replacement: an epoch starts at a random offset below T, cuts every shard
+// into windows, and takes them in a random order across all shards. The state is two numbers.
+typedef struct {
+    const Dataset *data;
+    int T;
+    uint64_t seed;
+    uint64_t epoch, index; // the next window is number `index` of the epoch's order
+} DataLoader;
+
+// Element i of a random permutation of 0..n-1 that takes no memory: a Feistel network permutes the next power of
+// four, and numbers beyond n are sent through again (Black and Rogaway 2002, "cycle walking").
+static uint64_t permute(uint64_t i, uint64_t n, uint64_t key) {
+    int half = 1;
+    while (half < 31 && (1ull << 2 * half) < n) half++;
+    uint64_t mask = (1ull << half) - 1;
+    do {
+        uint64_t left = i >> half, right = i & mask;
+        for (uint64_t round = 0; round < 4; round++) {
+            uint64_t next = left ^ (random_u64(key + round, right) & mask);
+            left = right;
+            right = next;
+        }
+        i = left << half | right;
+    } while (i >= n);
+    return i;
+}
+
+static uint64_t windows_of(size_t count, uint64_t offset, int T) { return count > offset ? (count - 1 - offset) / T : 0; }
+
+// x, y (B,T): tokens and the tokens after them. Dies if a token is not below vocab_size.
+static void loader_next(DataLoader *l, uint16_t *x, uint16_t *y, int B, int vocab_size) {
+    for (int b = 0; b < B; b++) {
+        uint64_t offset = random_u64(l->seed, l->epoch) % l->T, n = 0;
+        for (int s = 0; s < l->data->num_shards; s++) n += windows_of(l->data->shards[s].count, offset, l->T);
+        if (n == 0) { // texts of hardly more than one window
+            offset = 0;
+            for (int s = 0; s < l->data->num_shards; s++) n += windows_of(l->data->shards[s].count, 0, l->T);
+        }
+        if (n == 0) die("the training text is shorter than --seq-len %d + 1 tokens", l->T);
+        uint64_t w = permute(l->index, n, random_u64(~l->seed, l->epoch));
+        int s = 0;
+        while (w >= windows_of(l->data->shards[s].count, offset, l->T))
+            w -= windows_of(l->data->shards[s++].count, offset, l->T);
+        const uint16_t *from = l->data->shards[s].tokens + offset + w * l->T;
+        memcpy(x + (size_t)b * l->T, from, l->T * sizeof *x);
+        memcpy(y + (size_t)b * l->T, from + 1, l->T * sizeof *y);
+        for (int t = 0; t <= l->T; t++)
+            if (from[t] >= vocab_size) die("the data holds token %d, the model knows %d tokens", from[t], vocab_size);
+        if (++l->index == n) l->index = 0, l->epoch++;
+    }
+}
+
+// Mean loss over the first max_tokens of the dataset (0: all) in windows of T that do not overlap; each shard's last window
+// may be shorter.
+static double evaluate(GPT2 *m, const Dataset *d, int T, size_t max_tokens) {
+    double sum = 0;
+    size_t count = 0;
+    if (max_tokens == 0) max_tokens = dataset_tokens(d);
+    for (int s = 0; s < d->num_shards && count < max_tokens; s++) {
+        size_t n = MIN(d->shards[s].count, max_tokens - count + 1);
+        for (size_t at = 0; at + 1 < n;) {
+            int t = (int)MIN((size_t)T, n - 1 - at), b = t < T ? 1 : (int)MIN((size_t)(m->max_rows / T), (n - 1 - at) / T);
+            const uint16_t *x = d->shards[s].tokens + at;
+            for (int i = 0; i <= b * t; i++)
+                if (x[i] >= m->config.vocab_size)
+                    die("the validation data holds token %d, the model knows %d tokens", x[i], m->config.vocab_size);
+            gpt2_forward(m, x, b, t);
+            sum += gpt2_loss(m, x + 1) * b * t;
+            at += (size_t)b * t;
+            count += (size_t)b * t;
+        }
+    }
+    return count ? sum / (double)count : NAN;
+}
+
+// ============================================================================================================
+// 9  Teacher and proxy
+
+// The teacher's mean loss on a batch: all that black-box distillation reads of it, f*_t in the step of SPS*, IAM and
+// IAM-Adam (optim.h). The teacher is another GPT2 with room for forward passes only.
+static double teacher_loss(GPT2 *teacher, const uint16_t *x, const uint16_t *y, int B, int T) {
+    gpt2_forward(teacher, x, B, T);
+    return gpt2_loss(teacher, y);
+}
+
+// ============================================================================================================
+// 11  Command line
+
+typedef struct {
+    const char *data, *val, *tokenizer, *merges, *model;
+    int layers, heads, channels, context, seq_len, batch, accumulate, steps, seed;
+    const char *optimizer, *base, *schedule;
+    int warmup;
+    double final_lr, clip;
+    const char *teacher, *distill;
+    double temperature, soft_weight;
+    int eval_every, eval_tokens, sample_every, save_every, resume;
+    const char *out, *export_hf;
+    int num_hyper; // the optimizer's own options, as given
+    const char *hyper_name[64];
+    double hyper_value[64];
+} Options;
+
+typedef struct {
+    const char *name;
+    char type; // i integer, d number, s text, f flag
+    size_t field;
+    const char *initial, *argument, *help;
+    double low, high;
+    int identity; // a resumed run must have the same
+} OptionRow;
+
+#define FIELD(name) offsetof(Options, name)
+static const OptionRow option_rows[] = {
+    {"data", 's', FIELD(data), DEFAULT_DATA, "FILE|GLOB", "text, or llm.c token shards (*.bin)", 0, 0, 0},
+    {"val", 's', FIELD(val), "", "FILE|GLOB", "validation data; without it, the last tenth of --data", 0, 0, 0},
+    {"tokenizer", 's', FIELD(tokenizer), "", "bytes|chars|gpt2", "default: the model's, the teacher's, or chars", 0, 0, 1},
+    {"merges", 's', FIELD(merges), "", "FILE", "GPT-2's vocab.bpe or merges.txt, for --tokenizer gpt2", 0, 0, 0},
+    {"model", 's', FIELD(model), "", "FILE|DIR", "start from this model: .bin, Hugging Face folder, run", 0, 0, 1},
+    {"layers", 'i', FIELD(layers), "4", "L", "layers of a new model", 1, 1000, 1},
+    {"heads", 'i', FIELD(heads), "4", "NH", "attention heads", 1, 1000, 1},
+    {"channels", 'i', FIELD(channels), "128", "C", "width", 1, 65536, 1},
+    {"context", 'i', FIELD(context), "64", "T", "longest sequence of a new model", 1, 1 << 20, 1},
+    {"seq-len", 'i', FIELD(seq_len), "0", "T", "tokens of a training sequence (0: the context)", 0, 1 << 20, 1},
+    {"batch", 'i', FIELD(batch), "12", "B", "sequences of a micro-batch", 1, 1 << 20, 1},
+    {"accumulate", 'i', FIELD(accumulate), "1", "N", "micro-batches of a step", 1, 1 << 20, 1},
+    {"steps", 'i', FIELD(steps), "2000", "N", "optimizer steps; 0: evaluate, save and export", 0, 1e9, 1},
+    {"seed", 'i', FIELD(seed), "1337", "N", "of initialisation, batches and samples", 0, 1e9, 1},
+    {"optimizer", 's', FIELD(optimizer), "adamw", "NAME", "see --help NAME for its own options", 0, 0, 1},
+    {"base", 's', FIELD(base), "", "adamw|sgd|muon", "what gpa, iam and diloco are built on", 0, 0, 1},
+    {"schedule", 's', FIELD(schedule), "cosine", "NAME", "constant, cosine, linear, wsd or refined:RUN/log.csv", 0, 0, 1},
+    {"warmup", 'i', FIELD(warmup), "-1", "N", "steps of linear warmup (-1: a twentieth of --steps)", -1, 1e9, 1},
+    {"final-lr", 'd', FIELD(final_lr), "0", "FRACTION", "of the rate at the end of the schedule", 0, 1, 1},
+    {"clip", 'd', FIELD(clip), "-1", "X", "largest gradient norm; 0: none (-1: 1, none with Polyak steps)", -1, 1e30, 1},
+    {"teacher", 's', FIELD(teacher), "", "FILE|DIR", "distil from this model", 0, 0, 1},
+    {"distill", 's', FIELD(distill), "loss", "loss|soft", "read only its loss (sps, iam), or its probabilities", 0, 0, 1},
+    {"temperature", 'd', FIELD(temperature), "2", "X", "of soft labels", 1e-3, 1e3, 1},
+    {"soft-weight", 'd', FIELD(soft_weight), "0.5", "X", "of soft labels against the text's", 0, 1, 1},
+    {"eval-every", 'i', FIELD(eval_every), "250", "N", "steps between validations (0: at the end)", 0, 1e9, 0},
+    {"eval-tokens", 'i', FIELD(eval_tokens), "0", "N", "tokens of a validation (0: all)", 0, 2e9, 0},
+    {"sample-every", 'i', FIELD(sample_every), "0", "N", "steps between samples of text (0: at the end)", 0, 1e9, 0},
+    {"save-every", 'i', FIELD(save_every), "0", "N", "steps between checkpoints (0: at the end)", 0, 1e9, 0},
+    {"out", 's', FIELD(out), "", "DIR", "log.csv, model.bin, tokenizer and state.bin go here", 0, 0, 0},
+    {"resume", 'f', FIELD(resume), "0", "", "go on from the checkpoint in --out", 0, 0, 0},
+    {"export-hf", 's', FIELD(export_hf), "", "DIR", "write a Hugging Face folder at the end", 0, 0, 0},
+};
+#define NUM_OPTIONS ((int)(sizeof option_rows / sizeof *option_rows))
+
+// Prints the error of a wrong command line and ends the program with exit code 2.
+__attribute__((format(printf, 1, 2), noreturn)) static void die_usage(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fputs("error: ", stderr);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+    exit(2);
+}
+
+static double parse_number(const char *name, const char *text, int integer) {
+    char *end;
+    double x = strtod(text, &end);
+    if (end == text || *end || !isfinite(x) || (integer && x != floor(x)))
+        die_usage("--%s takes %s, not '%s'", name, integer ? "a whole number" : "a number", text);
+    return x;
+}
+
+static void set_option(Options *o, const OptionRow *row, const char *text) {
+    void *field = (char *)o + row->field;
+    if (row->type == 's') {
+        *(const char **)field = text;
+        return;
+    }
+    double x = parse_number(row->name, text, row->type != 'd');
+    if (row->type != 'f' && (x < row->low || x > row->high))
+        die_usage("--%s %s is not between %g and %g", row->name, text, row->low, row->high);
+    if (row->type == 'd') *(double *)field = x;
+    else *(int *)field = (int)x;
+}
+
+static void print_help(void) {
+    printf("train_gpt2: trains a GPT-2 on text, on the CPU.\n\n"
+           "  ./train_gpt2 --data text.txt --out run             trains the default small model\n"
+           "  ./train_gpt2 --data text.txt --teacher run --optimizer iam-adam --layers 3 --out student\n"
+           "  ./train_gpt2 --help NAME                           an optimizer's maths and options\n\n");
+    for (int i = 0; i < NUM_OPTIONS; i++) {
+        const OptionRow *r = &option_rows[i];
+        char left[64];
+        snprintf(left, sizeof left, "--%s %s", r->name, r->argument);
+        printf("  %-30s %s%s%s%s\n", left, r->help, *r->initial && r->type != 'f' ? " [" : "",
+               r->type != 'f' ? r->initial : "", *r->initial && r->type != 'f' ? "]" : "");
+    }
+    printf("\n");
+    optim_print_help(stdout, NULL);
+}
+
+static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
+    Options o = {0};
+    for (int i = 0; i < NUM_OPTIONS; i++) set_option(&o, &option_rows[i], option_rows[i].initial);
+    for (int i = 1; i < argc; i++) {
+        if (strncmp(argv[i], "--", 2)) die_usage("unexpected argument '%s'; see --help", argv[i]);
+        const char *name = argv[i] + 2, *value = argv[i + 1];
+        if (!strcmp(name, "help")) {
+            if (!value) print_help();
+            else if (optim_init(optimizer, value)) die_usage("no optimizer is called '%s'; see --help", value);
+            else optim_print_help(stdout, value);
+            exit(0);
+        }
+        int row = 0;
+        while (row < NUM_OPTIONS && strcmp(option_rows[row].name, name)) row++;
+        if (row < NUM_OPTIONS && option_rows[row].type == 'f') {
+            set_option(&o, &option_rows[row], "1");
+            continue;
+        }
+        if (!value) die_usage("--%s needs a value; see --help", name);
+        if (row < NUM_OPTIONS) set_option(&o, &option_rows[row], value);
+        else if (o.num_hyper == 64) die_usage("too many options");
+        else { // an option of the optimizer, or a mistake: known when the optimizer is
+            o.hyper_name[o.num_hyper] = name;
+            o.hyper_value[o.num_hyper++] = parse_number(name, value, 0);
+        }
+        i++;
+    }
+    if (optim_init(optimizer, o.optimizer)) die_usage("no optimizer is called '%s'; see --help", o.optimizer);
+    if (*o.base && optim_set_base(optimizer, o.base)) die_usage("--base %s does not go with %s", o.base, o.optimizer);
+    for (int i = 0; i < o.num_hyper; i++) {
+        int wrong = optim_set(optimizer, o.hyper_name[i], o.hyper_value[i]);
+        if (wrong == -1) die_usage("--%s is no option, nor one of %s; see --help and --help %s", o.hyper_name[i], o.optimizer, o.optimizer);
+        if (wrong == -2) die_usage("--%s %g is out of range; see --help %s", o.hyper_name[i], o.hyper_value[i], o.optimizer);
+    }
+    if (isnan(optim_schedule(o.schedule, 0, 1, 0, 0)) && strncmp(o.schedule, "refined:", 8))
+        die_usage("no schedule is called '%s'; see --help", o.schedule);
+    if (strcmp(o.distill, "loss") && strcmp(o.distill, "soft")) die_usage("--distill takes loss or soft, not '%s'", o.distill);
+    if (o.resume && !*o.out) die_usage("--resume needs --out DIR, the run to go on with");
+    if (o.warmup < 0) o.warmup = o.steps / 20;
+    return o;
+}
+
+// What a run is, a line an option: stored in its checkpoints, and compared when one is resumed.
+static char *describe_run(const Options *o, const Optimizer *optimizer, GPT2Config g, uint64_t data_hash) {
+    size_t size = 1 << 14, n = 0;
+    char *text = allocate(size, 1);
+    for (int i = 0; i < NUM_OPTIONS; i++) {
+        const OptionRow *r = &option_rows[i];
+        const void *field = (const char *)o + r->field;
+        if (!r->identity) continue;
+        if (r->type == 's') n += snprintf(text + n, size - n, "%s %.1000s\n", r->name, *(const char *const *)field);
+        if (r->type == 'i') n += snprintf(text + n, size - n, "%s %d\n", r->name, *(const int *)field);
+        if (r->type == 'd') n += snprintf(text + n, size - n, "%s %.17g\n", r->name, *(const double *)field);
+    }
+    for (int i = 0; i < OPTIM_COUNT(optim_keys); i++) {
+        double x = optim_get(optimizer, optim_keys[i].name);
+        if (!isnan(x)) n += snprintf(text + n, size - n, "%s %.17g\n", optim_keys[i].name, x);
+    }
+    snprintf(text + n, size - n, "shape %d %d %d %d %d\ndata %016llx\n", g.num_layers, g.num_heads, g.channels,
+             g.max_seq_len, g.vocab_size, (unsigned long long)data_hash);
+    return text;
+}
+
+// ============================================================================================================
+// 12  The training loop
+
+typedef struct {
+    Options options;
+    Optimizer optimizer;
+    GPT2 model, teacher; // teacher.params_memory is NULL without one
+    Tokenizer tokenizer; // vocab_size 0: token shards without --merges, whose text cannot be shown
+    Dataset train, val;
+    DataLoader loader;
+    double *schedule; // the refined schedule's factors, or NULL
+    int B, T;
+    uint16_t *x, *y; // (B,T)
+    char *identity;
+    FILE *log;
+    // what changes from step to step, and stands in a checkpoint
+    struct { long step; uint64_t epoch, index; double seconds, val_loss; } now;
+} Run;
+
+static volatile sig_atomic_t interrupted;
+static void on_signal(int signal) { (void)signal, interrupted = 1; }
+
+// Muon's products by our kernel: C = alpha A op(B) + beta C.
+static void muon_matmul(float *C, const float *A, const float *B, int M, int N, int K, int trans_b, float alpha, float beta) {
+    size_t n = (size_t)M * N;
+    for (size_t i = 0; beta != 0 && i < n; i++) C[i] *= beta / alpha;
+    matmul(C, A, B, M, N, K, 0, trans_b, beta != 0 ? accumulate : plain);
+    for (size_t i = 0; alpha != 1 && i < n; i++) C[i] *= alpha;
+}
+
+// Tells the optimizer where each layer's tensors are: which decay, and which are matrices inside the blocks.
+static void start_optimizer(Optimizer *o, GPT2 *m) {
+    OptimSegment *segments = allocate((size_t)NUM_TENSORS * m->config.num_layers, sizeof(OptimSegment));
+    size_t offset = 0;
+    int n = 0;
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        TensorShape t = tensor_shape(m->config, i);
+        for (int l = 0; l < MAX(t.layers, 1); l++, n++) {
+            segments[n] = (OptimSegment){offset, layer_size(t), 0, 0, t.cols > 0};
+            if (t.layers && t.cols) segments[n].rows = t.rows, segments[n].cols = t.cols;
+            offset += layer_size(t);
+        }
+    }
+    optim_matmul = muon_matmul;
+    if (optim_start(o, m->params_memory, m->num_parameters, segments, n)) die("out of memory for the optimizer");
+    free(segments);
+}
+
+// Puts the evaluation point x in the place of the parameters, or takes it away again. The gradients' memory serves:
+// nothing is copied back, so training goes on with the very bits it had.
+static void swap_evaluation_point(Run *run, int enter) {
+    GPT2 *m = &run->model;
+    if (enter) optim_eval_params(&run->optimizer, m->grads_memory);
+    float *swap = m->params_memory;
+    m->params_memory = m->grads_memory, m->grads_memory = swap;
+    m->params = point_parameters(m->params_memory, m->config);
+    m->grads = point_parameters(m->grads_memory, m->config);
+}
+
+static const char *in_folder(const char *folder, const char *file) {
+    static char path[4][4096];
+    static int turn;
+    char *p = path[turn++ % 4];
+    if (snprintf(p, sizeof path[0], "%s/%s", folder, file) >= (int)sizeof path[0]) die("the path %s is too long", folder);
+    return p;
+}
+
+/* DIR/state.bin holds all that a run needs to go on as if it had not stopped:
+
+       "GPT2RUN1", what the run is (describe_run), run->now, the training point, the optimizer's blocks, a hash
+
+   Each part but the first and the last is preceded by its length in bytes, which is known before it is read. The
+   file is written beside the old one and renamed into place. */
+#define STATE_MAGIC "GPT2RUN1"
+
+static void write_part(FILE *f, uint64_t *hash, const void *part, uint64_t bytes) {
+    write_bytes(f, &bytes, sizeof bytes);
+    write_bytes(f, part, bytes);
+    *hash = hash_bytes(*hash, part, bytes);
+}
+
+static void read_part(FILE *f, uint64_t *hash, void *part, uint64_t bytes, const char *path) {
+    uint64_t length;
+    if (fread(&length, sizeof length, 1, f) != 1 || length != bytes || fread(part, 1, bytes, f) != bytes)
+        die("%s is cut short or damaged; start anew without --resume", path);
+    *hash = hash_bytes(*hash, part, bytes);
+}
+
+static void save_state(Run *run) {
+    const char *path = in_folder(run->options.out, "state.bin"), *name;
+    FILE *f = write_begin(path);
+    uint64_t hash = 0;
+    void *block;
+    size_t bytes;
+    run->now.epoch = run->loader.epoch, run->now.index = run->loader.index;
+    write_bytes(f, STATE_MAGIC, 8);
+    write_part(f, &hash, run->identity, strlen(run->identity));
+    write_part(f, &hash, &run->now, sizeof run->now);
+    write_part(f, &hash, run->optimizer.params, run->model.num_parameters * sizeof(float));
+    for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++) write_part(f, &hash, block, bytes);
+    write_bytes(f, &hash, sizeof hash);
+    write_commit(f, path);
+}
+
+// Dies with the first line in which two runs differ.
+static void compare_identity(const char *ours, const char *theirs, const char *path) {
+    while (*ours || *theirs) {
+        int n = (int)strcspn(ours, "\n"), m = (int)strcspn(theirs, "\n");
+        if (n != m || memcmp(ours, theirs, n))
+            die("%s belongs to another run: '%.*s' there, '%.*s' here", path, m, theirs, n, ours);
+        ours += n + (ours[n] != 0), theirs += m + (theirs[m] != 0);
+    }
+}
+
+// Takes up DIR/state.bin where there is one; a run killed before its first checkpoint starts again. Returns whether there was.
+static int load_state(Run *run) {
+    const char *path = in_folder(run->options.out, "state.bin"), *name;
+    FILE *f = fopen(path, "rb");
+    char magic[8], theirs[1 << 14] = {0};
+    uint64_t hash = 0, length, stored;
+    void *block;
+    size_t bytes;
+    if (!f && errno == ENOENT) return 0;
+    if (!f) die("cannot read %s: %s", path, strerror(errno));
+    if (fread(magic, 1, 8, f) != 8 || memcmp(magic, STATE_MAGIC, 8)) die("%s is not a checkpoint of this program", path);
+    if (fread(&length, sizeof length, 1, f) != 1 || length >= sizeof theirs || fread(theirs, 1, length, f) != length)
+        die("%s is cut short or damaged; start anew without --resume", path);
+    compare_identity(run->identity, theirs, path);
+    hash = hash_bytes(hash, theirs, length);
+    read_part(f, &hash, &run->now, sizeof run->now, path);
+    read_part(f, &hash, run->optimizer.params, run->model.num_parameters * sizeof(float), path);
+    for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++) read_part(f, &hash, block, bytes, path);
+    if (fread(&stored, sizeof stored, 1, f) != 1 || stored != hash) die("%s is damaged; start anew without --resume", path);
+    fclose(f);
+    run->loader.epoch = run->now.epoch, run->loader.index = run->now.index;
+    return 1;
+}
+
+// Opens DIR/log.csv for appending, with the rows of steps that the checkpoint has seen; a new run gets an empty one.
+#define LOG_HEADER "step,tokens,seconds,train_loss,val_loss,teacher_loss,lr,grad_norm\n"
+static void open_log(Run *run) {
+    const char *path = in_folder(run->options.out, "log.csv");
+    size_t n = 0;
+    char *old = run->now.step ? read_file(path, &n) : NULL, *row = old ? strchr(old, '\n') : NULL;
+    FILE *f = write_begin(path);
+    write_bytes(f, LOG_HEADER, strlen(LOG_HEADER));
+    for (char *end; row && (end = strchr(++row, '\n')) && atol(row) <= run->now.step; row = end)
+        write_bytes(f, row, end - row + 1);
+    write_commit(f, path);
+    free(old);
+    run->log = fopen(path, "a");
+    if (!run->log) die("cannot write %s: %s", path, strerror(errno));
+}
+
+static void log_number(FILE *f, double x, const char *format, char end) {
+    if (!isnan(x)) fprintf(f, format, x);
+    fputc(end, f);
+}
+
+// Draws a token from the softmax of logits (V) at a temperature.
+static int draw(float *logits, int V, float temperature, double u) {
+    float lse = log_sum_exp(logits, V, temperature);
+    for (int i = 0; i < V; i++) {
+        u -= exp_f32(logits[i] / temperature - lse);
+        if (u < 0) return i;
+    }
+    return V - 1;
+}
+
+// Prints SAMPLE_TOKENS tokens of the model's own, after a line's end. The whole window goes through the model for each
+// token: short and slow; decode_ppd.c is the program for long texts.
+#define SAMPLE_TOKENS 256
+static void print_sample(Run *run) {
+    GPT2 *m = &run->model;
+    const Tokenizer *t = &run->tokenizer;
+    uint16_t tokens[SAMPLE_TOKENS + 1];
+    int V = m->config.vocab_size, start = t->kind == TOKENIZER_GPT2 ? V - 1 : 0, window = MIN(m->max_T, m->config.max_seq_len);
+    for (int i = 0; i < MIN(V, t->vocab_size); i++) {
+        size_t length;
+        const char *bytes = tokenizer_token(t, i, &length);
+        if (t->kind != TOKENIZER_GPT2 && length == 1 && *bytes == '\n') start = i;
+    }
+    tokens[0] = (uint16_t)start;
+    printf("--- sample at step %ld\n", run->now.step);
+    for (int i = 0; i < SAMPLE_TOKENS; i++) {
+        int from = MAX(0, i + 1 - window), n = i + 1 - from;
+        gpt2_forward(m, tokens + from, 1, n);
+        gpt2_logits(m, m->logits, n - 1, 1);
+        int next = draw(m->logits, V, 0.8f, random_uniform(run->options.seed + 7, (uint64_t)run->now.step << 16 | i));
+        size_t length;
+        const char *bytes = next < t->vocab_size ? tokenizer_token(t, next, &length) : NULL;
+        if (bytes) fwrite(bytes, 1, length, stdout);
+        tokens[i + 1] = (uint16_t)next;
+    }
+    printf("\n---\n");
+}
+
+// One line, rewritten in place on a terminal; elsewhere a line now and then.
+static void show_progress(const Run *run, double loss, double tokens_per_second) {
+    static double last_shown;
+    const Options *o = &run->options;
+    long step = run->now.step;
+    int terminal = isatty(fileno(stdout));
+    if (terminal ? now() - last_shown < 0.2 && step < o->steps : step % MAX(1, o->steps / 10) && step < o->steps) return;
+    last_shown = now();
+    double left = (double)(o->steps - step) * run->B * run->T * o->accumulate / tokens_per_second;
+    char val[32] = "";
+    if (!isnan(run->now.val_loss)) snprintf(val, sizeof val, " | val %.4f", run->now.val_loss);
+    printf("%sstep %ld/%d | loss %.4f%s | %.0f tok/s | %.0f GFLOP/s | %d:%02d left%s", terminal ? "\r\033[K" : "", step, o->steps,
+           loss, val, tokens_per_second, tokens_per_second * flops_per_token(run->model.config, run->T) / 1e9,
+           (int)left / 60, (int)left % 60, terminal && step < o->steps ? "" : "\n");
+    fflush(stdout);
+}
+
+// Reads data, makes or loads the model, and everything else that the loop needs.
+static void prepare(Run *run) {
+    Options *o = &run->options;
+    GPT2 *m = &run->model;
+    Tokenizer *t = &run->tokenizer;
+    if (*o->out) { // one run at a time writes there
+        if (mkdir(o->out, 0777) && errno != EEXIST) die("cannot make the folder %s: %s", o->out, strerror(errno));
+        int folder = open(o->out, O_RDONLY | O_DIRECTORY);
+        if (folder < 0) die("cannot open the folder %s: %s", o->out, strerror(errno));
+        if (flock(folder, LOCK_EX | LOCK_NB)) die("another run is writing to %s; choose another --out", o->out);
+    }
+    if (*o->model) gpt2_load(m, o->model);
+    if (*o->teacher) gpt2_load(&run->teacher, o->teacher);
+
+    size_t length = 0;
+    char *text = is_shards(o->data) ? NULL : read_texts(o->data, &length);
+    if (*o->tokenizer) tokenizer_init(t, o->tokenizer, text, length, o->merges);
+    else if (!(*o->model && tokenizer_load(t, o->model)) && !(*o->teacher && tokenizer_load(t, o->teacher))) {
+        if (!text && *o->merges) tokenizer_init(t, "gpt2", NULL, 0, o->merges);
+        else if (text) tokenizer_init(t, "chars", text, length, NULL);
+    }
+    dataset_load(&run->train, o->data, t, text, length);
+    free(text);
+    if (*o->val) dataset_load(&run->val, o->val, t, NULL, 0);
+    else dataset_split(&run->train, &run->val);
+
+    if (!*o->model) {
+        GPT2Config g = {o->context, t->vocab_size ? t->vocab_size : 50257, o->layers, o->heads, o->channels};
+        check_config(g, "the command line");
+        gpt2_allocate(m, g);
+        gpt2_initialize(m, o->seed);
+    }
+    GPT2Config g = m->config;
+    if (t->vocab_size > g.vocab_size)
+        die("the tokenizer has %d tokens, the model knows %d; use the model's own tokenizer", t->vocab_size, g.vocab_size);
+    run->B = o->batch, run->T = o->seq_len ? o->seq_len : g.max_seq_len;
+    if (run->T > g.max_seq_len) die("--seq-len %d is longer than the model's context of %d", run->T, g.max_seq_len);
+    gpt2_allocate_activations(m, run->B, run->T, 1);
+    if (*o->teacher) {
+        GPT2Config tg = run->teacher.config;
+        if (tg.vocab_size != g.vocab_size)
+            die("the teacher knows %d tokens, the student %d; they must read the same text alike", tg.vocab_size, g.vocab_size);
+        if (tg.max_seq_len < run->T) die("the teacher's context is %d; use --seq-len %d", tg.max_seq_len, tg.max_seq_len);
+        gpt2_allocate_activations(&run->teacher, run->B, run->T, 0);
+    } else if (optim_is_polyak(&run->optimizer))
+        die_usage("%s needs --teacher: its step comes from a teacher's loss", o->optimizer);
+    else if (!strcmp(o->distill, "soft")) die_usage("--distill soft needs --teacher");
+    if (o->clip < 0) o->clip = optim_is_polyak(&run->optimizer) ? 0 : 1;
+
+    start_optimizer(&run->optimizer, m);
+    run->x = allocate((size_t)run->B * run->T, sizeof *run->x);
+    run->y = allocate((size_t)run->B * run->T, sizeof *run->y);
+    run->loader = (DataLoader){&run->train, run->T, o->seed, 0, 0};
+    run->now.val_loss = NAN;
+    run->identity = describe_run(o, &run->optimizer, g, run->train.hash);
+
+    printf("model      %d layers, %d heads, %d channels, context %d, %d tokens: %zu parameters\n", g.num_layers, g.num_heads,
+           g.channels, g.max_seq_len, g.vocab_size, m->num_parameters);
+    printf("data       %zu training tokens, %zu for validation\n", dataset_tokens(&run->train), dataset_tokens(&run->val));
+    printf("step       %s, %d x %d x %d tokens, %d threads, vectors of %d floats\n", o->optimizer, o->accumulate, run->B,
+           run->T, omp_get_max_threads(), VEC);
+    size_t optimizer_bytes = 0, bytes;
+    void *block;
+    const char *name;
+    for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++) optimizer_bytes += bytes;
+    printf("memory     %.0f MB: model, activations %.0f, optimizer %.0f\n", (allocated_bytes + optimizer_bytes) / 1e6,
+           allocated_bytes / 1e6, optimizer_bytes / 1e6);
+}
+
+// Writes DIR/model.bin (the evaluation point) and DIR/state.bin.
+static void save_checkpoint(Run *run) {
+    if (!*run->options.out) return;
+    swap_evaluation_point(run, 1);
+    gpt2_save(run->model.config, run->model.params_memory, in_folder(run->options.out, "model.bin"));
+    swap_evaluation_point(run, 0);
+    save_state(run);
+}
+
+typedef struct { double loss, teacher_loss, lr, grad_norm; } StepResult; // NaN where not measured
+
+// One optimizer step: gradients of `accumulate` micro-batches, clipping, update.
+static StepResult train_step(Run *run) {
+    const Options *o = &run->options;
+    GPT2 *m = &run->model;
+    int soft = run->teacher.params_memory && !strcmp(o->distill, "soft");
+    SoftLabels labels = {&run->teacher, (float)o->temperature, (float)o->soft_weight};
+    double loss = 0, teacher = 0;
+    for (int micro = 0; micro < o->accumulate; micro++) {
+        loader_next(&run->loader, run->x, run->y, run->B, m->config.vocab_size);
+        if (run->teacher.params_memory) teacher += teacher_loss(&run->teacher, run->x, run->y, run->B, run->T) / o->accumulate;
+        gpt2_forward(m, run->x, run->B, run->T);
+        float scale = 1.0f / ((float)run->B * (float)run->T * (float)o->accumulate);
+        loss += gpt2_backward(m, run->y, scale, micro > 0, soft ? &labels : NULL) / o->accumulate;
+    }
+    double norm = sqrt(optim_norm2(m->grads_memory, m->num_parameters));
+    if (!isfinite(loss) || !isfinite(norm))
+        die("the loss or its gradient is not a number at step %ld; lower --lr, or look at the data", run->now.step + 1);
+    float clip = o->clip > 0 && norm > o->clip ? (float)(o->clip / norm) : 1.0f;
+    double factor = run->schedule ? run->schedule[run->now.step]
+                                  : optim_schedule(o->schedule, run->now.step, o->steps, o->warmup, o->final_lr);
+    optim_step(&run->optimizer, m->grads_memory, clip, factor, loss, teacher);
+    return (StepResult){loss, run->teacher.params_memory ? teacher : NAN, optim_rate(&run->optimizer, factor), norm};
+}
+
+static void train(Run *run) {
+    const Options *o = &run->options;
+    double began = now() - run->now.seconds, tokens_per_second = 0;
+    while (run->now.step < o->steps && !interrupted) {
+        double start = now();
+        StepResult r = train_step(run);
+        run->now.step++;
+        double speed = (double)o->accumulate * run->B * run->T / (now() - start);
+        tokens_per_second = tokens_per_second ? 0.9 * tokens_per_second + 0.1 * speed : speed;
+        int last = run->now.step == o->steps, evaluated = last || (o->eval_every && run->now.step % o->eval_every == 0);
+        if (evaluated || (o->sample_every && run->now.step % o->sample_every == 0)) {
+            swap_evaluation_point(run, 1);
+            if (evaluated) run->now.val_loss = evaluate(&run->model, &run->val, run->T, o->eval_tokens);
+            if (o->sample_every && run->tokenizer.vocab_size && (last || run->now.step % o->sample_every == 0)) print_sample(run);
+            swap_evaluation_point(run, 0);
+        }
+        run->now.seconds = now() - began;
+        show_progress(run, r.loss, tokens_per_second);
+        if (run->log) {
+            fprintf(run->log, "%ld,%ld,%.3f,", run->now.step, run->now.step * o->accumulate * run->B * run->T, run->now.seconds);
+            log_number(run->log, r.loss, "%.6f", ',');
+            log_number(run->log, evaluated ? run->now.val_loss : NAN, "%.6f", ',');
+            log_number(run->log, r.teacher_loss, "%.6f", ',');
+            log_number(run->log, r.lr, "%.6g", ',');
+            log_number(run->log, r.grad_norm, "%.6g", '\n');
+            if (fflush(run->log)) die("cannot write %s/log.csv: %s", o->out, strerror(errno));
+        }
+        if (last || (o->save_every && run->now.step % o->save_every == 0) || interrupted) save_checkpoint(run);
+    }
+}
+
+#ifndef TRAIN_GPT2_NO_MAIN
+int main(int argc, char **argv) {
+    static Run run;
+    // libgomp's threads spin for milliseconds where they wait for each other. Where other programs run too, that
+    // makes a step up to 40 times slower. The limit is read before main, so the program starts itself once more.
+    if (!getenv("GOMP_SPINCOUNT") && !getenv("OMP_WAIT_POLICY") && !setenv("GOMP_SPINCOUNT", "10000", 1))
+        execv("/proc/self/exe", argv);
+    run.options = parse_command_line(argc, argv, &run.optimizer);
+    const Options *o = &run.options;
+    prepare(&run);
+    if (o->resume && load_state(&run)) printf("resumed    at step %ld of %d\n", run.now.step, o->steps);
+    if (*o->out) {
+        if (!run.now.step) { // what another run left here is no longer a checkpoint
+            unlink(in_folder(o->out, "state.bin"));
+            unlink(in_folder(o->out, "model.bin"));
+        }
+        if (run.tokenizer.vocab_size) tokenizer_save(&run.tokenizer, o->out);
+        open_log(&run);
+    }
+    struct sigaction action = {.sa_handler = on_signal};
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    train(&run);
+    if (interrupted && run.now.step < o->steps) {
+        printf("\nstopped at step %ld of %d", run.now.step, o->steps);
+        if (*o->out) printf("; the same command with --resume goes on");
+        printf("\n");
+        return 0;
+    }
+    if (isnan(run.now.val_loss) || o->steps == 0) { // nothing was trained
+        swap_evaluation_point(&run, 1);
+        run.now.val_loss = evaluate(&run.model, &run.val, run.T, o->eval_tokens);
+        swap_evaluation_point(&run, 0);
+        save_checkpoint(&run);
+    }
+    if (*o->export_hf) {
+        swap_evaluation_point(&run, 1);
+        gpt2_export_hf(run.model.config, run.model.params_memory, &run.tokenizer, o->export_hf);
+        swap_evaluation_point(&run, 0);
+    }
+    if (run.teacher.params_memory) {
+        double loss = evaluate(&run.teacher, &run.val, run.T, o->eval_tokens);
+        printf("teacher val loss %.4f, the student is %+.4f from it\n", loss, run.now.val_loss - loss);
+    }
+    printf("final val loss %.4f\n", run.now.val_loss);
+    return 0;
+}
+#endif

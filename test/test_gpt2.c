@@ -1,0 +1,387 @@
+// The model against PyTorch's golden files, every layer against finite differences, the kernels against plain loops.
+//   ./test/test_gpt2 [GOLDEN_DIR...]      a folder with model.bin, state.bin, greedy.txt and hf/
+#define TRAIN_GPT2_NO_MAIN
+#include "../train_gpt2.c"
+#include "check.h"
+
+static float *random_floats(size_t n, float std, uint64_t stream) {
+    float *x = allocate_floats(n);
+    random_normal(x, n, std, stream);
+    return x;
+}
+
+// The largest difference as a share of the largest entry of b.
+static double relative_error(const float *a, const float *b, size_t n) {
+    double error = 0, largest = 1e-30;
+    for (size_t i = 0; i < n; i++) {
+        error = fmax(error, fabs((double)a[i] - b[i]));
+        largest = fmax(largest, fabs(b[i]));
+        if (!isfinite(a[i])) return INFINITY;
+    }
+    return error / largest;
+}
+
+// ---- exp and tanh against libm, in units in the last place
+
+static double ulps(float x, double exact) {
+    float nearest = (float)exact;
+    return fabs(x - exact) / (nextafterf(fabsf(nearest), INFINITY) - fabsf(nearest));
+}
+
+static void test_functions(void) {
+    double exp_error = 0, tanh_error = 0;
+    for (float x = -87.3f; x < 88.7f; x += 0.00037f) exp_error = fmax(exp_error, ulps(exp_f32(x), exp(x)));
+    for (float x = -12; x < 12; x += 0.0000371f) tanh_error = fmax(tanh_error, ulps(tanh_f32(x), tanh(x)));
+    for (float x = 1e-20f; x < 1; x *= 1.01f) tanh_error = fmax(tanh_error, ulps(tanh_f32(-x), tanh(-x)));
+    check(exp_error < 1.5, "exp_f32 is off by %.2f ulp", exp_error);
+    check(tanh_error < 2, "tanh_f32 is off by %.2f ulp", tanh_error);
+    printf("exp %.2f ulp, tanh %.2f ulp\n", exp_error, tanh_error);
+    check(exp_f32(-INFINITY) == 0 && exp_f32(-200) == 0, "exp of very small numbers is not 0");
+    check(isinf(exp_f32(INFINITY)) && isinf(exp_f32(100)), "exp of very large numbers is not infinite");
+    check(exp_f32(0) == 1 && tanh_f32(0) == 0 && tanh_f32(30) == 1 && tanh_f32(-30) == -1, "exact values");
+    check(isnan(exp_f32(NAN)) && isnan(tanh_f32(NAN)), "NaN does not stay NaN");
+}
+
+// ---- matrix multiplication against plain loops in double, with every epilogue
+
+static void test_matmul(void) {
+    int sizes[][3] = {{1, 1, 1}, {2, 3, 1}, {5, 17, 7}, {12, 32, 256}, {13, 33, 257}, {64, 65, 128}, {1, 97, 48},
+                      {97, 48, 21}, {300, 130, 70}, {130, 300, 513}, {7, 600, 40}};
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
+        for (int which = 0; which < 16; which++) {
+            int M = sizes[s][0], N = sizes[s][1], K = sizes[s][2], trans_a = which & 1, trans_b = which >> 1 & 1;
+            int epilogue = which >> 2;
+            float *A = random_floats((size_t)M * K, 1, 1), *B = random_floats((size_t)K * N, 1, 2);
+            float *C = random_floats((size_t)M * N, 1, 3), *expected = random_floats((size_t)M * N, 1, 3);
+            float *bias = random_floats(N, 1, 4), *other = random_floats((size_t)M * N, 1, 5);
+            float *activated = allocate_floats((size_t)M * N), *expected_activated = allocate_floats((size_t)M * N);
+            Epilogue e[] = {{0}, {.accumulate = 1}, {.bias = bias, .residual = other}, {.bias = bias, .times = other, .gelu = activated}};
+            for (int i = 0; i < M; i++)
+                for (int j = 0; j < N; j++) {
+                    size_t at = (size_t)i * N + j;
+                    double sum = 0;
+                    for (int k = 0; k < K; k++)
+                        sum += (double)A[trans_a ? (size_t)k * M + i : (size_t)i * K + k] *
+                               B[trans_b ? (size_t)j * K + k : (size_t)k * N + j];
+                    if (epilogue == 1) sum += expected[at];
+                    if (epilogue == 2) sum += bias[j] + other[at];
+                    if (epilogue == 3) sum = (sum + bias[j]) * other[at];
+                    expected[at] = (float)sum;
+                    expected_activated[at] = (float)(0.5 * sum * (1 + tanh(0.7978845608 * (sum + 0.044715 * sum * sum * sum))));
+                }
+            matmul(C, A, B, M, N, K, trans_a, trans_b, e[epilogue]);
+            double error = relative_error(C, expected, (size_t)M * N);
+            if (epilogue == 3) error = fmax(error, relative_error(activated, expected_activated, (size_t)M * N));
+            check(error < 1e-5, "matmul %d x %d x %d, transposed %d %d, epilogue %d: error %g", M, N, K, trans_a, trans_b,
+                  epilogue, error);
+            float *all[] = {A, B, C, expected, bias, other, activated, expected_activated};
+            for (int i = 0; i < 8; i++) free(all[i]);
+        }
+}
+
+// ---- layers against finite differences: the loss is the sum of out * weights for random weights
+
+typedef struct {
+    int B, T, C, NH, N;
+    uint16_t *tokens;
+    float *in[4], *din[4], *weights; // inputs (parameters too) and their gradients
+    size_t size[4], out_size;
+    float *mean, *rstd, *lse, *partial, *scratch;
+} Case;
+
+static void embed_forward(Case *c, float *out) { encoder_forward(out, c->tokens, c->in[0], c->in[1], c->B, c->T, c->C); }
+static void embed_backward(Case *c, const float *out) {
+    (void)out;
+    encoder_backward(c->din[0], c->din[1], c->weights, c->tokens, c->B, c->T, c->C);
+}
+static void norm_forward(Case *c, float *out) {
+    layernorm_forward(out, c->mean, c->rstd, c->in[0], c->in[1], c->in[2], c->B * c->T, c->C);
+}
+static void norm_backward(Case *c, const float *out) {
+    layernorm_again(c->scratch, c->in[0], c->in[1], c->in[2], c->mean, c->rstd, c->B * c->T, c->C);
+    check(relative_error(c->scratch, out, c->out_size) < 1e-6, "layernorm_again differs from layernorm_forward");
+    layernorm_backward(c->din[0], c->din[1], c->din[2], c->partial, c->weights, c->in[0], c->in[1], c->mean, c->rstd,
+                       c->B * c->T, c->C);
+}
+static void line_forward(Case *c, float *out) {
+    linear_forward(out, c->in[0], c->in[1], c->B * c->T, c->C, c->N, (Epilogue){.bias = c->in[2], .residual = c->in[3]});
+}
+static void line_backward(Case *c, const float *out) {
+    (void)out;
+    linear_backward(c->din[0], c->din[1], c->din[2], c->weights, c->in[0], c->in[1], c->B * c->T, c->C, c->N, plain, plain);
+    memcpy(c->din[3], c->weights, c->size[3] * sizeof(float));
+}
+static void mlp_forward(Case *c, float *out) { // gelu through the epilogue
+    linear_forward(c->scratch, c->in[0], c->in[1], c->B * c->T, c->C, c->N, (Epilogue){.bias = c->in[2], .gelu = out});
+}
+static void mlp_backward(Case *c, const float *out) {
+    float *again = allocate_floats(c->out_size), *d = allocate_floats(c->out_size);
+    mlp_forward(c, again);
+    gelu_again(again, c->scratch, c->out_size);
+    check(relative_error(again, out, c->out_size) < 1e-6, "gelu_again differs from the epilogue's gelu");
+    for (size_t i = 0; i < c->out_size; i++) d[i] = c->weights[i] * c->scratch[i];
+    linear_backward(c->din[0], c->din[1], c->din[2], d, c->in[0], c->in[1], c->B * c->T, c->C, c->N, plain, plain);
+    free(again), free(d);
+}
+static void att_forward(Case *c, float *out) { attention_forward(out, c->lse, c->in[0], c->B, c->T, c->C, c->NH); }
+static void att_backward(Case *c, const float *out) {
+    attention_backward(c->din[0], c->weights, c->in[0], out, c->lse, c->B, c->T, c->C, c->NH);
+}
+
+static double weighted(Case *c, void (*forward)(Case *, float *), float *out) {
+    double sum = 0;
+    forward(c, out);
+    for (size_t i = 0; i < c->out_size; i++) sum += (double)out[i] * c->weights[i];
+    return sum;
+}
+
+static void test_layer(const char *name, Case c, void (*forward)(Case *, float *), void (*backward)(Case *, const float *)) {
+    size_t rows = (size_t)c.B * c.T;
+    float *out = allocate_floats(c.out_size), *moved = allocate_floats(c.out_size);
+    c.tokens = allocate(rows, sizeof *c.tokens);
+    for (size_t i = 0; i < rows; i++) c.tokens[i] = (uint16_t)(random_u64(9, i) % 7);
+    c.weights = random_floats(c.out_size, 1, 20);
+    c.mean = allocate_floats(rows), c.rstd = allocate_floats(rows), c.lse = allocate_floats(rows * MAX(c.NH, 1));
+    c.partial = allocate_floats((rows + GROUP) * 2 * c.C), c.scratch = allocate_floats(c.out_size);
+    for (int i = 0; i < 4 && c.size[i]; i++) c.in[i] = random_floats(c.size[i], 1, 30 + i), c.din[i] = allocate_floats(c.size[i]);
+    forward(&c, out);
+    backward(&c, out);
+    for (int i = 0; i < 4 && c.size[i]; i++) {
+        double worst = 0, largest = 1e-3;
+        for (size_t probe = 0; probe < 40; probe++) {
+            size_t at = random_u64(50 + i, probe) % c.size[i];
+            float x = c.in[i][at], h = 4e-3f;
+            c.in[i][at] = x + h;
+            double up = weighted(&c, forward, moved);
+            c.in[i][at] = x - h;
+            double down = weighted(&c, forward, moved), width = (double)(x + h) - (double)(x - h);
+            c.in[i][at] = x;
+            worst = fmax(worst, fabs((up - down) / width - c.din[i][at]));
+            largest = fmax(largest, fabs(c.din[i][at]));
+        }
+        check(worst < 3e-3 * largest, "%s, input %d: gradient is off by %g of %g", name, i, worst, largest);
+    }
+    for (int i = 0; i < 4; i++) free(c.in[i]), free(c.din[i]);
+    float *owned[] = {out, moved, c.weights, c.mean, c.rstd, c.lse, c.partial, c.scratch};
+    for (int i = 0; i < 8; i++) free(owned[i]);
+    free(c.tokens);
+}
+
+// Attention against the plain formula in double, over more than one block of queries and keys.
+static void test_attention(int B, int T, int C, int NH) {
+    int HS = C / NH;
+    float *qkv = random_floats((size_t)B * T * 3 * C, 1, 6), *out = allocate_floats((size_t)B * T * C);
+    float *expected = allocate_floats((size_t)B * T * C), *lse = allocate_floats((size_t)B * NH * T);
+    attention_forward(out, lse, qkv, B, T, C, NH);
+    double *p = allocate(T, sizeof(double));
+    for (int b = 0; b < B; b++)
+        for (int h = 0; h < NH; h++)
+            for (int i = 0; i < T; i++) {
+                double sum = 0;
+                for (int j = 0; j <= i; j++) {
+                    double dot = 0;
+                    for (int c = 0; c < HS; c++)
+                        dot += (double)qkv[((size_t)b * T + i) * 3 * C + h * HS + c] * qkv[((size_t)b * T + j) * 3 * C + C + h * HS + c];
+                    sum += p[j] = exp(dot / sqrt(HS));
+                }
+                for (int c = 0; c < HS; c++) {
+                    double o = 0;
+                    for (int j = 0; j <= i; j++) o += p[j] / sum * qkv[((size_t)b * T + j) * 3 * C + 2 * C + h * HS + c];
+                    expected[((size_t)b * T + i) * C + h * HS + c] = (float)o;
+                }
+            }
+    double error = relative_error(out, expected, (size_t)B * T * C);
+    check(error < 1e-5, "attention B %d T %d C %d NH %d: error %g", B, T, C, NH, error);
+    free(qkv), free(out), free(expected), free(lse), free(p);
+}
+
+// ---- the whole model
+
+static void random_tokens(uint16_t *x, size_t n, int V) {
+    for (size_t i = 0; i < n; i++) x[i] = (uint16_t)(random_u64(77, i) % V);
+}
+
+// The gradient along random directions against finite differences, plain and with soft labels, and accumulated.
+static void test_model(void) {
+    GPT2Config g = {24, 31, 2, 3, 24};
+    GPT2 m, teacher;
+    int B = 3, T = 20;
+    uint16_t x[61], *y = x + 1;
+    random_tokens(x, 61, 31);
+    gpt2_allocate(&m, g), gpt2_allocate(&teacher, g);
+    gpt2_initialize(&m, 5), gpt2_initialize(&teacher, 6);
+    for (size_t i = 0; i < m.num_parameters; i++) m.params_memory[i] *= 3, teacher.params_memory[i] *= 4;
+    gpt2_allocate_activations(&m, B, T, 1), gpt2_allocate_activations(&teacher, B, T, 0);
+    gpt2_forward(&teacher, x, B, T);
+    SoftLabels soft = {&teacher, 2.0f, 0.6f};
+    float *direction = allocate_floats(m.num_parameters), *start = allocate_floats(m.num_parameters);
+    float *teacher_logits = allocate_floats((size_t)B * T * 31);
+    gpt2_logits(&teacher, teacher_logits, 0, B * T);
+    memcpy(start, m.params_memory, m.num_parameters * sizeof(float));
+    for (int with_soft = 0; with_soft < 2; with_soft++)
+        for (int tensor = 0; tensor < NUM_TENSORS; tensor++) {
+            gpt2_forward(&m, x, B, T);
+            gpt2_backward(&m, y, 1.0f / (B * T), 0, with_soft ? &soft : NULL);
+            float **tensors = (float **)&m.params;
+            size_t offset = tensors[tensor] - m.params_memory, n = tensor_size(tensor_shape(g, tensor));
+            double dot = 0, length = 0, loss[2] = {0};
+            random_normal(direction, n, 1, 90 + tensor);
+            for (size_t i = 0; i < n; i++) dot += (double)m.grads_memory[offset + i] * direction[i];
+            for (size_t i = 0; i < n; i++) length += (double)m.grads_memory[offset + i] * m.grads_memory[offset + i];
+            for (int side = 0; side < 2; side++) {
+                float h = (side ? -2e-3f : 2e-3f);
+                for (size_t i = 0; i < n; i++) m.params_memory[offset + i] = start[offset + i] + h * direction[i];
+                gpt2_forward(&m, x, B, T);
+                gpt2_loss(&m, y);
+                gpt2_logits(&m, m.logits, 0, B * T);
+                for (int r = 0; r < B * T; r++) {
+                    double ce = m.losses[r], kl = 0, zs = 0, zt = 0, *which = &loss[side];
+                    float *s = m.logits + r * 31, *t = teacher_logits + r * 31;
+                    for (int i = 0; i < 31; i++) zs += exp(s[i] / 2.0), zt += exp(t[i] / 2.0);
+                    for (int i = 0; i < 31; i++)
+                        kl += exp(t[i] / 2.0) / zt * (t[i] / 2.0 - log(zt) - s[i] / 2.0 + log(zs));
+                    *which += with_soft ? 0.4 * ce + 0.6 * 4 * kl : ce;
+                }
+            }
+            memcpy(m.params_memory + offset, start + offset, n * sizeof(float));
+            double measured = (loss[0] - loss[1]) / (B * T) / 4e-3;
+            check(fabs(measured - dot) < 0.01 * fabs(dot) + 0.005 * sqrt(length), "model, %s%s: gradient along a direction %g, measured %g",
+                  tensor_shape(g, tensor).name, with_soft ? ", soft labels" : "", dot, measured);
+        }
+    // two micro-batches added up are one batch
+    float *once = direction;
+    gpt2_forward(&m, x, B, T), gpt2_backward(&m, y, 1.0f / (B * T), 0, NULL);
+    memcpy(once, m.grads_memory, m.num_parameters * sizeof(float));
+    gpt2_forward(&m, x, 1, T), gpt2_backward(&m, y, 1.0f / (B * T), 0, NULL);
+    gpt2_forward(&m, x + T, 2, T), gpt2_backward(&m, y + T, 1.0f / (B * T), 1, NULL);
+    check(relative_error(m.grads_memory, once, m.num_parameters) < 1e-5, "accumulated gradients differ from one batch's");
+    // inference-only activations give the same loss
+    double loss = (gpt2_forward(&m, x, B, T), gpt2_loss(&m, y));
+    memcpy(teacher.params_memory, m.params_memory, m.num_parameters * sizeof(float));
+    check(loss == (gpt2_forward(&teacher, x, B, T), gpt2_loss(&teacher, y)), "forward without kept activations differs");
+    free(direction), free(start), free(teacher_logits);
+    gpt2_free(&m), gpt2_free(&teacher);
+}
+
+#ifdef _OPENMP
+// The same bits from 1, 2, 3 and 5 threads, on shapes that end in the middle of tiles.
+static void test_threads(void) {
+    GPT2Config g = {80, 301, 2, 5, 80};
+    GPT2 m;
+    int B = 3, T = 77, most = omp_get_max_threads();
+    uint16_t *x = allocate(B * T + 1, sizeof *x);
+    random_tokens(x, B * T + 1, 301);
+    gpt2_allocate(&m, g), gpt2_initialize(&m, 3), gpt2_allocate_activations(&m, B, T, 1);
+    float *expected = allocate_floats(m.num_parameters);
+    double loss[4];
+    int threads[] = {1, 2, 3, 5};
+    for (int i = 0; i < 4; i++) {
+        omp_set_num_threads(threads[i]);
+        gpt2_forward(&m, x, B, T);
+        loss[i] = gpt2_backward(&m, x + 1, 1.0f / (B * T), 0, NULL);
+        if (i == 0) memcpy(expected, m.grads_memory, m.num_parameters * sizeof(float));
+        else check(loss[i] == loss[0] && !memcmp(expected, m.grads_memory, m.num_parameters * sizeof(float)),
+                   "%d threads give other bits than 1", threads[i]);
+    }
+    omp_set_num_threads(most);
+    free(expected), free(x);
+    gpt2_free(&m);
+}
+#else
+static void test_threads(void) { skipped++; }
+#endif
+
+// ---- golden files
+
+static void read_exactly(FILE *f, void *p, size_t n, const char *path) {
+    if (fread(p, 1, n, f) != n) die("%s is cut short", path);
+}
+
+static void test_golden(const char *dir) {
+    GPT2 m, hf;
+    char path[4096], hf_path[4096];
+    snprintf(path, sizeof path, "%s/model.bin", dir), snprintf(hf_path, sizeof hf_path, "%s/hf", dir);
+    gpt2_load(&m, path);
+    gpt2_load(&hf, hf_path);
+    check(m.num_parameters == hf.num_parameters && !memcmp(m.params_memory, hf.params_memory, m.num_parameters * 4),
+          "%s: hf/ and model.bin differ", dir);
+    GPT2Config g = m.config;
+    int32_t header[256], V = g.vocab_size, padded;
+    FILE *f = fopen(path, "rb");
+    read_exactly(f, header, sizeof header, path);
+    padded = header[7];
+    fclose(f);
+    snprintf(path, sizeof path, "%s/state.bin", dir);
+    f = fopen(path, "rb");
+    if (!f) die("%s is missing", path);
+    read_exactly(f, header, sizeof header, path);
+    int B = header[2], T = header[3], rows = B * T;
+    check(header[0] == 20240327 && B > 0 && T > 0, "%s: header", path);
+    int32_t *ids = allocate(2 * rows, sizeof *ids);
+    uint16_t *x = allocate(2 * rows, sizeof *x);
+    float *logits = allocate_floats((size_t)rows * V), *ours = allocate_floats((size_t)rows * V), loss;
+    float *grads = allocate_floats(m.num_parameters + (size_t)(padded - V) * g.channels);
+    read_exactly(f, ids, 2 * rows * sizeof *ids, path);
+    read_exactly(f, logits, (size_t)rows * V * sizeof(float), path);
+    read_exactly(f, &loss, sizeof loss, path);
+    read_exactly(f, grads, (m.num_parameters + (size_t)(padded - V) * g.channels) * sizeof(float), path);
+    fclose(f);
+    for (int i = 0; i < 2 * rows; i++) x[i] = (uint16_t)ids[i];
+    gpt2_allocate_activations(&m, B, MAX(T, g.max_seq_len), 1);
+    gpt2_forward(&m, x, B, T);
+    gpt2_logits(&m, ours, 0, rows);
+    double error = relative_error(ours, logits, (size_t)rows * V), our_loss = gpt2_backward(&m, x + rows, 1.0f / rows, 0, NULL);
+    check(error < 1e-4, "%s: logits are off by %g of the largest", dir, error);
+    check(fabs(our_loss - loss) < 1e-4, "%s: loss %.6f, expected %.6f", dir, our_loss, loss);
+    float *theirs = grads;
+    double worst = 0;
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        TensorShape t = tensor_shape(g, i);
+        double e = relative_error(((float **)&m.grads)[i], theirs, tensor_size(t));
+        check(e < 1e-4, "%s: gradient of %s is off by %g of its largest entry", dir, t.name, e);
+        worst = fmax(worst, e);
+        theirs += tensor_size(t) + (i == 0 ? (size_t)(padded - V) * g.channels : 0);
+    }
+    printf("%s: logits %.1e, loss %.1e, gradients %.1e\n", dir, error, fabs(our_loss - loss), worst);
+
+    snprintf(path, sizeof path, "%s/greedy.txt", dir);
+    size_t length;
+    char *text = read_file(path, &length), *at = text + strlen("prompt");
+    uint16_t tokens[4096];
+    int n = 0, wrong = 0;
+    for (char *end; n < 4096 && (tokens[n] = (uint16_t)strtol(at, &end, 10), end != at); at = end) n++;
+    at = strstr(text, "continuation") + strlen("continuation");
+    for (char *end; n < 4096; at = end, n++) {
+        long expected = strtol(at, &end, 10);
+        if (end == at) break;
+        int from = MAX(0, n - g.max_seq_len), best = 0;
+        gpt2_forward(&m, tokens + from, 1, n - from);
+        gpt2_logits(&m, ours, n - from - 1, 1);
+        for (int i = 1; i < V; i++) best = ours[i] > ours[best] ? i : best;
+        wrong += best != expected;
+        tokens[n] = (uint16_t)expected;
+    }
+    check(wrong == 0 && n > 1, "%s: %d tokens of the greedy continuation differ", dir, wrong);
+    free(text), free(ids), free(x), free(logits), free(ours), free(grads);
+    gpt2_free(&m), gpt2_free(&hf);
+}
+
+int main(int argc, char **argv) {
+    test_functions();
+    test_matmul();
+    test_layer("encoder", (Case){.B = 3, .T = 5, .C = 19, .size = {7 * 19, 5 * 19}, .out_size = 3 * 5 * 19}, embed_forward, embed_backward);
+    test_layer("layernorm", (Case){.B = 5, .T = 31, .C = 37, .size = {155 * 37, 37, 37}, .out_size = 155 * 37}, norm_forward, norm_backward);
+    test_layer("linear", (Case){.B = 2, .T = 9, .C = 21, .N = 35, .size = {18 * 21, 35 * 21, 35, 18 * 35}, .out_size = 18 * 35},
+               line_forward, line_backward);
+    test_layer("linear and gelu", (Case){.B = 2, .T = 9, .C = 21, .N = 35, .size = {18 * 21, 35 * 21, 35}, .out_size = 18 * 35},
+               mlp_forward, mlp_backward);
+    test_layer("attention", (Case){.B = 2, .T = 70, .C = 24, .NH = 3, .size = {140 * 72}, .out_size = 140 * 24}, att_forward, att_backward);
+    test_attention(2, 150, 24, 3);
+    test_attention(1, 5, 300, 1); // a head wider than a block of K
+    test_attention(1, 64, 64, 2);
+    test_model();
+    test_threads();
+    for (int i = 1; i < argc; i++) test_golden(argv[i]);
+    if (argc == 1) test_golden("test/golden/gpt2_tiny");
+    return finish();
+}
