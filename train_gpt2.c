@@ -1034,8 +1034,8 @@ static char *read_file(const char *path, size_t *size) {
     return text;
 }
 
-// Whatever this program writes is written under another name, brought to the disk, and renamed into place: at any
-// moment there is either the old file or the new one, whole.
+// Whatever this program writes is written under another name, brought to the disk, and renamed into place: at
+// any moment there is either the old file or the new one, whole.
 static FILE *write_begin(const char *path) {
     Path temporary = path_in(path, "");
     snprintf(temporary.s, sizeof temporary.s, "%s.tmp", path);
@@ -1054,7 +1054,8 @@ static void write_bytes(FILE *f, const void *p, size_t n) {
 }
 
 static void write_commit(FILE *f, const char *path) {
-    if (fflush(f) || ferror(f) || fsync(fileno(f)) || fclose(f) || rename(unfinished_file, path)) write_failed(path);
+    int failed = fflush(f) || ferror(f) || fsync(fileno(f)) || fclose(f) || rename(unfinished_file, path);
+    if (failed) write_failed(path);
     unfinished_file[0] = 0;
     int folder = open(folder_of(path).s, O_RDONLY); // the name has to reach the disk, too
     if (folder < 0 || (fsync(folder) && errno != EINVAL)) write_failed(path);
@@ -1072,7 +1073,7 @@ static void check_config(GPT2Config g, const char *where) {
         {"a number of channels", g.channels, 1 << 16}};
     for (int i = 0; i < 5; i++)
         if (limits[i].value < 1 || limits[i].value > limits[i].max)
-            die("%s: %s of %d; it must be from 1 to %d", where, limits[i].what, limits[i].value, limits[i].max);
+            die("%s: %s of %d, not 1 to %d", where, limits[i].what, limits[i].value, limits[i].max);
     if (g.channels % g.num_heads)
         die("%s: %d heads cannot share %d channels; make these a multiple", where, g.num_heads, g.channels);
 }
@@ -1080,14 +1081,14 @@ static void check_config(GPT2Config g, const char *where) {
 typedef enum { F32, F16, BF16 } NumberType;
 
 // out = the next n numbers of a file. A weight that is not finite would make everything NaN: it is refused.
-static void read_floats(FILE *f, float *out, size_t n, NumberType type, const char *path, const char *tensor) {
+static void read_floats(FILE *f, float *out, size_t n, NumberType type, const char *path, const char *name) {
     static uint16_t half[16384];
     for (size_t first = 0; first < n; first += 16384) {
         size_t count = MIN(n - first, 16384);
         float *x = out + first;
         uint32_t largest = 0;
         if (type == F32 ? fread(x, 4, count, f) != count : fread(half, 2, count, f) != count)
-            die("%s ends within %s: it is cut short; copy or download it again", path, tensor);
+            die("%s ends within %s: it is cut short; copy or download it again", path, name);
         for (size_t i = 0; i < count; i++) {
             union { float f; uint32_t u; } bits = {.f = x[i]};
             if (type == BF16) bits.u = (uint32_t)half[i] << 16;
@@ -1100,13 +1101,13 @@ static void read_floats(FILE *f, float *out, size_t n, NumberType type, const ch
             largest = MAX(largest, bits.u & 0x7FFFFFFFu);
         }
         if (largest >= 0x7F800000u)
-            die("%s: a weight of %s is not a finite number: the file is damaged, or its run diverged", path, tensor);
+            die("%s: a weight of %s is not finite: the file is damaged, or its run diverged", path, name);
     }
 }
 
 // llm.c's model file: 256 int32 (magic, version, maxT, V, L, NH, C, Vp), then the tensors in the order of
-// ParameterTensors, float32 (version 3) or bfloat16 (version 5). Its wte has Vp rows, V rounded up for the sake of
-// GPUs; in memory here it has V.
+// ParameterTensors, float32 (version 3) or bfloat16 (version 5). Its wte has Vp rows, V rounded up because GPUs
+// like that; in memory here it has V.
 #define MODEL_MAGIC 20240326
 
 static void load_llmc(GPT2 *m, const char *path) {
@@ -1114,7 +1115,7 @@ static void load_llmc(GPT2 *m, const char *path) {
     size_t size;
     FILE *f = open_file(path, &size);
     if (fread(header, 4, 256, f) != 256 || header[0] != MODEL_MAGIC)
-        die("%s is not a GPT-2 in llm.c's format; give such a .bin, a run's folder or a Hugging Face folder", path);
+        die("%s is not a model; give a .bin of llm.c's, a run's folder or a Hugging Face folder", path);
     if (header[1] != 3 && header[1] != 5)
         die("%s is of llm.c's version %d; only 3 (float32) and 5 (bfloat16) are read", path, header[1]);
     GPT2Config g = {header[2], header[3], header[4], header[5], header[6]}, padded = g;
@@ -1124,7 +1125,7 @@ static void load_llmc(GPT2 *m, const char *path) {
         die("%s pads a vocabulary of %d to %d: the file is damaged", path, g.vocab_size, header[7]);
     size_t width = header[1] == 3 ? 4 : 2, expected = sizeof header + width * count_parameters(padded);
     if (size != expected)
-        die("%s has %zu bytes, but a model of its shape %zu: it is damaged; copy it again", path, size, expected);
+        die("%s has %zu bytes, a model of its shape %zu: it is damaged; copy it again", path, size, expected);
     gpt2_allocate(m, g);
     float *x = m->params_memory;
     for (int i = 0; i < NUM_TENSORS; i++) {
@@ -1139,7 +1140,8 @@ static void load_llmc(GPT2 *m, const char *path) {
 // Writes version 3.
 static UNUSED void gpt2_save(const GPT2Config g, const float *params, const char *path) {
     int Vp = (g.vocab_size + 127) / 128 * 128;
-    int32_t header[256] = {MODEL_MAGIC, 3, g.max_seq_len, g.vocab_size, g.num_layers, g.num_heads, g.channels, Vp};
+    int32_t header[256] = {MODEL_MAGIC, 3, g.max_seq_len, g.vocab_size, g.num_layers, g.num_heads,
+                           g.channels, Vp};
     size_t wte = (size_t)g.vocab_size * g.channels;
     FILE *f = write_begin(path);
     write_bytes(f, header, sizeof header);
@@ -1155,7 +1157,7 @@ typedef struct {
     char type;     // { [ " t f n, or 0 for a number
     char *text;    // where the value stands; strings are without escapes and have a zero behind them
     size_t length; // bytes of text; the number of members of { and [
-    size_t next;   // the value after this one and all within it; an object's members are keys and values in turns
+    size_t next;   // the value after this one and all within it; members of { are key, value, key, value
 } JsonNode;
 
 typedef struct {
@@ -1221,13 +1223,14 @@ static void json_expect(Json *j, char c) {
 }
 
 static void json_value(Json *j, int depth) {
-    if (j->count == j->capacity) j->nodes = resize(j->nodes, (j->capacity = 2 * j->capacity + 64) * sizeof *j->nodes);
+    if (j->count == j->capacity)
+        j->nodes = resize(j->nodes, (j->capacity = 2 * j->capacity + 64) * sizeof *j->nodes);
     size_t index = j->count++;
     JsonNode node = {.type = json_peek(j), .text = j->p};
     if (node.type == '"') json_string(j, &node);
     else if (node.type == '{' || node.type == '[') {
         if (depth > 64) json_broken(j);
-        for (j->p++; json_peek(j) != node.type + 2; node.length++) { // the closing one comes two after it in ASCII
+        for (j->p++; json_peek(j) != node.type + 2; node.length++) { // in ASCII ] is [ + 2, } is { + 2
             if (node.length) json_expect(j, ',');
             if (node.type == '{') {
                 if (json_peek(j) != '"') json_broken(j);
@@ -1293,13 +1296,13 @@ static int64_t json_int(const Json *j, size_t node, int64_t min, int64_t max, co
 // A text shortened and on one line, for messages that quote what a file says.
 static Path printable(const char *text, size_t n) {
     Path p = {{0}};
-    for (size_t i = 0; i < MIN(n, 80); i++) p.s[i] = (unsigned char)text[i] < 32 || text[i] == 127 ? '?' : text[i];
+    for (size_t i = 0; i < MIN(n, 80); i++) p.s[i] = iscntrl((unsigned char)text[i]) ? '?' : text[i];
     return p;
 }
 
 // ---- Hugging Face's folders
 
-// The shape of a model from config.json. Whatever there asks for another network than GPT-2's is refused by name.
+// The shape of a model from config.json. What asks there for another network than GPT-2's is refused by name.
 static GPT2Config read_hf_config(const char *path) {
     const char *names[] = {"n_positions", "vocab_size", "n_layer", "n_head", "n_embd"};
     int shape[5];
@@ -1314,15 +1317,16 @@ static GPT2Config read_hf_config(const char *path) {
     check_config(g, path);
     snprintf(wide, sizeof wide, "%d", 4 * g.channels);
     const char *rules[][3] = {
-        {"model_type", "gpt2", ""}, {"architectures", "GPT2LMHeadModel", "GPT2Model"}, {"n_inner", wide, "null"},
-        {"activation_function", "gelu_new", "gelu_pytorch_tanh"}, {"layer_norm_epsilon", "1e-5", ""},
-        {"tie_word_embeddings", "true", ""}, {"scale_attn_weights", "true", ""},
-        {"scale_attn_by_inverse_layer_idx", "false", ""}, {"reorder_and_upcast_attn", "false", ""},
-        {"add_cross_attention", "false", ""}, {"is_encoder_decoder", "false", ""}, {"quantization_config", "null", ""}};
+        {"model_type", "gpt2"}, {"architectures", "GPT2LMHeadModel", "GPT2Model"}, {"n_inner", wide, "null"},
+        {"activation_function", "gelu_new", "gelu_pytorch_tanh"}, {"layer_norm_epsilon", "1e-5"},
+        {"tie_word_embeddings", "true"}, {"scale_attn_weights", "true"}, {"reorder_and_upcast_attn", "false"},
+        {"scale_attn_by_inverse_layer_idx", "false"}, {"add_cross_attention", "false"},
+        {"is_encoder_decoder", "false"}, {"quantization_config", "null"}};
     for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
         size_t value = json_get(&j, 0, rules[i][0]);
         if (value && j.nodes[value].type == '[' && j.nodes[value].length) value++; // its first member
-        if (!value || json_is(&j, value, rules[i][1]) || json_is(&j, value, rules[i][2])) continue;
+        int other = rules[i][2] && json_is(&j, value, rules[i][2]);
+        if (!value || other || json_is(&j, value, rules[i][1])) continue;
         JsonNode n = j.nodes[value];
         die("%s: %s is %s; this GPT-2 has only %s", path, rules[i][0],
             printable(n.text, n.type == '{' || n.type == '[' ? 1 : n.length).s, rules[i][1]);
@@ -1343,7 +1347,7 @@ static int find_tensor(GPT2Config g, const char *name, int *layer) {
     if (!strncmp(name, "h.", 2) && isdigit((unsigned char)name[2])) {
         long number = strtol(name + 2, &rest, 10);
         if (*rest != '.' || number >= g.num_layers) return -1;
-        if (!strcmp(rest, ".attn.bias") || !strcmp(rest, ".attn.masked_bias")) return -2; // causal masks of old files
+        if (!strcmp(rest, ".attn.bias") || !strcmp(rest, ".attn.masked_bias")) return -2; // old masks
         *layer = (int)number;
     }
     for (int i = 0; i < NUM_TENSORS; i++) {
@@ -1353,19 +1357,7 @@ static int find_tensor(GPT2Config g, const char *name, int *layer) {
     return -1;
 }
 
-// The next numbers of a file, (in,out), into w (out,in), 16 rows at a time to write whole cache lines.
-static void read_transposed(FILE *f, float *w, int in, int out, NumberType type, const char *path, const char *name) {
-    float *rows = resize(NULL, 16 * (size_t)out * sizeof *rows);
-    for (int i = 0; i < in; i += 16) {
-        int n = MIN(16, in - i);
-        read_floats(f, rows, (size_t)n * out, type, path, name);
-        for (int o = 0; o < out; o++)
-            for (int k = 0; k < n; k++) w[(size_t)o * in + i + k] = rows[(size_t)k * out + o];
-    }
-    free(rows);
-}
-
-// safetensors: the size of the header in 8 bytes, the header {name: {dtype, shape, data_offsets}}, the numbers. Puts
+// safetensors: the header's size in 8 bytes, the header {name: {dtype, shape, data_offsets}}, the numbers. Puts
 // what it finds into m, and marks it in seen (NUM_TENSORS,L).
 static void read_safetensors(GPT2 *m, char *seen, const char *path) {
     GPT2Config g = m->config;
@@ -1391,19 +1383,25 @@ static void read_safetensors(GPT2 *m, char *seen, const char *path) {
         if (j.nodes[shape].type != '[' || j.nodes[shape].length != (second ? 2 : 1) ||
             json_int(&j, shape + 1, 0, INT32_MAX, name.s) != first ||
             (second && json_int(&j, shape + 2, 0, INT32_MAX, name.s) != second))
-            die("%s: the shape of %s is not (%d,%d), which config.json asks for", path, name.s, first, second);
+            die("%s: the shape of %s is not config.json's (%d,%d)", path, name.s, first, second);
         int type = json_is(&j, dtype, "F32") ? F32 : json_is(&j, dtype, "F16") ? F16 : BF16;
         if (type == BF16 && !json_is(&j, dtype, "BF16")) die("%s: %s is not F32, F16 or BF16", path, name.s);
         if (j.nodes[offsets].type != '[' || j.nodes[offsets].length != 2)
             die("%s: %s has no data_offsets: the file is damaged", path, name.s);
-        int64_t begin = json_int(&j, offsets + 1, 0, data, name.s), end = json_int(&j, offsets + 2, 0, data, name.s);
+        int64_t begin = json_int(&j, offsets + 1, 0, data, name.s);
+        int64_t end = json_int(&j, offsets + 2, 0, data, name.s);
         if (end - begin != (int64_t)layer_size(t) * (type == F32 ? 4 : 2))
             die("%s: the numbers of %s do not fill its shape: the file is damaged", path, name.s);
         if (seen[i * g.num_layers + layer]++) die("%s: %s is there twice", path, name.s);
         float *w = ((float **)&m->params)[i] + layer * layer_size(t);
         fseeko(f, (off_t)(8 + header_size) + begin, SEEK_SET);
-        if (linear) read_transposed(f, w, t.cols, t.rows, type, path, name.s);
-        else read_floats(f, w, layer_size(t), type, path, name.s);
+        if (!linear) read_floats(f, w, layer_size(t), type, path, name.s);
+        float *row = resize(NULL, (size_t)t.rows * sizeof *row);
+        for (int c = 0; linear && c < t.cols; c++) {
+            read_floats(f, row, (size_t)t.rows, type, path, name.s);
+            for (int r = 0; r < t.rows; r++) w[(size_t)r * t.cols + c] = row[r];
+        }
+        free(row);
     }
     json_free(&j);
     fclose(f);
@@ -1418,7 +1416,7 @@ static void load_hf(GPT2 *m, const char *folder) {
     size_t count = 1, bytes = 0, size;
     Json j = {0};
     if (!file_exists(path_in(folder, parts[0]).s)) {
-        if (!file_exists(index.s)) die("%s has no model.safetensors; save it with save_pretrained first", folder);
+        if (!file_exists(index.s)) die("%s has no model.safetensors; write it by save_pretrained", folder);
         j = json_read(index.s);
         size_t map = json_get(&j, 0, "weight_map"), i;
         count = 0;
@@ -1433,13 +1431,14 @@ static void load_hf(GPT2 *m, const char *folder) {
     }
     for (size_t i = 0; i < count; i++, bytes += size) fclose(open_file(path_in(folder, parts[i]).s, &size));
     if (bytes / 2 < count_parameters(g))
-        die("%s means %zu parameters, but the model has only %zu bytes", config.s, count_parameters(g), bytes);
+        die("%s means %zu parameters, but the model is of %zu bytes", config.s, count_parameters(g), bytes);
     gpt2_allocate(m, g);
     char *seen = allocate((size_t)NUM_TENSORS * g.num_layers, 1);
     for (size_t i = 0; i < count; i++) read_safetensors(m, seen, path_in(folder, parts[i]).s);
     for (int i = 0; i < NUM_TENSORS; i++)
         for (int l = 0; l < MAX(tensor_shape(g, i).layers, 1); l++)
-            if (!seen[i * g.num_layers + l]) die("%s lacks %s of layer %d", folder, tensor_shape(g, i).hf_name, l);
+            if (!seen[i * g.num_layers + l])
+                die("%s lacks %s of layer %d; download it again", folder, tensor_shape(g, i).hf_name, l);
     free(seen);
     json_free(&j);
 }
@@ -1510,38 +1509,32 @@ static void bytes_init(Tokenizer *t) {
     for (int i = 0; i < 256; i++) add_token(t, &(char){(char)i}, 1);
 }
 
-static void chars_begin(Tokenizer *t) {
+// The code points of a text, in their order.
+static void chars_init(Tokenizer *t, const char *text, size_t n, const char *what) {
+    int length;
     t->kind = TOKENIZER_CHARS;
     t->char_id = allocate(MAX_CHAR + 1, sizeof *t->char_id);
-}
-
-static void add_char(Tokenizer *t, int c) {
-    char bytes[4];
-    if (t->vocab_size == 65535) die("more than 65535 different characters do not fit tokens of 16 bits");
-    add_token(t, bytes, (size_t)utf8_encode(bytes, c));
-    t->char_id[c] = (uint16_t)t->vocab_size;
-}
-
-// The code points of a text, in their order.
-static void chars_init(Tokenizer *t, const char *text, size_t n) {
-    int length;
-    chars_begin(t);
     for (const char *p = text, *end = text + n; p < end; p += length) {
         int c = utf8_decode(p, end, &length);
-        if (c < 0) die("the text is not UTF-8 at byte %zu; take --tokenizer bytes", (size_t)(p - text));
+        if (c < 0) die("%s is not UTF-8 at byte %zu; take --tokenizer bytes", what, (size_t)(p - text));
         t->char_id[c] = 1;
     }
-    for (int c = 0; c <= MAX_CHAR; c++)
-        if (t->char_id[c]) add_char(t, c);
-    if (!t->vocab_size) die("a text without characters makes no tokenizer");
+    for (int c = 0; c <= MAX_CHAR; c++) {
+        char bytes[4];
+        if (!t->char_id[c]) continue;
+        if (t->vocab_size == 65535) die("%s has too many different characters; take --tokenizer gpt2", what);
+        add_token(t, bytes, (size_t)utf8_encode(bytes, c));
+        t->char_id[c] = (uint16_t)t->vocab_size;
+    }
+    if (!t->vocab_size) die("%s has no characters to make a tokenizer of", what);
 }
 
 // ---- GPT-2's byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019). A text is cut into pieces by a
-// pattern. A piece starts as single bytes; again and again the two neighbours are joined whose union is the earliest
-// merge, the leftmost of equals, until no union is a token. Tokens are the 256 bytes, the merges in order, and
-// <|endoftext|>, which no text is ever encoded to.
+// pattern. A piece starts as single bytes; again and again the two neighbours are joined whose union is the
+// earliest merge, the leftmost of equals, until no union is a token. Tokens are the 256 bytes, the merges in
+// order, and <|endoftext|>, which no text is ever encoded to.
 
-// Files spell bytes in visible characters; those that have none (0 to 32, 127 to 160, 173) become U+0100 and on.
+// Files spell bytes in visible characters; those without one (0 to 32, 127 to 160, 173) become U+0100 and on.
 static int byte_to_symbol(int b) {
     return b < 33 ? 256 + b : b < 127 ? b : b < 161 ? 162 + b : b == 173 ? 323 : b;
 }
@@ -1563,29 +1556,24 @@ static size_t symbols_to_bytes(char *text, size_t n) {
     return k;
 }
 
-// Where the table has, or would have, some bytes: 1 + their token in 17 bits and above it 15 bits of their hash, or 0.
-#define TAG 0xFFFE0000u
-static inline uint32_t *find_slot(const Tokenizer *t, const char *bytes, size_t n, uint32_t *tag) {
-    uint64_t h = hash_bytes(0, bytes, n);
-    *tag = (uint32_t)(h >> 32) & TAG;
-    for (size_t i = h % SLOTS;; i = (i + 1) % SLOTS) {
-        uint32_t *slot = &t->slots[i], id = (*slot & ~TAG) - 1;
+// Where the table has 1 + the token of some bytes, or 0 where they could be put.
+static inline uint32_t *find_slot(const Tokenizer *t, const char *bytes, size_t n) {
+    for (size_t i = hash_bytes(0, bytes, n) % SLOTS;; i = (i + 1) % SLOTS) {
+        uint32_t *slot = &t->slots[i], id = *slot - 1;
         if (!*slot) return slot;
-        if ((*slot & TAG) == *tag && t->start[id + 1] - t->start[id] == n && !memcmp(t->text + t->start[id], bytes, n))
-            return slot;
+        if (t->start[id + 1] - t->start[id] == n && !memcmp(t->text + t->start[id], bytes, n)) return slot;
     }
 }
 
 #define NO_TOKEN UINT32_MAX
 static inline uint32_t find_token(const Tokenizer *t, const char *bytes, size_t n) {
-    uint32_t tag;
-    return n > t->longest ? NO_TOKEN : (*find_slot(t, bytes, n, &tag) & ~TAG) - 1;
+    return n > t->longest ? NO_TOKEN : *find_slot(t, bytes, n) - 1;
 }
 
 static void add_piece(Tokenizer *t, const char *bytes, size_t n) {
-    uint32_t tag, *slot = find_slot(t, bytes, n, &tag);
+    uint32_t *slot = find_slot(t, bytes, n);
     add_token(t, bytes, n);
-    *slot = tag | (uint32_t)t->vocab_size;
+    *slot = (uint32_t)t->vocab_size;
     t->longest = MAX(t->longest, n);
 }
 
@@ -1602,7 +1590,7 @@ static void gpt2_begin(Tokenizer *t) {
             if ((byte_to_symbol(b) == b) == visible) add_piece(t, &(char){(char)b}, 1);
 }
 
-// Adds the union of tokens a and b, given as symbols, which become bytes in place; a comes before b in memory.
+// Adds the union of tokens a and b, given as symbols, which become bytes in place; in memory a is before b.
 static void add_merge(Tokenizer *t, char *a, size_t a_size, char *b, size_t b_size, const char *path) {
     int number = t->vocab_size - 255;
     size_t n = symbols_to_bytes(a, a_size), m = symbols_to_bytes(b, b_size);
@@ -1610,7 +1598,7 @@ static void add_merge(Tokenizer *t, char *a, size_t a_size, char *b, size_t b_si
     memmove(a + n, b, m);
     if (!n || !m || find_token(t, a, n) == NO_TOKEN || find_token(t, a + n, m) == NO_TOKEN)
         die("%s: merge %d is not of two tokens before it: the file is damaged, or not GPT-2's", path, number);
-    if (find_token(t, a, n + m) != NO_TOKEN) die("%s: merge %d is there already: it is damaged", path, number);
+    if (find_token(t, a, n + m) != NO_TOKEN) die("%s: merge %d is there already", path, number);
     t->left[t->vocab_size] = (uint32_t)n;
     add_piece(t, a, n + m);
 }
@@ -1625,7 +1613,8 @@ static void load_merges(Tokenizer *t, const char *path) {
     for (char *end = text + size; line < end; line = next + 1) {
         next = memchr(line, '\n', (size_t)(end - line));
         if (!next) next = end;
-        char *stop = next > line && next[-1] == '\r' ? next - 1 : next, *space = memchr(line, ' ', (size_t)(stop - line));
+        char *stop = next > line && next[-1] == '\r' ? next - 1 : next;
+        char *space = memchr(line, ' ', (size_t)(stop - line));
         if (stop == line || (line == text && !strncmp(line, "#version", 8))) continue;
         if (!space) die("%s: merge %d is not two tokens and a space between", path, t->vocab_size - 255);
         add_merge(t, line, (size_t)(space - line), space + 1, (size_t)(stop - space - 1), path);
@@ -1658,7 +1647,7 @@ static inline const char *piece_end(const Tokenizer *t, const char *p, const cha
         return q;
     }
     for (; q < end && class_at(t, q, end, &length) == 3; q += length) last = length;
-    return q < end && q - last > p ? q - last : q; // the last space goes to the word behind it, if others are before
+    return q < end && q - last > p ? q - last : q; // the last of several goes to what is behind it
 }
 
 // A part of a piece, named by where it begins.
@@ -1704,7 +1693,7 @@ static size_t join_pairs(const Tokenizer *t, Joiner *s, const char *p, uint32_t 
     if (n > s->capacity) {
         s->capacity = 2 * (size_t)n;
         s->parts = resize(s->parts, s->capacity * sizeof *s->parts);
-        s->heap = resize(s->heap, 3 * s->capacity * sizeof *s->heap); // n pairs at first, and two by each join
+        s->heap = resize(s->heap, 3 * s->capacity * sizeof *s->heap); // n pairs at first, two by each join
     }
     Part *parts = s->parts;
     s->heap_size = 0;
@@ -1735,7 +1724,7 @@ static uint16_t *gpt2_encode(const Tokenizer *t, const char *text, size_t n, siz
         next = piece_end(t, p, end);
         size_t size = (size_t)(next - p);
         if (size > INT32_MAX) die("a word or a run of spaces has %zu bytes, too many to encode", size);
-        if (*count + size > capacity) ids = resize(ids, (capacity = 2 * (*count + size) + 1024) * sizeof *ids);
+        if (*count + size > capacity) ids = resize(ids, (capacity = 2 * (*count + size)) * sizeof *ids);
         uint32_t whole = find_token(t, p, size);
         if (whole != NO_TOKEN) ids[(*count)++] = (uint16_t)whole;
         else *count += join_pairs(t, &joiner, p, (uint32_t)size, ids + *count);
@@ -1750,35 +1739,35 @@ static uint16_t *gpt2_encode(const Tokenizer *t, const char *text, size_t n, siz
 static UNUSED void tokenizer_init(Tokenizer *t, const char *kind, const char *training_text, size_t n,
                                   const char *merges_path) {
     if (!strcmp(kind, "bytes")) bytes_init(t);
-    else if (!strcmp(kind, "chars")) chars_init(t, training_text, n);
+    else if (!strcmp(kind, "chars")) chars_init(t, training_text, n, "the training text");
     else if (strcmp(kind, "gpt2")) die("the tokenizer %s is not known; take bytes, chars or gpt2", kind);
-    else if (!merges_path) die("GPT-2's tokenizer needs its merges; give --merges vocab.bpe (dev/data/gpt2.sh)");
+    else if (!merges_path) die("GPT-2's tokenizer needs its merges: --merges vocab.bpe (dev/data/gpt2.sh)");
     else load_merges(t, merges_path);
 }
 
 // The bytes of a token.
 static UNUSED const char *tokenizer_token(const Tokenizer *t, int id, size_t *length) {
-    if (id < 0 || id >= t->vocab_size) die("token %d is not in the tokenizer's vocabulary of %d", id, t->vocab_size);
+    if (id < 0 || id >= t->vocab_size) die("token %d is not in the vocabulary of %d", id, t->vocab_size);
     *length = t->start[id + 1] - t->start[id];
     return t->text + t->start[id];
 }
 
 // The tokens of a text; the caller frees them.
 static UNUSED uint16_t *tokenizer_encode(const Tokenizer *t, const char *text, size_t n, size_t *count) {
-    int length;
     *count = 0;
-    uint16_t *ids = t->kind == TOKENIZER_GPT2 ? gpt2_encode(t, text, n, count) : resize(NULL, n * sizeof *ids);
+    if (t->kind == TOKENIZER_GPT2) return gpt2_encode(t, text, n, count);
+    uint16_t *ids = resize(NULL, n * sizeof *ids);
     if (t->kind == TOKENIZER_BYTES)
         for (; *count < n; ++*count) ids[*count] = (unsigned char)text[*count];
+    int length;
     for (const char *p = text, *end = text + n; t->kind == TOKENIZER_CHARS && p < end; p += length) {
         int c = utf8_decode(p, end, &length);
-        if (c < 0) die("the text is not UTF-8 at byte %zu, but the tokenizer is of characters", (size_t)(p - text));
-        if (!t->char_id[c])
-            die("the character %s (U+%04X) at byte %zu is unknown to the tokenizer: its training text lacked it",
-                printable(p, (size_t)length).s, c, (size_t)(p - text));
+        if (c < 0 || !t->char_id[c])
+            die("the tokenizer does not know the character %s (U+%04X) at byte %zu: its training text lacked it",
+                printable(p, (size_t)length).s, c < 0 ? 0xFFFD : c, (size_t)(p - text));
         ids[(*count)++] = t->char_id[c] - 1;
     }
-    return resize(ids, *count * sizeof *ids);
+    return ids;
 }
 
 // Writes bytes as tokenizers' files spell them: in symbols, or, where tokens are characters, as they are.
@@ -1812,49 +1801,41 @@ static void save_merges(const Tokenizer *t, Path path) {
     write_commit(f, path.s);
 }
 
-// tokenizer.bpe has the merges, as GPT-2's files do; tokenizer.txt says `tokenizer bytes`, or `tokenizer chars N`
-// and then a code point in each of N lines.
+// Writes tokenizer.bpe, the merges as in GPT-2's file; or tokenizer.txt: a line `bytes`, or a line `chars`, then
+// every character once, which is a text of this vocabulary.
 static UNUSED void tokenizer_save(const Tokenizer *t, const char *folder) {
-    int length;
     Path path = path_in(folder, t->kind == TOKENIZER_GPT2 ? "tokenizer.bpe" : "tokenizer.txt");
     if (t->kind == TOKENIZER_GPT2) return save_merges(t, path);
     FILE *f = write_begin(path.s);
-    if (t->kind == TOKENIZER_BYTES) fprintf(f, "tokenizer bytes\n");
-    else fprintf(f, "tokenizer chars %d\n", t->vocab_size);
-    for (int i = 0; t->kind == TOKENIZER_CHARS && i < t->vocab_size; i++)
-        fprintf(f, "U+%04X\n", utf8_decode(t->text + t->start[i], t->text + t->start[i + 1], &length));
+    fputs(t->kind == TOKENIZER_BYTES ? "bytes\n" : "chars\n", f);
+    if (t->kind == TOKENIZER_CHARS) write_bytes(f, t->text, t->text_size);
     write_commit(f, path.s);
 }
 
 static void load_tokenizer_txt(Tokenizer *t, const char *path) {
-    const char *chars = "tokenizer chars ";
     size_t size;
-    char *text = read_file(path, &size), *p = text + strlen(chars);
-    if (!strcmp(text, "tokenizer bytes\n")) return free(text), bytes_init(t);
-    if (strncmp(text, chars, strlen(chars))) die("%s is no tokenizer of this program's; train again", path);
-    long n = strtol(p, &p, 10);
-    chars_begin(t);
-    for (long i = 0; i < n; i++) {
-        long c = !strncmp(p, "\nU+", 3) && isxdigit((unsigned char)p[3]) ? strtol(p + 3, &p, 16) : -1;
-        if (c < 0 || c > MAX_CHAR || (c >= 0xD800 && c < 0xE000) || t->char_id[c])
-            die("%s: line %ld is not a new code point such as U+0041: the file is damaged", path, i + 2);
-        add_char(t, (int)c);
+    char *text = read_file(path, &size);
+    if (!strcmp(text, "bytes\n")) bytes_init(t);
+    else if (strncmp(text, "chars\n", 6)) die("%s is not a tokenizer of this program's; train again", path);
+    else {
+        chars_init(t, text + 6, size - 6, path);
+        if (t->text_size != size - 6 || memcmp(t->text, text + 6, size - 6))
+            die("%s does not hold each character once, in order: it is damaged; train again", path);
     }
-    if (n < 1 || *p != '\n' || p + 1 != text + size) die("%s does not have %ld characters: it is damaged", path, n);
     free(text);
 }
 
 // Dies unless a vocabulary {token: number} numbers the tokens as t does.
 static void check_vocabulary(const Tokenizer *t, const Json *j, size_t vocabulary) {
-    int count = 0;
-    for (size_t key = vocabulary + 1; key < j->nodes[vocabulary].next; key = j->nodes[key + 1].next, count++) {
+    if ((int)j->nodes[vocabulary].length != t->vocab_size)
+        die("%s: %zu tokens, but the merges make %d", j->path, j->nodes[vocabulary].length, t->vocab_size);
+    for (size_t key = vocabulary + 1; key < j->nodes[vocabulary].next; key = j->nodes[key + 1].next) {
         JsonNode name = j->nodes[key];
         int id = (int)json_int(j, key + 1, 0, t->vocab_size - 1, "a token's number");
         size_t n = id == t->vocab_size - 1 ? name.length : symbols_to_bytes(name.text, name.length);
         if (n != t->start[id + 1] - t->start[id] || memcmp(name.text, t->text + t->start[id], n))
             die("%s: token %d is not the one that GPT-2 has there; no other order is read", j->path, id);
     }
-    if (count != t->vocab_size) die("%s has %d tokens, but the merges make %d", j->path, count, t->vocab_size);
 }
 
 // GPT-2's tokenizer.json.
@@ -1866,7 +1847,7 @@ static void load_tokenizer_json(Tokenizer *t, const char *path) {
         !json_is(&j, json_get(&j, pattern, "type"), "ByteLevel"))
         die("%s is not GPT-2's tokenizer, the only one of this format that is read", path);
     gpt2_begin(t);
-    for (size_t i = merges + 1; i < j.nodes[merges].next; i = next) { // "left right", since 2024 ["left", "right"]
+    for (size_t i = merges + 1; i < j.nodes[merges].next; i = next) { // "left right", or ["left", "right"]
         JsonNode *a = &j.nodes[i];
         char *space = a->type == '"' ? memchr(a->text, ' ', a->length) : NULL;
         next = a->next;
@@ -1954,12 +1935,14 @@ static void export_tokenizer(const Tokenizer *t, int max_seq_len, const char *fo
     FILE *f = write_begin(path.s);
     fputs("{\"version\": \"1.0\", \"added_tokens\": [", f);
     if (gpt2)
-        fprintf(f, "{\"id\": %d, \"content\": \"%s\", \"single_word\": false, \"lstrip\": false, \"rstrip\": false, "
-                "\"normalized\": false, \"special\": true}", t->vocab_size - 1, end_of_text);
-    fprintf(f, "],\n\"pre_tokenizer\": %s,\n\"decoder\": %s,\n\"model\": {\"type\": \"BPE\", \"vocab\": ",
-            chars ? "null" : gpt2 ? "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true}"
-            : "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true, \"use_regex\": false}",
-            chars ? "{\"type\": \"Fuse\"}" : "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true}");
+        fprintf(f, "{\"id\": %d, \"content\": \"%s\", \"special\": true, \"normalized\": false,\n"
+                "\"single_word\": false, \"lstrip\": false, \"rstrip\": false}", t->vocab_size - 1, end_of_text);
+    fputs("],\n\"pre_tokenizer\": ", f);
+    const char *bytes = "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true,\n"
+                        "\"use_regex\": ";
+    if (chars) fputs("null,\n\"decoder\": {\"type\": \"Fuse\"", f);
+    else fprintf(f, "%s%s},\n\"decoder\": %strue", bytes, gpt2 ? "true" : "false", bytes);
+    fputs("},\n\"model\": {\"type\": \"BPE\", \"vocab\": ", f);
     write_vocabulary(f, t);
     fputs(",\n\"merges\": [", f);
     if (gpt2) write_merges(f, t, 1);
@@ -1973,7 +1956,7 @@ static void export_tokenizer(const Tokenizer *t, int max_seq_len, const char *fo
     if (gpt2) fprintf(f, "\"bos_token\": \"%s\", \"eos_token\": \"%s\",\n", end_of_text, end_of_text);
     fputs("\"clean_up_tokenization_spaces\": false}\n", f);
     write_commit(f, path.s);
-    if (!gpt2) return tokenizer_save(t, folder); // for this program, which reads no tokenizer.json but GPT-2's
+    if (!gpt2) return tokenizer_save(t, folder); // which is what this program reads
 
     path = path_in(folder, "vocab.json");
     f = write_begin(path.s);
@@ -1995,10 +1978,11 @@ static UNUSED void gpt2_export_hf(GPT2Config g, const float *params, const Token
     write_commit(f, path.s);
     path = path_in(dir, "config.json");
     f = write_begin(path.s);
-    fprintf(f, "{\"architectures\": [\"GPT2LMHeadModel\"], \"model_type\": \"gpt2\", \"dtype\": \"float32\",\n"
-            "\"vocab_size\": %d, \"n_positions\": %d, \"n_embd\": %d, \"n_layer\": %d, \"n_head\": %d, \"n_inner\": null,\n"
-            "\"activation_function\": \"gelu_new\", \"layer_norm_epsilon\": 1e-05, \"tie_word_embeddings\": true,\n"
-            "\"resid_pdrop\": 0.0, \"embd_pdrop\": 0.0, \"attn_pdrop\": 0.0, \"bos_token_id\": %s, \"eos_token_id\": %s}\n",
+    fprintf(f, "{\"model_type\": \"gpt2\", \"architectures\": [\"GPT2LMHeadModel\"],\n"
+            "\"vocab_size\": %d, \"n_positions\": %d, \"n_embd\": %d, \"n_layer\": %d, \"n_head\": %d,\n"
+            "\"activation_function\": \"gelu_new\", \"layer_norm_epsilon\": 1e-05, \"dtype\": \"float32\",\n"
+                        "\"tie_word_embeddings\": true, \"resid_pdrop\": 0.0, \"embd_pdrop\": 0.0, \"attn_pdrop\": 0.0,\n"
+            "\"bos_token_id\": %s, \"eos_token_id\": %s}\n",
             g.vocab_size, g.max_seq_len, g.channels, g.num_layers, g.num_heads, end, end);
     write_commit(f, path.s);
 }
