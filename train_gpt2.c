@@ -1106,8 +1106,8 @@ static void read_floats(FILE *f, float *out, size_t n, NumberType type, const ch
 }
 
 // llm.c's model file: 256 int32 (magic, version, maxT, V, L, NH, C, Vp), then the tensors in the order of
-// ParameterTensors, float32 (version 3) or bfloat16 (version 5). Its wte has Vp rows, V rounded up because GPUs
-// like that; in memory here it has V.
+// ParameterTensors, float32 (version 3) or bfloat16 (version 5). Its wte has Vp rows, V rounded up for GPUs; in
+// memory here it has V.
 #define MODEL_MAGIC 20240326
 
 static void load_llmc(GPT2 *m, const char *path) {
@@ -1357,8 +1357,8 @@ static int find_tensor(GPT2Config g, const char *name, int *layer) {
     return -1;
 }
 
-// safetensors: the header's size in 8 bytes, the header {name: {dtype, shape, data_offsets}}, the numbers. Puts
-// what it finds into m, and marks it in seen (NUM_TENSORS,L).
+// safetensors: the header's size in 8 bytes, the header {name: {dtype, shape, data_offsets}}, the numbers.
+// They are put into m, and marked in seen (NUM_TENSORS,L).
 static void read_safetensors(GPT2 *m, char *seen, const char *path) {
     GPT2Config g = m->config;
     uint64_t header_size = 0;
@@ -1718,8 +1718,8 @@ static size_t join_pairs(const Tokenizer *t, Joiner *s, const char *p, uint32_t 
 // Most pieces of a natural text are tokens as they stand, to which joining would lead as well.
 static uint16_t *gpt2_encode(const Tokenizer *t, const char *text, size_t n, size_t *count) {
     Joiner joiner = {0};
-    uint16_t *ids = NULL;
-    size_t capacity = 0;
+    size_t capacity = n / 4 + 16;
+    uint16_t *ids = resize(NULL, capacity * sizeof *ids);
     for (const char *p = text, *end = text + n, *next; p < end; p = next) {
         next = piece_end(t, p, end);
         size_t size = (size_t)(next - p);
@@ -1730,7 +1730,7 @@ static uint16_t *gpt2_encode(const Tokenizer *t, const char *text, size_t n, siz
         else *count += join_pairs(t, &joiner, p, (uint32_t)size, ids + *count);
     }
     free(joiner.parts), free(joiner.heap);
-    return ids;
+    return resize(ids, *count * sizeof *ids);
 }
 
 // ---- all kinds
@@ -1763,7 +1763,7 @@ static UNUSED uint16_t *tokenizer_encode(const Tokenizer *t, const char *text, s
     for (const char *p = text, *end = text + n; t->kind == TOKENIZER_CHARS && p < end; p += length) {
         int c = utf8_decode(p, end, &length);
         if (c < 0 || !t->char_id[c])
-            die("the tokenizer does not know the character %s (U+%04X) at byte %zu: its training text lacked it",
+            die("the character %s (U+%04X) at byte %zu of the text is not in the tokenizer; train with it",
                 printable(p, (size_t)length).s, c < 0 ? 0xFFFD : c, (size_t)(p - text));
         ids[(*count)++] = t->char_id[c] - 1;
     }
@@ -1801,8 +1801,8 @@ static void save_merges(const Tokenizer *t, Path path) {
     write_commit(f, path.s);
 }
 
-// Writes tokenizer.bpe, the merges as in GPT-2's file; or tokenizer.txt: a line `bytes`, or a line `chars`, then
-// every character once, which is a text of this vocabulary.
+// Writes tokenizer.bpe, the merges as in GPT-2's file; or tokenizer.txt: a line `bytes`, or a line `chars`
+// and then each character once, which is a text of this vocabulary.
 static UNUSED void tokenizer_save(const Tokenizer *t, const char *folder) {
     Path path = path_in(folder, t->kind == TOKENIZER_GPT2 ? "tokenizer.bpe" : "tokenizer.txt");
     if (t->kind == TOKENIZER_GPT2) return save_merges(t, path);
@@ -1936,7 +1936,8 @@ static void export_tokenizer(const Tokenizer *t, int max_seq_len, const char *fo
     fputs("{\"version\": \"1.0\", \"added_tokens\": [", f);
     if (gpt2)
         fprintf(f, "{\"id\": %d, \"content\": \"%s\", \"special\": true, \"normalized\": false,\n"
-                "\"single_word\": false, \"lstrip\": false, \"rstrip\": false}", t->vocab_size - 1, end_of_text);
+                "\"single_word\": false, \"lstrip\": false, \"rstrip\": false}",
+                t->vocab_size - 1, end_of_text);
     fputs("],\n\"pre_tokenizer\": ", f);
     const char *bytes = "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true,\n"
                         "\"use_regex\": ";
@@ -1981,7 +1982,7 @@ static UNUSED void gpt2_export_hf(GPT2Config g, const float *params, const Token
     fprintf(f, "{\"model_type\": \"gpt2\", \"architectures\": [\"GPT2LMHeadModel\"],\n"
             "\"vocab_size\": %d, \"n_positions\": %d, \"n_embd\": %d, \"n_layer\": %d, \"n_head\": %d,\n"
             "\"activation_function\": \"gelu_new\", \"layer_norm_epsilon\": 1e-05, \"dtype\": \"float32\",\n"
-                        "\"tie_word_embeddings\": true, \"resid_pdrop\": 0.0, \"embd_pdrop\": 0.0, \"attn_pdrop\": 0.0,\n"
+            "\"tie_word_embeddings\": true, \"resid_pdrop\": 0.0, \"embd_pdrop\": 0.0, \"attn_pdrop\": 0.0,\n"
             "\"bos_token_id\": %s, \"eos_token_id\": %s}\n",
             g.vocab_size, g.max_seq_len, g.channels, g.num_layers, g.num_heads, end, end);
     write_commit(f, path.s);
