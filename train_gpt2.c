@@ -1073,7 +1073,7 @@ static void check_config(GPT2Config g, const char *where) {
         {"a number of channels", g.channels, 1 << 16}};
     for (int i = 0; i < 5; i++)
         if (limits[i].value < 1 || limits[i].value > limits[i].max)
-            die("%s: %s of %d, not 1 to %d", where, limits[i].what, limits[i].value, limits[i].max);
+            die("%s: %s of %d; it must be 1 to %d", where, limits[i].what, limits[i].value, limits[i].max);
     if (g.channels % g.num_heads)
         die("%s: %d heads cannot share %d channels; make these a multiple", where, g.num_heads, g.channels);
 }
@@ -1106,8 +1106,8 @@ static void read_floats(FILE *f, float *out, size_t n, NumberType type, const ch
 }
 
 // llm.c's model file: 256 int32 (magic, version, maxT, V, L, NH, C, Vp), then the tensors in the order of
-// ParameterTensors, float32 (version 3) or bfloat16 (version 5). Its wte has Vp rows, V rounded up for GPUs; in
-// memory here it has V.
+// ParameterTensors, float32 (version 3) or bfloat16 (version 5). Its wte has Vp rows, V rounded up for GPUs;
+// in memory here it has V.
 #define MODEL_MAGIC 20240326
 
 static void load_llmc(GPT2 *m, const char *path) {
@@ -1282,7 +1282,7 @@ static size_t json_get(const Json *j, size_t object, const char *name) {
 
 static int json_is(const Json *j, size_t node, const char *text) {
     JsonNode n = j->nodes[node];
-    if (n.type == '0') return fabs(strtod(n.text, NULL) - strtod(text, NULL)) < 1e-9;
+    if (n.type == '0') return isdigit((unsigned char)*text) && fabs(strtod(n.text, NULL) - atof(text)) < 1e-9;
     return n.type != '{' && n.type != '[' && n.length == strlen(text) && !memcmp(n.text, text, n.length);
 }
 
@@ -1305,17 +1305,14 @@ static Path printable(const char *text, size_t n) {
 // The shape of a model from config.json. What asks there for another network than GPT-2's is refused by name.
 static GPT2Config read_hf_config(const char *path) {
     const char *names[] = {"n_positions", "vocab_size", "n_layer", "n_head", "n_embd"};
-    int shape[5];
-    char wide[16];
+    int shape[5] = {0};
+    char wide[32];
     Json j = json_read(path);
     for (int i = 0; i < 5; i++) {
         size_t value = json_get(&j, 0, names[i]);
-        if (!value) die("%s does not say %s, as a GPT-2's does", path, names[i]);
-        shape[i] = (int)json_int(&j, value, INT32_MIN, INT32_MAX, names[i]);
+        if (value) shape[i] = (int)json_int(&j, value, INT32_MIN, INT32_MAX, names[i]);
     }
-    GPT2Config g = {shape[0], shape[1], shape[2], shape[3], shape[4]};
-    check_config(g, path);
-    snprintf(wide, sizeof wide, "%d", 4 * g.channels);
+    snprintf(wide, sizeof wide, "%lld", 4ll * shape[4]);
     const char *rules[][3] = {
         {"model_type", "gpt2"}, {"architectures", "GPT2LMHeadModel", "GPT2Model"}, {"n_inner", wide, "null"},
         {"activation_function", "gelu_new", "gelu_pytorch_tanh"}, {"layer_norm_epsilon", "1e-5"},
@@ -1332,6 +1329,8 @@ static GPT2Config read_hf_config(const char *path) {
             printable(n.text, n.type == '{' || n.type == '[' ? 1 : n.length).s, rules[i][1]);
     }
     json_free(&j);
+    GPT2Config g = {shape[0], shape[1], shape[2], shape[3], shape[4]};
+    check_config(g, path);
     return g;
 }
 

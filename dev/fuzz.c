@@ -5,7 +5,7 @@ FUZZ_MERGES (vocab.bpe), FUZZ_TOKENIZER (tokenizer.txt and tokenizer.json).
         dev/fuzz.c -o fuzz_model -lm
     mkdir -p corpus_model && ./fuzz_model -max_total_time=600 -timeout=10 -malloc_limit_mb=256 corpus_model
 
-An empty corpus is given a good file to start from. die() ends a program by exit(1): here exit jumps back, and what
+The corpus is given a good file to start from. die() ends a program by exit(1): here exit jumps back, and what
 the reader had allocated and opened by then is released. */
 #include <setjmp.h>
 #include <stdint.h>
@@ -102,7 +102,14 @@ static void put(const char *dir, const char *name, const void *bytes, size_t n) 
     if (!f || fwrite(bytes, 1, n, f) != n || fclose(f)) abort();
 }
 
-// Makes the folder, and the first file of an empty corpus.
+static void remove_folder(void) {
+    const char *names[] = {"model.bin", "model.safetensors", "config.json", "generation_config.json", "tokenizer.bpe",
+                           "tokenizer.txt", "tokenizer.json"};
+    for (int i = 0; i < 7; i++) unlink(path_in(folder, names[i]).s);
+    rmdir(folder);
+}
+
+// Makes the folder, and the first file of a corpus.
 int LLVMFuzzerInitialize(int *argc, char ***argv) {
     const GPT2Config g = {.max_seq_len = 3, .vocab_size = 5, .num_layers = 1, .num_heads = 1, .channels = 2};
     const char merges[] = "#version: 0.2\nh e\nl l\nhe ll\n\xC4\xA0 w\no r\n\xC4\xA0w or\n\xC3\xA9 \xC4\x8A\n\" \\\n";
@@ -114,7 +121,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     nowhere = fopen("/dev/null", "w");
     memset(opened, 0, sizeof opened); // that one stays open
     strcpy(folder, file_exists("/dev/shm") ? "/dev/shm/fuzz_XXXXXX" : "/tmp/fuzz_XXXXXX");
-    if (!nowhere || !mkdtemp(folder)) abort();
+    if (!nowhere || !mkdtemp(folder) || atexit(remove_folder)) abort();
     gpt2_allocate(&m, g);
     for (size_t i = 0; i < m.num_parameters; i++) m.params_memory[i] = (float)i;
     Path model = path_in(folder, "first.bin");

@@ -246,10 +246,10 @@ static void test_helpers(void) {
 }
 
 static void test_json(void) {
-    char *text = strdup(" {\"a\": [1, -2.5e3, true, null, {}], \"\\u00e9\\ud83d\\ude42\\ud83d\\n\": \"x\\\"\\\\\\/\", \"a\\u0000b\": []} ");
+    char *text = strdup(" {\"a\": [1, 2.5e3, true, null, {}], \"\\u00e9\\ud83d\\ude42\\ud83d\\n\": \"x\\\"\\\\\\/\", \"a\\u0000b\": []} ");
     Json j = json_parse(text, strlen(text), "text");
     size_t a = json_get(&j, 0, "a"), b = json_get(&j, 0, "\xC3\xA9\xF0\x9F\x99\x82\xEF\xBF\xBD\n");
-    check(a && j.nodes[a].length == 5 && json_int(&j, a + 1, 0, 9, "x") == 1 && json_is(&j, a + 2, "-2500") &&
+    check(a && j.nodes[a].length == 5 && json_int(&j, a + 1, 0, 9, "x") == 1 && json_is(&j, a + 2, "2500") && !json_is(&j, a + 1, "true") &&
           json_is(&j, a + 3, "true") && json_is(&j, a + 4, "null") && j.nodes[a + 5].type == '{', "JSON values");
     check(b && json_is(&j, b, "x\"\\/"), "JSON escapes");
     json_free(&j);
@@ -317,7 +317,10 @@ static void test_refused_configs(const float *params) {
         {"\"n_layer\": 2", "\"n_layer\": 1e99", "n_layer is not a whole number"},
         {"\"n_layer\": 2", "\"n_layer\": 3", "lacks h.%d.ln_1.weight of layer 2"},
         {"\"n_layer\": 2", "\"n_layer\": 1", "no tensor transformer.h.1.ln_1.weight"},
-        {"\"n_layer\": 2", "\"layers\": 2", "does not say n_layer"},
+        {"\"n_layer\": 2", "\"layers\": 2", "layers of 0"},
+        {"\"gpt2\", \"architectures\": [\"GPT2LMHeadModel\"]", "\"llama\", \"hidden_size\": 64", "model_type is llama"},
+        {": true, \"attn_pdrop\"", ": 0, \"attn_pdrop\"", "tie_word_embeddings is 0"},
+        {"\"gelu_new\"", "0", "activation_function is 0"},
         {"\"n_head\": 2", "\"n_head\": 3", "3 heads cannot share 8"},
         {"\"n_head\": 2", "\"n_head\": -2", "heads of -2"},
         {"\"n_embd\": 8", "\"n_embd\": 65536", "parameters"},
