@@ -59,6 +59,11 @@
 #define OPTIM_ELEMENT static inline
 #endif
 
+#ifdef __clang__
+#pragma clang diagnostic push
+#pragma clang diagnostic ignored "-Wpass-failed"    // without -fno-math-errno, sqrtf keeps its loops from SIMD
+#endif
+
 // ---------------------------------------------------------------------------------------------------------------
 // Passes: loops over all elements
 
@@ -735,8 +740,9 @@ static void optim_step_adgd(Optimizer *o, const OptimInput *in) {
     if (o->s.t > 0) {
         const OptimSums sums = optim_differences(o->all, o->params, o->x_prev, in->g, in->scale, o->g_prev);
         const double prev = o->s.step, th = o->s.t > 1 ? prev / o->s.step_prev : th0;
-        const double L2 = sums.s0 > 0 ? sums.s1 / sums.s0 : 0;
-        a = o->h.version == 1 ? fmin(sqrt(1 + th) * prev, 1 / sqrt(2 * L2))
+        const double L2 = sums.s1 / sums.s0;
+        a = sums.s0 == 0 ? prev                                          // x stands still: nothing to learn
+          : o->h.version == 1 ? fmin(sqrt(1 + th) * prev, 1 / sqrt(2 * L2))
                               : fmin(sqrt(2.0 / 3 + th) * prev, prev / sqrt(fmax(2 * prev * prev * L2 - 1, 0)));
     }
     o->s.step_prev = o->s.step;
@@ -1093,4 +1099,7 @@ OPTIM_API void optim_proxy_gradient(float *out, const float *grad_proxy, const f
     optim_proxy_pass(optim_flat(n, NULL), out, grad_proxy, g, grad_proxy_at_xt, x, xt, (float)(1 / eta));
 }
 
+#ifdef __clang__
+#pragma clang diagnostic pop
+#endif
 #endif

@@ -344,6 +344,481 @@ static void golden_test(const char *path, int listed) {
     golden_free(g);
 }
 
+// ---------------------------------------------------------------------------------------------------------------
+// References in double precision, from the papers' equations, on a small problem of three tensors
+
+enum { N = 46, STEPS = 60 };
+static const OptimSegment reference_segments[3] = {        // a tall matrix, a wide one, a vector
+    { 0, 24, 6, 4, 1 }, { 24, 15, 3, 5, 1 }, { 39, 7, 0, 0, 0 },
+};
+
+static unsigned long long random_state;
+static double uniform(void) {                              // in (-1, 1), splitmix64
+    unsigned long long z = random_state += 0x9E3779B97F4A7C15ull;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    return ((z ^ (z >> 31)) >> 11) * (2.0 / 9007199254740992.0) - 1;
+}
+
+typedef struct { double x[N], eval[N], m[N], v[N], z[N], x0[N], s[N], r2[N], outer[N], x_outer[N]; } Arrays;
+typedef struct Reference {
+    Arrays a;
+    double d, numerator, grad_sum, distance;
+} Reference;
+typedef void (*Rule)(Reference *r, const Optimizer *o, const double *g, long t, double gap);
+
+static int is_matrix(int i) { return i < 39; }
+
+// Newton-Schulz of the matrix's entries u[0..], in place, times sqrt(max(1, rows/cols)).
+static void reference_orthogonalise(double *u, int rows, int cols) {
+    double X[36], A[36], B[36], Y[36], norm = 0;
+    const int r = rows < cols ? rows : cols, c = rows < cols ? cols : rows;
+    for (int i = 0; i < rows * cols; i++) norm += u[i] * u[i];
+    for (int i = 0; i < r; i++) for (int j = 0; j < c; j++)
+        X[i*c + j] = (rows > cols ? u[j*cols + i] : u[i*cols + j]) / (sqrt(norm) + 1e-7);
+    for (int step = 0; step < 5; step++) {
+        for (int i = 0; i < r; i++) for (int j = 0; j < r; j++) {
+            A[i*r + j] = 0;
+            for (int k = 0; k < c; k++) A[i*r + j] += X[i*c + k] * X[j*c + k];
+        }
+        for (int i = 0; i < r; i++) for (int j = 0; j < r; j++) {
+            B[i*r + j] = -4.7750 * A[i*r + j];
+            for (int k = 0; k < r; k++) B[i*r + j] += 2.0315 * A[i*r + k] * A[k*r + j];
+        }
+        for (int i = 0; i < r; i++) for (int j = 0; j < c; j++) {
+            Y[i*c + j] = 3.4445 * X[i*c + j];
+            for (int k = 0; k < r; k++) Y[i*c + j] += B[i*r + k] * X[k*c + j];
+        }
+        memcpy(X, Y, sizeof(X));
+    }
+    for (int i = 0; i < r; i++) for (int j = 0; j < c; j++)
+        u[rows > cols ? j*cols + i : i*cols + j] = X[i*c + j] * sqrt(fmax(1, (double)rows / cols));
+}
+
+// Muon's direction for the matrices (momentum in m), AdamW's for the rest.
+static void reference_muon(Reference *r, const Optimizer *o, const double *g, long t, double *u) {
+    const double mu = o->h.muon_momentum, b1 = o->h.beta1, b2 = o->h.beta2;
+    Arrays *a = &r->a;
+    for (int i = 0; i < N; i++) {
+        if (is_matrix(i)) {
+            a->m[i] = mu * a->m[i] + g[i];
+            u[i] = g[i] + mu * a->m[i];
+        } else {
+            a->m[i] = b1 * a->m[i] + (1 - b1) * g[i];
+            a->v[i] = b2 * a->v[i] + (1 - b2) * g[i] * g[i];
+            u[i] = a->m[i] / (1 - pow(b1, t + 1)) / (sqrt(a->v[i] / (1 - pow(b2, t + 1))) + o->h.eps);
+        }
+    }
+    reference_orthogonalise(u, 6, 4);
+    reference_orthogonalise(u + 24, 3, 5);
+}
+
+static void rule_muon(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
+    double u[N];
+    (void)gap;
+    reference_muon(r, o, g, t, u);
+    for (int i = 0; i < N; i++) {
+        const double rate = is_matrix(i) ? o->h.muon_lr : o->h.lr;
+        r->a.x[i] = (1 - rate * (is_matrix(i) ? o->h.weight_decay : 0)) * r->a.x[i] - rate * u[i];
+        r->a.eval[i] = r->a.x[i];
+    }
+}
+
+static void rule_gpa_muon(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
+    double u[N];                                           // x is eval, y is x
+    (void)gap;
+    reference_muon(r, o, g, t, u);
+    for (int i = 0; i < N; i++) {
+        const double rate = is_matrix(i) ? o->h.muon_lr : o->h.lr, wd = is_matrix(i) ? o->h.weight_decay : 0;
+        r->a.z[i] = (1 - rate * wd) * r->a.z[i] - rate * u[i];
+        r->a.eval[i] = o->h.mu_x * r->a.eval[i] + (1 - o->h.mu_x) * r->a.z[i];
+        r->a.x[i] = o->h.mu_y * r->a.eval[i] + (1 - o->h.mu_y) * r->a.z[i];
+    }
+}
+
+static void reference_outer(Reference *r, const Optimizer *o, long t) {
+    Arrays *a = &r->a;
+    for (int i = 0; i < N && (t + 1) % (long)o->h.inner_steps == 0; i++) {
+        const double d = a->x_outer[i] - a->x[i];
+        a->outer[i] = o->h.outer_momentum * a->outer[i] + d;
+        a->x[i] = a->x_outer[i] -= o->h.outer_lr * (d + o->h.outer_momentum * a->outer[i]);
+    }
+    memcpy(a->eval, a->x, sizeof(a->x));
+}
+static void rule_diloco_muon(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
+    rule_muon(r, o, g, t, gap);
+    reference_outer(r, o, t);
+}
+static void rule_diloco_sgd(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
+    (void)gap;
+    for (int i = 0; i < N; i++) {
+        r->a.m[i] = t ? o->h.momentum * r->a.m[i] + (1 - o->h.dampening) * g[i] : g[i];
+        r->a.x[i] = (1 - o->h.lr * (is_matrix(i) ? o->h.weight_decay : 0)) * r->a.x[i] - o->h.lr * r->a.m[i];
+    }
+    reference_outer(r, o, t);
+}
+
+static void rule_iam_muon(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
+    Arrays *a = &r->a;
+    double d[N], numerator = gap, gd = 0;
+    for (int i = 0; i < N; i++) {
+        if (is_matrix(i)) {
+            a->m[i] = o->h.muon_momentum * a->m[i] + g[i];
+            d[i] = g[i] + o->h.muon_momentum * a->m[i];
+        } else {
+            a->v[i] = o->h.beta2 * a->v[i] + (1 - o->h.beta2) * g[i] * g[i];
+            d[i] = g[i] / (sqrt(a->v[i] / (1 - pow(o->h.beta2, t + 1))) + o->h.eps);
+        }
+    }
+    reference_orthogonalise(d, 6, 4);
+    reference_orthogonalise(d + 24, 3, 5);
+    for (int i = 0; i < N; i++) {
+        if (is_matrix(i)) d[i] *= o->h.matrix_weight;
+        numerator += g[i] * (a->z[i] - a->x[i]);
+        gd += g[i] * d[i];
+    }
+    const double step = gd > 0 ? fmax(numerator, 0) / gd : 0, l = o->h.lambda;
+    const double capped = o->h.lr_cap > 0 ? fmin(step, o->h.lr_cap) : step;
+    for (int i = 0; i < N; i++) {
+        a->z[i] -= capped * (d[i] + (is_matrix(i) ? o->h.weight_decay : 0) * a->x[i]);
+        a->eval[i] = a->x[i] = l / (1 + l) * a->x[i] + 1 / (1 + l) * a->z[i];
+    }
+}
+
+static void rule_resetting(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
+    Arrays *a = &r->a;
+    double g2 = 0, s2 = 0;
+    (void)gap;
+    if (t == 0) r->d = o->h.d0;
+    for (int i = 0; i < N; i++) { a->s[i] += r->d * g[i]; g2 += g[i] * g[i]; s2 += a->s[i] * a->s[i]; }
+    r->numerator += r->d * r->d * g2 / sqrt(r->grad_sum > 0 ? r->grad_sum : g2);
+    r->grad_sum += g2;
+    const double gamma = 1 / sqrt(r->grad_sum), d_hat = (gamma * s2 - r->numerator) / (2 * sqrt(s2));
+    const int reset = d_hat > 2 * r->d;
+    for (int i = 0; i < N; i++) a->eval[i] = a->x[i] = a->x0[i] - (reset ? 0 : gamma * a->s[i]);
+    if (!reset) return;
+    r->d = d_hat;
+    r->numerator = r->grad_sum = 0;
+    memset(a->s, 0, sizeof(a->s));
+}
+
+static void rule_cdowg(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
+    Arrays *a = &r->a;
+    (void)gap;
+    for (int i = 0; i < N; i++) {
+        a->r2[i] = fmax(t ? a->r2[i] : 1e-4, (a->x[i] - a->x0[i]) * (a->x[i] - a->x0[i]));
+        a->v[i] += a->r2[i] * g[i] * g[i];
+        a->eval[i] = a->x[i] -= a->r2[i] * g[i] / (sqrt(a->v[i]) + o->h.eps);
+    }
+}
+
+static void rule_dog(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
+    Arrays *a = &r->a;
+    double d2 = 0, x2 = 0;
+    (void)gap;
+    for (int i = 0; i < N; i++) {
+        d2 += (a->x[i] - a->x0[i]) * (a->x[i] - a->x0[i]);
+        x2 += a->x0[i] * a->x0[i];
+        r->grad_sum += g[i] * g[i];
+    }
+    r->distance = fmax(t ? r->distance : o->h.reps_rel * (1 + sqrt(x2)), sqrt(d2));
+    for (int i = 0; i < N; i++) {
+        a->x[i] -= o->h.lr * r->distance / sqrt(r->grad_sum + o->h.eps) * g[i];
+        a->eval[i] = (1 - 9.0 / (9 + t)) * a->eval[i] + 9.0 / (9 + t) * a->x[i];
+    }
+}
+
+static void rule_box(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
+    Arrays *a = &r->a;                                     // v: the last gradient, z: the last x
+    double dx2 = 0, dg2 = 0, step = o->h.first_step;
+    (void)gap;
+    for (int i = 0; i < N; i++) {
+        dx2 += (a->x[i] - a->z[i]) * (a->x[i] - a->z[i]);
+        dg2 += (g[i] - a->v[i]) * (g[i] - a->v[i]);
+    }
+    if (t) {
+        const double th = t > 1 ? r->d / r->distance : 1.0 / 3;
+        step = fmin(sqrt(2.0 / 3 + th) * r->d, r->d / sqrt(fmax(2 * r->d * r->d * dg2 / dx2 - 1, 0)));
+    }
+    r->distance = r->d;
+    r->d = step;
+    for (int i = 0; i < N; i++) {
+        const double y = a->x[i] - step * g[i], shrunk = copysign(fmax(fabs(y) - step * o->h.l1, 0), y);
+        a->z[i] = a->x[i];
+        a->v[i] = g[i];
+        a->eval[i] = a->x[i] = fmin(fmax(shrunk, o->h.box_low), o->h.box_high);
+    }
+}
+
+// The optimizer in float beside the rule in double, each at its own gradients; settings: "lr 0.1 mu-x 0.9 ..".
+static void reference_test(const char *what, const char *name, const char *base, const char *settings, Rule rule,
+                           double noise) {
+    static double h[N], c[N], s[STEPS][N];
+    Optimizer o;
+    Reference r;
+    float x[N], grad[N], out[N];
+    double error = 0, g[N];
+    random_state = 20240520;
+    memset(&r, 0, sizeof(r));
+    for (int i = 0; i < N; i++) {
+        h[i] = exp(uniform());
+        c[i] = 2 * uniform();
+        x[i] = (float)(0.5 * uniform());
+        for (int t = 0; t < STEPS; t++) s[t][i] = noise * uniform();
+        r.a.x[i] = r.a.eval[i] = r.a.z[i] = r.a.x0[i] = r.a.x_outer[i] = x[i];
+    }
+    int ok = !optim_init(&o, name) && (!base || !optim_set_base(&o, base));
+    for (const char *at = settings; *at; ) {
+        char key[32];
+        double value;
+        int used;
+        if (sscanf(at, "%31s %lf %n", key, &value, &used) != 2) { ok = 0; break; }
+        ok &= !optim_set(&o, key, value);
+        at += used;
+    }
+    ok = ok && !optim_start(&o, x, N, reference_segments, 3);
+    for (long t = 0; t < STEPS && ok; t++) {
+        double loss = 0, star = 0, gap = 0, largest = 0, off = 0;
+        for (int i = 0; i < N; i++) {
+            const double d = x[i] - c[i] - s[t][i], e = r.a.x[i] - c[i] - s[t][i];
+            grad[i] = (float)(2 * h[i] * d);               // halved by grad_scale
+            g[i] = h[i] * e;
+            loss += 0.5 * h[i] * d * d;
+            star += 0.5 * h[i] * s[t][i] * s[t][i];
+            gap += 0.5 * h[i] * (e * e - s[t][i] * s[t][i]);
+        }
+        optim_step(&o, grad, 0.5f, 1, loss, star);
+        rule(&r, &o, g, t, gap);
+        optim_eval_params(&o, out);
+        for (int i = 0; i < N; i++) {
+            largest = fmax(largest, fabs(r.a.eval[i]));
+            off = fmax(off, fmax(fabs(out[i] - r.a.eval[i]), fabs(x[i] - r.a.x[i])));
+        }
+        error = fmax(error, isfinite(off) ? off / largest : INFINITY);
+    }
+    check(ok && error <= 2e-4, what, error);
+    if (ok) optim_free(&o);
+}
+
+static void reference_tests(void) {
+    reference_test("muon, tall and wide", "muon", NULL, "lr 0.02 muon-lr 0.05", rule_muon, 0.3);
+    reference_test("gpa over muon, tall and wide", "gpa", "muon", "lr 0.02 muon-lr 0.05 mu-x 0.9", rule_gpa_muon, 0.3);
+    reference_test("diloco over muon", "diloco", "muon", "lr 0.02 muon-lr 0.05 inner-steps 5", rule_diloco_muon, 0.3);
+    reference_test("diloco over sgd", "diloco", "sgd", "inner-steps 7 weight-decay 0.1", rule_diloco_sgd, 0.3);
+    reference_test("iam over muon", "iam", "muon", "muon-momentum 0.5", rule_iam_muon, 0.3);
+    reference_test("iam over muon, capped, decayed", "iam", "muon", "lr-cap 0.1 weight-decay 0.1", rule_iam_muon, 0.3);
+    reference_test("resetting", "resetting", NULL, "", rule_resetting, 0.3);
+    reference_test("resetting, d0 0.1", "resetting", NULL, "d0 0.1", rule_resetting, 0.3);
+    reference_test("cdowg", "cdowg", NULL, "", rule_cdowg, 0.3);
+    reference_test("dog's average", "dog", NULL, "reps-rel 0.01", rule_dog, 0.3);
+    reference_test("adproxgd, l1 and box", "adproxgd", NULL, "l1 0.1 box-low -0.5 box-high 0.7", rule_box, 0);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Bits: threads, where arrays lie in memory, checkpoints, evaluation
+
+// A run of every optimizer on n parameters in segments of awkward sizes. shift: floats by which the arrays are moved
+// from where malloc put them. Stops half-way for a checkpoint where `restart`.
+static void bits_run(const char *name, const char *base, size_t n, int shift, int restart, float *final) {
+    const OptimSegment segments[5] = {
+        { 0, 7, 0, 0, 0 }, { 7, 20 * 30, 20, 30, 1 }, { 607, 40 * 15, 40, 15, 1 }, { 1207, 3, 0, 0, 0 },
+        { 1210, n - 1210, 0, 0, 1 },
+    };
+    float *memory = (float *)malloc((3 * n + 64) * sizeof(float)), *x = memory + shift, *grad = x + n + shift, *other;
+    Optimizer o, fresh;
+    random_state = 1;
+    for (size_t i = 0; i < n; i++) x[i] = (float)uniform();
+    other = grad + n;
+    optim_init(&o, name);
+    if (base) optim_set_base(&o, base);
+    optim_set(&o, "slice-p", 7);
+    optim_start(&o, x, n, segments, 5);
+    for (int t = 0; t < 6; t++) {
+        if (restart && t == 3) {
+            void *from, *to;
+            size_t bytes;
+            const char *block;
+            optim_init(&fresh, name);
+            if (base) optim_set_base(&fresh, base);
+            optim_set(&fresh, "slice-p", 7);
+            memset(other, 0, n * sizeof(float));
+            optim_start(&fresh, other, n, segments, 5);
+            memcpy(other, x, n * sizeof(float));
+            for (int i = 0; optim_state(&o, i, &from, &bytes, &block); i++) {
+                optim_state(&fresh, i, &to, &bytes, &block);
+                memcpy(to, from, bytes);
+            }
+            optim_free(&o);
+            o = fresh;
+            x = other;
+        }
+        double loss = 0;
+        for (size_t i = 0; i < n; i++) {
+            grad[i] = (float)(x[i] - 0.3 + 0.1 * uniform());
+            loss += 0.5 * grad[i] * grad[i];
+        }
+        if (t == 4) optim_eval_params(&o, final);          // must leave no trace
+        optim_step(&o, grad, 0.9f, 0.5, loss, 0);
+    }
+    memcpy(final, x, n * sizeof(float));
+    optim_eval_params(&o, final + n);
+    optim_free(&o);
+    free(memory);
+}
+
+static void bits_tests(void) {
+    const size_t n = 70001;
+    float *want = (float *)malloc(2 * n * sizeof(float)), *have = (float *)malloc(2 * n * sizeof(float));
+    for (int j = 0; j < OPTIM_COUNT(optim_rows); j++) {
+        const char *name = optim_rows[j].name, *base = optim_base_names[optim_rows[j].base];
+        char what[64];
+        double differ = 0;
+        if (!strcmp(name, base) || !*base || !strcmp(name, "iam-adam")) base = NULL;
+        snprintf(what, sizeof(what), "bits of %s%s%s", name, base ? " over " : "", base ? base : "");
+        set_threads(1);
+        bits_run(name, base, n, 0, 0, want);
+        for (int run = 1; run < 6; run++) {                // 1 and 2 threads, other places, restarts
+            set_threads(1 + run % 2);
+            bits_run(name, base, n, run, run / 3, have);
+            for (size_t i = 0; i < 2 * n; i++) differ += memcmp(&want[i], &have[i], sizeof(float)) != 0;
+        }
+        for (size_t i = 0; i < 2 * n; i++) differ += !isfinite(want[i]);
+        check(differ == 0, what, differ);
+    }
+    double first = 0, differ = 0;
+    for (int threads = 1; threads <= 3; threads++) {
+        set_threads(threads);
+        const double norm = optim_norm2(want, 2 * n);
+        if (threads == 1) first = norm; else differ += norm != first;
+    }
+    double sum = 0;
+    for (size_t i = 0; i < 2 * n; i++) sum += (double)want[i] * want[i];
+    check(differ == 0 && fabs(first - sum) <= 1e-12 * sum, "norm2, 1 to 3 threads", fabs(first - sum) / sum);
+    free(want);
+    free(have);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Hyperparameters, schedules, the proxy's gradient
+
+static double averaged;
+static void halve(float *x, size_t n) { for (size_t i = 0; i < n; i++) x[i] *= 0.5f; averaged++; }
+
+static void interface_tests(void) {
+    Optimizer o;
+    void *ptr;
+    size_t bytes;
+    const char *name;
+    float x[3] = { 1, 2, 3 }, g[3] = { 0, 0, 0 };
+    int ok = optim_init(&o, "no-such") == -1 && !optim_init(&o, "adamw");
+    ok &= optim_set(&o, "mu-x", 0.9) == -1 && optim_set(&o, "lambda", 1) == -1 && isnan(optim_get(&o, "mu-x"));
+    ok &= optim_set(&o, "beta1", 1) == -2 && optim_set(&o, "lr", -1) == -2 && optim_set(&o, "lr", NAN) == -2;
+    ok &= optim_set(&o, "lr", 0.25) == 0 && optim_get(&o, "lr") == 0.25 && optim_get(&o, "beta2") == 0.99;
+    ok &= optim_set_base(&o, "sgd") == -1;
+    check(ok, "adamw's hyperparameters", 0);
+    ok = !optim_init(&o, "gpa") && optim_set_base(&o, "lion") == -1 && optim_set(&o, "muon-lr", 1) == -1;
+    ok &= !optim_set_base(&o, "muon") && optim_set(&o, "muon-lr", 1) == 0 && optim_set(&o, "mu-y", 0) == -2;
+    ok &= !optim_set_base(&o, "sgd") && optim_set(&o, "beta2", 0.9) == -1 && optim_set(&o, "momentum", 0.9) == 0;
+    ok &= !optim_init(&o, "iam") && optim_set(&o, "beta2", 0.9) == -1 && !optim_set_base(&o, "adamw");
+    ok &= optim_set(&o, "beta2", 0.9) == 0 && !optim_init(&o, "iam-adam") && optim_set_base(&o, "sgd") == -1;
+    check(ok, "bases of gpa and iam", 0);
+    ok = !optim_init(&o, "prodigy") && optim_set(&o, "slice-p", 2.5) == -2 && optim_set(&o, "slice-p", 2) == 0;
+    ok &= isinf(optim_get(&o, "growth-rate")) && !optim_start(&o, x, 3, NULL, 0);
+    ok &= optim_state(&o, 3, &ptr, &bytes, &name) && !strcmp(name, "x0") && bytes == 2 * sizeof(float);
+    ok &= ((float *)ptr)[0] == 1 && ((float *)ptr)[1] == 3 && !optim_state(&o, 5, &ptr, &bytes, &name);
+    optim_free(&o);
+    ok &= !optim_init(&o, "schedule-free") && optim_set(&o, "beta1", 0) == -2;
+    check(ok, "prodigy's slices", 0);
+    ok = !optim_init(&o, "diloco") && !optim_set(&o, "inner-steps", 2) && !optim_start(&o, x, 3, NULL, 0);
+    o.average = halve;
+    for (int t = 0; t < 5; t++) optim_step(&o, g, 1, 1, 0, 0);
+    check(ok && averaged == 2 && x[0] < 1, "diloco averages among workers", 0);
+    optim_free(&o);
+    FILE *f = fopen("/dev/null", "w");
+    for (int j = 0; j < OPTIM_COUNT(optim_rows) && f; j++) optim_print_help(f, optim_rows[j].name);
+    if (f) fclose(f);
+}
+
+static void schedule_tests(void) {
+    double error = 0, norms[50], factors[50], want[50];
+    const struct { const char *kind; long step; double factor; } cases[] = {     // 100 steps, 10 of warmup, to 0.1
+        { "constant", 0, 0.1 }, { "constant", 9, 1 }, { "constant", 99, 1 }, { "cosine", 10, 1 },
+        { "cosine", 55, 0.55 }, { "cosine", 100, 0.1 }, { "cosine", 40, 0.1 + 0.9 * 0.75 }, { "linear", 4, 0.5 },
+        { "linear", 55, 0.55 }, { "linear", 100, 0.1 }, { "wsd", 79, 1 }, { "wsd", 80, 1 }, { "wsd", 90, 0.55 },
+        { "wsd", 100, 0.1 },
+    };
+    for (int j = 0; j < OPTIM_COUNT(cases); j++)
+        error = fmax(error, fabs(optim_schedule(cases[j].kind, cases[j].step, 100, 10, 0.1) - cases[j].factor));
+    check(error < 1e-12 && isnan(optim_schedule("no-such", 0, 1, 0, 0)), "schedules", error);
+
+    for (int l1 = 0; l1 < 2; l1++) {                       // the paper's equations: padded, filtered, weighed
+        const int steps = 50, half = 5;                    // tau 0.2: width 2 floor(10/2) + 1
+        double total = 0, largest = 0;
+        error = 0;
+        for (int t = 0; t < steps; t++) norms[t] = 2 + uniform() - 0.02 * t;
+        for (int t = 0; t < steps; t++) {
+            double around[11];
+            for (int j = 0; j < 11; j++) {
+                int at = t - half + j;
+                if (at < 0) at = 0;
+                if (at > steps - 1) at = steps - 1 - (at - (steps - 1));
+                around[j] = norms[at];
+            }
+            for (int j = 0; j < 11; j++) {                 // the median: five of the others below it
+                int below = 0;
+                for (int k = 0; k < 11; k++) below += around[k] < around[j];
+                if (below == 5) want[t] = l1 ? 1 / around[j] : pow(around[j], -2);
+            }
+            // equal norms in a window (its padding) leave no strict median: the smallest with more than five not above
+            int strict = 0;
+            for (int j = 0; j < 11; j++) {
+                int below = 0;
+                for (int k = 0; k < 11; k++) below += around[k] < around[j];
+                strict |= below == 5;
+            }
+            if (!strict) {
+                double best = INFINITY;
+                for (int j = 0; j < 11; j++) {
+                    int not_above = 0;
+                    for (int k = 0; k < 11; k++) not_above += around[k] <= around[j];
+                    if (not_above > 5) best = fmin(best, around[j]);
+                }
+                want[t] = l1 ? 1 / best : pow(best, -2);
+            }
+            total += want[t];
+        }
+        for (int t = 0; t < steps; t++) {
+            double tail = 0;
+            for (int p = t + 1; p < steps; p++) tail += want[p];
+            factors[t] = want[t] * tail / total;
+            largest = fmax(largest, factors[t]);
+        }
+        memcpy(want, factors, sizeof(want));
+        const int status = optim_refined(norms, steps, l1 ? "l1" : "l2", 0.2, factors);
+        for (int t = 0; t < steps; t++) error = fmax(error, fabs(factors[t] - want[t] / largest));
+        check(status == 0 && error < 1e-12 && factors[steps - 1] == 0, l1 ? "refined, l1" : "refined, l2", error);
+    }
+    for (int t = 0; t < 50; t++) norms[t] = 1;
+    error = optim_refined(norms, 50, "l2", 0.1, factors);
+    for (int t = 0; t < 50; t++) error = fmax(error, fabs(factors[t] - (49.0 - t) / 49));
+    check(error < 1e-12, "refined, equal norms: the linear schedule", error);
+    norms[7] = 0;
+    check(optim_refined(norms, 50, "l2", 0.1, factors) == -1 && optim_refined(norms, 1, "l2", 0.1, factors) == -1,
+          "refined refuses a norm of zero and one step", 0);
+}
+
+static void proxy_test(void) {
+    float a[6][100], out[100];
+    double error = 0;
+    for (int j = 0; j < 5; j++) for (int i = 0; i < 100; i++) a[j][i] = (float)uniform();
+    optim_proxy_gradient(out, a[0], a[1], a[2], a[3], a[4], 0.05, 100);
+    for (int i = 0; i < 100; i++) {
+        const double want = a[0][i] + ((double)a[1][i] - a[2][i]) + ((double)a[3][i] - a[4][i]) / 0.05;
+        error = fmax(error, fabs(out[i] - want) / 40);
+    }
+    check(error < 1e-6, "the proxy's corrected gradient", error);
+}
+
 int main(int argc, char **argv) {
     for (int j = 1; j < argc; j++) golden_test(argv[j], 0);
     if (argc == 1) {
@@ -355,6 +830,11 @@ int main(int argc, char **argv) {
             printf("error: test/golden/*.txt: no golden files; run from the top directory\n");
             failed++;
         }
+        reference_tests();
+        bits_tests();
+        interface_tests();
+        schedule_tests();
+        proxy_test();
     }
     printf("%d passed, %d failed\n", passed, failed);
     return failed > 0;
