@@ -59,11 +59,6 @@
 #define OPTIM_ELEMENT static inline
 #endif
 
-#ifdef __clang__
-#pragma clang diagnostic push
-#pragma clang diagnostic ignored "-Wpass-failed"    // without -fno-math-errno, sqrtf keeps its loops from SIMD
-#endif
-
 // ---------------------------------------------------------------------------------------------------------------
 // Passes: loops over all elements
 
@@ -109,10 +104,13 @@ static inline OptimSums optim_add(const double *sums, int count) {
 
 #ifdef _OPENMP
 #define OPTIM_PARALLEL _Pragma("omp parallel for schedule(static)")
-#define OPTIM_SIMD     _Pragma("omp simd")
-#define OPTIM_SIMD_SUM _Pragma("omp simd reduction(+:s0,s1,s2)")
 #else
 #define OPTIM_PARALLEL
+#endif
+#if defined(_OPENMP) && (!defined(__clang__) || defined(__NO_MATH_ERRNO__))
+#define OPTIM_SIMD     _Pragma("omp simd")
+#define OPTIM_SIMD_SUM _Pragma("omp simd reduction(+:s0,s1,s2)")
+#else                               // clang warns of loops that it cannot make SIMD: those with an errno-setting sqrtf
 #define OPTIM_SIMD
 #define OPTIM_SIMD_SUM
 #endif
@@ -1099,7 +1097,4 @@ OPTIM_API void optim_proxy_gradient(float *out, const float *grad_proxy, const f
     optim_proxy_pass(optim_flat(n, NULL), out, grad_proxy, g, grad_proxy_at_xt, x, xt, (float)(1 / eta));
 }
 
-#ifdef __clang__
-#pragma clang diagnostic pop
-#endif
 #endif
