@@ -2,15 +2,16 @@
 
        min_w F(w) = 1/rows sum_i log(1 + exp(-y_i <a_i, w>)) + l2/2 |w|^2 + l1 |w|_1,   |w_j| <= box
 
-   on a LIBSVM-format file (one row a line: `label index:value ..`, indices from 1, ascending), or on a small data set
-   made here. Full batches, or --batch N rows at a time. The CSV has a row for each measurement:
+   on a LIBSVM-format file (one row a line: `label index:value ..`, indices from 1, ascending), or on a small
+   data set made here. Full batches, or --batch N rows at a time. The CSV has a row for each measurement:
 
-       optimizer,lr,evaluations,suboptimality      evaluations: of gradients of all rows (a batch counts its share)
+       optimizer,lr,evaluations,suboptimality    evaluations: gradients over all rows, batches by their share
 
-   A rate that is not the method's own to find is tuned: the power of 2 with the lowest F at the end. The optimum is
-   AdProxGD's in double precision. With l1 or a box, the methods with a prox remain.
+   A rate that is not the method's own to find is tuned: the power of 2 with the lowest F at the end. The
+   optimum is AdProxGD's in double precision. With l1 or a box, the methods with a prox remain.
 
        ./dev/convex --out convex.csv && gnuplot -e "csv='convex.csv'" dev/convex.gp      draws convex.svg */
+#define _POSIX_C_SOURCE 200809L                            // getline
 #include "../optim.h"
 
 #include <errno.h>
@@ -28,7 +29,7 @@ static void *grow(void *memory, size_t count, size_t size) {
     return memory;
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------------------------------------
 // Data: a sparse matrix, by rows for the margins and by columns for the gradient, so that both are parallel
 
 typedef struct {
@@ -50,7 +51,7 @@ static void data_transpose(Data *d) {
     memset(d->col_start, 0, (d->cols + 2) * sizeof(size_t));
     for (size_t k = 0; k < entries; k++) d->col_start[d->col[k] + 2]++;
     for (long j = 0; j < d->cols; j++) d->col_start[j + 2] += d->col_start[j + 1];
-    for (long i = 0; i < d->rows; i++)                     // col_start[j + 1] walks from column j's start to its end
+    for (long i = 0; i < d->rows; i++)                     // col_start[j + 1] walks from column j's start on
         for (size_t k = d->row_start[i]; k < d->row_start[i + 1]; k++) {
             const size_t at = d->col_start[d->col[k] + 1]++;
             d->row[at] = (int)i;
@@ -59,10 +60,10 @@ static void data_transpose(Data *d) {
 }
 
 static Data data_read(const char *path) {
-    enum { MOST = 100000000 };                             // rows and columns: more would not fit an int or a memory
+    enum { MOST = 100000000 };                             // rows, columns: they fit an int, and a memory
     Data d;
     FILE *f = fopen(path, "r");
-    char *line = NULL, where[512], label_text[128];
+    char *line = NULL, where[512], third[128];
     size_t room = 0, entries = 0, capacity = 0;
     long rows_room = 0, number = 0;
     double labels[2] = { 0, 0 };
@@ -81,12 +82,13 @@ static Data data_read(const char *path) {
             d.y = (float *)grow(d.y, rows_room, sizeof(float));
         }
         const double label = strtod(at, &end);
-        if (end == at || !isfinite(label) || !strchr(" \t\r\n", *end)) die("the label is not a number", where, 1);
+        if (end == at || !isfinite(label) || !strchr(" \t\r\n", *end))
+            die("the label is not a number", where, 1);
         int k = 0;
         while (k < num_labels && labels[k] != label) k++;
         if (k == 2) {
-            snprintf(label_text, sizeof(label_text), "a third label, %g, beside %g and %g", label, labels[0], labels[1]);
-            die(label_text, where, 1);
+            snprintf(third, sizeof(third), "a third label: %g, %g, %g", labels[0], labels[1], label);
+            die(third, where, 1);
         }
         if (k == num_labels) labels[num_labels++] = label;
         d.y[d.rows] = (float)k;
@@ -136,7 +138,7 @@ static double uniform(void) {                              // in [0, 1), splitmi
 }
 static double normal(void) { return sqrt(-2 * log(1 - uniform())) * cos(6.283185307179586 * uniform()); }
 
-// 500 rows, 40 columns whose scales fall thirtyfold, a fifth of the entries zero, labels drawn from a logistic model.
+// 500 rows, 40 columns whose scales fall thirtyfold, a fifth of the entries zero, labels of a logistic model.
 static Data data_make(void) {
     Data d;
     memset(&d, 0, sizeof(d));
@@ -166,7 +168,7 @@ static Data data_make(void) {
     return d;
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------------------------------------
 // The objective
 
 typedef struct {
@@ -221,7 +223,7 @@ static double *vector(const Problem *p) {
     return v;
 }
 
-// AdGD's first step from 0 (arXiv 2308.02261, ymalitsky/AdProxGD): times 10 while a L is small, halved where a L > 2.
+// AdGD's first step from 0 (arXiv 2308.02261, ymalitsky/AdProxGD): times 10 while a L <= 2, then halved.
 static double first_step(Problem *p, long *evaluations) {
     double *g0 = vector(p), *g1 = vector(p), *x1 = vector(p), a = 0.01;
     loss_gradient(p, x1, NULL, 0, g0);
@@ -231,7 +233,10 @@ static double first_step(Problem *p, long *evaluations) {
         for (long j = 0; j < p->data.cols; j++) x1[j] = prox(p, -a * g0[j], a);
         loss_gradient(p, x1, NULL, 0, g1);
         ++*evaluations;
-        for (long j = 0; j < p->data.cols; j++) { dx += x1[j] * x1[j]; dg += (g1[j] - g0[j]) * (g1[j] - g0[j]); }
+        for (long j = 0; j < p->data.cols; j++) {
+            dx += x1[j] * x1[j];
+            dg += (g1[j] - g0[j]) * (g1[j] - g0[j]);
+        }
         if (dx == 0) break;                                // 0 is the solution
         if (a * sqrt(dg / dx) > 2) { growing = 0; a /= 2; } else if (growing && a < 10) a *= 10; else break;
     }
@@ -272,32 +277,32 @@ static double optimum(Problem *p, double *x, double *residual) {
     return objective(p, x);
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------------------------------------
 // Runs
 
 // tuned: its lr, on the grid; prox: takes l1 and a box; whole: of one function, not of changing batches
-// settings: GPA's default average is of the last 300 steps, as many as a run has here.
-typedef struct { const char *label, *name, *base, *settings; int tuned, prox, whole; } Method;
+// mu_x: GPA's default averages some 300 steps, as many as a run has here.
+typedef struct { const char *label, *name, *base; double mu_x; int tuned, prox, whole; } Method;
 
 static const Method methods[] = {
-    { "gd", NULL, NULL, "", 1, 1, 0 },                     // proximal gradient descent at a constant rate
-    { "adgd", "adgd", NULL, "", 0, 0, 1 },
-    { "adproxgd", "adproxgd", NULL, "", 0, 1, 1 },
-    { "dowg", "dowg", NULL, "", 0, 0, 0 },
-    { "cdowg", "cdowg", NULL, "", 0, 0, 0 },
-    { "dog", "dog", NULL, "", 0, 0, 0 },
-    { "prodigy", "prodigy", NULL, "", 0, 0, 0 },
-    { "dadapt-adam", "dadapt-adam", NULL, "", 0, 0, 0 },
-    { "resetting", "resetting", NULL, "", 0, 0, 0 },
-    { "sps", "sps", NULL, "", 0, 0, 0 },
-    { "iam", "iam", NULL, "", 0, 0, 0 },
-    { "iam-adam", "iam-adam", NULL, "", 0, 0, 0 },
-    { "sgd-momentum", "sgd", NULL, "", 1, 0, 0 },
-    { "adamw", "adamw", NULL, "", 1, 0, 0 },
-    { "gpa", "gpa", NULL, "mu-x=0.9 ", 1, 0, 0 },
-    { "gpa-sgd", "gpa", "sgd", "mu-x=0.9 ", 1, 0, 0 },
-    { "schedule-free", "schedule-free", NULL, "", 1, 0, 0 },
-    { "schedule-free-sgd", "schedule-free-sgd", NULL, "", 1, 0, 0 },
+    { "gd", NULL, NULL, 0, 1, 1, 0 },                     // proximal gradient descent at a constant rate
+    { "adgd", "adgd", NULL, 0, 0, 0, 1 },
+    { "adproxgd", "adproxgd", NULL, 0, 0, 1, 1 },
+    { "dowg", "dowg", NULL, 0, 0, 0, 0 },
+    { "cdowg", "cdowg", NULL, 0, 0, 0, 0 },
+    { "dog", "dog", NULL, 0, 0, 0, 0 },
+    { "prodigy", "prodigy", NULL, 0, 0, 0, 0 },
+    { "dadapt-adam", "dadapt-adam", NULL, 0, 0, 0, 0 },
+    { "resetting", "resetting", NULL, 0, 0, 0, 0 },
+    { "sps", "sps", NULL, 0, 0, 0, 0 },
+    { "iam", "iam", NULL, 0, 0, 0, 0 },
+    { "iam-adam", "iam-adam", NULL, 0, 0, 0, 0 },
+    { "sgd-momentum", "sgd", NULL, 0, 1, 0, 0 },
+    { "adamw", "adamw", NULL, 0, 1, 0, 0 },
+    { "gpa", "gpa", NULL, 0.9, 1, 0, 0 },
+    { "gpa-sgd", "gpa", "sgd", 0.9, 1, 0, 0 },
+    { "schedule-free", "schedule-free", NULL, 0, 1, 0, 0 },
+    { "schedule-free-sgd", "schedule-free-sgd", NULL, 0, 1, 0, 0 },
 };
 
 typedef struct {
@@ -321,28 +326,25 @@ static double run(const Setting *s, const Method *m, double lr, FILE *csv) {
     float *x = (float *)grow(NULL, cols, sizeof(float)), *g = (float *)grow(NULL, cols, sizeof(float));
     float *out = (float *)grow(NULL, cols, sizeof(float));
     double *w = vector(s->p), *gradient = vector(s->p), gap = INFINITY;
-    int *draw = (int *)grow(NULL, batch, sizeof(int)), adgd = m->name && !strncmp(m->name, "ad", 2) && strstr(m->name, "gd");
+    int *draw = (int *)grow(NULL, batch, sizeof(int));
     const double start = objective(s->p, w);
-    const long steps = (long)((double)s->budget * rows / batch), every = (long)fmax(1, (double)steps / s->budget);
+    const long steps = (long)((double)s->budget * rows / batch), every = (long)fmax(1, (double)rows / batch);
     Optimizer o;
     memset(x, 0, cols * sizeof(float));
     random_state = 1;
     if (m->name) {
         optim_init(&o, m->name);
         if (m->base) optim_set_base(&o, m->base);
-        for (const char *at = m->settings; *at; at = strchr(at, ' ') + 1) {
-            char key[32];
-            optim_set(&o, key, strtod(optim_next_default(at, key), NULL));
-        }
+        if (m->mu_x > 0) optim_set(&o, "mu-x", m->mu_x);
         if (m->tuned) optim_set(&o, "lr", lr);
-        if (adgd) optim_set(&o, "first-step", s->first_step);
+        if (m->whole) optim_set(&o, "first-step", s->first_step);
         optim_set(&o, "l1", s->p->l1);                     // refused where there is no prox
         optim_set(&o, "box-low", -s->p->box);
         optim_set(&o, "box-high", s->p->box);
         if (optim_start(&o, x, cols, NULL, 0)) die("too large for this machine's memory", NULL, 1);
     }
     for (long t = 0; t <= steps; t++) {
-        const double spent = (double)t * batch / rows + (adgd ? s->search : 0);
+        const double spent = (double)t * batch / rows + (m->whole ? s->search : 0);
         if (spent > s->budget) break;
         if (t % every == 0 || t == steps) {                // measures
             if (m->name) optim_eval_params(&o, out); else memcpy(out, x, cols * sizeof(float));
@@ -373,7 +375,7 @@ static double run(const Setting *s, const Method *m, double lr, FILE *csv) {
 
 static void usage(FILE *f) {
     fprintf(f,
-        "usage: dev/convex [options]: logistic regression, every optimizer against tuned gradient descent; writes CSV\n"
+        "usage: dev/convex [options]: logistic regression, optimizers against tuned gradient descent, as CSV\n"
         "  --data FILE        LIBSVM format, two labels (default: 500 rows of 40 columns made here)\n"
         "  --l2 X             weight of |w|^2/2 (default 1/rows)\n"
         "  --l1 X             weight of |w|_1 (default 0); with it, or a box, only gd and adproxgd run\n"
@@ -389,7 +391,7 @@ static double number(const char *option, const char *text, double least, int who
     char *end;
     const double value = strtod(text, &end);
     if (end == text || *end || !(value >= least) || (whole && (value != floor(value) || value > 1e9)))
-        die(whole ? "needs a whole number in its range (see --help)" : "needs a number in its range (see --help)", option, 2);
+        die(whole ? "needs a whole number (see --help)" : "needs a number (see --help)", option, 2);
     return value;
 }
 
@@ -429,8 +431,8 @@ int main(int argc, char **argv) {
     s.x_star = x_star;
     s.f_star = optimum(&p, x_star, &residual);
     s.first_step = first_step(&p, &s.search);
-    fprintf(stderr, "%ld rows, %ld columns, %zu entries; F* = %.15g (prox residual %.1e)\n", p.data.rows, p.data.cols,
-            p.data.row_start[p.data.rows], s.f_star, residual);
+    fprintf(stderr, "%ld rows, %ld columns, %zu entries; F* = %.15g (prox residual %.1e)\n", p.data.rows,
+            p.data.cols, p.data.row_start[p.data.rows], s.f_star, residual);
 
     FILE *csv = path ? fopen(path, "w") : stdout;
     if (!csv) die(strerror(errno), path, 1);

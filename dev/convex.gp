@@ -1,4 +1,4 @@
-# Draws dev/convex's CSV: suboptimality over gradients. gnuplot -e "csv='convex.csv'" dev/convex.gp  -> convex.svg
+# Draws dev/convex's CSV, suboptimality over gradients: gnuplot -e "csv='convex.csv'" dev/convex.gp
 if (!exists("csv")) csv = 'convex.csv'
 set terminal svg size 900,600
 set output csv[1:strlen(csv)-4].'.svg'

@@ -1,6 +1,6 @@
 /* A user's program: least squares with optim.h and nothing else of ours.
 
-   min_x 1/(2 rows) |A x - b|^2, b = A x_true, with the optimizer named on the command line (default adamw). */
+   min_x 1/(2 rows) |A x - b|^2, b = A x_true, by the optimizer named on the command line (adamw). */
 #include "../optim.h"
 
 enum { ROWS = 64, COLS = 16, STEPS = 2000 };
@@ -27,7 +27,7 @@ int main(int argc, char **argv) {
         }
     Optimizer o;
     if (optim_init(&o, name)) { printf("error: no optimizer named %s\n", name); return 1; }
-    optim_set(&o, "lr", 0.03);                                            // refused where there is no rate to set
+    optim_set(&o, "lr", 0.03);                                            // refused where it has none
     if (optim_start(&o, x, COLS, NULL, 0)) { printf("error: no memory\n"); return 1; }
     const double first = loss_and_gradient(x);
     for (long t = 0; t < STEPS; t++) {
