@@ -77,16 +77,17 @@ typedef struct {          // a run of elements of one segment
     float decay;          // 1: weight decay applies, 0: it does not
 } OptimChunk;
 
+typedef struct { double s0, s1, s2; } OptimSums;
+
 typedef struct {          // what a pass runs over: a table of chunks, or (NULL) n elements cut by length
     const OptimChunk *chunk;
     int count;
     size_t n, length;
-    double *sums;         // (count, 3) room for the chunks' sums
+    OptimSums *sums;      // (count) room for the chunks' sums
 } OptimSpan;
 
-typedef struct { double s0, s1, s2; } OptimSums;
-
 #define OPTIM_CHUNK 16384 // floats: 64 KB, so that the streams of one chunk stay in a core's L2 cache
+#define OPTIM_BLOCK 4096  // a chunk's sums are floats for so many elements, then doubles
 #define OPTIM_STRIPS 1024 // at most so many chunks where there is no table
 
 static inline OptimChunk optim_chunk(OptimSpan span, int k) {
@@ -96,16 +97,16 @@ static inline OptimChunk optim_chunk(OptimSpan span, int k) {
     return c;
 }
 
-static inline OptimSpan optim_flat(size_t n, double *sums) {
+static inline OptimSpan optim_flat(size_t n, OptimSums *sums) {
     size_t length = (n + OPTIM_STRIPS - 1) / OPTIM_STRIPS;
     if (length < OPTIM_CHUNK) length = OPTIM_CHUNK;
     OptimSpan span = { NULL, (int)((n + length - 1) / length), n, length, sums };
     return span;
 }
 
-static inline OptimSums optim_add(const double *sums, int count) {
+static inline OptimSums optim_add(const OptimSums *sums, int count) {
     OptimSums s = { 0, 0, 0 };
-    for (int k = 0; k < count; k++) { s.s0 += sums[3*k]; s.s1 += sums[3*k + 1]; s.s2 += sums[3*k + 2]; }
+    for (int k = 0; k < count; k++) { s.s0 += sums[k].s0; s.s1 += sums[k].s1; s.s2 += sums[k].s2; }
     return s;
 }
 
@@ -132,23 +133,29 @@ static inline OptimSums optim_add(const double *sums, int count) {
         }                                                                                     \
     }
 
-// OPTIM_SUM: the same, and `body` adds to s0, s1, s2, whose totals are returned.
-#define OPTIM_SUM(name, arguments, ...)                                                       \
+// OPTIM_SUM: the same, and `body` adds to s0, s1, s2, whose totals are returned. They are of `type` over a
+// block of elements (float loops read memory a third faster) and double over blocks and chunks.
+#define OPTIM_SUM(type, name, arguments, ...)                                                 \
     OPTIM_API OptimSums name(OptimSpan span, OPTIM_LIST arguments) {                          \
         OPTIM_PARALLEL for (int k = 0; k < span.count; k++) {                                 \
             const OptimChunk chunk = optim_chunk(span, k);                                    \
-            double s0 = 0, s1 = 0, s2 = 0;                                                    \
-            OPTIM_SIMD_SUM for (size_t i = chunk.begin; i < chunk.end; i++) { __VA_ARGS__ }   \
-            span.sums[3*k] = s0; span.sums[3*k + 1] = s1; span.sums[3*k + 2] = s2;            \
+            OptimSums sum = { 0, 0, 0 };                                                      \
+            for (size_t j = chunk.begin, end; j < chunk.end; j = end) {                       \
+                type s0 = 0, s1 = 0, s2 = 0;                                                  \
+                end = chunk.end - j < OPTIM_BLOCK ? chunk.end : j + OPTIM_BLOCK;              \
+                OPTIM_SIMD_SUM for (size_t i = j; i < end; i++) { __VA_ARGS__ }               \
+                sum.s0 += s0; sum.s1 += s1; sum.s2 += s2;                                     \
+            }                                                                                 \
+            span.sums[k] = sum;                                                               \
         }                                                                                     \
         return optim_add(span.sums, span.count);                                              \
     }
 
-OPTIM_SUM(optim_sum_squares, (const float *g), s0 += (double)g[i] * g[i];)
+OPTIM_SUM(float, optim_sum_squares, (const float *g), s0 += g[i] * g[i];)
 OPTIM_PASS(optim_copy, (float *out, const float *x), out[i] = x[i];)
 
 OPTIM_API double optim_norm2(const float *g, size_t n) {            // |g|^2
-    double sums[3 * OPTIM_STRIPS];
+    OptimSums sums[OPTIM_STRIPS];
     return optim_sum_squares(optim_flat(n, sums), g).s0;
 }
 
@@ -251,7 +258,7 @@ struct Optimizer {
     OptimSegment *segments;
     int num_segments;
     OptimChunk *chunks;   // the rest's, the matrices' where Muon moves them, prodigy's slices
-    double *sums;
+    OptimSums *sums;
     OptimSpan all, rest, matrices, slices;
     float *muon_scratch;
 };
@@ -270,9 +277,9 @@ OPTIM_API void optim_matmul_plain(float *C, const float *A, const float *B, int 
         }
         for (int j = 0; j < N && transB; j++) {
             const float *b = B + (size_t)j * K;
-            double s0 = 0, s1 = 0, s2 = 0;
-            OPTIM_SIMD_SUM for (int k = 0; k < K; k++) s0 += (double)a[k] * b[k];
-            c[j] += alpha * (float)(s0 + s1 + s2);
+            float s0 = 0, s1 = 0, s2 = 0;
+            OPTIM_SIMD_SUM for (int k = 0; k < K; k++) s0 += a[k] * b[k];
+            c[j] += alpha * (s0 + s1 + s2);
         }
     }
 }
@@ -320,10 +327,10 @@ OPTIM_PASS(optim_sgd, (float *x, const float *g, float scale, float *m, float mo
 // The gradient's weight in SGD's momentum: torch starts the momentum at the first gradient, undampened.
 static float optim_undampened(const Optimizer *o) { return o->s.t == 0 ? 1 : (float)(1 - o->h.dampening); }
 
-OPTIM_SUM(optim_muon_momentum, (const float *g, float scale, float *m, float *u, float momentum),
+OPTIM_SUM(float, optim_muon_momentum, (const float *g, float scale, float *m, float *u, float momentum),
     m[i] = momentum * m[i] + scale * g[i];
     u[i] = scale * g[i] + momentum * m[i];
-    s0 += (double)u[i] * u[i];)
+    s0 += u[i] * u[i];)
 OPTIM_PASS(optim_muon, (float *x, const float *u, float lr, float wd),
     x[i] = (1 - lr * wd * chunk.decay) * x[i] - lr * u[i];)
 
@@ -349,7 +356,7 @@ static float *optim_newton_schulz(float *X, float *Y, float *A, float *B, int r,
 static void optim_muon_directions(Optimizer *o, const OptimInput *in) {
     if (!o->matrices.count) return;
     optim_muon_momentum(o->matrices, in->g, in->scale, o->m, o->v, (float)o->h.muon_momentum);
-    const double *sums = o->matrices.sums;                                // of this matrix's chunks
+    const OptimSums *sums = o->matrices.sums;                                // of this matrix's chunks
     for (int j = 0; j < o->num_segments; j++) {
         const OptimSegment *seg = &o->segments[j];
         if (!seg->rows) continue;
@@ -364,7 +371,7 @@ static void optim_muon_directions(Optimizer *o, const OptimInput *in) {
         X = optim_newton_schulz(X, Y, A, A + (size_t)r * r, r, c);
         if (tall) optim_scaled_transpose(flat, u, X, scale, c, r);
         else optim_scaled(flat, u, X, scale);
-        sums += 3 * chunks;
+        sums += chunks;
     }
 }
 
@@ -496,16 +503,16 @@ static const char optim_maths_resetting[] =
 OPTIM_ELEMENT float optim_prodigy_sum(float grad, float *s, float b3, float a) {
     return fabsf(*s = b3 * *s + a * grad);
 }
-OPTIM_SUM(optim_prodigy_sums, (const float *x, const float *x0, const float *g, float scale, float *s,
-                               float b3, float a),
-    s0 += (double)(scale * g[i]) * (x0[i] - x[i]);
+OPTIM_SUM(float, optim_prodigy_sums, (const float *x, const float *x0, const float *g, float scale, float *s,
+                                      float b3, float a),
+    s0 += (scale * g[i]) * (x0[i] - x[i]);
     s1 += optim_prodigy_sum(scale * g[i], &s[i], b3, a);)
 
 // The same from every slice-th entry of each tensor: element i of x0 and s belongs to element `at` of x.
-OPTIM_SUM(optim_prodigy_slices, (const float *x, const float *x0, const float *g, float scale, float *s,
-                                 float b3, float a, size_t slice),
+OPTIM_SUM(float, optim_prodigy_slices, (const float *x, const float *x0, const float *g, float scale,
+                                        float *s, float b3, float a, size_t slice),
     const size_t at = chunk.first + (i - chunk.begin) * slice;
-    s0 += (double)(scale * g[at]) * (x0[i] - x[at]);
+    s0 += (scale * g[at]) * (x0[i] - x[at]);
     s1 += optim_prodigy_sum(scale * g[at], &s[i], b3, a);)
 OPTIM_PASS(optim_copy_slices, (float *out, const float *x, size_t slice),
     out[i] = x[chunk.first + (i - chunk.begin) * slice];)
@@ -538,10 +545,10 @@ static void optim_step_prodigy(Optimizer *o, const OptimInput *in) {
 }
 
 // d moves only the next step's rate, so that sums and update are one pass.
-OPTIM_SUM(optim_dadapt, (float *x, const float *g, float scale, float *m, float *v, float *s, OptimAdam c,
-                         float b3, float a3, float dlr, float wd),
+OPTIM_SUM(float, optim_dadapt, (float *x, const float *g, float scale, float *m, float *v, float *s,
+                                OptimAdam c, float b3, float a3, float dlr, float wd),
     const float grad = scale * g[i];
-    s0 += (double)grad * (s[i] / (sqrtf(v[i]) + c.eps));
+    s0 += grad * (s[i] / (sqrtf(v[i]) + c.eps));
     m[i] = c.b1 * m[i] + dlr * c.a1 * grad;
     v[i] = c.b2 * v[i] + c.a2 * grad * grad;
     s[i] = b3 * s[i] + a3 * grad;
@@ -559,11 +566,11 @@ static void optim_step_dadapt(Optimizer *o, const OptimInput *in) {
     o->s.d = fmax(o->s.d, fmin(d_hat, o->s.d * o->h.growth_rate));
 }
 
-OPTIM_SUM(optim_dual_sum, (const float *g, float scale, float *s, float d),
+OPTIM_SUM(float, optim_dual_sum, (const float *g, float scale, float *s, float d),
     const float grad = scale * g[i];
     s[i] += d * grad;
-    s0 += (double)s[i] * s[i];
-    s1 += (double)grad * grad;)
+    s0 += s[i] * s[i];
+    s1 += grad * grad;)
 OPTIM_PASS(optim_dual_step, (float *x, const float *x0, const float *s, float gamma),
     x[i] = x0[i] - gamma * s[i];)
 OPTIM_PASS(optim_dual_reset, (float *x, const float *x0, float *s), x[i] = x0[i]; s[i] = 0;)
@@ -603,10 +610,10 @@ static const char optim_maths_cdowg[] =
 OPTIM_ELEMENT float optim_max(float a, float b) { return a > b ? a : b; }
 OPTIM_ELEMENT float optim_min(float a, float b) { return a < b ? a : b; }
 
-OPTIM_SUM(optim_distance, (const float *x, const float *x0, const float *g, float scale),
+OPTIM_SUM(float, optim_distance, (const float *x, const float *x0, const float *g, float scale),
     const float d = x[i] - x0[i], grad = scale * g[i];
-    s0 += (double)d * d;
-    s1 += (double)grad * grad;)
+    s0 += d * d;
+    s1 += grad * grad;)
 OPTIM_PASS(optim_descend, (float *x, const float *g, float a), x[i] -= a * g[i];)
 OPTIM_PASS(optim_dog, (float *x, const float *g, float *average, float a, float w),
     x[i] -= a * g[i];
@@ -660,21 +667,21 @@ static void optim_step_sps(Optimizer *o, const OptimInput *in) {
 }
 
 // s0 = <g, z-x>, s1 = <g, d>
-OPTIM_SUM(optim_iam_sum_sgd, (const float *x, const float *z, const float *g, float scale),
+OPTIM_SUM(float, optim_iam_sum_sgd, (const float *x, const float *z, const float *g, float scale),
     const float grad = scale * g[i];
-    s0 += (double)grad * (z[i] - x[i]);
-    s1 += (double)grad * grad;)
-OPTIM_SUM(optim_iam_sum_adam, (const float *x, const float *z, const float *g, float scale, float *v,
-                               OptimAdam c),
+    s0 += grad * (z[i] - x[i]);
+    s1 += grad * grad;)
+OPTIM_SUM(float, optim_iam_sum_adam, (const float *x, const float *z, const float *g, float scale, float *v,
+                                      OptimAdam c),
     const float grad = scale * g[i];
     v[i] = c.b2 * v[i] + c.a2 * grad * grad;
-    s0 += (double)grad * (z[i] - x[i]);
-    s1 += (double)grad * (grad / (sqrtf(v[i]) * c.c2 + c.eps));)
-OPTIM_SUM(optim_iam_sum_muon, (const float *x, const float *z, const float *g, float scale, const float *u,
-                               float w),
+    s0 += grad * (z[i] - x[i]);
+    s1 += grad * (grad / (sqrtf(v[i]) * c.c2 + c.eps));)
+OPTIM_SUM(float, optim_iam_sum_muon, (const float *x, const float *z, const float *g, float scale,
+                                      const float *u, float w),
     const float grad = scale * g[i];
-    s0 += (double)grad * (z[i] - x[i]);
-    s1 += (double)grad * (w * u[i]);)
+    s0 += grad * (z[i] - x[i]);
+    s1 += grad * (w * u[i]);)
 
 OPTIM_ELEMENT void optim_iam_move(float *x, float *z, float d, float a, float wd, float c) {   // c = 1/(1+l)
     *z -= a * (d + wd * *x);
@@ -724,11 +731,11 @@ static const char optim_maths_adgd[] =
     "version 2: a = min(sqrt(2/3+th) a_prev, a_prev/sqrt([2 a_prev^2 L^2 - 1]_+)), th_0 = 1/3\n"
     "x = prox(x - a g): adproxgd's shrinks by a l1 towards 0 and clips to the box; adgd has none\n";
 
-OPTIM_SUM(optim_differences, (const float *x, const float *x_prev, const float *g, float scale,
-                              const float *g_prev),
-    const float dx = x[i] - x_prev[i], dg = scale * g[i] - g_prev[i];
-    s0 += (double)dx * dx;
-    s1 += (double)dg * dg;)
+OPTIM_SUM(double, optim_differences, (const float *x, const float *x_prev, const float *g, float scale,
+                                      const float *g_prev),
+    const double dx = x[i] - x_prev[i], dg = scale * g[i] - g_prev[i];      // double: the step is sensitive
+    s0 += dx * dx;
+    s1 += dg * dg;)
 OPTIM_PASS(optim_adproxgd, (float *x, float *x_prev, const float *g, float scale, float *g_prev, float a,
                             float l1, float low, float high),
     const float grad = scale * g[i], y = x[i] - a * grad, t = a * l1;
@@ -936,7 +943,7 @@ OPTIM_API int optim_start(Optimizer *o, float *params, size_t n, const OptimSegm
     const int rest = optim_cut(o, 0, 1, NULL), matrices = optim_cut(o, 1, 1, NULL);
     const int slices = slice > 1 ? optim_cut(o, 0, slice, NULL) : 0;
     o->chunks = (OptimChunk *)malloc((rest + matrices + slices) * sizeof(OptimChunk));
-    o->sums = (double *)malloc(3 * (rest + matrices) * sizeof(double));
+    o->sums = (OptimSums *)malloc((rest + matrices) * sizeof(OptimSums));
     if (!o->chunks || !o->sums) { optim_free(o); return -1; }
     optim_cut(o, 0, 1, o->chunks);
     optim_cut(o, 1, 1, o->chunks + rest);
@@ -944,7 +951,7 @@ OPTIM_API int optim_start(Optimizer *o, float *params, size_t n, const OptimSegm
     o->all = o->rest = o->matrices = o->slices = all;
     o->rest.count = rest;
     o->matrices.chunk += rest;
-    o->matrices.sums += 3 * rest;
+    o->matrices.sums += rest;
     o->matrices.count = matrices;
     if (slices) {
         OptimChunk *chunk = o->chunks + rest + matrices;
@@ -1028,8 +1035,9 @@ OPTIM_API void optim_print_help(FILE *f, const char *name) {
         }
         for (int b = 0; b < OPTIM_COUNT(optim_buffers); b++)
             buffers += optim_word(row->buffers, optim_buffers[b].name) != NULL;
-        fprintf(f, "  memory: %d bytes a parameter beyond parameters and gradients%s%s%s\n", 4 * buffers,
-                buffers ? " (" : "", row->buffers, buffers ? ")" : "");
+        fprintf(f, "  memory: %d bytes a parameter beyond parameters and gradients%s%s%s%s\n", 4 * buffers,
+                buffers ? " (" : "", row->buffers, buffers ? ")" : "",
+                row->base == OPTIM_MUON ? " and 2 (r c + min(r, c)^2) floats, r x c the largest matrix" : "");
     }
     if (!name) fprintf(f, "\n");
 }

@@ -375,7 +375,7 @@ static double run(const Setting *s, const Method *m, double lr, FILE *csv) {
 
 static void usage(FILE *f) {
     fprintf(f,
-        "usage: dev/convex [options]: logistic regression, optimizers against tuned gradient descent, as CSV\n"
+        "usage: dev/convex [options]: logistic regression, optimizers against tuned gradient descent; CSV\n"
         "  --data FILE        LIBSVM format, two labels (default: 500 rows of 40 columns made here)\n"
         "  --l2 X             weight of |w|^2/2 (default 1/rows)\n"
         "  --l1 X             weight of |w|_1 (default 0); with it, or a box, only gd and adproxgd run\n"

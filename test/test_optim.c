@@ -252,19 +252,99 @@ static double quadratic(const Golden *g, const float *x, long t, float *grad) {
     return loss;
 }
 
+// AdGD is chaotic: roundings of x, amplified by long steps in the stiff directions, change later steps, and a
+// record far along may tell more about them than about the algorithm. So here is AdGD in double precision. The
+// optimizer must take this rule's step from each of its own iterates, and may miss a record by 3 times what the
+// rule misses it by when its x is rounded to float32 at random, up or down, after every step.
+typedef struct { double *x, *x_prev, *g, *g_prev, step, step_prev; } AdGD;
+
+static double golden_hyper(const Golden *g, const char *name, double otherwise) {
+    for (int j = 0; j < g->num_hyper; j++) if (!strcmp(g->hyper[j].name, name)) return g->hyper[j].value;
+    return otherwise;
+}
+
+static int adgd_start(const Golden *g, AdGD *a) {
+    a->x = (double *)calloc(4 * g->n, sizeof(double));
+    a->x_prev = a->x + g->n;
+    a->g = a->x + 2 * g->n;
+    a->g_prev = a->x + 3 * g->n;
+    return a->x != NULL;
+}
+
+static void adgd_step(const Golden *g, AdGD *a, long t) {              // from x, g and what went before
+    const int first = golden_hyper(g, "version", 2) == 1;
+    double dx2 = 0, dg2 = 0, step = golden_hyper(g, "first_step", 0.01);
+    for (size_t i = 0; i < g->n; i++) {
+        dx2 += (a->x[i] - a->x_prev[i]) * (a->x[i] - a->x_prev[i]);
+        dg2 += (a->g[i] - a->g_prev[i]) * (a->g[i] - a->g_prev[i]);
+    }
+    if (t > 0) {
+        const double prev = a->step, L = sqrt(dg2 / dx2);
+        const double th = t > 1 ? prev / a->step_prev : first ? 0 : 1.0 / 3;
+        step = dx2 == 0 ? prev : first ? fmin(sqrt(1 + th) * prev, 1 / (sqrt(2) * L))
+                        : fmin(sqrt(2.0 / 3 + th) * prev, prev / sqrt(fmax(2 * prev * prev * L * L - 1, 0)));
+    }
+    a->step_prev = a->step;
+    a->step = step;
+    for (size_t i = 0; i < g->n; i++) {
+        const double y = a->x[i] - step * a->g[i], l1 = golden_hyper(g, "l1", 0);
+        a->x_prev[i] = a->x[i];
+        a->g_prev[i] = a->g[i];
+        a->x[i] = copysign(fmax(fabs(y) - step * l1, 0), y);
+    }
+}
+
+static double record_error(const Record *r, size_t n, const double *point, double scalar) {
+    const int is_point = !strcmp(r->kind, "x") || !strcmp(r->kind, "y");
+    double error = 0, largest = 0;
+    for (size_t i = 0; i < (is_point ? n : 1); i++) {
+        const double off = fabs((is_point ? point[i] : scalar) - r->values[i]);
+        error = fmax(error, isfinite(off) ? off : INFINITY);
+        largest = fmax(largest, fabs(r->values[i]));
+    }
+    return largest > 0 ? error / largest : error;
+}
+
+static unsigned long long random_state;
+static double uniform(void) {                              // in (-1, 1), splitmix64
+    unsigned long long z = random_state += 0x9E3779B97F4A7C15ull;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    return ((z ^ (z >> 31)) >> 11) * (2.0 / 9007199254740992.0) - 1;
+}
+
+// missed[r]: the most by which AdGD, rounded, misses record r in 8 runs.
+static int adgd_missed(const Golden *g, double *missed) {
+    AdGD a;
+    if (!adgd_start(g, &a)) return 0;
+    for (int run = 0; run < 8; run++) {
+        random_state = run;
+        for (size_t i = 0; i < g->n; i++) a.x[i] = (float)g->x0[i];
+        for (long t = 0, r = 0; t < g->steps; t++) {
+            for (size_t i = 0; i < g->n; i++) a.g[i] = (float)(g->h[i] * (a.x[i] - g->c[i] - g->s[i]));
+            adgd_step(g, &a, t);
+            for (size_t i = 0; i < g->n; i++) {
+                const float near = (float)a.x[i], far = nextafterf(near, a.x[i] > near ? INFINITY : -INFINITY);
+                a.x[i] = uniform() > 0 || near == a.x[i] ? near : far;
+            }
+            for (; r < g->num_records && g->records[r].step == t + 1; r++)
+                missed[r] = fmax(missed[r], record_error(&g->records[r], g->n, a.x, a.step));
+        }
+    }
+    free(a.x);
+    return 1;
+}
+
 typedef struct {                      // one run along a file
-    double points, scalars;           // the largest errors, relative to a record's largest entry
-    int undetermined;                 // scalars that float32 does not determine
+    double *errors;                   // (num_records), relative to the record's largest entry
     float *final;                     // (2, n): params and evaluation point at the end
+    double strayed;                   // AdGD: the largest distance of a step and of x from the rule's
 } Run;
 
 // Follows the file; what is wrong, or NULL. restart: after so many steps the state moves to a fresh one.
-//
-// AdGD finds its step from the difference of two iterates. Where they differ by less than 2e-3 of the largest
-// entry, float32's roundings, which its long steps amplify in the stiff directions, move the step by 1e-3 and
-// more (float64 from the file's nine digits misses late records as well): they are counted, not compared.
 static const char *golden_run(const Golden *g, long restart, Run *run) {
     Optimizer o, fresh;
+    AdGD rule = { NULL, NULL, NULL, NULL, 0, 0 };
     OptimSegment segments[MAX_TENSORS];
     long warmup;
     const size_t n = g->n;
@@ -272,18 +352,17 @@ static const char *golden_run(const Golden *g, long restart, Run *run) {
     if (what) return what;
     float *memory = (float *)calloc(4 * n, sizeof(float)), *x = memory;
     float *grad = x + n, *out = x + 2 * n, *other = x + 3 * n;
-    if (!memory) return "no memory";
+    double *point = (double *)malloc(n * sizeof(double));
+    if (!memory || !point || (adgd(g) && !adgd_start(g, &rule))) return "no memory";
     for (size_t i = 0; i < n; i++) x[i] = (float)g->x0[i];
-    if (optim_start(&o, x, n, segments, g->num_tensors)) { free(memory); return "no memory"; }
-    run->points = run->scalars = 0;
-    run->undetermined = 0;
+    if (optim_start(&o, x, n, segments, g->num_tensors)) return "no memory";
     for (long t = 0, r = 0; t < g->steps; t++) {
         if (t == restart && t > 0) {                       // a checkpoint: params and what optim_state lists
             void *from, *to;
             size_t bytes;
             const char *name;
             golden_optimizer(g, &fresh, segments, &warmup);
-            if (optim_start(&fresh, other, n, segments, g->num_tensors)) { free(memory); return "no memory"; }
+            if (optim_start(&fresh, other, n, segments, g->num_tensors)) return "no memory";
             memcpy(other, x, n * sizeof(float));
             for (int i = 0; optim_state(&o, i, &from, &bytes, &name); i++) {
                 optim_state(&fresh, i, &to, &bytes, &name);
@@ -293,66 +372,73 @@ static const char *golden_run(const Golden *g, long restart, Run *run) {
             o = fresh;
         }
         const double loss = quadratic(g, o.params, t, grad);
-        double moved = 0, entry = 0;
-        memcpy(out, o.params, n * sizeof(float));
+        for (size_t i = 0; i < n && adgd(g); i++) { rule.x[i] = o.params[i]; rule.g[i] = grad[i]; }
         optim_step(&o, grad, 1, optim_schedule("constant", t, g->steps, warmup, 1), loss, g->fstar[t]);
-        for (size_t i = 0; i < n; i++) {
-            moved = fmax(moved, fabs((double)o.params[i] - out[i]));
-            entry = fmax(entry, fabs(out[i]));
+        if (adgd(g)) {
+            double off = 0, largest = 0;
+            adgd_step(g, &rule, t);
+            for (size_t i = 0; i < n; i++) {
+                off = fmax(off, fabs(o.params[i] - rule.x[i]));
+                largest = fmax(largest, fabs(rule.x[i]));
+            }
+            run->strayed = fmax(run->strayed, fmax(off / largest, fabs(o.s.step - rule.step) / rule.step));
         }
         for (; r < g->num_records && g->records[r].step == t + 1; r++) {
             const Record *record = &g->records[r];
-            double error = 0, largest = 0;
-            if (!strcmp(record->kind, "d") || !strcmp(record->kind, "step")) {
-                const double have = !strcmp(record->kind, "d") ? o.s.d : o.s.step, want = record->values[0];
-                error = fabs(have - want) / (want != 0 ? fabs(want) : 1);
-                if (adgd(g) && moved < 2e-3 * entry) run->undetermined++;
-                else run->scalars = fmax(run->scalars, isfinite(error) ? error : INFINITY);
-                continue;
-            }
             optim_eval_params(&o, out);
             // DoG's files come from its authors' optimizer alone: their x is the iterate, not yet averaged
             const float *have = !strcmp(record->kind, "x") && strcmp(g->algorithm, "dog") ? out : o.params;
-            for (size_t i = 0; i < n; i++) {
-                error = fmax(error, isfinite(have[i]) ? fabs(have[i] - record->values[i]) : INFINITY);
-                largest = fmax(largest, fabs(record->values[i]));
-            }
-            run->points = fmax(run->points, error / largest);
+            for (size_t i = 0; i < n; i++) point[i] = have[i];
+            run->errors[r] = record_error(record, n, point, !strcmp(record->kind, "d") ? o.s.d : o.s.step);
         }
     }
     optim_eval_params(&o, out);
     memcpy(run->final, o.params, n * sizeof(float));
     memcpy(run->final + n, out, n * sizeof(float));
     optim_free(&o);
-    free(memory);
+    free(memory); free(point); free(rule.x);
     return NULL;
 }
 
 static void golden_test(const char *path, int listed) {
-    Run runs[3] = { { 0, 0, 0, NULL }, { 0, 0, 0, NULL }, { 0, 0, 0, NULL } };  // 1 thread, 2, and restarted
     Golden *g = golden_read(path, listed);
     if (!g) return;
-    const char *slash = strrchr(path, '/'), *file = slash ? slash + 1 : path, *what = NULL;
-    for (int k = 0; k < 3 && !what && !g->error[0]; k++) {
+    const char *slash = strrchr(path, '/'), *file = slash ? slash + 1 : path;
+    const char *what = g->error[0] ? g->error : NULL;
+    double *missed = (double *)calloc(4 * MAX_RECORDS, sizeof(double));
+    float *finals = (float *)malloc(6 * (g->n + 1) * sizeof(float));
+    Run runs[3];                                           // 1 thread; 2 threads; restarted half-way
+    if (!missed || !finals || (!what && adgd(g) && !adgd_missed(g, missed))) what = "no memory";
+    for (int k = 0; k < 3 && !what; k++) {
+        runs[k].errors = missed + (k + 1) * MAX_RECORDS;
+        runs[k].final = finals + 2 * k * g->n;
+        runs[k].strayed = 0;
         set_threads(k == 0 ? 1 : 2);
-        runs[k].final = (float *)malloc(2 * g->n * sizeof(float));
-        what = runs[k].final ? golden_run(g, k == 2 ? g->steps / 2 : 0, &runs[k]) : "no memory";
+        what = golden_run(g, k == 2 ? g->steps / 2 : 0, &runs[k]);
     }
-    if (what || g->error[0]) {
-        if (what) printf("error: %s: %s\n", path, what); else printf("error: %s\n", g->error);
+    if (what) {
+        printf("error: %s%s%s\n", what == g->error ? "" : path, what == g->error ? "" : ": ", what);
         failed++;
     } else {
         const int same = !memcmp(runs[0].final, runs[1].final, 2 * g->n * sizeof(float));
         const int resumed = !memcmp(runs[0].final, runs[2].final, 2 * g->n * sizeof(float));
-        const int ok = runs[0].points <= 2e-4 && runs[0].scalars <= 1e-3 && same && resumed;
+        double points = 0, scalars = 0;
+        int undetermined = 0, ok = same && resumed && runs[0].strayed <= 1e-5;
+        for (int r = 0; r < g->num_records; r++) {
+            const int point = !strcmp(g->records[r].kind, "x") || !strcmp(g->records[r].kind, "y");
+            const double error = runs[0].errors[r], tolerance = point ? 2e-4 : 1e-3;
+            if (!(error <= fmax(tolerance, 3 * missed[r]))) ok = 0;
+            if (3 * missed[r] > tolerance) undetermined++;
+            else if (point) points = fmax(points, error);
+            else scalars = fmax(scalars, error);
+        }
         printf("%-4s  %-26s %-20s points %.1e  scalars %.1e  threads %s  resumed %s", ok ? "ok" : "FAIL",
-               file, g->algorithm, runs[0].points, runs[0].scalars, same ? "same" : "DIFFER",
-               resumed ? "same" : "DIFFERS");
-        if (runs[0].undetermined) printf("  (%d steps below float32's resolution)", runs[0].undetermined);
+               file, g->algorithm, points, scalars, same ? "same" : "DIFFER", resumed ? "same" : "DIFFERS");
+        if (adgd(g)) printf("  steps %.1e, %d records chaotic", runs[0].strayed, undetermined);
         printf("\n");
         if (ok) passed++; else failed++;
     }
-    for (int k = 0; k < 3; k++) free(runs[k].final);
+    free(missed); free(finals);
     golden_free(g);
 }
 
@@ -363,14 +449,6 @@ enum { N = 46, STEPS = 60 };
 static const OptimSegment reference_segments[3] = {        // a tall matrix, a wide one, a vector
     { 0, 24, 6, 4, 1 }, { 24, 15, 3, 5, 1 }, { 39, 7, 0, 0, 0 },
 };
-
-static unsigned long long random_state;
-static double uniform(void) {                              // in (-1, 1), splitmix64
-    unsigned long long z = random_state += 0x9E3779B97F4A7C15ull;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
-    return ((z ^ (z >> 31)) >> 11) * (2.0 / 9007199254740992.0) - 1;
-}
 
 typedef struct { double x[N], eval[N], m[N], v[N], z[N], x0[N], s[N], r2[N], outer[N], x_outer[N]; } Arrays;
 typedef struct Reference {
@@ -709,7 +787,7 @@ static void bits_tests(void) {
     }
     double sum = 0;
     for (size_t i = 0; i < 2 * n; i++) sum += (double)want[i] * want[i];
-    check(differ == 0 && fabs(first - sum) <= 1e-12 * sum, "norm2, 1 to 3 threads", fabs(first - sum) / sum);
+    check(differ == 0 && fabs(first - sum) <= 1e-6 * sum, "norm2, 1 to 3 threads", fabs(first - sum) / sum);
     free(want);
     free(have);
 }
@@ -762,7 +840,7 @@ static int ascending(const void *a, const void *b) {
 
 static void schedule_tests(void) {
     double error = 0, norms[50], factors[50], want[50];
-    const struct { const char *kind; long step; double factor; } cases[] = {     // 100 steps, 10 warmup, to 0.1
+    const struct { const char *kind; long step; double factor; } cases[] = {     // 100 steps, warmup 10
         { "constant", 0, 0.1 }, { "constant", 9, 1 }, { "constant", 99, 1 }, { "cosine", 10, 1 },
         { "cosine", 55, 0.55 }, { "cosine", 100, 0.1 }, { "cosine", 40, 0.1 + 0.9 * 0.75 },
         { "linear", 4, 0.5 }, { "linear", 55, 0.55 }, { "linear", 100, 0.1 },
