@@ -129,6 +129,11 @@ static Data data_read(const char *path) {
     return d;
 }
 
+static void data_free(Data *d) {
+    free(d->row_start); free(d->col); free(d->value); free(d->y);
+    free(d->col_start); free(d->row); free(d->col_value);
+}
+
 static unsigned long long random_state = 1;
 static double uniform(void) {                              // in [0, 1), splitmix64
     unsigned long long z = random_state += 0x9E3779B97F4A7C15ull;
@@ -345,7 +350,7 @@ static double run(const Setting *s, const Method *m, double lr, FILE *csv) {
     }
     for (long t = 0; t <= steps; t++) {
         const double spent = (double)t * batch / rows + (m->whole ? s->search : 0);
-        if (spent > s->budget) break;
+        if (spent > s->budget && t > 0) break;
         if (t % every == 0 || t == steps) {                // measures
             if (m->name) optim_eval_params(&o, out); else memcpy(out, x, cols * sizeof(float));
             for (long j = 0; j < cols; j++) w[j] = out[j];
@@ -452,5 +457,8 @@ int main(int argc, char **argv) {
         fprintf(stderr, "\n");
     }
     if (fflush(csv) || ferror(csv) || (path && fclose(csv))) die(strerror(errno), path ? path : "stdout", 1);
+    data_free(&p.data);
+    free(p.residual);
+    free(x_star);
     return 0;
 }
