@@ -481,6 +481,7 @@ static Tokenizer export_tokenizers(void) {
         size_t n, k;
         snprintf(name, sizeof name, "tok_%s", kinds[i]);
         make_folder(in_test(name).s);
+        if (i > 0) export_tokenizer(&t, 8, in_test(name).s); // of another kind, which must leave nothing behind
         tokenizer_free(&t);
         tokenizer_init(&t, kinds[i], text, strlen(text), in_test("merges.txt").s);
         export_tokenizer(&t, 8, in_test(name).s);

@@ -95,6 +95,8 @@ static void test_bytes_and_chars(void) {
     check(count == 18, "%zu characters, not 18", count);
     free(ids);
     check_saved(&t, text, n, "chars");
+    write_file(path_in(folder, "tokenizer.bpe").s, "a b\n", 4);
+    check_saved(&t, text, n, "chars beside an old tokenizer.bpe");
     tokenizer_free(&t);
     check_refused(encode_chars, "ab\xC3\xA9", "\xC3\xA9 (U+00E9) at byte 2");
     check_refused(encode_chars, "abcab\n", "U+000A");
@@ -214,6 +216,7 @@ static void test_broken_merges(void) {
     const char *const cases[][2] = {{"#version: 0.2\na b\nc\n", "merge 2 is not two tokens"},
                                     {"#version: 0.2\na b\nab cd\n", "merge 2 is not of two tokens before it"},
                                     {"a b\na b\n", "merge 2 is there already"},
+                                    {"", "has no merges"},
                                     {"a \n", "merge 1 is not"},
                                     {" a\n", "merge 1 is not"},
                                     {"a b c\n", "merge 1 is not"},
