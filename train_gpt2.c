@@ -194,6 +194,18 @@ static inline float gelu_derivative(float x, float tanh_u) {
     return 0.5f * (1.0f + tanh_u) + 0.5f * x * (1.0f - tanh_u * tanh_u) * du;
 }
 
+// The largest of n numbers, in VEC maxima side by side.
+static float largest_of(const float *x, int n) {
+    float m[VEC];
+    for (int j = 0; j < VEC; j++) m[j] = -INFINITY;
+    int i = 0;
+    for (; i + VEC <= n; i += VEC)
+        for (int j = 0; j < VEC; j++) m[j] = x[i + j] > m[j] ? x[i + j] : m[j];
+    for (; i < n; i++) m[0] = x[i] > m[0] ? x[i] : m[0];
+    for (int j = 1; j < VEC; j++) m[0] = m[j] > m[0] ? m[j] : m[0];
+    return m[0];
+}
+
 /* Matrix multiplication after Goto and van de Geijn (2008), in BLIS's words:  C (M x N) = A (M x K) B (K x N).
 
 C is cut into tasks of about 256 x 128, each one thread's work without any waiting for others. A task goes
@@ -346,35 +358,46 @@ static __attribute__((noinline)) void pack_strips(float *strips, const float *a,
             for (int r = 0; r < MR; r++) strips[i * K + k * MR + r] = i + r < rows ? a[(i + r) * row + k * col] : 0.0f;
 }
 
-// Fetches into L2 what the block of B (K rows, cols columns) covers, share `part` of `parts`.
-static void prefetch_block(const float *b, long row, long col, int K, int cols, int part, int parts) {
-    long lines = row == 1 ? cols : K, length = row == 1 ? K : cols, stride = row == 1 ? col : row;
+// A block of A or B that will be packed or read soon: element (i,j) is at[i*row + j*col], and one of row and col is 1.
+typedef struct {
+    const float *at; // NULL: none
+    long row, col;
+    int rows, cols;
+} Block;
+
+// Asks for share `part` of `parts` of a block to be brought to L2, while other work goes on.
+static void prefetch_block(Block b, int part, int parts) {
+    if (!b.at) return;
+    long lines = b.row == 1 ? b.cols : b.rows, length = b.row == 1 ? b.rows : b.cols, stride = b.row == 1 ? b.col : b.row;
     for (long line = lines * part / parts; line < lines * (part + 1) / parts; line++)
-        for (long i = 0; i < length; i += 16) __builtin_prefetch(b + line * stride + i, 0, 2);
+        for (long i = 0; i < length + 15; i += 16) __builtin_prefetch(b.at + line * stride + MIN(i, length - 1), 0, 2);
 }
 
 // C (M,N; rows ldc apart) = A B, and the epilogue; one thread's work. A[i][k] is a[i*a_row + k*a_col], B[k][j] is
-// b[k*b_row + j*b_col]; of each pair of strides one is 1. b_next: the B of the product that will follow, or NULL.
-static void multiply(float *C, long ldc, const float *a, long a_row, long a_col, const float *b, long b_row,
-                     long b_col, int M, int N, int K, Epilogue e, const float *b_next) {
+// b[k*b_row + j*b_col]; of each pair of strides one is 1. a_next, b_next: where the operands of the product that will
+// follow begin, or NULL.
+static void multiply(float *C, long ldc, const float *a, long a_row, long a_col, const float *b, long b_row, long b_col,
+                     int M, int N, int K, Epilogue e, const float *a_next, const float *b_next) {
     static _Thread_local float panels[NT * KC] __attribute__((aligned(64)));
     static _Thread_local float strips[MC * KC] __attribute__((aligned(64)));
     vec tile[2 * MR];
     for (; N > NT; N -= NT, b += NT * b_col, C += NT) // heads wider than NT, which have no epilogue
-        multiply(C, ldc, a, a_row, a_col, b, b_row, b_col, M, NT, K, e, NULL);
+        multiply(C, ldc, a, a_row, a_col, b, b_row, b_col, M, NT, K, e, NULL, NULL);
     for (int k0 = 0; k0 < K; k0 += KC) {
-        int kc = MIN(KC, K - k0), first = k0 == 0, last = k0 + kc == K, blocks = (M + MC - 1) / MC;
-        const float *next = last ? b_next : b + (k0 + KC) * b_row;
+        int kc = MIN(KC, K - k0), first = k0 == 0, last = k0 + kc == K, next_kc = last ? MIN(KC, K) : MIN(KC, K - k0 - kc);
+        Block next_b = {last ? b_next : b + (k0 + kc) * b_row, b_row, b_col, next_kc, N};
         for (int j = 0; j < N; j += NR)
             pack_panel(panels + j * kc, b + k0 * b_row + j * b_col, b_row, b_col, kc, MIN(NR, N - j));
         for (int m = 0; m < M; m += MC) {
-            int mc = MIN(MC, M - m);
+            int mc = MIN(MC, M - m), direct = a_row == 1 ? 0 : mc / MR * MR; // rows of A that are read in place
             const float *block = a + m * a_row + k0 * a_col;
-            if (next) prefetch_block(next, b_row, b_col, MIN(KC, last ? K : K - k0 - KC), N, m / MC, blocks);
-            int direct = a_row == 1 ? 0 : mc / MR * MR; // rows of A that are read in place
+            Block next_a = {block + MC * a_row, a_row, a_col, MIN(MC, M - m - MC), kc};
+            if (m + MC >= M) next_a = (Block){last ? a_next : a + (k0 + kc) * a_col, a_row, a_col, MIN(MC, M), next_kc};
             pack_strips(strips + direct * kc, block + direct * a_row, a_row, a_col, kc, mc - direct);
+            prefetch_block(next_b, m / MC, (M + MC - 1) / MC);
             for (int j = 0; j < N; j += NR) {
                 int cols = MIN(NR, N - j), nv = panel_width(cols) / VEC;
+                prefetch_block(next_a, j / NR, (N + NR - 1) / NR);
                 for (int i = 0; i < mc; i += MR) {
                     int rows = MIN(MR, mc - i), packed = i >= direct;
                     const float *strip = packed ? strips + i * kc : block + i * a_row;
@@ -387,6 +410,12 @@ static void multiply(float *C, long ldc, const float *a, long a_row, long a_col,
             }
         }
     }
+}
+
+// The size of equal parts of n, each at most `most` and a multiple of `unit`, their number a multiple of `threads` if possible.
+static int share(int n, int threads, int most, int unit) {
+    int parts = threads * ((n + threads * most - 1) / (threads * most));
+    return ((n + parts - 1) / parts + unit - 1) / unit * unit;
 }
 
 static const Epilogue plain = {0}, accumulate = {.accumulate = 1};
@@ -409,17 +438,15 @@ static void matmul(float *C, const float *A, const float *B, int M, int N, int K
         }
 #else
     long a_row = trans_a ? 1 : K, a_col = trans_a ? M : 1, b_row = trans_b ? 1 : N, b_col = trans_b ? K : 1;
-    int mt = 264, nt = trans_a ? NT : NT / 2; // a transposed A is packed once for each task's columns
-#define TASKS ((M + mt - 1) / mt * ((N + nt - 1) / nt))
-    while (TASKS < 3 * omp_get_max_threads() && (mt > 2 * MR || nt > NR)) {
-        if (nt > NR && (!trans_a || nt >= mt || mt <= 2 * MR)) nt = (nt / 2 + NR - 1) / NR * NR;
-        else mt = (mt / 2 + MR - 1) / MR * MR;
-    }
-    int row_tasks = (M + mt - 1) / mt, tasks = TASKS;
-    mt = ((M + row_tasks - 1) / row_tasks + MR - 1) / MR * MR; // of equal size
-#pragma omp parallel for schedule(dynamic)
-    for (int task = 0; task < tasks; task++) {
-        int i = task % row_tasks * mt, j = task / row_tasks * nt;
+    // Tasks: rows are shared out first where A is the larger operand, so that a thread works on the rows that it has
+    // in cache from the layer before; columns where B is, so that it is packed once. mt and nt are multiples of MR and NR.
+    int threads = omp_get_max_threads(), by_rows = M >= N && !trans_a;
+    int mt = share(M, by_rows ? threads : 1, 264, MR), nt = share(N, by_rows ? 1 : threads, trans_a ? NT : NT / 2, NR);
+    if (!by_rows && (N + nt - 1) / nt < 2 * threads) mt = share(M, threads, 132, MR); // too few columns for all
+    int row_tasks = (M + mt - 1) / mt, col_tasks = (N + nt - 1) / nt;
+#pragma omp parallel for schedule(static)
+    for (int task = 0; task < row_tasks * col_tasks; task++) {
+        int i = (by_rows ? task / col_tasks : task % row_tasks) * mt, j = (by_rows ? task % col_tasks : task / row_tasks) * nt;
         Epilogue part = e;
         size_t at = (size_t)i * N + j;
         if (e.bias) part.bias += j;
@@ -427,7 +454,7 @@ static void matmul(float *C, const float *A, const float *B, int M, int N, int K
         if (e.times) part.times += at;
         if (e.gelu) part.gelu += at;
         multiply(C + at, N, A + i * a_row, a_row, a_col, B + j * b_col, b_row, b_col, MIN(mt, M - i), MIN(nt, N - j), K,
-                 part, j + 2 * nt <= N ? B + (j + nt) * b_col : NULL);
+                 part, i + mt < M ? A + (i + mt) * a_row : NULL, j + 2 * nt <= N ? B + (j + nt) * b_col : NULL);
     }
 #endif
 }
@@ -571,7 +598,7 @@ static void attention_forward(float *out, float *lse, const float *qkv, int B, i
     int HS = C / NH;
     long ld = 3L * C;
     float scale = 1.0f / sqrtf((float)HS);
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(static)
     for (int bh = 0; bh < B * NH; bh++) {
         const float *q = qkv + bh / NH * T * ld + bh % NH * HS, *k = q + C, *v = k + C;
         float *o = out + (size_t)(bh / NH) * T * C + bh % NH * HS;
@@ -581,22 +608,21 @@ static void attention_forward(float *out, float *lse, const float *qkv, int B, i
             for (int i = 0; i < nq; i++) max[i] = -INFINITY, sum[i] = 0;
             for (int k0 = 0; k0 < q0 + nq; k0 += BLOCK) {
                 int nk = MIN(BLOCK, q0 + nq - k0);
-                multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain, NULL);
+                multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain, NULL, NULL);
                 for (int i = 0; i < nq; i++) {
-                    float *row = p + i * BLOCK, m = max[i], total = 0;
-                    int seen = MIN(nk, q0 + i - k0 + 1); // keys up to the query itself
-#pragma omp simd reduction(max : m)
-                    for (int j = 0; j < seen; j++) m = row[j] * scale > m ? row[j] * scale : m;
+                    // keys after the query count as -infinity, so the loops go over whole blocks, without a tail
+                    float *row = p + i * BLOCK, total = 0;
+                    for (int j = MIN(nk, q0 + i - k0 + 1); j < BLOCK; j++) row[j] = -INFINITY;
+                    float m = MAX(max[i], largest_of(row, BLOCK) * scale);
 #pragma omp simd reduction(+ : total)
-                    for (int j = 0; j < seen; j++) total += row[j] = exp_f32(row[j] * scale - m);
-                    for (int j = seen; j < nk; j++) row[j] = 0;
+                    for (int j = 0; j < BLOCK; j++) total += row[j] = exp_f32(row[j] * scale - m);
                     float shrink = k0 ? exp_f32(max[i] - m) : 0;
                     sum[i] = sum[i] * shrink + total;
                     max[i] = m;
                     if (k0)
                         for (int c = 0; c < HS; c++) o[(size_t)(q0 + i) * C + c] *= shrink;
                 }
-                multiply(o + (size_t)q0 * C, C, p, BLOCK, 1, v + k0 * ld, ld, 1, nq, HS, nk, k0 ? accumulate : plain, NULL);
+                multiply(o + (size_t)q0 * C, C, p, BLOCK, 1, v + k0 * ld, ld, 1, nq, HS, nk, k0 ? accumulate : plain, NULL, NULL);
             }
             for (int i = 0; i < nq; i++) {
                 for (int c = 0; c < HS; c++) o[(size_t)(q0 + i) * C + c] *= 1.0f / sum[i];
@@ -613,7 +639,7 @@ static void attention_backward(float *dqkv, const float *dout, const float *qkv,
     int HS = C / NH;
     long ld = 3L * C;
     float scale = 1.0f / sqrtf((float)HS);
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(static)
     for (int bh = 0; bh < B * NH; bh++) {
         size_t to_qkv = bh / NH * T * ld + bh % NH * HS, to_out = (size_t)(bh / NH) * T * C + bh % NH * HS;
         const float *q = qkv + to_qkv, *k = q + C, *v = k + C, *o = out + to_out, *d_o = dout + to_out;
@@ -629,23 +655,22 @@ static void attention_backward(float *dqkv, const float *dout, const float *qkv,
             }
             for (int k0 = 0; k0 < q0 + nq; k0 += BLOCK) {
                 int nk = MIN(BLOCK, q0 + nq - k0);
-                multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain, NULL);
-                multiply(dp, BLOCK, d_o + (size_t)q0 * C, C, 1, v + k0 * ld, 1, ld, nq, nk, HS, plain, NULL);
+                multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain, NULL, NULL);
+                multiply(dp, BLOCK, d_o + (size_t)q0 * C, C, 1, v + k0 * ld, 1, ld, nq, nk, HS, plain, NULL, NULL);
                 for (int i = 0; i < nq; i++) {
                     float *pr = p + i * BLOCK, *dpr = dp + i * BLOCK, l = lse[(size_t)bh * T + q0 + i], Di = D[i];
-                    int seen = MIN(nk, q0 + i - k0 + 1);
+                    for (int j = MIN(nk, q0 + i - k0 + 1); j < BLOCK; j++) pr[j] = -INFINITY, dpr[j] = 0;
 #pragma omp simd
-                    for (int j = 0; j < seen; j++) {
+                    for (int j = 0; j < BLOCK; j++) {
                         pr[j] = exp_f32(pr[j] * scale - l);
                         dpr[j] = pr[j] * (dpr[j] - Di) * scale;
                     }
-                    for (int j = seen; j < nk; j++) pr[j] = dpr[j] = 0;
                 }
                 // the first query block to see these keys writes their gradients, later ones add
                 Epilogue add = q0 > k0 ? accumulate : plain;
-                multiply(dv + k0 * ld, ld, p, 1, BLOCK, d_o + (size_t)q0 * C, C, 1, nk, HS, nq, add, NULL);
-                multiply(dk + k0 * ld, ld, dp, 1, BLOCK, q + q0 * ld, ld, 1, nk, HS, nq, add, NULL);
-                multiply(dq + q0 * ld, ld, dp, BLOCK, 1, k + k0 * ld, ld, 1, nq, HS, nk, k0 ? accumulate : plain, NULL);
+                multiply(dv + k0 * ld, ld, p, 1, BLOCK, d_o + (size_t)q0 * C, C, 1, nk, HS, nq, add, NULL, NULL);
+                multiply(dk + k0 * ld, ld, dp, 1, BLOCK, q + q0 * ld, ld, 1, nk, HS, nq, add, NULL, NULL);
+                multiply(dq + q0 * ld, ld, dp, BLOCK, 1, k + k0 * ld, ld, 1, nq, HS, nk, k0 ? accumulate : plain, NULL, NULL);
             }
         }
     }
@@ -851,9 +876,7 @@ typedef struct {
 
 // log of the sum of exp(x / temperature), over n numbers.
 static float log_sum_exp(const float *x, int n, float temperature) {
-    float max = -INFINITY, sum = 0, scale = 1.0f / temperature;
-#pragma omp simd reduction(max : max)
-    for (int i = 0; i < n; i++) max = x[i] > max ? x[i] : max;
+    float max = largest_of(x, n), sum = 0, scale = 1.0f / temperature;
 #pragma omp simd reduction(+ : sum)
     for (int i = 0; i < n; i++) sum += exp_f32((x[i] - max) * scale);
     return max * scale + logf(sum);
@@ -880,12 +903,11 @@ static double classifier(GPT2 *m, const uint16_t *targets, float grad_scale, int
                 float hard = (1.0f - soft->weight) * grad_scale, kl = soft->weight * soft->temperature * grad_scale;
 #pragma omp simd
                 for (int i = 0; i < V; i++)
-                    x[i] = hard * exp_f32(x[i] - lse) + kl * (exp_f32(x[i] * t - x_lse) - exp_f32(y[i] * t - y_lse));
-                x[target] -= hard;
+                    x[i] = hard * (exp_f32(x[i] - lse) - (float)(i == target)) +
+                           kl * (exp_f32(x[i] * t - x_lse) - exp_f32(y[i] * t - y_lse));
             } else {
 #pragma omp simd
-                for (int i = 0; i < V; i++) x[i] = exp_f32(x[i] - lse) * grad_scale;
-                x[target] -= grad_scale;
+                for (int i = 0; i < V; i++) x[i] = grad_scale * (exp_f32(x[i] - lse) - (float)(i == target));
             }
         }
         if (grad_scale == 0) continue;
