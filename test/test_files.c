@@ -14,7 +14,7 @@ static Path in_test(const char *name) { return path_in(folder, name); }
 static void put(const char *name, const void *bytes, size_t n) {
     Path path = in_test(name);
     FILE *f = fopen(path.s, "wb");
-    if (!f || fwrite(bytes, 1, n, f) != n || fclose(f)) die("cannot write %s", path.s);
+    if (!f || fwrite(bytes, 1, n, f) != n || fclose(f)) die("cannot write %s: %s", path.s, strerror(errno));
 }
 
 static void remove_folder(const char *path) {
@@ -569,7 +569,10 @@ static char *mutate(const char *good, size_t n, size_t range, uint64_t seed, siz
         case 0: bad[at] ^= (char)(1 << RANDOM(8)); break;
         case 1: bad[at] = (char)RANDOM(256); break;
         case 2: bad[at] = "{}[],:\"\\ \n0"[RANDOM(11)]; break;
-        case 3: n = RANDOM(4) ? at : n - MIN(n, 1 + RANDOM(8)); break; // the end goes
+        case 3: // the end goes
+            length = RANDOM(4) ? n - at : 1 + RANDOM(8);
+            n -= MIN(n, length);
+            break;
         case 4: // some bytes go
             length = RANDOM(2) ? 1 + RANDOM(4) : RANDOM(n);
             length = MIN(length, n - at);
