@@ -1519,6 +1519,7 @@ static UNUSED void tokenizer_free(Tokenizer *t) {
 // Appends a token; the callers see to it that there are at most 65536.
 static void add_token(Tokenizer *t, const char *bytes, size_t n) {
     if (!t->start) t->start = resize(NULL, 65537 * sizeof *t->start), t->start[0] = 0;
+    if (n > UINT32_MAX - t->text_size) die("the tokens of a tokenizer are longer than 4 GiB together");
     if (t->text_size + n > t->text_capacity)
         t->text = resize(t->text, t->text_capacity = 2 * (t->text_size + n));
     memcpy(t->text + t->text_size, bytes, n);
@@ -1640,6 +1641,7 @@ static void load_merges(Tokenizer *t, const char *path) {
         if (!space) die("%s: merge %d is not two tokens and a space between", path, t->vocab_size - 255);
         add_merge(t, line, (size_t)(space - line), space + 1, (size_t)(stop - space - 1), path);
     }
+    if (t->vocab_size == 256) die("%s has no merges; give GPT-2's vocab.bpe", path);
     add_token(t, end_of_text, strlen(end_of_text));
     free(text);
 }
@@ -1661,10 +1663,10 @@ static inline const char *piece_end(const Tokenizer *t, const char *p, const cha
             if (end - p > n && !memcmp(p + 1, endings[i], (size_t)n)) return p + 1 + n;
         }
     }
-    int length, last = 1, space = *p == ' ' && end - p > 1, class = class_at(t, p + space, end, &length);
+    int length, last = 1, space = *p == ' ' && end - p > 1, kind = class_at(t, p + space, end, &length);
     const char *q = p;
-    if (class != 3) {
-        for (q += space + length; q < end && class_at(t, q, end, &length) == class;) q += length;
+    if (kind != 3) {
+        for (q += space + length; q < end && class_at(t, q, end, &length) == kind;) q += length;
         return q;
     }
     for (; q < end && class_at(t, q, end, &length) == 3; q += length) last = length;
@@ -1823,14 +1825,19 @@ static void save_merges(const Tokenizer *t, Path path) {
 }
 
 // Writes tokenizer.bpe, the merges as in GPT-2's file; or tokenizer.txt: a line `bytes`, or a line `chars`
-// and then each character once, which is a text of this vocabulary.
+// and then each character once, which is a text of this vocabulary. Removes what another kind has left there.
 static UNUSED void tokenizer_save(const Tokenizer *t, const char *folder) {
-    Path path = path_in(folder, t->kind == TOKENIZER_GPT2 ? "tokenizer.bpe" : "tokenizer.txt");
-    if (t->kind == TOKENIZER_GPT2) return save_merges(t, path);
-    FILE *f = write_begin(path.s);
+    Path txt = path_in(folder, "tokenizer.txt"), bpe = path_in(folder, "tokenizer.bpe");
+    if (t->kind == TOKENIZER_GPT2) {
+        save_merges(t, bpe);
+        unlink(txt.s);
+        return;
+    }
+    FILE *f = write_begin(txt.s);
     fputs(t->kind == TOKENIZER_BYTES ? "bytes\n" : "chars\n", f);
     if (t->kind == TOKENIZER_CHARS) write_bytes(f, t->text, t->text_size);
-    write_commit(f, path.s);
+    write_commit(f, txt.s);
+    unlink(bpe.s);
 }
 
 static void load_tokenizer_txt(Tokenizer *t, const char *path) {
@@ -1978,13 +1985,17 @@ static void export_tokenizer(const Tokenizer *t, int max_seq_len, const char *fo
     if (gpt2) fprintf(f, "\"bos_token\": \"%s\", \"eos_token\": \"%s\",\n", end_of_text, end_of_text);
     fputs("\"clean_up_tokenization_spaces\": false}\n", f);
     write_commit(f, path.s);
-    if (!gpt2) return tokenizer_save(t, folder); // which is what this program reads
-
     path = path_in(folder, "vocab.json");
+    Path merges = path_in(folder, "merges.txt");
+    if (!gpt2) { // a tokenizer.txt instead, which this program reads
+        unlink(path.s), unlink(merges.s);
+        return tokenizer_save(t, folder);
+    }
     f = write_begin(path.s);
     write_vocabulary(f, t);
     write_commit(f, path.s);
-    save_merges(t, path_in(folder, "merges.txt"));
+    save_merges(t, merges);
+    unlink(path_in(folder, "tokenizer.txt").s);
 }
 
 // Writes what from_pretrained reads: the model, its configuration and its tokenizer (NULL: none).

@@ -1,5 +1,5 @@
-/* libFuzzer targets for what reads files: FUZZ_MODEL (llm.c's .bin), FUZZ_SAFETENSORS, FUZZ_CONFIG (config.json),
-FUZZ_MERGES (vocab.bpe), FUZZ_TOKENIZER (tokenizer.txt and tokenizer.json).
+/* libFuzzer targets for what reads files: FUZZ_MODEL (llm.c's .bin), FUZZ_SAFETENSORS, FUZZ_CONFIG
+(config.json), FUZZ_MERGES (vocab.bpe), FUZZ_TOKENIZER (tokenizer.txt and tokenizer.json).
 
     clang -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -DFUZZ_MODEL \
         dev/fuzz.c -o fuzz_model -lm
@@ -103,8 +103,8 @@ static void put(const char *dir, const char *name, const void *bytes, size_t n) 
 }
 
 static void remove_folder(void) {
-    const char *names[] = {"model.bin", "model.safetensors", "config.json", "generation_config.json", "tokenizer.bpe",
-                           "tokenizer.txt", "tokenizer.json"};
+    const char *names[] = {"model.bin", "model.safetensors", "config.json", "generation_config.json",
+                           "tokenizer.bpe", "tokenizer.txt", "tokenizer.json"};
     for (int i = 0; i < 7; i++) unlink(path_in(folder, names[i]).s);
     rmdir(folder);
 }
@@ -112,9 +112,11 @@ static void remove_folder(void) {
 // Makes the folder, and the first file of a corpus.
 int LLVMFuzzerInitialize(int *argc, char ***argv) {
     const GPT2Config g = {.max_seq_len = 3, .vocab_size = 5, .num_layers = 1, .num_heads = 1, .channels = 2};
-    const char merges[] = "#version: 0.2\nh e\nl l\nhe ll\n\xC4\xA0 w\no r\n\xC4\xA0w or\n\xC3\xA9 \xC4\x8A\n\" \\\n";
-    const char json[] = "{\"model\": {\"type\": \"BPE\", \"vocab\": {\"he\": 256}, \"merges\": [\"h e\", [\"l\", \"l\"]]}, "
-                        "\"pre_tokenizer\": {\"type\": \"ByteLevel\"}}";
+    const char merges[] =
+        "#version: 0.2\nh e\nl l\nhe ll\n\xC4\xA0 w\no r\n\xC4\xA0w or\n\xC3\xA9 \xC4\x8A\n\" \\\n";
+    const char json[] =
+        "{\"model\": {\"type\": \"BPE\", \"vocab\": {\"he\": 256}, \"merges\": [\"h e\", [\"l\", \"l\"]]}, "
+        "\"pre_tokenizer\": {\"type\": \"ByteLevel\"}}";
     const char characters[] = "chars\nabc\xC3\xA9\xE6\x97\xA5";
     GPT2 m;
     size_t n;

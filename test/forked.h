@@ -1,4 +1,4 @@
-// Runs what may end the program in a child process: it must end by itself within 10 seconds, within a limit of
+// Runs what may end the program in a child process. It must end by itself within 10 seconds and a limit of
 // memory, with exit code 0, or with 1 and one line on stderr, `error: ...`.
 #include <signal.h>
 #include <stdio.h>
@@ -73,17 +73,21 @@ static Outcome in_child(void (*function)(void *), void *argument) {
 // One line, `error: ...`, and no want of memory.
 static int is_refusal(const Outcome *o) {
     const char *line = strchr(o->error, '\n');
-    return o->code == 1 && !strncmp(o->error, "error: ", 7) && line && !line[1] && !strstr(o->error, "memory");
+    return o->code == 1 && !strncmp(o->error, "error: ", 7) && line && !line[1] &&
+        !strstr(o->error, "memory");
 }
 
 // The function must be refused with an error that contains `text`.
-__attribute__((unused)) static void check_refused(void (*function)(void *), void *argument, const char *text) {
+__attribute__((unused)) static void check_refused(void (*function)(void *), void *argument,
+                                                  const char *text) {
     Outcome o = in_child(function, argument);
-    check(is_refusal(&o) && strstr(o.error, text), "expected an error with '%s', got %d: %s", text, o.code, o.error);
+    check(is_refusal(&o) && strstr(o.error, text), "expected an error with '%s', got %d: %s", text, o.code,
+          o.error);
 }
 
 // The function must be refused in any way or succeed.
-__attribute__((unused)) static void check_survives(void (*function)(void *), void *argument, const char *what) {
+__attribute__((unused)) static void check_survives(void (*function)(void *), void *argument,
+                                                   const char *what) {
     Outcome o = in_child(function, argument);
     check((o.code == 0 && !o.error[0]) || is_refusal(&o), "%s: exit %d: %s", what, o.code, o.error);
 }

@@ -1,6 +1,6 @@
 // Model and tokenizer files: read, written, and refused where they lie.
 //   ./test/test_files [--mutations N] [GOLDEN_DIR]       N (300) damaged files of each format
-//   ./test/test_files --export DIR [MERGES]              for test_transformers.py: exported folders, texts, logits
+//   ./test/test_files --export DIR [MERGES]              for test_transformers.py: folders, texts, logits
 //   ./test/test_files --logits MODEL IDS OUT             the logits of int32 tokens
 #define TRAIN_GPT2_NO_MAIN
 #include "../train_gpt2.c"
@@ -14,7 +14,7 @@ static Path in_test(const char *name) { return path_in(folder, name); }
 static void put(const char *name, const void *bytes, size_t n) {
     Path path = in_test(name);
     FILE *f = fopen(path.s, "wb");
-    if (!f || fwrite(bytes, 1, n, f) != n || fclose(f)) die("cannot write %s", path.s);
+    if (!f || fwrite(bytes, 1, n, f) != n || fclose(f)) die("cannot write %s: %s", path.s, strerror(errno));
 }
 
 static void remove_folder(const char *path) {
@@ -53,7 +53,8 @@ static void load_tokenizer(void *path) {
 
 // ---- models that the tests write themselves
 
-static const GPT2Config small = {.max_seq_len = 8, .vocab_size = 20, .num_layers = 2, .num_heads = 2, .channels = 8};
+static const GPT2Config small = {
+    .max_seq_len = 8, .vocab_size = 20, .num_layers = 2, .num_heads = 2, .channels = 8};
 
 // Weights that each of the number formats holds exactly.
 static float *exact_weights(void) {
@@ -85,9 +86,10 @@ typedef struct {
 } Layout;
 
 static const char config_text[] =
-    "{\"model_type\": \"gpt2\", \"architectures\": [\"GPT2LMHeadModel\"], \"activation_function\": \"gelu_new\",\n"
-    "\"layer_norm_epsilon\": 1e-05, \"n_ctx\": 8, \"n_positions\": 8, \"vocab_size\": 20, \"n_embd\": 8, \"n_head\": 2,\n"
-    "\"n_layer\": 2, \"n_inner\": null, \"tie_word_embeddings\": true, \"attn_pdrop\": 0.1,\n"
+    "{\"model_type\": \"gpt2\", \"architectures\": [\"GPT2LMHeadModel\"],\n"
+    "\"activation_function\": \"gelu_new\", \"layer_norm_epsilon\": 1e-05, \"n_ctx\": 8,\n"
+    "\"n_positions\": 8, \"vocab_size\": 20, \"n_embd\": 8, \"n_head\": 2, \"n_layer\": 2, \"n_inner\": null,\n"
+    "\"tie_word_embeddings\": true, \"attn_pdrop\": 0.1,\n"
     "\"task_specific_params\": {\"text-generation\": {\"do_sample\": true, \"max_length\": 50}}}\n";
 
 static void write_hf(const char *name, const float *params, Layout o) {
@@ -99,6 +101,7 @@ static void write_hf(const char *name, const float *params, Layout o) {
     snprintf(path, sizeof path, "%s/config.json", name);
     put(path, config_text, strlen(config_text));
     fprintf(list, "{\"metadata\": {\"total_size\": 1}, \"weight_map\": {");
+    const char *types[] = {"F32", "F16", "BF16"};
     size_t width = o.type == F32 ? 4 : 2, entries = 0;
     for (int part = 0; part < MAX(o.parts, 1); part++) {
         char *header, *body, file[100], tensor[100];
@@ -116,9 +119,11 @@ static void write_hf(const char *name, const float *params, Layout o) {
                 int spoil = o.edit && !strcmp(o.edit, tensor), linear = t.layers && t.cols;
                 char shape[40];
                 if (!t.cols) snprintf(shape, sizeof shape, "%d", t.rows);
-                else snprintf(shape, sizeof shape, "%d, %d", linear ? t.cols : t.rows, linear ? t.rows : t.cols);
-                fprintf(h, ", \"%s%s\": {\"dtype\": \"%s\", \"shape\": [%s], \"data_offsets\": [%ld, %ld]}", o.prefix, tensor,
-                        spoil && o.dtype ? o.dtype : o.type == F32 ? "F32" : o.type == F16 ? "F16" : "BF16",
+                else if (linear) snprintf(shape, sizeof shape, "%d, %d", t.cols, t.rows);
+                else snprintf(shape, sizeof shape, "%d, %d", t.rows, t.cols);
+                fprintf(h, ", \"%s%s\": {\"dtype\": \"%s\", \"shape\": [%s], \"data_offsets\": [%ld, %ld]}",
+                        o.prefix, tensor,
+                        spoil && o.dtype ? o.dtype : types[o.type],
                         spoil && o.shape ? o.shape : shape, (long)at + spoil * o.begin,
                         (long)(at + layer_size(t) * width) + spoil * o.end);
                 fprintf(list, "%s\"%s%s\": \"%s\"", entries++ ? ", " : "", o.prefix, tensor, file);
@@ -132,16 +137,22 @@ static void write_hf(const char *name, const float *params, Layout o) {
             }
         }
         if (o.masks && part == 0)
-            fprintf(h, ", \"%sh.0.attn.bias\": {\"dtype\": \"BOOL\", \"shape\": [1, 1, 8, 8], \"data_offsets\": [0, 64]}, "
-                    "\"%sh.1.attn.masked_bias\": {\"dtype\": \"F32\", \"shape\": [], \"data_offsets\": [0, 4]}", o.prefix, o.prefix);
+            fprintf(h,
+                    ", \"%sh.0.attn.bias\": {\"dtype\": \"BOOL\", \"shape\": [1, 1, 8, 8],"
+                    " \"data_offsets\": [0, 64]}, \"%sh.1.attn.masked_bias\": {\"dtype\": \"F32\","
+                    " \"shape\": [], \"data_offsets\": [0, 4]}",
+                    o.prefix, o.prefix);
         if (o.lm_head && part == 0)
-            fprintf(h, ", \"lm_head.weight\": {\"dtype\": \"F32\", \"shape\": [20, 8], \"data_offsets\": [0, 640]}");
+            fputs(", \"lm_head.weight\": {\"dtype\": \"F32\", \"shape\": [20, 8], \"data_offsets\": [0, 640]}",
+                  h);
         fputs("}", h);
         fclose(h), fclose(b);
         snprintf(path, sizeof path, "%s/%s", name, file);
         FILE *f = fopen(in_test(path).s, "wb");
-        if (!f || fwrite(&(uint64_t){header_size}, 8, 1, f) != 1 || fwrite(header, 1, header_size, f) != header_size ||
-            fwrite(body, 1, body_size, f) != body_size || fclose(f)) die("cannot write %s", path);
+        if (!f || fwrite(&(uint64_t){header_size}, 8, 1, f) != 1 ||
+            fwrite(header, 1, header_size, f) != header_size || fwrite(body, 1, body_size, f) != body_size ||
+            fclose(f))
+            die("cannot write %s", path);
         free(header), free(body);
     }
     fputs("}}", list);
@@ -153,8 +164,8 @@ static void write_hf(const char *name, const float *params, Layout o) {
 
 // llm.c's file, float32 or bfloat16, its wte padded to Vp rows with numbers that must not be read.
 static void write_llmc(const char *name, const float *params, int version, int Vp) {
-    int32_t header[256] = {MODEL_MAGIC, version, small.max_seq_len, small.vocab_size, small.num_layers, small.num_heads,
-                           small.channels, Vp};
+    int32_t header[256] = {MODEL_MAGIC, version, small.max_seq_len, small.vocab_size,
+                           small.num_layers, small.num_heads, small.channels, Vp};
     FILE *f = fopen(in_test(name).s, "wb");
     if (!f) die("cannot write %s", name);
     fwrite(header, 4, 256, f);
@@ -162,7 +173,8 @@ static void write_llmc(const char *name, const float *params, int version, int V
     for (size_t i = 0; i < n + (size_t)(Vp - small.vocab_size) * small.channels; i++) {
         unsigned char bytes[4];
         size_t pad = (size_t)(Vp - small.vocab_size) * small.channels;
-        number_to_bytes(bytes, i < wte ? params[i] : i < wte + pad ? 7.0f : params[i - pad], version == 3 ? F32 : BF16);
+        float x = i < wte ? params[i] : i < wte + pad ? 7.0f : params[i - pad];
+        number_to_bytes(bytes, x, version == 3 ? F32 : BF16);
         fwrite(bytes, 1, version == 3 ? 4 : 2, f);
     }
     fclose(f);
@@ -171,7 +183,8 @@ static void write_llmc(const char *name, const float *params, int version, int V
 static void check_params(const char *path, const float *params, GPT2Config g, const char *what) {
     GPT2 m;
     gpt2_load(&m, path);
-    check(!memcmp(&m.config, &g, sizeof g) && !memcmp(m.params_memory, params, m.num_parameters * sizeof(float)),
+    check(!memcmp(&m.config, &g, sizeof g) &&
+              !memcmp(m.params_memory, params, m.num_parameters * sizeof(float)),
           "%s: other weights than were written", what);
     gpt2_free(&m);
 }
@@ -225,9 +238,11 @@ static void test_helpers(void) {
     size_t n;
     for (size_t i = 0; i < 32; i++)
         for (size_t k = 0; k < i; k++)
-            check(hash_bytes(0, zeros, i) != hash_bytes(0, zeros, k), "%zu and %zu zeros have the same hash", i, k);
+            check(hash_bytes(0, zeros, i) != hash_bytes(0, zeros, k), "%zu and %zu zeros have the same hash",
+                  i, k);
     check(hash_bytes(1, "a", 1) != hash_bytes(2, "a", 1), "a hash does not depend on what came before");
-    check(!strcmp(folder_of("/a/b").s, "/a") && !strcmp(folder_of("/a").s, "/") && !strcmp(folder_of("a").s, "./"),
+    check(!strcmp(folder_of("/a/b").s, "/a") && !strcmp(folder_of("/a").s, "/") &&
+              !strcmp(folder_of("a").s, "./"),
           "folder_of");
     put("empty", "", 0);
     char *text = read_file(in_test("empty").s, &n);
@@ -246,11 +261,14 @@ static void test_helpers(void) {
 }
 
 static void test_json(void) {
-    char *text = strdup(" {\"a\": [1, 2.5e3, true, null, {}], \"\\u00e9\\ud83d\\ude42\\ud83d\\n\": \"x\\\"\\\\\\/\", \"a\\u0000b\": []} ");
+    char *text = strdup(" {\"a\": [1, 2.5e3, true, null, {}], \"\\u00e9\\ud83d\\ude42\\ud83d\\n\": "
+                        "\"x\\\"\\\\\\/\", \"a\\u0000b\": []} ");
     Json j = json_parse(text, strlen(text), "text");
     size_t a = json_get(&j, 0, "a"), b = json_get(&j, 0, "\xC3\xA9\xF0\x9F\x99\x82\xEF\xBF\xBD\n");
-    check(a && j.nodes[a].length == 5 && json_int(&j, a + 1, 0, 9, "x") == 1 && json_is(&j, a + 2, "2500") && !json_is(&j, a + 1, "true") &&
-          json_is(&j, a + 3, "true") && json_is(&j, a + 4, "null") && j.nodes[a + 5].type == '{', "JSON values");
+    check(a && j.nodes[a].length == 5 && json_int(&j, a + 1, 0, 9, "x") == 1 && json_is(&j, a + 2, "2500") &&
+              !json_is(&j, a + 1, "true") && json_is(&j, a + 3, "true") && json_is(&j, a + 4, "null") &&
+              j.nodes[a + 5].type == '{',
+          "JSON values");
     check(b && json_is(&j, b, "x\"\\/"), "JSON escapes");
     json_free(&j);
 }
@@ -259,10 +277,11 @@ static void test_json(void) {
 
 static void test_refused_models(const float *params) {
     const struct { int at; int32_t value; const char *error; } headers[] = {
-        {0, 20240520, "is not a model"}, {1, 1, "version 1"}, {1, -3, "version -3"}, {2, 0, "context of 0"}, {2, -5, "context of -5"},
-        {3, 0, "vocabulary of 0"}, {3, 65537, "vocabulary of 65537"}, {2, 9, "bytes"}, {3, 200, "pads"}, {4, 0, "layers of 0"},
-        {4, 1 << 30, "layers of"}, {5, 0, "heads of 0"}, {5, 3, "3 heads cannot share 8"}, {6, 0, "channels of 0"},
-        {6, 65536, "bytes"}, {6, INT32_MAX, "channels of"}, {7, 5, "pads"}, {7, INT32_MAX, "pads"}, {7, 1 << 20, "bytes"}};
+        {0, 20240520, "is not a model"}, {1, 1, "version 1"}, {1, -3, "version -3"}, {2, 0, "context of 0"},
+        {2, -5, "context of -5"}, {2, 9, "bytes"}, {3, 0, "vocabulary of 0"}, {3, 65537, "vocabulary of"},
+        {3, 200, "pads"}, {4, 0, "layers of 0"}, {4, 1 << 30, "layers of"}, {5, 0, "heads of 0"},
+        {5, 3, "3 heads cannot share 8"}, {6, 0, "channels of 0"}, {6, 65536, "bytes"},
+        {6, INT32_MAX, "channels of"}, {7, 5, "pads"}, {7, INT32_MAX, "pads"}, {7, 1 << 20, "bytes"}};
     Path path = in_test("bad.bin");
     write_llmc("bad.bin", params, 3, 128);
     size_t n;
@@ -298,14 +317,16 @@ static void test_refused_models(const float *params) {
 static void test_refused_configs(const float *params) {
     const char *const cases[][3] = { // what to replace in the configuration, by what, and what the error says
         {"\"gpt2\"", "\"gpt_neo\"", "model_type is gpt_neo"},
-        {"GPT2LMHeadModel", "GPT2ForSequenceClassification", "architectures is GPT2ForSequenceClassification"},
+        {"GPT2LMHeadModel", "GPT2ForSequenceClassification",
+         "architectures is GPT2ForSequenceClassification"},
         {"gelu_new", "relu", "activation_function is relu"},
         {"gelu_new", "gelu", "activation_function is gelu"},
         {"1e-05", "1e-06", "layer_norm_epsilon is 1e-06"},
         {"1e-05", "\"small\"", "layer_norm_epsilon is small"},
         {"null", "16", "n_inner is 16"},
         {": true, \"attn_pdrop\"", ": false, \"attn_pdrop\"", "tie_word_embeddings is false"},
-        {"\"attn_pdrop\": 0.1", "\"scale_attn_by_inverse_layer_idx\": true", "scale_attn_by_inverse_layer_idx is true"},
+        {"\"attn_pdrop\": 0.1", "\"scale_attn_by_inverse_layer_idx\": true",
+         "scale_attn_by_inverse_layer_idx is true"},
         {"\"attn_pdrop\": 0.1", "\"scale_attn_weights\": false", "scale_attn_weights is false"},
         {"\"attn_pdrop\": 0.1", "\"reorder_and_upcast_attn\": true", "reorder_and_upcast_attn is true"},
         {"\"attn_pdrop\": 0.1", "\"add_cross_attention\": true", "add_cross_attention is true"},
@@ -318,7 +339,8 @@ static void test_refused_configs(const float *params) {
         {"\"n_layer\": 2", "\"n_layer\": 3", "lacks h.%d.ln_1.weight of layer 2"},
         {"\"n_layer\": 2", "\"n_layer\": 1", "no tensor transformer.h.1.ln_1.weight"},
         {"\"n_layer\": 2", "\"layers\": 2", "layers of 0"},
-        {"\"gpt2\", \"architectures\": [\"GPT2LMHeadModel\"]", "\"llama\", \"hidden_size\": 64", "model_type is llama"},
+        {"\"gpt2\", \"architectures\": [\"GPT2LMHeadModel\"]", "\"llama\", \"hidden_size\": 64",
+         "model_type is llama"},
         {": true, \"attn_pdrop\"", ": 0, \"attn_pdrop\"", "tie_word_embeddings is 0"},
         {"\"gelu_new\"", "0", "activation_function is 0"},
         {"\"n_head\": 2", "\"n_head\": 3", "3 heads cannot share 8"},
@@ -337,15 +359,18 @@ static void test_refused_configs(const float *params) {
         const char *at = strstr(config_text, cases[i][0]);
         char text[2000];
         if (!at) die("case %zu is not in the configuration", i);
-        int n = snprintf(text, sizeof text, "%.*s%s%s", (int)(at - config_text), config_text, cases[i][1], at + strlen(cases[i][0]));
+        int n = snprintf(text, sizeof text, "%.*s%s%s", (int)(at - config_text), config_text, cases[i][1],
+                         at + strlen(cases[i][0]));
         put("hf/config.json", text, (size_t)n);
         check_refused(load_model, path.s, cases[i][2]);
     }
-    const char *const accepted[][2] = {{"null", "32"}, {"gelu_new", "gelu_pytorch_tanh"}, {"GPT2LMHeadModel", "GPT2Model"}};
+    const char *const accepted[][2] = {
+        {"null", "32"}, {"gelu_new", "gelu_pytorch_tanh"}, {"GPT2LMHeadModel", "GPT2Model"}};
     for (size_t i = 0; i < 3; i++) {
         const char *at = strstr(config_text, accepted[i][0]);
         char text[2000];
-        int n = snprintf(text, sizeof text, "%.*s%s%s", (int)(at - config_text), config_text, accepted[i][1], at + strlen(accepted[i][0]));
+        int n = snprintf(text, sizeof text, "%.*s%s%s", (int)(at - config_text), config_text, accepted[i][1],
+                         at + strlen(accepted[i][0]));
         put("hf/config.json", text, (size_t)n);
         check_params(path.s, params, small, accepted[i][1]);
     }
@@ -357,7 +382,8 @@ static void test_refused_safetensors(const float *params) {
         {{.edit = "h.0.ln_2.bias", .dtype = "F64"}, "h.0.ln_2.bias is not F32, F16 or BF16"},
         {{.edit = "h.0.ln_2.bias", .dtype = "BF16"}, "h.0.ln_2.bias do not fill its shape"},
         {{.edit = "h.0.ln_2.bias", .shape = "8, 1"}, "shape of h.0.ln_2.bias"},
-        {{.edit = "h.0.mlp.c_fc.weight", .shape = "32, 8"}, "shape of h.0.mlp.c_fc.weight is not config.json's (8,32)"},
+        {{.edit = "h.0.mlp.c_fc.weight", .shape = "32, 8"},
+         "shape of h.0.mlp.c_fc.weight is not config.json's (8,32)"},
         {{.edit = "wpe.weight", .shape = "8, -8"}, "wpe.weight is not a whole number"},
         {{.edit = "wpe.weight", .shape = "8, 1e20"}, "wpe.weight is not a whole number"},
         {{.edit = "wpe.weight", .begin = 4}, "wpe.weight do not fill its shape"},
@@ -395,7 +421,8 @@ static void test_refused_safetensors(const float *params) {
     write_hf("hf", params, (Layout){.prefix = "", .parts = 3});
     unlink(in_test("hf/model-00002-of-00003.safetensors").s);
     check_refused(load_model, path.s, "model-00002-of-00003.safetensors");
-    const char *const indices[] = {"{\"weight_map\": {\"a\": \"../x.safetensors\"}}", "{\"weight_map\": {\"a\": 5}}"};
+    const char *const indices[] = {"{\"weight_map\": {\"a\": \"../x.safetensors\"}}",
+                                   "{\"weight_map\": {\"a\": 5}}"};
     for (int i = 0; i < 2; i++) {
         put("hf/model.safetensors.index.json", indices[i], strlen(indices[i]));
         check_refused(load_model, path.s, "should name");
@@ -429,7 +456,8 @@ static void test_no_room(float *params) {
     check_params(in_test("kept.bin").s, params, small, "the old file, after a failed write");
     check(!file_exists(in_test("kept.bin.tmp").s), "a half-written file stays");
     check_refused(export_limited, params, "make room");
-    check(!file_exists(in_test("kept/model.safetensors").s) && !file_exists(in_test("kept/model.safetensors.tmp").s),
+    check(!file_exists(in_test("kept/model.safetensors").s) &&
+              !file_exists(in_test("kept/model.safetensors.tmp").s),
           "a half-written export stays");
     check_refused(save_nowhere, params, "cannot write");
     check_refused(save_over_folder, params, "cannot write");
@@ -438,7 +466,8 @@ static void test_no_room(float *params) {
 
 // ---- tokenizers in Hugging Face's folders
 
-static const char small_merges[] = "#version: 0.2\nh e\nl l\nhe ll\n\xC4\xA0 w\no r\n\xC4\xA0w or\n\xC3\xA9 \xC4\x8A\n\" \\\n";
+static const char small_merges[] =
+    "#version: 0.2\nh e\nl l\nhe ll\n\xC4\xA0 w\no r\n\xC4\xA0w or\n\xC3\xA9 \xC4\x8A\n\" \\\n";
 
 // Makes folders "tok_bytes", "tok_chars", "tok_gpt2" as exported, and returns the tokenizer of the last.
 static Tokenizer export_tokenizers(void) {
@@ -452,20 +481,24 @@ static Tokenizer export_tokenizers(void) {
         size_t n, k;
         snprintf(name, sizeof name, "tok_%s", kinds[i]);
         make_folder(in_test(name).s);
+        if (i > 0) export_tokenizer(&t, 8, in_test(name).s); // of another kind, which must leave nothing behind
         tokenizer_free(&t);
         tokenizer_init(&t, kinds[i], text, strlen(text), in_test("merges.txt").s);
         export_tokenizer(&t, 8, in_test(name).s);
         check(tokenizer_load(&u, in_test(name).s) == 1 && u.kind == t.kind && u.text_size == t.text_size &&
-              !memcmp(u.text, t.text, t.text_size), "%s: an exported tokenizer comes back otherwise", kinds[i]);
+                  !memcmp(u.text, t.text, t.text_size),
+              "%s: an exported tokenizer comes back otherwise", kinds[i]);
         tokenizer_free(&u);
         char *json = read_file(path_in(in_test(name).s, "tokenizer.json").s, &n);
         Json j = json_parse(json, n, "tokenizer.json");
         size_t vocabulary = json_get(&j, json_get(&j, 0, "model"), "vocab");
-        check(j.nodes[vocabulary].length == (size_t)t.vocab_size, "%s: tokenizer.json lacks tokens", kinds[i]);
+        check(j.nodes[vocabulary].length == (size_t)t.vocab_size, "%s: tokenizer.json lacks tokens",
+              kinds[i]);
         json_free(&j);
         if (i < 2) continue;
         char *merges = read_file(path_in(in_test(name).s, "merges.txt").s, &k);
-        check(k == strlen(small_merges) && !memcmp(merges, small_merges, k), "merges.txt is not written as it was read");
+        check(k == strlen(small_merges) && !memcmp(merges, small_merges, k),
+              "merges.txt is not written as it was read");
         free(merges);
     }
     return t;
@@ -484,15 +517,18 @@ static void test_hf_tokenizers(void) {
     check_refused(load_tokenizer, gpt2.s, "1 tokens, but the merges make 265");
     unlink(in_test("tok_gpt2/vocab.json").s);
     unlink(in_test("tok_gpt2/merges.txt").s);
-    check(tokenizer_load(&u, gpt2.s) == 1 && u.text_size == t.text_size && !memcmp(u.text, t.text, t.text_size),
+    check(tokenizer_load(&u, gpt2.s) == 1 && u.text_size == t.text_size &&
+              !memcmp(u.text, t.text, t.text_size),
           "tokenizer.json alone comes back otherwise");
     tokenizer_free(&u);
     free(other);
     // merges as older files have them, and a vocabulary with escapes
     char *text, *p = vocabulary;
     FILE *f = open_memstream(&text, &n);
-    fputs("{\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, \"model\": {\"type\": \"BPE\", \"merges\": [\"h e\", \"l l\", \"he ll\", "
-          "\"\\u0120 w\", \"o r\", \"\\u0120w or\", \"\\u00e9 \\u010a\", \"\\\" \\\\\"], \"vocab\": ", f);
+    fputs("{\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, \"model\": {\"type\": \"BPE\", \"merges\": ["
+          "\"h e\", \"l l\", \"he ll\", \"\\u0120 w\", \"o r\", "
+          "\"\\u0120w or\", \"\\u00e9 \\u010a\", \"\\\" \\\\\"], \"vocab\": ",
+          f);
     for (int length; *p; p += length) {
         int c = utf8_decode(p, p + strlen(p), &length);
         if (c < 128) fputc(c, f);
@@ -501,7 +537,8 @@ static void test_hf_tokenizers(void) {
     fputs("}}", f);
     fclose(f);
     put("tok_gpt2/tokenizer.json", text, n);
-    check(tokenizer_load(&u, gpt2.s) == 1 && u.text_size == t.text_size && !memcmp(u.text, t.text, t.text_size),
+    check(tokenizer_load(&u, gpt2.s) == 1 && u.text_size == t.text_size &&
+              !memcmp(u.text, t.text, t.text_size),
           "an older tokenizer.json comes back otherwise");
     tokenizer_free(&u);
     memcpy(strstr(text, "\"BPE\""), "\"XYZ\"", 5);
@@ -515,21 +552,27 @@ static void test_hf_tokenizers(void) {
 
 // One to three changes, of the kinds that find bugs in parsers; at most the first `range` bytes are changed.
 static char *mutate(const char *good, size_t n, size_t range, uint64_t seed, size_t *size) {
-    static const char *const numbers[] = {"-1", "0", "1", "3", "2147483647", "2147483648", "4294967295", "4294967296", "65535", "65536",
-                                          "9223372036854775807", "18446744073709551616", "1e308", "1e999", "-0", "0.5", "null", "\"x\""};
-    static const int64_t words[] = {0, -1, 1, INT32_MAX, INT32_MIN, 65536, 1 << 20, 1ll << 32, INT64_MAX, INT64_MIN, 1ll << 61};
+    static const char *const numbers[] = {
+        "-1", "0", "1", "3", "2147483647", "2147483648", "4294967295", "4294967296", "65535", "65536",
+        "9223372036854775807", "18446744073709551616", "1e308", "1e999", "-0", "0.5", "null", "\"x\""};
+    static const int64_t words[] = {
+        0, -1, 1, INT32_MAX, INT32_MIN, 65536, 1 << 20, 1ll << 32, INT64_MAX, INT64_MIN, 1ll << 61};
     size_t capacity = 2 * n + 100;
     char *bad = resize(NULL, capacity);
     uint64_t draw = 0;
 #define RANDOM(k) ((size_t)(random_u64(seed, draw++) % (uint64_t)(k)))
     memcpy(bad, good, n);
     for (int changes = 1 + (int)RANDOM(3); changes > 0 && n > 0; changes--) {
-        size_t reach = MIN(n, range), near = RANDOM(2) ? reach : MIN(reach, 300), at = RANDOM(near), length, digits = 0;
+        size_t reach = MIN(n, range), near = RANDOM(2) ? reach : MIN(reach, 300), at = RANDOM(near);
+        size_t length, digits = 0;
         switch (RANDOM(9)) {
         case 0: bad[at] ^= (char)(1 << RANDOM(8)); break;
         case 1: bad[at] = (char)RANDOM(256); break;
         case 2: bad[at] = "{}[],:\"\\ \n0"[RANDOM(11)]; break;
-        case 3: n = RANDOM(4) ? at : n - MIN(n, 1 + RANDOM(8)); break; // the end goes
+        case 3: // the end goes
+            length = RANDOM(4) ? n - at : 1 + RANDOM(8);
+            n -= MIN(n, length);
+            break;
         case 4: // some bytes go
             length = RANDOM(2) ? 1 + RANDOM(4) : RANDOM(n);
             length = MIN(length, n - at);
@@ -559,7 +602,8 @@ static char *mutate(const char *good, size_t n, size_t range, uint64_t seed, siz
     return bad;
 }
 
-static void test_mutations(const char *what, const char *file, const char *load, void (*loader)(void *), size_t range, int times) {
+static void test_mutations(const char *what, const char *file, const char *load, void (*loader)(void *),
+                           size_t range, int times) {
     size_t n;
     char *good = read_file(in_test(file).s, &n);
     Path path = in_test(load);
@@ -571,7 +615,8 @@ static void test_mutations(const char *what, const char *file, const char *load,
         char *bad = mutate(good, n, MIN(range, n), hash_bytes(i, what, strlen(what)), &size);
         put(file, bad, size);
         o = in_child(loader, path.s);
-        if (!check((o.code == 0 && !o.error[0]) || is_refusal(&o), "%s, mutation %d: exit %d: %s", what, i, o.code, o.error)) {
+        if (!check((o.code == 0 && !o.error[0]) || is_refusal(&o), "%s, mutation %d: exit %d: %s", what, i,
+                   o.code, o.error)) {
             char name[64];
             snprintf(name, sizeof name, "mutation-%d", i);
             fprintf(stderr, "kept as %s\n", in_test(name).s);
@@ -599,7 +644,8 @@ static void test_all_mutations(const float *params, int times) {
     test_mutations("safetensors header", "hf/model.safetensors", "hf", load_model, header + 8, times);
     test_mutations("safetensors", "hf/model.safetensors", "hf", load_model, SIZE_MAX, times);
     test_mutations("config.json", "hf/config.json", "hf", load_model, SIZE_MAX, times);
-    test_mutations("index of parts", "parts/model.safetensors.index.json", "parts", load_model, SIZE_MAX, times);
+    test_mutations("index of parts", "parts/model.safetensors.index.json", "parts", load_model, SIZE_MAX,
+                   times);
     Tokenizer t = export_tokenizers();
     make_folder(in_test("tok_json").s);
     size_t n;
@@ -636,16 +682,20 @@ static void write_logits(GPT2 *m, const uint16_t *ids, int n, const char *path) 
 // DIR/bytes, DIR/chars and, with merges, DIR/gpt2: exported models of random weights, text.txt, logits.bin.
 static void export_all(const char *dir, const char *merges) {
     const char *kinds[] = {"bytes", "chars", "gpt2"};
-    const char text[] = "Hello  world! It's 2024:\n\n\tna\xC3\xAFve caf\xC3\xA9, \xE6\x97\xA5\xE6\x9C\xAC\xE8\xAA\x9E \xF0\x9F\x99\x82 \"quoted\\\" end. ";
+    const char text[] = "Hello  world! It's 2024:\n\n\tna\xC3\xAFve caf\xC3\xA9, "
+                        "\xE6\x97\xA5\xE6\x9C\xAC\xE8\xAA\x9E \xF0\x9F\x99\x82 \"quoted\\\" end. ";
     for (int i = 0; i < (merges ? 3 : 2); i++) {
         Tokenizer t = {0};
         GPT2 m;
         size_t count;
         Path path = path_in(dir, kinds[i]);
         tokenizer_init(&t, kinds[i], text, strlen(text), merges);
-        gpt2_allocate(&m, (GPT2Config){.max_seq_len = 128, .vocab_size = t.vocab_size, .num_layers = 3, .num_heads = 4, .channels = 64});
+        GPT2Config g = {.max_seq_len = 128, .num_layers = 3, .num_heads = 4, .channels = 64};
+        g.vocab_size = t.vocab_size;
+        gpt2_allocate(&m, g);
         gpt2_initialize(&m, 5);
-        for (size_t k = 0; k < m.num_parameters; k++) m.params_memory[k] += 0.02f * (float)(random_uniform(9, k) - 0.5); // biases, too
+        for (size_t k = 0; k < m.num_parameters; k++)
+            m.params_memory[k] += 0.02f * (float)(random_uniform(9, k) - 0.5); // biases, too
         gpt2_export_hf(m.config, m.params_memory, &t, path.s);
         uint16_t *ids = tokenizer_encode(&t, text, strlen(text), &count);
         write_logits(&m, ids, (int)count, path_in(path.s, "logits.bin").s);

@@ -1,7 +1,7 @@
 // The tokenizers: against tiktoken's answers, against a plain reading of the definition, there and back.
-//   ./test/test_tokenizer [--merges vocab.bpe] [CASES...]       GPT-2's merges, or else $GPT2_MERGES; without them
-//                                                               what needs them is skipped
-//   ./test/test_tokenizer --merges vocab.bpe --speed TEXT       prints MB/s of encoding on one core
+//   ./test/test_tokenizer [--merges vocab.bpe] [CASES...]    without GPT-2's merges (or $GPT2_MERGES) what
+//                                                            needs them is skipped
+//   ./test/test_tokenizer --merges vocab.bpe --speed TEXT    prints MB/s of encoding on one core
 // CASES (test/golden/bpe_cases.txt) are pairs of lines: a text as a JSON string, and its tokens.
 #define TRAIN_GPT2_NO_MAIN
 #include "../train_gpt2.c"
@@ -75,7 +75,8 @@ static void make_kind(void *kind) {
 }
 
 static void test_bytes_and_chars(void) {
-    const char text[] = "na\xC3\xAFve \xE6\x97\xA5\xE6\x9C\xAC \xF0\x9F\x99\x82\n\0 end\r\n"; // naïve 日本 🙂
+    const char text[] =
+        "na\xC3\xAFve \xE6\x97\xA5\xE6\x9C\xAC \xF0\x9F\x99\x82\n\0 end\r\n"; // naïve 日本 🙂
     size_t n = sizeof text - 1, count, length;
     Tokenizer t = {0};
     tokenizer_init(&t, "bytes", NULL, 0, NULL);
@@ -94,6 +95,8 @@ static void test_bytes_and_chars(void) {
     check(count == 18, "%zu characters, not 18", count);
     free(ids);
     check_saved(&t, text, n, "chars");
+    write_file(path_in(folder, "tokenizer.bpe").s, "a b\n", 4);
+    check_saved(&t, text, n, "chars beside an old tokenizer.bpe");
     tokenizer_free(&t);
     check_refused(encode_chars, "ab\xC3\xA9", "\xC3\xA9 (U+00E9) at byte 2");
     check_refused(encode_chars, "abcab\n", "U+000A");
@@ -121,7 +124,8 @@ static void random_merges(int number, uint64_t seed, char **text, size_t *size) 
         int ids[2]; // of letters and spaces mostly, and of what is made of them
         for (int k = 0; k < 2; k++) {
             uint64_t r = random_u64(seed, draw + k), late = t.vocab_size - 256;
-            ids[k] = late && r % 3 == 0 ? 256 + (int)(r / 3 % late) : (int)find_token(&t, &"abc e\xC3\xA9\n'"[r / 3 % 9], 1);
+            if (late && r % 3 == 0) ids[k] = 256 + (int)(r / 3 % late);
+            else ids[k] = (int)find_token(&t, &"abc e\xC3\xA9\n'"[r / 3 % 9], 1);
         }
         size_t n, m;
         const char *a = tokenizer_token(&t, ids[0], &n), *b = tokenizer_token(&t, ids[1], &m);
@@ -153,7 +157,8 @@ static size_t encode_slowly(const Tokenizer *t, const char *text, size_t n, uint
             if (best == NO_TOKEN) break;
             memmove(starts + where + 1, starts + where + 2, (parts - where - 1) * sizeof *starts);
         }
-        for (size_t i = 0; i < parts; i++) ids[count++] = (uint16_t)find_token(t, p + starts[i], starts[i + 1] - starts[i]);
+        for (size_t i = 0; i < parts; i++)
+            ids[count++] = (uint16_t)find_token(t, p + starts[i], starts[i + 1] - starts[i]);
     }
     return count;
 }
@@ -167,7 +172,8 @@ static void test_byte_pairs(void) {
         write_file(path.s, merges, size);
         Tokenizer t = {0}, u = {0};
         tokenizer_init(&t, "gpt2", NULL, 0, path.s);
-        check(t.vocab_size == 457, "256 bytes, 200 merges and the end of text make 457 tokens, not %d", t.vocab_size);
+        check(t.vocab_size == 457, "256 bytes, 200 merges and the end of text make 457 tokens, not %d",
+              t.vocab_size);
         for (int k = 0; k < 200; k++) {
             uint16_t slow[500];
             n = random_u64(k, 0) % 500;
@@ -181,7 +187,8 @@ static void test_byte_pairs(void) {
             lost += !there_and_back(&t, text, n);
             free(ids);
         }
-        check(!wrong && !lost, "merges %d: %zu texts are encoded wrong, %zu do not come back", round, wrong, lost);
+        check(!wrong && !lost, "merges %d: %zu texts are encoded wrong, %zu do not come back", round, wrong,
+              lost);
         // the same file with carriage returns, and without its first line
         char *crlf = resize(NULL, 2 * size), *first = strchr(merges, '\n') + 1;
         n = 0;
@@ -190,7 +197,8 @@ static void test_byte_pairs(void) {
             crlf[n++] = *p;
         }
         write_file(path.s, crlf, n);
-        check(tokenizer_load(&u, folder) == 1 && u.text_size == t.text_size && !memcmp(u.text, t.text, t.text_size),
+        check(tokenizer_load(&u, folder) == 1 && u.text_size == t.text_size &&
+                  !memcmp(u.text, t.text, t.text_size),
               "carriage returns change the merges");
         unlink(path.s);
         check_saved(&t, text, 400, "random merges");
@@ -208,6 +216,7 @@ static void test_broken_merges(void) {
     const char *const cases[][2] = {{"#version: 0.2\na b\nc\n", "merge 2 is not two tokens"},
                                     {"#version: 0.2\na b\nab cd\n", "merge 2 is not of two tokens before it"},
                                     {"a b\na b\n", "merge 2 is there already"},
+                                    {"", "has no merges"},
                                     {"a \n", "merge 1 is not"},
                                     {" a\n", "merge 1 is not"},
                                     {"a b c\n", "merge 1 is not"},
@@ -218,7 +227,8 @@ static void test_broken_merges(void) {
         check_refused(load_folder, folder, cases[i][1]);
     }
     unlink(path_in(folder, "tokenizer.bpe").s);
-    const char *const broken[] = {"", "bytes", "chars\n", "chars\nba", "chars\naab", "chars\na\xFF", "words\n", "chars 5\nabc"};
+    const char *const broken[] = {
+        "", "bytes", "chars\n", "chars\nba", "chars\naab", "chars\na\xFF", "words\n", "chars 5\nabc"};
     for (size_t i = 0; i < sizeof broken / sizeof *broken; i++) {
         write_file(path_in(folder, "tokenizer.txt").s, broken[i], strlen(broken[i]));
         check_refused(load_folder, folder, "tokenizer.txt");
@@ -232,8 +242,8 @@ static void test_classes(void) {
     Tokenizer t = {0};
     gpt2_begin(&t);
     for (int c = 0; c <= MAX_CHAR; c++) counts[t.char_class[c]]++;
-    check(counts[1] == 141028 && counts[2] == 1911 && counts[3] == 25, "%d letters, %d numbers, %d spaces", counts[1],
-          counts[2], counts[3]);
+    check(counts[1] == 141028 && counts[2] == 1911 && counts[3] == 25, "%d letters, %d numbers, %d spaces",
+          counts[1], counts[2], counts[3]);
     tokenizer_free(&t);
 }
 
@@ -255,8 +265,9 @@ static void test_cases(const Tokenizer *t, const char *path) {
             if (end == line) die("%s: case %zu: a token is missing", path, number + 1);
             same &= k < count && ids[k] == id;
         }
-        if (!check(same && k == count && there_and_back(t, string.text, string.length), "%s: case %zu: %.60s", path,
-                   number + 1, string.text)) wrong++;
+        if (!check(same && k == count && there_and_back(t, string.text, string.length), "%s: case %zu: %.60s",
+                   path, number + 1, string.text))
+            wrong++;
         free(ids);
         line += *line == '\n';
         number++;
@@ -273,10 +284,11 @@ static void test_gpt2(const char *merges) {
     check(t.vocab_size == 50257, "V = %d, not 50257", t.vocab_size);
     // texts that make slow tokenizers quadratic
     char *text = resize(NULL, n);
+    const char kinds[] = "a ?\xE6?'"; // the other two: letters, and any bytes
     for (int k = 0; k < 6; k++) {
         for (size_t i = 0; i < n; i++)
-            text[i] = k == 0 ? 'a' : k == 1 ? ' ' : k == 2 ? (char)('a' + random_u64(1, i) % 26) : k == 3 ? '\xE6' :
-                      k == 4 ? (char)random_u64(2, i) : '\'';
+            text[i] = k == 2 ? (char)('a' + random_u64(1, i) % 26) :
+                      k == 4 ? (char)random_u64(2, i) : kinds[k];
         double start = now();
         uint16_t *ids = tokenizer_encode(&t, text, n, &count);
         check(now() - start < 10, "a megabyte of kind %d takes %.1f s", k, now() - start);
@@ -329,7 +341,7 @@ int main(int argc, char **argv) {
         if (first >= argc) test_cases(&t, "test/golden/bpe_cases.txt");
         tokenizer_free(&t);
     } else {
-        printf("skipped: GPT-2's merges are needed for two tests; give --merges vocab.bpe or set GPT2_MERGES\n");
+        printf("skipped: two tests need GPT-2's merges; give --merges vocab.bpe or set GPT2_MERGES\n");
         skipped += 2;
     }
     rmdir(folder);

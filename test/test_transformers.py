@@ -2,8 +2,8 @@
 
     python3 test/test_transformers.py [MERGES]        from the repository's root, after `make test/test_files`
 
-MERGES is GPT-2's vocab.bpe (or $GPT2_MERGES); without it the byte-pair tokenizer is skipped. It needs transformers,
-torch and safetensors, and no network.
+MERGES is GPT-2's vocab.bpe (or $GPT2_MERGES); without it the byte-pair tokenizer is skipped. It needs
+transformers, torch and safetensors, and no network.
 """
 
 import os
@@ -31,7 +31,8 @@ def read_logits(path):
     """The file of `test_files --export` and `--logits`: n, V, the tokens, the logits (n,V)."""
     data = open(path, "rb").read()
     n, V = np.frombuffer(data, np.int32, 2)
-    return np.frombuffer(data, np.int32, n, 8), np.frombuffer(data, np.float32, n * V, 8 + 4 * n).reshape(n, V)
+    logits = np.frombuffer(data, np.float32, n * V, 8 + 4 * n)
+    return np.frombuffer(data, np.int32, n, 8), logits.reshape(n, V)
 
 
 def logits_of(model, ids):
@@ -58,9 +59,11 @@ def ours_to_theirs(folder, kind):
     prompt = tokenizer(text[:20], return_tensors="pt")
     out = model.generate(**prompt, max_new_tokens=8, do_sample=False, pad_token_id=0)
     written = tokenizer.decode(out[0])
-    check(out.shape[1] == prompt["input_ids"].shape[1] + 8 and written.startswith(text[:20]), f"{kind}: text does not come out")
+    check(out.shape[1] == prompt["input_ids"].shape[1] + 8, f"{kind}: no eight tokens more")
+    check(written.startswith(text[:20]), f"{kind}: the text does not go on")
     if kind == "gpt2":
-        check(tokenizer.eos_token_id == 50256 and tokenizer.encode("<|endoftext|>") == [50256], "the end of text")
+        check(tokenizer.eos_token_id == 50256, "the end of text")
+        check(tokenizer.encode("<|endoftext|>") == [50256], "the end of text is not one token")
     print(f"{kind}: {len(theirs)} tokens, logits differ by {off:.1e}")
 
 
@@ -70,14 +73,16 @@ def theirs_to_ours(folder, name, model, **options):
     model.save_pretrained(path, **options)
     ids = np.random.default_rng(1).integers(0, model.config.vocab_size, 20).astype(np.int32)
     ids.tofile(path + "/ids.bin")
-    run = subprocess.run(["./test/test_files", "--logits", path, path + "/ids.bin", path + "/logits.bin"], capture_output=True, text=True)
+    command = ["./test/test_files", "--logits", path, path + "/ids.bin", path + "/logits.bin"]
+    run = subprocess.run(command, capture_output=True, text=True)
     check(run.returncode == 0, f"{name}: {run.stderr.strip()}")
     if run.returncode:
         return
     reference = transformers.GPT2LMHeadModel.from_pretrained(path, dtype=torch.float32).eval()
     off = difference(logits_of(reference, ids), read_logits(path + "/logits.bin")[1])
     check(off < 1e-4, f"{name}: the logits differ by {off}")
-    print(f"{name}: {len([f for f in os.listdir(path) if f.endswith('.safetensors')])} file(s), logits differ by {off:.1e}")
+    files = [f for f in os.listdir(path) if f.endswith(".safetensors")]
+    print(f"{name}: {len(files)} file(s), logits differ by {off:.1e}")
 
 
 merges = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("GPT2_MERGES")
@@ -89,7 +94,8 @@ with tempfile.TemporaryDirectory() as folder:
         print("skipped: GPT-2's merges are needed for one test; give vocab.bpe or set GPT2_MERGES")
         results["skipped"] += 1
     torch.manual_seed(1)
-    config = transformers.GPT2Config(n_embd=48, n_head=3, n_layer=3, n_positions=32, vocab_size=301, bos_token_id=0, eos_token_id=0)
+    config = transformers.GPT2Config(
+        n_embd=48, n_head=3, n_layer=3, n_positions=32, vocab_size=301, bos_token_id=0, eos_token_id=0)
     for dtype in torch.float32, torch.float16, torch.bfloat16:
         model = transformers.GPT2LMHeadModel(config).to(dtype)
         name = str(dtype).removeprefix("torch.")
