@@ -2608,7 +2608,7 @@ static void prepare(Run *run) {
     GPT2 *m = &run->model;
     Tokenizer *t = &run->tokenizer;
     if (*o->out) { // one run at a time writes there
-        if (mkdir(o->out, 0777) && errno != EEXIST) die("cannot make the folder %s: %s", o->out, strerror(errno));
+        make_folders(o->out);
         int folder = open(o->out, O_RDONLY | O_DIRECTORY);
         if (folder < 0) die("cannot open the folder %s: %s", o->out, strerror(errno));
         if (flock(folder, LOCK_EX | LOCK_NB)) die("another run is writing to %s; choose another --out", o->out);
