@@ -1006,7 +1006,14 @@ static int is_folder(const char *path) {
     return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
 }
 
+// Makes a folder, and those above it.
 static void make_folder(const char *path) {
+    Path part = path_in(path, "");
+    for (char *slash = strchr(part.s + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+        *slash = 0;
+        mkdir(part.s, 0777);
+        *slash = '/';
+    }
     if (mkdir(path, 0777) && !is_folder(path)) die("cannot make the folder %s: %s", path, strerror(errno));
 }
 
@@ -2447,14 +2454,6 @@ static void swap_evaluation_point(Run *run, int enter) {
     m->grads = point_parameters(m->grads_memory, m->config);
 }
 
-static const char *in_folder(const char *folder, const char *file) {
-    static char path[4][4096];
-    static int turn;
-    char *p = path[turn++ % 4];
-    if (snprintf(p, sizeof path[0], "%s/%s", folder, file) >= (int)sizeof path[0]) die("the path %s is too long", folder);
-    return p;
-}
-
 /* DIR/state.bin holds all that a run needs to go on as if it had not stopped:
 
        "GPT2RUN1", what the run is (describe_run), run->now, the training point, the optimizer's blocks, a hash
@@ -2477,8 +2476,9 @@ static void read_part(FILE *f, uint64_t *hash, void *part, uint64_t bytes, const
 }
 
 static void save_state(Run *run) {
-    const char *path = in_folder(run->options.out, "state.bin"), *name;
-    FILE *f = write_begin(path);
+    Path path = path_in(run->options.out, "state.bin");
+    const char *name;
+    FILE *f = write_begin(path.s);
     uint64_t hash = 0;
     void *block;
     size_t bytes;
@@ -2489,7 +2489,7 @@ static void save_state(Run *run) {
     write_part(f, &hash, run->optimizer.params, run->model.num_parameters * sizeof(float));
     for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++) write_part(f, &hash, block, bytes);
     write_bytes(f, &hash, sizeof hash);
-    write_commit(f, path);
+    write_commit(f, path.s);
 }
 
 // Dies with the first line in which two runs differ.
@@ -2504,23 +2504,24 @@ static void compare_identity(const char *ours, const char *theirs, const char *p
 
 // Takes up DIR/state.bin where there is one; a run killed before its first checkpoint starts again. Returns whether there was.
 static int load_state(Run *run) {
-    const char *path = in_folder(run->options.out, "state.bin"), *name;
-    FILE *f = fopen(path, "rb");
+    Path path = path_in(run->options.out, "state.bin");
+    const char *name;
+    FILE *f = fopen(path.s, "rb");
     char magic[8], theirs[1 << 14] = {0};
     uint64_t hash = 0, length, stored;
     void *block;
     size_t bytes;
     if (!f && errno == ENOENT) return 0;
-    if (!f) die("cannot read %s: %s", path, strerror(errno));
-    if (fread(magic, 1, 8, f) != 8 || memcmp(magic, STATE_MAGIC, 8)) die("%s is not a checkpoint of this program", path);
+    if (!f) die("cannot read %s: %s", path.s, strerror(errno));
+    if (fread(magic, 1, 8, f) != 8 || memcmp(magic, STATE_MAGIC, 8)) die("%s is not a checkpoint of this program", path.s);
     if (fread(&length, sizeof length, 1, f) != 1 || length >= sizeof theirs || fread(theirs, 1, length, f) != length)
-        die("%s is cut short or damaged; start anew without --resume", path);
-    compare_identity(run->identity, theirs, path);
+        die("%s is cut short or damaged; start anew without --resume", path.s);
+    compare_identity(run->identity, theirs, path.s);
     hash = hash_bytes(hash, theirs, length);
-    read_part(f, &hash, &run->now, sizeof run->now, path);
-    read_part(f, &hash, run->optimizer.params, run->model.num_parameters * sizeof(float), path);
-    for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++) read_part(f, &hash, block, bytes, path);
-    if (fread(&stored, sizeof stored, 1, f) != 1 || stored != hash) die("%s is damaged; start anew without --resume", path);
+    read_part(f, &hash, &run->now, sizeof run->now, path.s);
+    read_part(f, &hash, run->optimizer.params, run->model.num_parameters * sizeof(float), path.s);
+    for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++) read_part(f, &hash, block, bytes, path.s);
+    if (fread(&stored, sizeof stored, 1, f) != 1 || stored != hash) die("%s is damaged; start anew without --resume", path.s);
     fclose(f);
     run->loader.epoch = run->now.epoch, run->loader.index = run->now.index;
     return 1;
@@ -2529,17 +2530,17 @@ static int load_state(Run *run) {
 // Opens DIR/log.csv for appending, with the rows of steps that the checkpoint has seen; a new run gets an empty one.
 #define LOG_HEADER "step,tokens,seconds,train_loss,val_loss,teacher_loss,lr,grad_norm\n"
 static void open_log(Run *run) {
-    const char *path = in_folder(run->options.out, "log.csv");
+    Path path = path_in(run->options.out, "log.csv");
     size_t n = 0;
-    char *old = run->now.step ? read_file(path, &n) : NULL, *row = old ? strchr(old, '\n') : NULL;
-    FILE *f = write_begin(path);
+    char *old = run->now.step ? read_file(path.s, &n) : NULL, *row = old ? strchr(old, '\n') : NULL;
+    FILE *f = write_begin(path.s);
     write_bytes(f, LOG_HEADER, strlen(LOG_HEADER));
     for (char *end; row && (end = strchr(++row, '\n')) && atol(row) <= run->now.step; row = end)
         write_bytes(f, row, end - row + 1);
-    write_commit(f, path);
+    write_commit(f, path.s);
     free(old);
-    run->log = fopen(path, "a");
-    if (!run->log) die("cannot write %s: %s", path, strerror(errno));
+    run->log = fopen(path.s, "a");
+    if (!run->log) die("cannot write %s: %s", path.s, strerror(errno));
 }
 
 static void log_number(FILE *f, double x, const char *format, char end) {
@@ -2608,7 +2609,7 @@ static void prepare(Run *run) {
     GPT2 *m = &run->model;
     Tokenizer *t = &run->tokenizer;
     if (*o->out) { // one run at a time writes there
-        make_folders(o->out);
+        make_folder(o->out);
         int folder = open(o->out, O_RDONLY | O_DIRECTORY);
         if (folder < 0) die("cannot open the folder %s: %s", o->out, strerror(errno));
         if (flock(folder, LOCK_EX | LOCK_NB)) die("another run is writing to %s; choose another --out", o->out);
@@ -2675,7 +2676,7 @@ static void prepare(Run *run) {
 static void save_checkpoint(Run *run) {
     if (!*run->options.out) return;
     swap_evaluation_point(run, 1);
-    gpt2_save(run->model.config, run->model.params_memory, in_folder(run->options.out, "model.bin"));
+    gpt2_save(run->model.config, run->model.params_memory, path_in(run->options.out, "model.bin").s);
     swap_evaluation_point(run, 0);
     save_state(run);
 }
@@ -2750,8 +2751,8 @@ int main(int argc, char **argv) {
     if (o->resume && load_state(&run)) printf("resumed    at step %ld of %d\n", run.now.step, o->steps);
     if (*o->out) {
         if (!run.now.step) { // what another run left here is no longer a checkpoint
-            unlink(in_folder(o->out, "state.bin"));
-            unlink(in_folder(o->out, "model.bin"));
+            unlink(path_in(o->out, "state.bin").s);
+            unlink(path_in(o->out, "model.bin").s);
         }
         if (run.tokenizer.vocab_size) tokenizer_save(&run.tokenizer, o->out);
         open_log(&run);
