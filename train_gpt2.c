@@ -353,9 +353,11 @@ static __attribute__((noinline)) void pack_strips(float *strips, const float *a,
     int whole = row == 1 ? rows / MR * MR : 0;
     for (int k = 0; k < K; k++)
         for (int i = 0; i < whole; i += MR) memcpy(strips + i * K + k * MR, a + k * col + i, MR * sizeof(float));
-    for (int i = whole; i < rows; i += MR)
-        for (int k = 0; k < K; k++)
-            for (int r = 0; r < MR; r++) strips[i * K + k * MR + r] = i + r < rows ? a[(i + r) * row + k * col] : 0.0f;
+    for (int i = whole; i < rows; i += MR) {
+        if (rows - i < MR) memset(strips + i * K, 0, (size_t)K * MR * sizeof(float));
+        for (int r = 0; r < MIN(MR, rows - i); r++)
+            for (int k = 0; k < K; k++) strips[i * K + k * MR + r] = a[(i + r) * row + k * col];
+    }
 }
 
 // A block of A or B that will be packed or read soon: element (i,j) is at[i*row + j*col], and one of row and col is 1.
