@@ -2376,7 +2376,7 @@ static const OptionRow option_rows[] = {
     {"eval-every", 'i', FIELD(eval_every), "250", "N", "steps between validations (0: at the end)", 0, 1e9,
      0},
     {"eval-tokens", 'i', FIELD(eval_tokens), "0", "N", "tokens of a validation (0: all)", 0, 2e9, 0},
-    {"sample-every", 'i', FIELD(sample_every), "0", "N", "steps between samples of text (0: at the end)", 0,
+    {"sample-every", 'i', FIELD(sample_every), "0", "N", "steps between samples of text (0: none)", 0,
      1e9, 0},
     {"save-every", 'i', FIELD(save_every), "0", "N", "steps between checkpoints (0: at the end)", 0, 1e9, 0},
     {"out", 's', FIELD(out), "", "DIR", "log.csv, model.bin, tokenizer and state.bin go here", 0, 0, 0},
