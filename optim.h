@@ -53,10 +53,30 @@
 
 #ifdef __GNUC__
 #define OPTIM_API static __attribute__((unused))                // a program need not call everything in here
-#define OPTIM_ELEMENT static inline __attribute__((always_inline)) // one element's part, called from bodies of passes
+#define OPTIM_INLINE static inline __attribute__((always_inline))
 #else
 #define OPTIM_API static
-#define OPTIM_ELEMENT static inline
+#define OPTIM_INLINE static inline
+#endif
+
+// On a GPU (nvcc --extended-lambda, or a CPU that plays one) passes are kernels on the default stream; params, grad and
+// out are then unified or device memory, and so is what is allocated here.
+#if defined(__CUDACC__) || defined(CUDA_ON_CPU)
+#define OPTIM_CUDA
+#define OPTIM_ELEMENT __host__ __device__ OPTIM_INLINE          // one element's part, called from bodies of passes
+#ifndef OPTIM_LAUNCH
+#define OPTIM_LAUNCH(kernel, blocks, threads, ...) kernel<<<blocks, threads>>>(__VA_ARGS__)
+#endif
+OPTIM_API void *optim_allocate(size_t count, size_t size) {
+    void *p = NULL;
+    if (cudaMallocManaged(&p, count * size + 1) != cudaSuccess || cudaMemset(p, 0, count * size) != cudaSuccess) return NULL;
+    return p;
+}
+OPTIM_API void optim_release(void *p) { cudaFree(p); }
+#else
+#define OPTIM_ELEMENT OPTIM_INLINE
+OPTIM_API void *optim_allocate(size_t count, size_t size) { return calloc(count, size); }
+OPTIM_API void optim_release(void *p) { free(p); }
 #endif
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -82,7 +102,7 @@ typedef struct { double s0, s1, s2; } OptimSums;
 #define OPTIM_CHUNK 16384           // floats: 64 KB, so that the streams of one chunk stay in a core's L2 cache
 #define OPTIM_STRIPS 1024           // at most so many chunks where no table is at hand
 
-static inline OptimChunk optim_chunk(OptimSpan span, int k) {
+OPTIM_ELEMENT OptimChunk optim_chunk(OptimSpan span, int k) {
     if (span.chunk) return span.chunk[k];
     size_t begin = (size_t)k * span.length, end = begin + span.length;
     OptimChunk c = { begin, end < span.n ? end : span.n, begin, 0 };
@@ -115,6 +135,8 @@ static inline OptimSums optim_add(const double *sums, int count) {
 #define OPTIM_LIST(...) __VA_ARGS__
 
 // OPTIM_PASS(name, (arguments), body): `body` for every element i of the span; it may use chunk.decay.
+// OPTIM_SUM: the same, and `body` adds to s0, s1, s2, whose totals are returned.
+#ifndef OPTIM_CUDA
 #define OPTIM_PASS(name, arguments, ...)                                                  \
     OPTIM_API void name(OptimSpan span, OPTIM_LIST arguments) {                           \
         OPTIM_PARALLEL for (int k = 0; k < span.count; k++) {                             \
@@ -123,7 +145,6 @@ static inline OptimSums optim_add(const double *sums, int count) {
         }                                                                                 \
     }
 
-// OPTIM_SUM: the same, and `body` adds to s0, s1, s2, whose totals are returned.
 #define OPTIM_SUM(name, arguments, ...)                                                   \
     OPTIM_API OptimSums name(OptimSpan span, OPTIM_LIST arguments) {                      \
         OPTIM_PARALLEL for (int k = 0; k < span.count; k++) {                             \
@@ -134,6 +155,61 @@ static inline OptimSums optim_add(const double *sums, int count) {
         }                                                                                 \
         return optim_add(span.sums, span.count);                                          \
     }
+#else
+// A block of threads for each chunk. The body is a lambda that brings its arguments along.
+#define OPTIM_THREADS 256
+
+template <typename Body> __global__ void __launch_bounds__(OPTIM_THREADS) optim_pass_kernel(OptimSpan span, Body body) {
+    const OptimChunk chunk = optim_chunk(span, blockIdx.x);
+    for (size_t i = chunk.begin + threadIdx.x; i < chunk.end; i += OPTIM_THREADS) body(i, chunk);
+}
+
+// sums[3k..3k+3) = the sums of chunk k: each thread's, then pairs of threads', in an order that never changes.
+template <typename Body> __global__ void __launch_bounds__(OPTIM_THREADS) optim_sum_kernel(OptimSpan span, double *sums, Body body) {
+    __shared__ double part[3][OPTIM_THREADS];
+    const OptimChunk chunk = optim_chunk(span, blockIdx.x);
+    const int thread = threadIdx.x;
+    double s0 = 0, s1 = 0, s2 = 0;
+    for (size_t i = chunk.begin + thread; i < chunk.end; i += OPTIM_THREADS) body(i, chunk, s0, s1, s2);
+    part[0][thread] = s0; part[1][thread] = s1; part[2][thread] = s2;
+    for (int half = OPTIM_THREADS / 2; half > 0; half /= 2) {
+        __syncthreads();
+        for (int j = 0; j < 3 && thread < half; j++) part[j][thread] += part[j][thread + half];
+    }
+    if (thread == 0) for (int j = 0; j < 3; j++) sums[3*(size_t)blockIdx.x + j] = part[j][0];
+}
+
+// The chunks' sums, brought to span.sums: waits for the GPU, as whoever asks for a sum goes on with a number.
+template <typename Body> static OptimSums optim_sum_on_gpu(OptimSpan span, Body body) {
+    static double *sums;
+    static int room;
+    const OptimSums nothing = { 0, 0, 0 };
+    if (!span.count) return nothing;
+    if (span.count > room) {
+        if (sums) cudaFreeHost(sums);
+        room = cudaMallocHost(&sums, 3 * (size_t)span.count * sizeof(double)) == cudaSuccess ? span.count : 0;
+        const OptimSums failed = { NAN, NAN, NAN };
+        if (!room) { sums = NULL; return failed; }
+    }
+    OPTIM_LAUNCH(optim_sum_kernel, span.count, OPTIM_THREADS, span, sums, body);
+    cudaDeviceSynchronize();
+    memcpy(span.sums, sums, 3 * (size_t)span.count * sizeof(double));
+    return optim_add(span.sums, span.count);
+}
+
+#define OPTIM_PASS(name, arguments, ...)                                                  \
+    OPTIM_API void name(OptimSpan span, OPTIM_LIST arguments) {                           \
+        auto body = [=] __device__ (size_t i, const OptimChunk &chunk) { (void)chunk; __VA_ARGS__ }; \
+        if (span.count) OPTIM_LAUNCH(optim_pass_kernel, span.count, OPTIM_THREADS, span, body); \
+    }
+
+#define OPTIM_SUM(name, arguments, ...)                                                   \
+    OPTIM_API OptimSums name(OptimSpan span, OPTIM_LIST arguments) {                      \
+        auto body = [=] __device__ (size_t i, const OptimChunk &chunk, double &s0, double &s1, double &s2) { \
+            (void)chunk; (void)s0; (void)s1; (void)s2; __VA_ARGS__ };                     \
+        return optim_sum_on_gpu(span, body);                                              \
+    }
+#endif
 
 OPTIM_SUM(optim_sum_squares, (const float *g), s0 += (double)g[i] * g[i];)
 OPTIM_PASS(optim_copy, (float *out, const float *x), out[i] = x[i];)
@@ -898,7 +974,7 @@ static int optim_cut(const Optimizer *o, int matrices, size_t slice, OptimChunk 
 static int optim_uses(const Optimizer *o, int buffer) {                 // whether the row names this buffer
     const char *name = optim_buffers[buffer].name, *list = o->row->buffers;
     const size_t length = strlen(name);
-    for (const char *at = list; (at = strstr(at, name)); at += length)
+    for (const char *at = list; (at = strstr(at, name)) != NULL; at += length)
         if ((at == list || at[-1] == ' ') && (at[length] == ' ' || !at[length])) return 1;
     return 0;
 }
@@ -912,8 +988,8 @@ static size_t optim_size(const Optimizer *o, int buffer) {              // in fl
 }
 
 OPTIM_API void optim_free(Optimizer *o) {
-    for (int j = 0; j < OPTIM_COUNT(optim_buffers); j++) { free(*optim_buffer(o, j)); *optim_buffer(o, j) = NULL; }
-    free(o->segments); free(o->chunks); free(o->sums); free(o->muon_scratch);
+    for (int j = 0; j < OPTIM_COUNT(optim_buffers); j++) { optim_release(*optim_buffer(o, j)); *optim_buffer(o, j) = NULL; }
+    free(o->segments); optim_release(o->chunks); free(o->sums); optim_release(o->muon_scratch);
     o->segments = NULL; o->chunks = NULL; o->sums = NULL; o->muon_scratch = NULL;
 }
 
@@ -932,7 +1008,7 @@ OPTIM_API int optim_start(Optimizer *o, float *params, size_t n, const OptimSegm
     const size_t slice = o->h.slice_p > 1 ? (size_t)o->h.slice_p : 1;
     const int rest = optim_cut(o, 0, 1, NULL), matrices = optim_cut(o, 1, 1, NULL);
     const int sliced = slice > 1 ? optim_cut(o, 0, slice, NULL) : 0;
-    o->chunks = (OptimChunk *)malloc((rest + matrices + sliced) * sizeof(OptimChunk));
+    o->chunks = (OptimChunk *)optim_allocate(rest + matrices + sliced, sizeof(OptimChunk));
     o->sums = (double *)malloc(3 * (rest + matrices) * sizeof(double));
     int missing = !o->chunks || !o->sums;
     o->num_slices = n;
@@ -955,9 +1031,9 @@ OPTIM_API int optim_start(Optimizer *o, float *params, size_t n, const OptimSegm
         const size_t need = 2 * (segments[j].size + r * r);
         if (segments[j].rows && need > scratch) scratch = need;
     }
-    if (scratch) missing |= !(o->muon_scratch = (float *)malloc(scratch * sizeof(float)));
+    if (scratch) missing |= !(o->muon_scratch = (float *)optim_allocate(scratch, sizeof(float)));
     for (int j = 0; j < OPTIM_COUNT(optim_buffers); j++)
-        if (optim_uses(o, j)) missing |= !(*optim_buffer(o, j) = (float *)calloc(optim_size(o, j), sizeof(float)));
+        if (optim_uses(o, j)) missing |= !(*optim_buffer(o, j) = (float *)optim_allocate(optim_size(o, j), sizeof(float)));
     if (missing) { optim_free(o); return -1; }
     for (int j = 0; j < OPTIM_COUNT(optim_buffers); j++) {
         if (!optim_uses(o, j) || !optim_buffers[j].start) continue;
