@@ -59,9 +59,9 @@
 #define OPTIM_INLINE static inline
 #endif
 
-// On a GPU (nvcc --extended-lambda, or a CPU that plays one) passes are kernels on the default stream; params, grad and
+// On a GPU (nvcc --extended-lambda, or test/cuda_on_cpu.h) passes are kernels on the default stream; params, grad and
 // out are then unified or device memory, and so is what is allocated here.
-#if defined(__CUDACC__) || defined(CUDA_ON_CPU)
+#if defined(__CUDACC__) || defined(CUDA_ON_CPU_H)
 #define OPTIM_CUDA
 #define OPTIM_ELEMENT __host__ __device__ OPTIM_INLINE          // one element's part, called from bodies of passes
 #ifndef OPTIM_LAUNCH
