@@ -197,11 +197,17 @@ static cublasLtMatrixLayout_t layout(int type, int rows, int cols, int ld) {
 // cuBLAS counts column by column: its matrices are the transposes of ours, and so it is asked for C' = op(B)' op(A)'.
 static Plan *find_plan(Product want) {
     static Plan plans[256];
-    static int count;
-    for (int i = 0; i < count; i++)
+    static int turn;
+    for (int i = 0; i < 256; i++)
         if (!memcmp(&plans[i].key, &want, sizeof want)) return &plans[i];
-    if (count == 256) fail("more than 256 shapes of matrix products");
-    Plan *p = &plans[count++];
+    Plan *p = &plans[turn++ % 256];
+    if (p->key.M) { // an old one makes room
+        CUBLAS(cublasLtMatmulDescDestroy(p->product));
+        CUBLAS(cublasLtMatrixLayoutDestroy(p->a));
+        CUBLAS(cublasLtMatrixLayoutDestroy(p->b));
+        CUBLAS(cublasLtMatrixLayoutDestroy(p->c));
+    }
+    memset(p, 0, sizeof *p);
     p->key = want;
     int64_t aux_ld = want.N;
     cublasOperation_t first = want.trans_b ? CUBLAS_OP_T : CUBLAS_OP_N, second = want.trans_a ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -907,6 +913,10 @@ template <typename T> struct Model {
     int *order, *start, runs, turn;
 };
 
+#ifndef LOGITS
+#define LOGITS (1 << 27) // at most so many at once
+#endif
+
 template <typename T> static Model<T> *model_create(GpuShape g, int B, int length, int training) {
     Model<T> *m = (Model<T> *)calloc(1, sizeof *m);
     if (!m) fail("out of memory");
@@ -935,7 +945,7 @@ template <typename T> static Model<T> *model_create(GpuShape g, int B, int lengt
     m->fch_gelu = device_memory<T>(rows * 4 * C);
     m->branch = device_memory<T>(rows * C);
     m->Vp = (g.vocab_size + 127) / 128 * 128;
-    m->logit_rows = (int)MIN(rows, MAX((size_t)64, ((size_t)1 << 27) / m->Vp / 64 * 64));
+    m->logit_rows = (int)MIN(rows, MAX((size_t)64, (size_t)LOGITS / m->Vp / 64 * 64));
     m->logits = device_memory<T>((size_t)m->logit_rows * m->Vp);
     m->tokens = device_memory<uint16_t>(rows), m->targets = device_memory<uint16_t>(rows);
     if (training) {
@@ -1380,10 +1390,11 @@ static double gpu_evaluate(Gpu *gpu, const GPT2 *m, const Dataset *d, int T, siz
 static void gpu_print_sample(GpuRun *g) {
     Run *run = &g->run;
     const Tokenizer *t = &run->tokenizer;
-    uint16_t tokens[SAMPLE_TOKENS + 1];
     int V = run->model.config.vocab_size, start = t->kind == TOKENIZER_GPT2 ? V - 1 : 0;
     int window = MIN(run->model.max_T, run->model.config.max_seq_len);
+    uint16_t *tokens = resize(NULL, (SAMPLE_TOKENS + window) * sizeof *tokens);
     float *logits = resize(NULL, V * sizeof *logits);
+    memset(tokens, 0, (SAMPLE_TOKENS + window) * sizeof *tokens); // what comes later has no effect on what was before
     for (int i = 0; i < MIN(V, t->vocab_size); i++) {
         size_t length;
         const char *bytes = tokenizer_token(t, i, &length);
@@ -1392,9 +1403,9 @@ static void gpu_print_sample(GpuRun *g) {
     tokens[0] = (uint16_t)start;
     printf("--- sample at step %ld\n", run->now.step);
     for (int i = 0; i < SAMPLE_TOKENS; i++) {
-        int from = MAX(0, i + 1 - window), n = i + 1 - from;
-        gpu_forward(g->model, tokens + from, 1, n);
-        gpu_logits(g->model, logits, n - 1, 1);
+        int from = MAX(0, i + 1 - window);
+        gpu_forward(g->model, tokens + from, 1, window); // always of one shape
+        gpu_logits(g->model, logits, i - from, 1);
         int next = draw(logits, V, 0.8f, random_uniform(run->options.seed + 7, (uint64_t)run->now.step << 16 | i));
         size_t length;
         const char *bytes = next < t->vocab_size ? tokenizer_token(t, next, &length) : NULL;
@@ -1402,6 +1413,218 @@ static void gpu_print_sample(GpuRun *g) {
         tokens[i + 1] = (uint16_t)next;
     }
     printf("\n---\n");
-    free(logits);
+    free(tokens), free(logits);
 }
+
+// As train_gpt2.c's, and the GPU's model follows.
+static void gpu_swap_evaluation_point(GpuRun *g, int enter) {
+    swap_evaluation_point(&g->run, enter);
+    gpu_use(g->model, g->run.model.params_memory, g->run.model.grads_memory);
+}
+
+static void gpu_save_checkpoint(GpuRun *g) {
+    Run *run = &g->run;
+    if (!*run->options.out) return;
+    gpu_swap_evaluation_point(g, 1);
+    gpu_wait();
+    gpt2_save(run->model.config, run->model.params_memory, in_folder(run->options.out, "model.bin"));
+    gpu_swap_evaluation_point(g, 0);
+    gpu_wait();
+    save_state(run);
+}
+
+// As train_gpt2.c's prepare, with the models' memory on the GPU.
+static void gpu_prepare(GpuRun *g, int bf16) {
+    Run *run = &g->run;
+    Options *o = &run->options;
+    GPT2 *m = &run->model;
+    Tokenizer *t = &run->tokenizer;
+    if (*o->out) { // one run at a time writes there
+        if (mkdir(o->out, 0777) && errno != EEXIST) die("cannot make the folder %s: %s", o->out, strerror(errno));
+        int folder = open(o->out, O_RDONLY | O_DIRECTORY);
+        if (folder < 0) die("cannot open the folder %s: %s", o->out, strerror(errno));
+        if (flock(folder, LOCK_EX | LOCK_NB)) die("another run is writing to %s; choose another --out", o->out);
+    }
+    if (*o->model) gpt2_load(m, o->model);
+    if (*o->teacher) gpt2_load(&run->teacher, o->teacher);
+
+    size_t length = 0;
+    char *text = is_shards(o->data) ? NULL : read_texts(o->data, &length);
+    if (*o->tokenizer) tokenizer_init(t, o->tokenizer, text, length, o->merges);
+    else if (!(*o->model && tokenizer_load(t, o->model)) && !(*o->teacher && tokenizer_load(t, o->teacher))) {
+        if (!text && *o->merges) tokenizer_init(t, "gpt2", NULL, 0, o->merges);
+        else if (text) tokenizer_init(t, "chars", text, length, NULL);
+    }
+    dataset_load(&run->train, o->data, t, text, length);
+    free(text);
+    if (*o->val) dataset_load(&run->val, o->val, t, NULL, 0);
+    else dataset_split(&run->train, &run->val);
+
+    if (!*o->model) {
+        GPT2Config config = {o->context, t->vocab_size ? t->vocab_size : 50257, o->layers, o->heads, o->channels};
+        check_config(config, "the command line");
+        gpt2_allocate(m, config);
+        gpt2_initialize(m, o->seed);
+    }
+    GPT2Config config = m->config;
+    if (t->vocab_size > config.vocab_size)
+        die("the tokenizer has %d tokens, the model knows %d; use the model's own tokenizer", t->vocab_size, config.vocab_size);
+    run->B = o->batch, run->T = o->seq_len ? o->seq_len : config.max_seq_len;
+    if (run->T > config.max_seq_len) die("--seq-len %d is longer than the model's context of %d", run->T, config.max_seq_len);
+    if (*o->teacher) {
+        GPT2Config tg = run->teacher.config;
+        if (tg.vocab_size != config.vocab_size)
+            die("the teacher knows %d tokens, the student %d; they must read the same text alike", tg.vocab_size, config.vocab_size);
+        if (tg.max_seq_len < run->T) die("the teacher's context is %d; use --seq-len %d", tg.max_seq_len, tg.max_seq_len);
+    } else if (optim_is_polyak(&run->optimizer))
+        die_usage("%s needs --teacher: its step comes from a teacher's loss", o->optimizer);
+    else if (!strcmp(o->distill, "soft")) die_usage("--distill soft needs --teacher");
+    if (o->clip < 0) o->clip = optim_is_polyak(&run->optimizer) ? 0 : 1;
+
+    const char *name = gpu_open(0);
+    if (bf16 < 0) bf16 = gpu_has_bf16();
+    g->model = move_to_gpu(m, run->B, run->T, 1, bf16);
+    if (*o->teacher) g->teacher = move_to_gpu(&run->teacher, run->B, run->T, 0, bf16);
+    start_optimizer(&run->optimizer, m);
+    run->x = allocate((size_t)run->B * run->T, sizeof *run->x);
+    run->y = allocate((size_t)run->B * run->T, sizeof *run->y);
+    run->loader = (DataLoader){&run->train, run->T, o->seed, 0, 0};
+    run->now.val_loss = NAN;
+    run->identity = describe_run(o, &run->optimizer, config, run->train.hash);
+
+    printf("model      %d layers, %d heads, %d channels, context %d, %d tokens: %zu parameters\n", config.num_layers,
+           config.num_heads, config.channels, config.max_seq_len, config.vocab_size, m->num_parameters);
+    printf("data       %zu training tokens, %zu for validation\n", dataset_tokens(&run->train), dataset_tokens(&run->val));
+    printf("step       %s, %d x %d x %d tokens, %s on %s\n", o->optimizer, o->accumulate, run->B, run->T,
+           bf16 ? "bf16" : "f32", name);
+    size_t optimizer_bytes = 0, bytes;
+    void *block;
+    const char *block_name;
+    for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &block_name); i++) optimizer_bytes += bytes;
+    printf("memory     %.0f MB on the GPU: model, activations %.0f, optimizer %.0f\n", (gpu_bytes() + optimizer_bytes) / 1e6,
+           gpu_bytes() / 1e6, optimizer_bytes / 1e6);
+}
+
+// One optimizer step, as train_gpt2.c's. The GPU is given the whole of it; the sum of the gradient's squares is the first
+// number that is waited for.
+static StepResult gpu_train_step(GpuRun *g) {
+    Run *run = &g->run;
+    const Options *o = &run->options;
+    GPT2 *m = &run->model;
+    int soft = g->teacher && !strcmp(o->distill, "soft");
+    double targets = (double)run->B * run->T * o->accumulate;
+    for (int micro = 0; micro < o->accumulate; micro++) {
+        loader_next(&run->loader, run->x, run->y, run->B, m->config.vocab_size);
+        if (g->teacher) {
+            gpu_forward(g->teacher, run->x, run->B, run->T);
+            gpu_score(g->teacher, run->y, micro > 0);
+        }
+        gpu_forward(g->model, run->x, run->B, run->T);
+        gpu_backward(g->model, run->y, (float)(1 / targets), micro > 0, soft ? g->teacher : NULL, (float)o->temperature,
+                     (float)o->soft_weight);
+    }
+    double norm = sqrt(optim_norm2(m->grads_memory, m->num_parameters)), loss = gpu_loss_sum(g->model) / targets;
+    double teacher = g->teacher ? gpu_loss_sum(g->teacher) / targets : 0;
+    if (!isfinite(loss) || !isfinite(norm))
+        die("the loss or its gradient is not a number at step %ld; lower --lr, or look at the data", run->now.step + 1);
+    float clip = o->clip > 0 && norm > o->clip ? (float)(o->clip / norm) : 1.0f;
+    double factor = run->schedule ? run->schedule[run->now.step]
+                                  : optim_schedule(o->schedule, run->now.step, o->steps, o->warmup, o->final_lr);
+    optim_step(&run->optimizer, m->grads_memory, clip, factor, loss, teacher);
+    gpu_use(g->model, m->params_memory, m->grads_memory);
+    return (StepResult){loss, g->teacher ? teacher : NAN, optim_rate(&run->optimizer, factor), norm};
+}
+
+// As train_gpt2.c's train.
+static void gpu_train(GpuRun *g) {
+    Run *run = &g->run;
+    const Options *o = &run->options;
+    double began = now() - run->now.seconds, tokens_per_second = 0;
+    while (run->now.step < o->steps && !interrupted) {
+        double start = now();
+        StepResult r = gpu_train_step(g);
+        run->now.step++;
+        double speed = (double)o->accumulate * run->B * run->T / (now() - start);
+        tokens_per_second = tokens_per_second ? 0.9 * tokens_per_second + 0.1 * speed : speed;
+        int last = run->now.step == o->steps, evaluated = last || (o->eval_every && run->now.step % o->eval_every == 0);
+        if (evaluated || (o->sample_every && run->now.step % o->sample_every == 0)) {
+            gpu_swap_evaluation_point(g, 1);
+            if (evaluated) run->now.val_loss = gpu_evaluate(g->model, &run->model, &run->val, run->T, o->eval_tokens);
+            if (o->sample_every && run->tokenizer.vocab_size && (last || run->now.step % o->sample_every == 0)) gpu_print_sample(g);
+            gpu_swap_evaluation_point(g, 0);
+        }
+        run->now.seconds = now() - began;
+        show_progress(run, r.loss, tokens_per_second);
+        if (run->log) {
+            fprintf(run->log, "%ld,%ld,%.3f,", run->now.step, run->now.step * o->accumulate * run->B * run->T, run->now.seconds);
+            log_number(run->log, r.loss, "%.6f", ',');
+            log_number(run->log, evaluated ? run->now.val_loss : NAN, "%.6f", ',');
+            log_number(run->log, r.teacher_loss, "%.6f", ',');
+            log_number(run->log, r.lr, "%.6g", ',');
+            log_number(run->log, r.grad_norm, "%.6g", '\n');
+            if (fflush(run->log)) die("cannot write %s/log.csv: %s", o->out, strerror(errno));
+        }
+        if (last || (o->save_every && run->now.step % o->save_every == 0) || interrupted) gpu_save_checkpoint(g);
+    }
+}
+
+#ifndef TRAIN_GPT2_CU_NO_MAIN
+int main(int argc, char **argv) {
+    static GpuRun g;
+    Run *run = &g.run;
+    int bf16 = -1, kept = 1; // the one option that train_gpt2.c has not: --f32 trains without bf16
+    for (int i = 1; i < argc; i++)
+        if (!strcmp(argv[i], "--f32")) bf16 = 0;
+        else argv[kept++] = argv[i];
+    argv[kept] = NULL;
+    for (int i = 1; i < kept; i++)
+        if (!strcmp(argv[i], "--help") && i == kept - 1)
+            printf("train_gpt2cu: train_gpt2 on a GPU, with the same options, and\n\n"
+                   "  --f32                          all in float32 (else the layers are bf16, from compute capability 8 on)\n\n");
+    run->options = parse_command_line(kept, argv, &run->optimizer);
+    const Options *o = &run->options;
+    gpu_prepare(&g, bf16);
+    if (o->resume) {
+        gpu_wait();
+        if (load_state(run)) printf("resumed    at step %ld of %d\n", run->now.step, o->steps);
+        gpu_use(g.model, run->model.params_memory, run->model.grads_memory);
+    }
+    if (*o->out) {
+        if (!run->now.step) { // what another run left here is no longer a checkpoint
+            unlink(in_folder(o->out, "state.bin"));
+            unlink(in_folder(o->out, "model.bin"));
+        }
+        if (run->tokenizer.vocab_size) tokenizer_save(&run->tokenizer, o->out);
+        open_log(run);
+    }
+    struct sigaction action = {.sa_handler = on_signal};
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    gpu_train(&g);
+    if (interrupted && run->now.step < o->steps) {
+        printf("\nstopped at step %ld of %d", run->now.step, o->steps);
+        if (*o->out) printf("; the same command with --resume goes on");
+        printf("\n");
+        return 0;
+    }
+    if (isnan(run->now.val_loss) || o->steps == 0) { // nothing was trained
+        gpu_swap_evaluation_point(&g, 1);
+        run->now.val_loss = gpu_evaluate(g.model, &run->model, &run->val, run->T, o->eval_tokens);
+        gpu_swap_evaluation_point(&g, 0);
+        gpu_save_checkpoint(&g);
+    }
+    if (*o->export_hf) {
+        gpu_swap_evaluation_point(&g, 1);
+        gpu_wait();
+        gpt2_export_hf(run->model.config, run->model.params_memory, &run->tokenizer, o->export_hf);
+        gpu_swap_evaluation_point(&g, 0);
+    }
+    if (g.teacher) {
+        double loss = gpu_evaluate(g.teacher, &run->teacher, &run->val, run->T, o->eval_tokens);
+        printf("teacher val loss %.4f, the student is %+.4f from it\n", loss, run->now.val_loss - loss);
+    }
+    printf("final val loss %.4f\n", run->now.val_loss);
+    return 0;
+}
+#endif
 #endif

@@ -385,6 +385,8 @@ static inline cublasStatus_t cublasLtCreate(cublasLtHandle_t *h) { return *h = 0
 static inline cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *d, int, int) {
     return *d = new CpuProduct(), CUBLAS_STATUS_SUCCESS;
 }
+static inline cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t d) { return delete d, CUBLAS_STATUS_SUCCESS; }
+static inline cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t l) { return delete l, CUBLAS_STATUS_SUCCESS; }
 static inline cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d, int which, const void *p, size_t n) {
     void *fields[] = {&d->trans_a, &d->trans_b, &d->epilogue, &d->bias, &d->aux, &d->aux_ld};
     size_t sizes[] = {4, 4, 4, sizeof(void *), sizeof(void *), 8};
