@@ -71,6 +71,7 @@ double gpu_norm2(const float *x, size_t n);
 int gpu_optim_start(void *optimizer, float *params, size_t n, const void *segments, int count); // as optim_start
 void gpu_optim_step(void *optimizer, const float *grad, float scale, double factor, double loss, double loss_star);
 void gpu_optim_eval(const void *optimizer, float *out);
+void gpu_optim_free(void *optimizer);
 #ifdef __cplusplus
 }
 
@@ -1319,6 +1320,7 @@ void gpu_optim_step(void *optimizer, const float *grad, float scale, double fact
     optim_step((Optimizer *)optimizer, grad, scale, factor, loss, loss_star);
 }
 void gpu_optim_eval(const void *optimizer, float *out) { optim_eval_params((const Optimizer *)optimizer, out); }
+void gpu_optim_free(void *optimizer) { optim_free((Optimizer *)optimizer); }
 
 #else // the C half
 // From here on the optimizer that train_gpt2.c speaks of is the GPU's.
