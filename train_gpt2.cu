@@ -879,6 +879,11 @@ template <typename T> static size_t point_parameters(ParameterTensors<T> *p, T *
     return n;
 }
 
+#ifndef LOGITS // tests take less
+#define LOGITS (1 << 27)       // at most so many at once
+#define CLASSIFIER_THREADS 512 // of a block, which has a row of them
+#endif
+
 template <typename T> struct Model {
     GpuShape shape;
     size_t num_parameters;
@@ -913,10 +918,6 @@ template <typename T> struct Model {
     uint16_t *tokens, *targets;
     int *order, *start, runs, turn;
 };
-
-#ifndef LOGITS
-#define LOGITS (1 << 27) // at most so many at once
-#endif
 
 template <typename T> static Model<T> *model_create(GpuShape g, int B, int length, int training) {
     Model<T> *m = (Model<T> *)calloc(1, sizeof *m);
@@ -1069,7 +1070,6 @@ template <typename T> static void logits(Model<T> *m, int first, int n) {
 }
 
 // A maximum and a sum of exponentials relative to it, of x times `scale`; over a block, each thread with its packs.
-#define CLASSIFIER_THREADS 512
 template <typename T> __device__ inline float log_sum_exp(const T *x, int V, float scale) {
     __shared__ float maxima[WARP], sums[WARP];
     const int size = Pack<T>::size;
