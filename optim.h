@@ -69,8 +69,10 @@
 #endif
 OPTIM_API void *optim_allocate(size_t count, size_t size) {
     void *p = NULL;
-    if (cudaMallocManaged(&p, count * size + 1) != cudaSuccess || cudaMemset(p, 0, count * size) != cudaSuccess) return NULL;
-    return p;
+    if (cudaMallocManaged(&p, count * size + 1) != cudaSuccess) return NULL;
+    if (cudaMemset(p, 0, count * size) == cudaSuccess && cudaDeviceSynchronize() == cudaSuccess) return p; // the CPU may write now
+    cudaFree(p);
+    return NULL;
 }
 OPTIM_API void optim_release(void *p) { cudaFree(p); }
 #else
