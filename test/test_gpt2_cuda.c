@@ -160,7 +160,7 @@ static void test_shape(GPT2Config g, int B, int T, int bf16, int soft, const cha
     printf("%s: loss %.1e, gradients %.1e\n", name, fabs(loss - expected), worst);
 
     double norm = gpu_norm2(p.grads, m.num_parameters), cpu_norm = optim_norm2(p.grads, m.num_parameters);
-    check(fabs(norm - cpu_norm) <= 1e-9 * cpu_norm, "%s: the gradient's squared norm is %g, not %g", name, norm, cpu_norm);
+    check(fabs(norm - cpu_norm) <= 1e-5 * cpu_norm, "%s: the gradient's squared norm is %g, not %g", name, norm, cpu_norm);
     Gpu *forward_only = gpu_create(shape_of(g), p.params, NULL, B, T, 0, bf16);
     gpu_forward(p.gpu, x, 1, T - 1), gpu_score(p.gpu, x + 1, 0);
     gpu_forward(forward_only, x, 1, T - 1), gpu_score(forward_only, x + 1, 0);
