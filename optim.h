@@ -905,7 +905,7 @@ static const struct { const char *name; size_t field; int start, sliced; } optim
 // Behind `word` in a list such as "m v z" or "lr=1 r=0 ", or NULL where the list lacks it.
 static const char *optim_word(const char *list, const char *word) {
     const size_t length = strlen(word);
-    for (const char *at = list; (at = strstr(at, word)); at += length)
+    for (const char *at = list; (at = strstr(at, word)) != NULL; at += length)
         if ((at == list || at[-1] == ' ') && strchr(" =", at[length])) return at + length;
     return NULL;
 }
