@@ -315,8 +315,8 @@ enum { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaDevAttrComputeCapabilityMajor = 75 };
 struct cudaDeviceProp { char name[256]; };
 
-extern "C" size_t cuda_on_cpu_memory; // that may still be allocated
-size_t cuda_on_cpu_memory = (size_t)1 << 40;
+// Bytes that may still be allocated: $CUDA_ON_CPU_MEMORY at the start.
+static size_t cuda_on_cpu_memory = getenv("CUDA_ON_CPU_MEMORY") ? strtoull(getenv("CUDA_ON_CPU_MEMORY"), NULL, 10) : (size_t)1 << 40;
 
 template <typename P> static cudaError_t cudaMalloc(P **p, size_t bytes) {
     if (bytes > cuda_on_cpu_memory) return cudaErrorMemoryAllocation;
