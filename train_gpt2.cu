@@ -176,7 +176,7 @@ template <typename T> struct Epilogue {
 
 // A kind of product, and what cuBLASLt wants to know of it, found at its first call.
 typedef struct {
-    int M, N, K, lda, ldc, trans_a, trans_b, type, c_type, epilogue, compute;
+    int M, N, K, trans_a, trans_b, type, c_type, epilogue, compute;
 } Product;
 typedef struct {
     Product key;
@@ -186,9 +186,9 @@ typedef struct {
     int tried, found;
 } Plan;
 
-static cublasLtMatrixLayout_t layout(int type, int rows, int cols, int ld) {
+static cublasLtMatrixLayout_t layout(int type, int rows, int cols) {
     cublasLtMatrixLayout_t l;
-    CUBLAS(cublasLtMatrixLayoutCreate(&l, (cudaDataType_t)type, rows, cols, ld));
+    CUBLAS(cublasLtMatrixLayoutCreate(&l, (cudaDataType_t)type, rows, cols, rows));
     return l;
 }
 
@@ -218,9 +218,9 @@ static Plan *find_plan(Product want) {
     SET(p, EPILOGUE, want.epilogue);
     if (want.epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS || want.epilogue == CUBLASLT_EPILOGUE_DGELU)
         SET(p, EPILOGUE_AUX_LD, aux_ld);
-    p->a = want.trans_b ? layout(want.type, want.K, want.N, want.K) : layout(want.type, want.N, want.K, want.N);
-    p->b = want.trans_a ? layout(want.type, want.M, want.K, want.lda) : layout(want.type, want.K, want.M, want.lda);
-    p->c = layout(want.c_type, want.N, want.M, want.ldc);
+    p->a = want.trans_b ? layout(want.type, want.K, want.N) : layout(want.type, want.N, want.K);
+    p->b = want.trans_a ? layout(want.type, want.M, want.K) : layout(want.type, want.K, want.M);
+    p->c = layout(want.c_type, want.N, want.M);
     return p;
 }
 
@@ -270,13 +270,13 @@ static int cuda_type(const bf16 *) { return CUDA_R_16BF; }
 static int float_products = CUBLAS_COMPUTE_32F; // or with tensor cores' TF32, for Muon in bf16 training
 
 // C (M,N) = alpha op(A) (M,K) op(B) (K,N) + beta C, then the epilogue. op transposes where asked for: A is then stored
-// (K,M), B (N,K). Rows of A and C are lda and ldc apart, those of B stand one behind the other.
+// (K,M), B (N,K).
 template <typename T, typename OUT>
-static void matmul(OUT *C, int ldc, const T *A, int lda, const T *B, int M, int N, int K, int trans_a, int trans_b,
+static void matmul(OUT *C, const T *A, const T *B, int M, int N, int K, int trans_a, int trans_b,
                    Epilogue<T> e, float alpha = 1, float beta = 0) {
     cublasLtEpilogue_t epilogue = e.before_gelu ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : e.derivative ? CUBLASLT_EPILOGUE_DGELU
                                 : e.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
-    Product key = {M, N, K, lda, ldc, trans_a, trans_b, cuda_type(A), cuda_type(C), epilogue,
+    Product key = {M, N, K, trans_a, trans_b, cuda_type(A), cuda_type(C), epilogue,
                    sizeof(T) == 4 ? float_products : CUBLAS_COMPUTE_32F};
     Plan *p = find_plan(key);
     const void *gelu_input = e.before_gelu ? e.before_gelu : e.derivative;
@@ -287,7 +287,7 @@ static void matmul(OUT *C, int ldc, const T *A, int lda, const T *B, int M, int 
         const T *derivative = e.derivative;
         T *before = e.before_gelu, *out = (T *)C;
         e.derivative = e.before_gelu = NULL;
-        matmul(before ? before : out, ldc, A, lda, B, M, N, K, trans_a, trans_b, e, alpha, beta);
+        matmul(before ? before : out, A, B, M, N, K, trans_a, trans_b, e, alpha, beta);
         gelu_pass(out, before ? before : out, derivative, (size_t)M * N);
         return;
     }
@@ -299,7 +299,7 @@ static void matmul(OUT *C, int ldc, const T *A, int lda, const T *B, int M, int 
 
 // Muon's products.
 static void muon_matmul(float *C, const float *A, const float *B, int M, int N, int K, int trans_b, float alpha, float beta) {
-    matmul(C, N, A, K, B, M, N, K, 0, trans_b, Epilogue<float>{}, alpha, beta);
+    matmul(C, A, B, M, N, K, 0, trans_b, Epilogue<float>{}, alpha, beta);
 }
 
 // ============================================================================================================
@@ -407,42 +407,64 @@ __global__ void layernorm_backward(T *dx, const T *dout, const T *x, const T *we
     }
 }
 
-// Sums over rows: the gradients of biases, and of a layer norm's weights, whose terms are d * (x - mean) * rstd.
-// out[blockIdx.y * C + c] (+)= the sum of d[row][c] over the block's `share` of the rows. A block takes 32 channels; its
-// warps take turns with the rows.
+// Sums over rows: the gradients of biases, and of a layer norm's weights and biases. A block takes 4 channels for each
+// lane, and `share` of the rows, with which its warps take turns. out[blockIdx.y][c] = or += the sum of d[row][c]; rows of
+// d are ld apart. With x, out (groups,2,C) has the sums of d (x - mean) rstd before those of d.
+template <typename T> struct __align__(4 * sizeof(T)) Four { T x[4]; };
+#define CHANNELS (4 * WARP)
 template <typename T>
-__global__ void column_sums(float *out, const T *d, const T *x, const float *mean, const float *rstd, int rows, int C,
+__global__ void column_sums(float *out, const T *d, int ld, const T *x, const float *mean, const float *rstd, int rows, int C,
                             int share, int add) {
-    __shared__ float part[WARPS][WARP];
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, c = blockIdx.x * WARP + lane;
-    int from = blockIdx.y * share, to = MIN(rows, from + share);
-    float sum = 0;
+    __shared__ float part[2][WARPS][CHANNELS];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, first = blockIdx.x * CHANNELS, c = first + lane * 4;
+    int from = blockIdx.y * share, to = MIN(rows, from + share), kinds = x ? 2 : 1;
+    float sum[4] = {0, 0, 0, 0}, scaled[4] = {0, 0, 0, 0};
     for (int r = from + warp; r < to && c < C; r += WARPS) {
-        float term = to_float(d[(size_t)r * C + c]);
-        if (x) term *= (to_float(x[(size_t)r * C + c]) - mean[r]) * rstd[r];
-        sum += term;
+        Four<T> a = *(const Four<T> *)(d + (size_t)r * ld + c), b = a;
+        if (x) b = *(const Four<T> *)(x + (size_t)r * ld + c);
+        float m = x ? mean[r] : 0, s = x ? rstd[r] : 0;
+        for (int j = 0; j < 4; j++) {
+            sum[j] += to_float(a.x[j]);
+            scaled[j] += to_float(a.x[j]) * (to_float(b.x[j]) - m) * s;
+        }
     }
-    part[warp][lane] = sum;
+    for (int j = 0; j < 4; j++) {
+        part[kinds - 1][warp][lane * 4 + j] = sum[j];
+        if (x) part[0][warp][lane * 4 + j] = scaled[j];
+    }
     __syncthreads();
-    if (warp || c >= C) return;
-    for (int w = 1; w < WARPS; w++) sum += part[w][lane];
-    size_t at = (size_t)blockIdx.y * C + c;
-    out[at] = add ? out[at] + sum : sum;
+    for (int i = threadIdx.x; i < kinds * CHANNELS; i += THREADS) {
+        int kind = i / CHANNELS, column = i % CHANNELS;
+        if (first + column >= C) continue;
+        float total = 0, *at = out + ((size_t)blockIdx.y * kinds + kind) * C + first + column;
+        for (int w = 0; w < WARPS; w++) total += part[kind][w][column];
+        *at = add ? *at + total : total;
+    }
 }
 
-// out (C) += the sum over the rows of d, through sums of SHARE rows (partial: (groups,C)), enough of them for all of a GPU.
-#define SHARE 256
-template <typename T>
-static void add_columns(float *out, float *partial, const T *d, const T *x, const float *mean, const float *rstd, int rows, int C) {
-    int groups = blocks_for(rows, SHARE), columns = blocks_for(C, WARP);
-    RUN(column_sums<T>, dim3(columns, groups), THREADS, 0, partial, d, x, mean, rstd, rows, C, SHARE, 0);
-    RUN(column_sums<float>, dim3(columns, 1), THREADS, 0, out, partial, (const float *)NULL, (const float *)NULL,
-        (const float *)NULL, groups, C, groups, 1);
+#define SHARE 256 // rows of a block, so few that there are blocks for all of a GPU
+
+// dbias (C) += the sum over the rows of d; partial (groups,C).
+template <typename T> static void bias_backward(float *dbias, float *partial, const T *d, int rows, int C) {
+    int groups = blocks_for(rows, SHARE), columns = blocks_for(C, CHANNELS);
+    const float *none = NULL;
+    RUN(column_sums<T>, dim3(columns, groups), THREADS, 0, partial, d, C, (const T *)NULL, none, none, rows, C, SHARE, 0);
+    RUN(column_sums<float>, columns, THREADS, 0, dbias, partial, C, none, none, none, groups, C, groups, 1);
+}
+
+// dweight, dbias (C) += the gradients of a layer norm's; partial (groups,2,C).
+template <typename T> static void layernorm_parameters_backward(float *dweight, float *dbias, float *partial, const T *d,
+        const T *x, const float *mean, const float *rstd, int rows, int C) {
+    int groups = blocks_for(rows, SHARE), columns = blocks_for(C, CHANNELS);
+    const float *none = NULL, *of_bias = partial + C;
+    RUN(column_sums<T>, dim3(columns, groups), THREADS, 0, partial, d, C, x, mean, rstd, rows, C, SHARE, 0);
+    RUN(column_sums<float>, columns, THREADS, 0, dweight, partial, 2 * C, none, none, none, groups, C, groups, 1);
+    RUN(column_sums<float>, columns, THREADS, 0, dbias, of_bias, 2 * C, none, none, none, groups, C, groups, 1);
 }
 
 // out (rows,N) = x (rows,K) w' + bias; w (N,K); e may add a GELU.
 template <typename T> static void linear_forward(T *out, const T *x, const T *w, int rows, int K, int N, Epilogue<T> e) {
-    matmul(out, N, x, K, w, rows, N, K, 0, 1, e);
+    matmul(out, x, w, rows, N, K, 0, 1, e);
 }
 
 // dx (rows,K) = dout w, then e; dw (N,K) = dout' x, or += with add; dbias (N) += the sum of dout's rows.
@@ -451,9 +473,9 @@ static void linear_backward(T *dx, float *dw, float *dbias, float *partial, cons
                             int K, int N, Epilogue<T> e, int add) {
     Epilogue<T> dw_e = {};
     dw_e.accumulate = add;
-    matmul(dw, K, dout, N, x, N, K, rows, 1, 0, dw_e);
-    matmul(dx, K, dout, N, w, rows, K, N, 0, 0, e);
-    add_columns(dbias, partial, dout, (const T *)NULL, NULL, NULL, rows, N);
+    matmul(dw, dout, x, N, K, rows, 1, 0, dw_e);
+    matmul(dx, dout, w, rows, K, N, 0, 0, e);
+    bias_backward(dbias, partial, dout, rows, N);
 }
 
 // ============================================================================================================
@@ -905,7 +927,10 @@ template <typename T> struct Model {
     T *normed, *fch_gelu, *branch;                    // (B,length,C), (B,length,4C), (B,length,C) of attention and MLP
     T *dresidual, *dnormed, *dwide;                   // (B,length,C), (B,length,C), (B,length,4C)
     float *partial, *D;                               // (groups,4C), (B,NH,length)
-    T *logits;                                        // (logit_rows,Vp): Vp is V rounded up, so that rows are aligned
+    T *logits;                                        // (logit_rows,Vp)
+    // Products are fast where sizes are multiples of 8. So the classifier has Vp classes, V rounded up: the rows behind wte
+    // are those of the tensors after it, whatever they are. Their logits are not looked at and their gradients are 0; so
+    // nothing comes of those rows, and to what stands behind grads.wte 0 is added (or written, before its own comes).
     int logit_rows, Vp;
 
     // A batch on its way to the GPU: tokens, targets, and the rows sorted by token (see wte_backward). Two buffers take
@@ -946,7 +971,7 @@ template <typename T> static Model<T> *model_create(GpuShape g, int B, int lengt
     m->normed = device_memory<T>(rows * C);
     m->fch_gelu = device_memory<T>(rows * 4 * C);
     m->branch = device_memory<T>(rows * C);
-    m->Vp = (g.vocab_size + 127) / 128 * 128;
+    m->Vp = (g.vocab_size + 63) / 64 * 64;
     m->logit_rows = (int)MIN(rows, MAX((size_t)64, (size_t)LOGITS / m->Vp / 64 * 64));
     m->logits = device_memory<T>((size_t)m->logit_rows * m->Vp);
     m->tokens = device_memory<uint16_t>(rows), m->targets = device_memory<uint16_t>(rows);
@@ -1063,10 +1088,10 @@ template <typename T> static void forward(Model<T> *m, const uint16_t *tokens, i
     }
 }
 
-// Logits (n,V; rows Vp apart) of n rows of m->lnf from row `first` on, in m->logits.
+// Logits (n,Vp) of n rows of m->lnf from row `first` on, in m->logits.
 template <typename T> static void logits(Model<T> *m, int first, int n) {
-    int C = m->shape.channels, V = m->shape.vocab_size;
-    matmul(m->logits, m->Vp, m->lnf + (size_t)first * C, C, m->w.wte, n, V, C, 0, 1, Epilogue<T>{});
+    int C = m->shape.channels;
+    matmul(m->logits, m->lnf + (size_t)first * C, m->w.wte, n, m->Vp, C, 0, 1, Epilogue<T>{});
 }
 
 // A maximum and a sum of exponentials relative to it, of x times `scale`; over a block, each thread with its packs.
@@ -1096,8 +1121,8 @@ template <typename T> __device__ inline float log_sum_exp(const T *x, int V, flo
     return top + logf(total);
 }
 
-// losses (rows) of logits (rows,V), and, with scale != 0, in the logits' place scale times the gradient, as train_gpt2.c's
-// classifier has it: teacher is NULL or the teacher's logits. A block has a row.
+// losses (rows) of logits (rows,Vp), and, with scale != 0, in the logits' place scale times the gradient, as train_gpt2.c's
+// classifier has it, and 0 from V on: teacher is NULL or the teacher's logits. A block has a row.
 template <typename T>
 __global__ void __launch_bounds__(CLASSIFIER_THREADS) cross_entropy(T *logits, float *losses, const uint16_t *targets, int V,
         int Vp, float grad_scale, const T *teacher, float temperature, float weight) {
@@ -1110,7 +1135,7 @@ __global__ void __launch_bounds__(CLASSIFIER_THREADS) cross_entropy(T *logits, f
     if (grad_scale == 0) return;
     if (teacher) x_lse = log_sum_exp(x, V, t), y_lse = log_sum_exp(y, V, t);
     float hard = teacher ? (1.0f - weight) * grad_scale : grad_scale, kl = weight * temperature * grad_scale;
-    for (int i = threadIdx.x * size; i < V; i += CLASSIFIER_THREADS * size) {
+    for (int i = threadIdx.x * size; i < Vp; i += CLASSIFIER_THREADS * size) {
         Pack<T> a = load(x + i), b = teacher ? load(y + i) : a;
         float d[size];
         for (int j = 0; j < size; j++) {
@@ -1151,8 +1176,8 @@ static void classifier(Model<T> *m, const uint16_t *targets, float grad_scale, i
         RUN(cross_entropy<T>, n, CLASSIFIER_THREADS, 0, m->logits, m->losses + first, m->targets + first, V, m->Vp, grad_scale,
             teacher ? teacher->logits : (T *)NULL, temperature, weight);
         if (grad_scale == 0) continue;
-        matmul(m->grads.wte, C, m->logits, m->Vp, m->lnf + (size_t)first * C, V, C, n, 1, 0, to_wte);
-        matmul(m->dnormed + (size_t)first * C, C, m->logits, m->Vp, m->w.wte, n, C, V, 0, 0, Epilogue<T>{});
+        matmul(m->grads.wte, m->logits, m->lnf + (size_t)first * C, m->Vp, C, n, 1, 0, to_wte);
+        matmul(m->dnormed + (size_t)first * C, m->logits, m->w.wte, n, C, m->Vp, 0, 0, Epilogue<T>{});
     }
     RUN(sum_losses, 1, THREADS, 0, m->loss_sum, m->losses, rows, add);
 }
@@ -1162,8 +1187,7 @@ template <typename T> static void layernorm_gradients(Model<T> *m, float *dweigh
                                                       const float *mean, const float *rstd) {
     int rows = m->B * m->length, C = m->shape.channels;
     RUN(layernorm_backward<T>, blocks_for(rows, WARPS), THREADS, 0, m->dresidual, m->dnormed, x, weight, mean, rstd, rows, C);
-    add_columns(dweight, m->partial, m->dnormed, x, mean, rstd, rows, C);
-    add_columns(dbias, m->partial, m->dnormed, (const T *)NULL, NULL, NULL, rows, C);
+    layernorm_parameters_backward(dweight, dbias, m->partial, m->dnormed, x, mean, rstd, rows, C);
 }
 
 // After forward: grads = grad_scale times the gradient of the summed loss, or += with add.
