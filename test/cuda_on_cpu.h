@@ -66,9 +66,22 @@ static char shared_memory[CPU_SHARED] __attribute__((aligned(128))); // as train
 // What a barrier counts: threads that wait at it. When all have come, the round goes up and they go on.
 struct CpuBarrier { int waiting; unsigned round; };
 
+// Jumps between stacks. The compiler's own are twice as fast as the library's, which AddressSanitizer slows down further.
+#if defined(__GNUC__) && !defined(__clang__)
+typedef void *CpuJump[5];
+#define CPU_SET(jump) __builtin_setjmp(jump)
+#define CPU_SWITCH __attribute__((noipa, no_sanitize("address"))) // a function that jumps: registers are not what they seem
+CPU_SWITCH static void cpu_jump(CpuJump jump) { __builtin_longjmp(jump, 1); }
+#else
+typedef jmp_buf CpuJump;
+#define CPU_SET(jump) _setjmp(jump)
+#define cpu_jump(jump) _longjmp(jump, 1)
+#define CPU_SWITCH __attribute__((noinline))
+#endif
+
 struct CpuFiber {
     char *stack;
-    jmp_buf registers;
+    CpuJump registers;
     dim3 index;
     bool begun, done;
     CpuBarrier *at; // the barrier where it waits, NULL: none
@@ -78,7 +91,7 @@ struct CpuFiber {
 };
 static CpuFiber cpu_fibers[CPU_THREADS];
 static CpuFiber *cpu_now;
-static jmp_buf cpu_scheduler;
+static CpuJump cpu_scheduler;
 static std::function<void()> *cpu_kernel;
 static CpuBarrier cpu_block_barrier, cpu_warp_barrier[CPU_THREADS / CPU_WARP];
 static int cpu_threads;
@@ -95,12 +108,12 @@ __attribute__((noreturn)) static void cpu_wrong(const char *what) {
 static unsigned cpu_random(unsigned *state) { return *state = *state * 1664525u + 1013904223u, *state >> 8; }
 
 // Leaves the fiber; the scheduler goes on, and later jumps back.
-static void cpu_yield() {
+CPU_SWITCH static void cpu_yield() {
 #ifdef __SANITIZE_ADDRESS__
     void *fake;
     __sanitizer_start_switch_fiber(&fake, cpu_main_stack, cpu_main_stack_size);
 #endif
-    if (!_setjmp(cpu_now->registers)) _longjmp(cpu_scheduler, 1);
+    if (!CPU_SET(cpu_now->registers)) cpu_jump(cpu_scheduler);
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_finish_switch_fiber(fake, &cpu_main_stack, &cpu_main_stack_size);
 #endif
@@ -117,14 +130,14 @@ static void cpu_fiber_main() {
     }
 }
 
-static void cpu_resume(CpuFiber *f) {
+CPU_SWITCH static void cpu_resume(CpuFiber *f) {
     cpu_now = f;
     threadIdx = f->index;
 #ifdef __SANITIZE_ADDRESS__
     void *fake;
     __sanitizer_start_switch_fiber(&fake, f->stack, CPU_STACK);
 #endif
-    if (!_setjmp(cpu_scheduler)) {
+    if (!CPU_SET(cpu_scheduler)) {
         static ucontext_t first;
         if (!f->begun) { // its endless loop
             f->begun = true;
@@ -134,7 +147,7 @@ static void cpu_resume(CpuFiber *f) {
             makecontext(&first, cpu_fiber_main, 0);
             setcontext(&first);
         }
-        _longjmp(f->registers, 1);
+        cpu_jump(f->registers);
     }
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_finish_switch_fiber(fake, NULL, NULL);
