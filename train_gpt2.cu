@@ -19,6 +19,33 @@ in bf16 training the layers use a copy of the parameters, renewed after every st
 are taken in float32, in an order that depends on nothing but the shapes: there are no atomic additions, so a run
 gives the same bits each time. Everything goes into one stream, the default one, and a step waits for the GPU
 once: where the loss and the norm of the gradient are read (optimizers that find their own step wait for their sums).
+What the optimizer works on is unified memory, which the CPU reads only to save it.
+
+What to expect, on paper. With R = B*length rows, a step of GPT-2 124M (L 12, C 768, V 50257, n = 124M parameters) in bf16
+with B 32, length 1024 has these floating-point operations, and these bytes to and from the GPU's memory where nothing
+but a row stays in cache. What is far above peak FLOP per byte of the card is bound by arithmetic, the rest by memory.
+
+                                                       TFLOP                          GB
+    products of the layers, forward and backward       72 L R C^2         16.7
+    attention, forward 2 and backward 7 products       9 L R length C      2.8
+    classifier's products                              6 R C V             7.6
+    cross entropy, and its products' logits                                           12 R V       19.8
+    layer norms with residuals, forward                                               16 L R C      4.8
+    layer norms, backward (made again, dx, weights)                                   32 L R C      9.7
+    GELU made again                                                                   16 L R C      4.8
+    gradients of biases                                                               18 L R C      5.4
+    attention_dots                                                                     4 L R C      1.2
+    AdamW, the norm, the copy to bf16                                                 38 n          4.7
+                                                                   27.1                            50.4
+
+    card        peak TFLOP/s, GB/s (NVIDIA's)    at both peaks: arithmetic + memory    tokens/s
+    A100 80GB          312, 2039                          87 + 25 ms                   294 thousand
+    H100 SXM           989, 3350                          27 + 15 ms                   773 thousand
+
+Products reach 60 to 80% of the peak, so a good program has about two thirds of these. The marks to beat, as published:
+PyTorch on an H100 375 thousand tokens/s for 124M; llm.c on an A100 7% more than PyTorch there. dev/gpu_check.sh
+measures what this program does. It was written without a GPU: its kernels are checked on a CPU (test/cuda_on_cpu.h), its
+speed is not known.
 */
 
 #ifdef __cplusplus
