@@ -17,7 +17,7 @@ else ifneq ($(ARCH),generic)
 MACHINE := -march=$(ARCH)
 endif
 
-WARNINGS = -std=gnu11 -Wall -Wextra
+WARNINGS = -std=gnu11 -Wall -Wextra $(if $(OPENMP),,-Wno-unknown-pragmas)
 OPTIMIZE = -O3 -fno-math-errno -fno-trapping-math $(MACHINE) $(OPENMP)
 FLAGS = $(WARNINGS) $(OPTIMIZE) $(CFLAGS)
 LIBS = -lm

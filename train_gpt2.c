@@ -1006,7 +1006,14 @@ static int is_folder(const char *path) {
     return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
 }
 
+// Makes a folder, and those above it.
 static void make_folder(const char *path) {
+    Path part = path_in(path, "");
+    for (char *slash = strchr(part.s + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+        *slash = 0;
+        mkdir(part.s, 0777);
+        *slash = '/';
+    }
     if (mkdir(path, 0777) && !is_folder(path)) die("cannot make the folder %s: %s", path, strerror(errno));
 }
 
@@ -2214,6 +2221,19 @@ static double teacher_loss(GPT2 *teacher, const uint16_t *x, const uint16_t *y, 
     return gpt2_loss(teacher, y);
 }
 
+/* A cheaper proxy for the objective (Woodworth, Mishchenko and Bach 2023, arXiv 2302.03542): with g_t the gradient of a
+batch of the objective f at x_t, and h the proxy,
+
+       x_{t+1} ~ argmin_x <g_t - grad h(x_t), x> + h(x) + |x - x_t|^2 / (2 eta),
+
+by K steps of any optimizer on grad h(x) + (g_t - grad h(x_t)) + (x - x_t)/eta. The K batches of the proxy are drawn
+before, for grad h(x_t), and serve the K steps again, so that their noise cancels as long as x is near x_t. */
+typedef struct {
+    Dataset data;
+    DataLoader loader;
+    float *x_t, *g_t, *h_t; // (num_parameters): the point, the gradients of objective and proxy there
+} Proxy;
+
 // ============================================================================================================
 // 11  Command line
 
@@ -2225,6 +2245,9 @@ typedef struct {
     double final_lr, clip;
     const char *teacher, *distill;
     double temperature, soft_weight;
+    const char *proxy;
+    int proxy_steps;
+    double proxy_eta;
     int eval_every, eval_tokens, sample_every, save_every, resume;
     const char *out, *export_hf;
     int num_hyper; // the optimizer's own options, as given
@@ -2267,6 +2290,9 @@ static const OptionRow option_rows[] = {
     {"distill", 's', FIELD(distill), "loss", "loss|soft", "read only its loss (sps, iam), or its probabilities", 0, 0, 1},
     {"temperature", 'd', FIELD(temperature), "2", "X", "of soft labels", 1e-3, 1e3, 1},
     {"soft-weight", 'd', FIELD(soft_weight), "0.5", "X", "of soft labels against the text's", 0, 1, 1},
+    {"proxy", 's', FIELD(proxy), "", "FILE|GLOB", "cheaper data: most steps are taken on it (arXiv 2302.03542)", 0, 0, 1},
+    {"proxy-steps", 'i', FIELD(proxy_steps), "4", "K", "optimizer steps on it for each gradient of --data", 1, 1e6, 1},
+    {"proxy-eta", 'd', FIELD(proxy_eta), "0", "X", "pull back to x_t by (x - x_t)/eta; 0: none", 0, 1e9, 1},
     {"eval-every", 'i', FIELD(eval_every), "250", "N", "steps between validations (0: at the end)", 0, 1e9, 0},
     {"eval-tokens", 'i', FIELD(eval_tokens), "0", "N", "tokens of a validation (0: all)", 0, 2e9, 0},
     {"sample-every", 'i', FIELD(sample_every), "0", "N", "steps between samples of text (0: at the end)", 0, 1e9, 0},
@@ -2398,13 +2424,14 @@ typedef struct {
     Tokenizer tokenizer; // vocab_size 0: token shards without --merges, whose text cannot be shown
     Dataset train, val;
     DataLoader loader;
+    Proxy proxy; // x_t is NULL without one
     double *schedule; // the refined schedule's factors, or NULL
     int B, T;
     uint16_t *x, *y; // (B,T)
     char *identity;
     FILE *log;
     // what changes from step to step, and stands in a checkpoint
-    struct { long step; uint64_t epoch, index; double seconds, val_loss; } now;
+    struct { long step; uint64_t epoch, index, proxy_epoch, proxy_index; double seconds, val_loss; } now;
 } Run;
 
 static volatile sig_atomic_t interrupted;
@@ -2447,14 +2474,6 @@ static void swap_evaluation_point(Run *run, int enter) {
     m->grads = point_parameters(m->grads_memory, m->config);
 }
 
-static const char *in_folder(const char *folder, const char *file) {
-    static char path[4][4096];
-    static int turn;
-    char *p = path[turn++ % 4];
-    if (snprintf(p, sizeof path[0], "%s/%s", folder, file) >= (int)sizeof path[0]) die("the path %s is too long", folder);
-    return p;
-}
-
 /* DIR/state.bin holds all that a run needs to go on as if it had not stopped:
 
        "GPT2RUN1", what the run is (describe_run), run->now, the training point, the optimizer's blocks, a hash
@@ -2477,19 +2496,21 @@ static void read_part(FILE *f, uint64_t *hash, void *part, uint64_t bytes, const
 }
 
 static void save_state(Run *run) {
-    const char *path = in_folder(run->options.out, "state.bin"), *name;
-    FILE *f = write_begin(path);
+    Path path = path_in(run->options.out, "state.bin");
+    const char *name;
+    FILE *f = write_begin(path.s);
     uint64_t hash = 0;
     void *block;
     size_t bytes;
     run->now.epoch = run->loader.epoch, run->now.index = run->loader.index;
+    run->now.proxy_epoch = run->proxy.loader.epoch, run->now.proxy_index = run->proxy.loader.index;
     write_bytes(f, STATE_MAGIC, 8);
     write_part(f, &hash, run->identity, strlen(run->identity));
     write_part(f, &hash, &run->now, sizeof run->now);
     write_part(f, &hash, run->optimizer.params, run->model.num_parameters * sizeof(float));
     for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++) write_part(f, &hash, block, bytes);
     write_bytes(f, &hash, sizeof hash);
-    write_commit(f, path);
+    write_commit(f, path.s);
 }
 
 // Dies with the first line in which two runs differ.
@@ -2504,42 +2525,44 @@ static void compare_identity(const char *ours, const char *theirs, const char *p
 
 // Takes up DIR/state.bin where there is one; a run killed before its first checkpoint starts again. Returns whether there was.
 static int load_state(Run *run) {
-    const char *path = in_folder(run->options.out, "state.bin"), *name;
-    FILE *f = fopen(path, "rb");
+    Path path = path_in(run->options.out, "state.bin");
+    const char *name;
+    FILE *f = fopen(path.s, "rb");
     char magic[8], theirs[1 << 14] = {0};
     uint64_t hash = 0, length, stored;
     void *block;
     size_t bytes;
     if (!f && errno == ENOENT) return 0;
-    if (!f) die("cannot read %s: %s", path, strerror(errno));
-    if (fread(magic, 1, 8, f) != 8 || memcmp(magic, STATE_MAGIC, 8)) die("%s is not a checkpoint of this program", path);
+    if (!f) die("cannot read %s: %s", path.s, strerror(errno));
+    if (fread(magic, 1, 8, f) != 8 || memcmp(magic, STATE_MAGIC, 8)) die("%s is not a checkpoint of this program", path.s);
     if (fread(&length, sizeof length, 1, f) != 1 || length >= sizeof theirs || fread(theirs, 1, length, f) != length)
-        die("%s is cut short or damaged; start anew without --resume", path);
-    compare_identity(run->identity, theirs, path);
+        die("%s is cut short or damaged; start anew without --resume", path.s);
+    compare_identity(run->identity, theirs, path.s);
     hash = hash_bytes(hash, theirs, length);
-    read_part(f, &hash, &run->now, sizeof run->now, path);
-    read_part(f, &hash, run->optimizer.params, run->model.num_parameters * sizeof(float), path);
-    for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++) read_part(f, &hash, block, bytes, path);
-    if (fread(&stored, sizeof stored, 1, f) != 1 || stored != hash) die("%s is damaged; start anew without --resume", path);
+    read_part(f, &hash, &run->now, sizeof run->now, path.s);
+    read_part(f, &hash, run->optimizer.params, run->model.num_parameters * sizeof(float), path.s);
+    for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++) read_part(f, &hash, block, bytes, path.s);
+    if (fread(&stored, sizeof stored, 1, f) != 1 || stored != hash) die("%s is damaged; start anew without --resume", path.s);
     fclose(f);
     run->loader.epoch = run->now.epoch, run->loader.index = run->now.index;
+    run->proxy.loader.epoch = run->now.proxy_epoch, run->proxy.loader.index = run->now.proxy_index;
     return 1;
 }
 
 // Opens DIR/log.csv for appending, with the rows of steps that the checkpoint has seen; a new run gets an empty one.
 #define LOG_HEADER "step,tokens,seconds,train_loss,val_loss,teacher_loss,lr,grad_norm\n"
 static void open_log(Run *run) {
-    const char *path = in_folder(run->options.out, "log.csv");
+    Path path = path_in(run->options.out, "log.csv");
     size_t n = 0;
-    char *old = run->now.step ? read_file(path, &n) : NULL, *row = old ? strchr(old, '\n') : NULL;
-    FILE *f = write_begin(path);
+    char *old = run->now.step ? read_file(path.s, &n) : NULL, *row = old ? strchr(old, '\n') : NULL;
+    FILE *f = write_begin(path.s);
     write_bytes(f, LOG_HEADER, strlen(LOG_HEADER));
     for (char *end; row && (end = strchr(++row, '\n')) && atol(row) <= run->now.step; row = end)
         write_bytes(f, row, end - row + 1);
-    write_commit(f, path);
+    write_commit(f, path.s);
     free(old);
-    run->log = fopen(path, "a");
-    if (!run->log) die("cannot write %s: %s", path, strerror(errno));
+    run->log = fopen(path.s, "a");
+    if (!run->log) die("cannot write %s: %s", path.s, strerror(errno));
 }
 
 static void log_number(FILE *f, double x, const char *format, char end) {
@@ -2602,13 +2625,36 @@ static void show_progress(const Run *run, double loss, double tokens_per_second)
     fflush(stdout);
 }
 
+// The schedule that the gradient norms of a finished run suggest (optim_refined), from its log.csv. The log has l2
+// norms; for Adam's kind, where the theory has the l1 norm, they stand for it: the two keep about the same ratio.
+static double *refined_schedule(const char *path, int steps, const Optimizer *optimizer) {
+    size_t size, rows = 0;
+    char *text = read_file(path, &size), *row = strchr(text, '\n');
+    double *norms = allocate(size / 8 + 1, sizeof(double)), *stretched = allocate(steps + 1, sizeof(double));
+    if (strncmp(text, LOG_HEADER, strlen(LOG_HEADER))) die("%s is not the log.csv of a run", path);
+    for (char *end; row && (end = strchr(row + 1, '\n')); row = end) {
+        char *comma = end;
+        while (comma > row && *comma != ',') comma--;
+        double norm = strtod(comma + 1, NULL);
+        if (!(norm > 0 && isfinite(norm))) die("%s: row %zu has no gradient norm", path, rows + 1);
+        norms[rows++] = norm;
+    }
+    if (rows < 2) die("%s has fewer than two steps; a finished run is needed", path);
+    for (int i = 0; i < steps; i++) stretched[i] = norms[(size_t)i * rows / steps];
+    double *factors = allocate(steps + 1, sizeof(double));
+    int sgd = isnan(optim_get(optimizer, "beta2"));
+    if (steps > 1 && optim_refined(stretched, steps, sgd ? "l2" : "l1", 0.1, factors)) die("out of memory");
+    free(text), free(norms), free(stretched);
+    return factors;
+}
+
 // Reads data, makes or loads the model, and everything else that the loop needs.
 static void prepare(Run *run) {
     Options *o = &run->options;
     GPT2 *m = &run->model;
     Tokenizer *t = &run->tokenizer;
     if (*o->out) { // one run at a time writes there
-        if (mkdir(o->out, 0777) && errno != EEXIST) die("cannot make the folder %s: %s", o->out, strerror(errno));
+        make_folder(o->out);
         int folder = open(o->out, O_RDONLY | O_DIRECTORY);
         if (folder < 0) die("cannot open the folder %s: %s", o->out, strerror(errno));
         if (flock(folder, LOCK_EX | LOCK_NB)) die("another run is writing to %s; choose another --out", o->out);
@@ -2655,8 +2701,15 @@ static void prepare(Run *run) {
     run->x = allocate((size_t)run->B * run->T, sizeof *run->x);
     run->y = allocate((size_t)run->B * run->T, sizeof *run->y);
     run->loader = (DataLoader){&run->train, run->T, o->seed, 0, 0};
+    if (*o->proxy) {
+        size_t n = m->num_parameters;
+        dataset_load(&run->proxy.data, o->proxy, t, NULL, 0);
+        run->proxy.loader = (DataLoader){&run->proxy.data, run->T, (uint64_t)o->seed + 1, 0, 0};
+        run->proxy.x_t = allocate_floats(n), run->proxy.g_t = allocate_floats(n), run->proxy.h_t = allocate_floats(n);
+    }
+    if (!strncmp(o->schedule, "refined:", 8)) run->schedule = refined_schedule(o->schedule + 8, o->steps, &run->optimizer);
     run->now.val_loss = NAN;
-    run->identity = describe_run(o, &run->optimizer, g, run->train.hash);
+    run->identity = describe_run(o, &run->optimizer, g, run->train.hash ^ run->proxy.data.hash);
 
     printf("model      %d layers, %d heads, %d channels, context %d, %d tokens: %zu parameters\n", g.num_layers, g.num_heads,
            g.channels, g.max_seq_len, g.vocab_size, m->num_parameters);
@@ -2675,35 +2728,69 @@ static void prepare(Run *run) {
 static void save_checkpoint(Run *run) {
     if (!*run->options.out) return;
     swap_evaluation_point(run, 1);
-    gpt2_save(run->model.config, run->model.params_memory, in_folder(run->options.out, "model.bin"));
+    gpt2_save(run->model.config, run->model.params_memory, path_in(run->options.out, "model.bin").s);
     swap_evaluation_point(run, 0);
     save_state(run);
 }
 
-typedef struct { double loss, teacher_loss, lr, grad_norm; } StepResult; // NaN where not measured
-
-// One optimizer step: gradients of `accumulate` micro-batches, clipping, update.
-static StepResult train_step(Run *run) {
+// The mean gradient of `count` micro-batches, into m->grads_memory; returns their mean loss. The teacher's goes to
+// *teacher, unless that is NULL.
+static double gradient(Run *run, DataLoader *loader, int count, double *teacher) {
     const Options *o = &run->options;
     GPT2 *m = &run->model;
-    int soft = run->teacher.params_memory && !strcmp(o->distill, "soft");
+    int soft = teacher && !strcmp(o->distill, "soft");
     SoftLabels labels = {&run->teacher, (float)o->temperature, (float)o->soft_weight};
-    double loss = 0, teacher = 0;
-    for (int micro = 0; micro < o->accumulate; micro++) {
-        loader_next(&run->loader, run->x, run->y, run->B, m->config.vocab_size);
-        if (run->teacher.params_memory) teacher += teacher_loss(&run->teacher, run->x, run->y, run->B, run->T) / o->accumulate;
+    double loss = 0;
+    for (int i = 0; i < count; i++) {
+        loader_next(loader, run->x, run->y, run->B, m->config.vocab_size);
+        if (teacher) *teacher += teacher_loss(&run->teacher, run->x, run->y, run->B, run->T) / count;
         gpt2_forward(m, run->x, run->B, run->T);
-        float scale = 1.0f / ((float)run->B * (float)run->T * (float)o->accumulate);
-        loss += gpt2_backward(m, run->y, scale, micro > 0, soft ? &labels : NULL) / o->accumulate;
+        float scale = 1.0f / ((float)run->B * (float)run->T * (float)count);
+        loss += gpt2_backward(m, run->y, scale, i > 0, soft ? &labels : NULL) / count;
     }
-    double norm = sqrt(optim_norm2(m->grads_memory, m->num_parameters));
-    if (!isfinite(loss) || !isfinite(norm))
-        die("the loss or its gradient is not a number at step %ld; lower --lr, or look at the data", run->now.step + 1);
-    float clip = o->clip > 0 && norm > o->clip ? (float)(o->clip / norm) : 1.0f;
-    double factor = run->schedule ? run->schedule[run->now.step]
-                                  : optim_schedule(o->schedule, run->now.step, o->steps, o->warmup, o->final_lr);
-    optim_step(&run->optimizer, m->grads_memory, clip, factor, loss, teacher);
-    return (StepResult){loss, run->teacher.params_memory ? teacher : NAN, optim_rate(&run->optimizer, factor), norm};
+    return loss;
+}
+
+typedef struct { double loss, teacher_loss, lr, grad_norm; } StepResult; // NaN where not measured
+
+// Clips the gradient in m->grads_memory and lets the optimizer take its step.
+static void update(Run *run, StepResult *r) {
+    const Options *o = &run->options;
+    long step = run->now.step;
+    r->grad_norm = sqrt(optim_norm2(run->model.grads_memory, run->model.num_parameters));
+    if (!isfinite(r->loss) || !isfinite(r->grad_norm))
+        die("the loss or its gradient is not a number at step %ld; lower --lr, or look at the data", step + 1);
+    float clip = o->clip > 0 && r->grad_norm > o->clip ? (float)(o->clip / r->grad_norm) : 1.0f;
+    double factor = run->schedule ? run->schedule[step] : optim_schedule(o->schedule, step, o->steps, o->warmup, o->final_lr);
+    optim_step(&run->optimizer, run->model.grads_memory, clip, factor, r->loss, r->teacher_loss);
+    r->lr = optim_rate(&run->optimizer, factor);
+}
+
+// One gradient of the objective, and one update with it; or, with a proxy, several.
+static StepResult train_step(Run *run) {
+    const Options *o = &run->options;
+    StepResult r = {0};
+    int has_teacher = run->teacher.params_memory != NULL;
+    r.loss = gradient(run, &run->loader, o->accumulate, has_teacher ? &r.teacher_loss : NULL);
+    if (!run->proxy.x_t) update(run, &r);
+    else {
+        Proxy *p = &run->proxy;
+        GPT2 *m = &run->model;
+        size_t n = m->num_parameters;
+        DataLoader again = p->loader;
+        double eta = o->proxy_eta > 0 ? o->proxy_eta : INFINITY;
+        memcpy(p->g_t, m->grads_memory, n * sizeof(float));
+        memcpy(p->x_t, m->params_memory, n * sizeof(float));
+        gradient(run, &p->loader, o->proxy_steps, NULL);
+        memcpy(p->h_t, m->grads_memory, n * sizeof(float));
+        for (int k = 0; k < o->proxy_steps; k++) {
+            gradient(run, &again, 1, NULL);
+            optim_proxy_gradient(m->grads_memory, m->grads_memory, p->g_t, p->h_t, m->params_memory, p->x_t, eta, n);
+            update(run, &r);
+        }
+    }
+    if (!has_teacher) r.teacher_loss = NAN;
+    return r;
 }
 
 static void train(Run *run) {
@@ -2750,8 +2837,8 @@ int main(int argc, char **argv) {
     if (o->resume && load_state(&run)) printf("resumed    at step %ld of %d\n", run.now.step, o->steps);
     if (*o->out) {
         if (!run.now.step) { // what another run left here is no longer a checkpoint
-            unlink(in_folder(o->out, "state.bin"));
-            unlink(in_folder(o->out, "model.bin"));
+            unlink(path_in(o->out, "state.bin").s);
+            unlink(path_in(o->out, "model.bin").s);
         }
         if (run.tokenizer.vocab_size) tokenizer_save(&run.tokenizer, o->out);
         open_log(&run);
