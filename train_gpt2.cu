@@ -18,7 +18,7 @@ the length of a sequence is `length`. The parameters, their gradients and all th
 in bf16 training the layers use a copy of the parameters, renewed after every step, and activations are bf16. Sums
 are taken in float32, in an order that depends on nothing but the shapes: there are no atomic additions, so a run
 gives the same bits each time. Everything goes into one stream, the default one, and a step waits for the GPU
-once: where the loss and the norm of the gradient are read (optimizers that find their own step wait for their sums).
+only where it reads numbers: the loss, the norm of the gradient (optimizers that find their own step wait for their sums).
 What the optimizer works on is unified memory, which the CPU reads only to save it.
 
 What to expect, on paper. With R = B*length rows, a step of GPT-2 124M (L 12, C 768, V 50257, n = 124M parameters) in bf16
@@ -99,6 +99,9 @@ int gpu_optim_start(void *optimizer, float *params, size_t n, const void *segmen
 void gpu_optim_step(void *optimizer, const float *grad, float scale, double factor, double loss, double loss_star);
 void gpu_optim_eval(const void *optimizer, float *out);
 void gpu_optim_free(void *optimizer);
+void gpu_copy(float *out, const float *x, size_t n);
+void gpu_proxy_gradient(float *out, const float *proxy, const float *g, const float *proxy_t, const float *x,
+                        const float *xt, double eta, size_t n); // as optim_proxy_gradient
 #ifdef __cplusplus
 }
 
@@ -1372,6 +1375,11 @@ void gpu_optim_step(void *optimizer, const float *grad, float scale, double fact
 }
 void gpu_optim_eval(const void *optimizer, float *out) { optim_eval_params((const Optimizer *)optimizer, out); }
 void gpu_optim_free(void *optimizer) { optim_free((Optimizer *)optimizer); }
+void gpu_copy(float *out, const float *x, size_t n) { optim_copy(optim_flat(n, NULL), out, x); }
+void gpu_proxy_gradient(float *out, const float *proxy, const float *g, const float *proxy_t, const float *x,
+                        const float *xt, double eta, size_t n) {
+    optim_proxy_gradient(out, proxy, g, proxy_t, x, xt, eta, n);
+}
 
 #else // the C half
 // From here on the optimizer that train_gpt2.c speaks of is the GPU's.
@@ -1379,6 +1387,7 @@ void gpu_optim_free(void *optimizer) { optim_free((Optimizer *)optimizer); }
 #define optim_step gpu_optim_step
 #define optim_eval_params gpu_optim_eval
 #define optim_norm2 gpu_norm2
+#define optim_proxy_gradient gpu_proxy_gradient
 #include "train_gpt2.c"
 
 void gpu_die(const char *message) { die("%s", message); }
@@ -1480,7 +1489,7 @@ static void gpu_save_checkpoint(GpuRun *g) {
     if (!*run->options.out) return;
     gpu_swap_evaluation_point(g, 1);
     gpu_wait();
-    gpt2_save(run->model.config, run->model.params_memory, in_folder(run->options.out, "model.bin"));
+    gpt2_save(run->model.config, run->model.params_memory, path_in(run->options.out, "model.bin").s);
     gpu_swap_evaluation_point(g, 0);
     gpu_wait();
     save_state(run);
@@ -1493,7 +1502,7 @@ static void gpu_prepare(GpuRun *g, int bf16) {
     GPT2 *m = &run->model;
     Tokenizer *t = &run->tokenizer;
     if (*o->out) { // one run at a time writes there
-        if (mkdir(o->out, 0777) && errno != EEXIST) die("cannot make the folder %s: %s", o->out, strerror(errno));
+        make_folder(o->out);
         int folder = open(o->out, O_RDONLY | O_DIRECTORY);
         if (folder < 0) die("cannot open the folder %s: %s", o->out, strerror(errno));
         if (flock(folder, LOCK_EX | LOCK_NB)) die("another run is writing to %s; choose another --out", o->out);
@@ -1542,8 +1551,15 @@ static void gpu_prepare(GpuRun *g, int bf16) {
     run->x = allocate((size_t)run->B * run->T, sizeof *run->x);
     run->y = allocate((size_t)run->B * run->T, sizeof *run->y);
     run->loader = (DataLoader){&run->train, run->T, o->seed, 0, 0};
+    if (*o->proxy) {
+        size_t n = m->num_parameters;
+        dataset_load(&run->proxy.data, o->proxy, t, NULL, 0);
+        run->proxy.loader = (DataLoader){&run->proxy.data, run->T, (uint64_t)o->seed + 1, 0, 0};
+        run->proxy.x_t = gpu_share(n), run->proxy.g_t = gpu_share(n), run->proxy.h_t = gpu_share(n);
+    }
+    if (!strncmp(o->schedule, "refined:", 8)) run->schedule = refined_schedule(o->schedule + 8, o->steps, &run->optimizer);
     run->now.val_loss = NAN;
-    run->identity = describe_run(o, &run->optimizer, config, run->train.hash);
+    run->identity = describe_run(o, &run->optimizer, config, run->train.hash ^ run->proxy.data.hash);
 
     printf("model      %d layers, %d heads, %d channels, context %d, %d tokens: %zu parameters\n", config.num_layers,
            config.num_heads, config.channels, config.max_seq_len, config.vocab_size, m->num_parameters);
@@ -1558,34 +1574,65 @@ static void gpu_prepare(GpuRun *g, int bf16) {
            gpu_bytes() / 1e6, optimizer_bytes / 1e6);
 }
 
-// One optimizer step, as train_gpt2.c's. The GPU is given the whole of it; the sum of the gradient's squares is the first
-// number that is waited for.
-static StepResult gpu_train_step(GpuRun *g) {
+// The mean gradient of `count` micro-batches, as train_gpt2.c's. The GPU is given all of it and nothing is waited for;
+// losses are read in gpu_update.
+static void gpu_gradient(GpuRun *g, DataLoader *loader, int count, int with_teacher) {
+    Run *run = &g->run;
+    const Options *o = &run->options;
+    Gpu *soft = with_teacher && !strcmp(o->distill, "soft") ? g->teacher : NULL;
+    float scale = 1.0f / ((float)run->B * (float)run->T * (float)count);
+    for (int i = 0; i < count; i++) {
+        loader_next(loader, run->x, run->y, run->B, run->model.config.vocab_size);
+        if (with_teacher) gpu_forward(g->teacher, run->x, run->B, run->T), gpu_score(g->teacher, run->y, i > 0);
+        gpu_forward(g->model, run->x, run->B, run->T);
+        gpu_backward(g->model, run->y, scale, i > 0, soft, (float)o->temperature, (float)o->soft_weight);
+    }
+}
+
+// As train_gpt2.c's update. The norm is the first number that is waited for.
+static void gpu_update(GpuRun *g, StepResult *r) {
     Run *run = &g->run;
     const Options *o = &run->options;
     GPT2 *m = &run->model;
-    int soft = g->teacher && !strcmp(o->distill, "soft");
-    double targets = (double)run->B * run->T * o->accumulate;
-    for (int micro = 0; micro < o->accumulate; micro++) {
-        loader_next(&run->loader, run->x, run->y, run->B, m->config.vocab_size);
-        if (g->teacher) {
-            gpu_forward(g->teacher, run->x, run->B, run->T);
-            gpu_score(g->teacher, run->y, micro > 0);
-        }
-        gpu_forward(g->model, run->x, run->B, run->T);
-        gpu_backward(g->model, run->y, (float)(1 / targets), micro > 0, soft ? g->teacher : NULL, (float)o->temperature,
-                     (float)o->soft_weight);
-    }
-    double norm = sqrt(optim_norm2(m->grads_memory, m->num_parameters)), loss = gpu_loss_sum(g->model) / targets;
-    double teacher = g->teacher ? gpu_loss_sum(g->teacher) / targets : 0;
-    if (!isfinite(loss) || !isfinite(norm))
-        die("the loss or its gradient is not a number at step %ld; lower --lr, or look at the data", run->now.step + 1);
-    float clip = o->clip > 0 && norm > o->clip ? (float)(o->clip / norm) : 1.0f;
-    double factor = run->schedule ? run->schedule[run->now.step]
-                                  : optim_schedule(o->schedule, run->now.step, o->steps, o->warmup, o->final_lr);
-    optim_step(&run->optimizer, m->grads_memory, clip, factor, loss, teacher);
+    long step = run->now.step;
+    r->grad_norm = sqrt(optim_norm2(m->grads_memory, m->num_parameters));
+    if (!isfinite(r->loss) || !isfinite(r->grad_norm))
+        die("the loss or its gradient is not a number at step %ld; lower --lr, or look at the data", step + 1);
+    float clip = o->clip > 0 && r->grad_norm > o->clip ? (float)(o->clip / r->grad_norm) : 1.0f;
+    double factor = run->schedule ? run->schedule[step] : optim_schedule(o->schedule, step, o->steps, o->warmup, o->final_lr);
+    optim_step(&run->optimizer, m->grads_memory, clip, factor, r->loss, r->teacher_loss);
     gpu_use(g->model, m->params_memory, m->grads_memory);
-    return (StepResult){loss, g->teacher ? teacher : NAN, optim_rate(&run->optimizer, factor), norm};
+    r->lr = optim_rate(&run->optimizer, factor);
+}
+
+// As train_gpt2.c's train_step.
+static StepResult gpu_train_step(GpuRun *g) {
+    Run *run = &g->run;
+    const Options *o = &run->options;
+    StepResult r = {0};
+    double targets = (double)run->B * run->T * o->accumulate;
+    gpu_gradient(g, &run->loader, o->accumulate, g->teacher != NULL);
+    r.loss = gpu_loss_sum(g->model) / targets;
+    r.teacher_loss = g->teacher ? gpu_loss_sum(g->teacher) / targets : 0;
+    if (!run->proxy.x_t) gpu_update(g, &r);
+    else {
+        Proxy *p = &run->proxy;
+        GPT2 *m = &run->model;
+        size_t n = m->num_parameters;
+        DataLoader again = p->loader;
+        double eta = o->proxy_eta > 0 ? o->proxy_eta : INFINITY;
+        gpu_copy(p->g_t, m->grads_memory, n);
+        gpu_copy(p->x_t, m->params_memory, n);
+        gpu_gradient(g, &p->loader, o->proxy_steps, 0);
+        gpu_copy(p->h_t, m->grads_memory, n);
+        for (int k = 0; k < o->proxy_steps; k++) {
+            gpu_gradient(g, &again, 1, 0);
+            optim_proxy_gradient(m->grads_memory, m->grads_memory, p->g_t, p->h_t, m->params_memory, p->x_t, eta, n);
+            gpu_update(g, &r);
+        }
+    }
+    if (!g->teacher) r.teacher_loss = NAN;
+    return r;
 }
 
 // As train_gpt2.c's train.
@@ -1644,8 +1691,8 @@ int main(int argc, char **argv) {
     }
     if (*o->out) {
         if (!run->now.step) { // what another run left here is no longer a checkpoint
-            unlink(in_folder(o->out, "state.bin"));
-            unlink(in_folder(o->out, "model.bin"));
+            unlink(path_in(o->out, "state.bin").s);
+            unlink(path_in(o->out, "model.bin").s);
         }
         if (run->tokenizer.vocab_size) tokenizer_save(&run->tokenizer, o->out);
         open_log(run);

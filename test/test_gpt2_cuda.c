@@ -7,6 +7,7 @@
 #undef optim_step
 #undef optim_eval_params
 #undef optim_norm2
+#undef optim_proxy_gradient
 #include "check.h"
 
 #ifdef CUDA_ON_CPU

@@ -61,8 +61,9 @@ check "a resumed run ends in other bits" cmp g/model.bin r/model.bin
 check "a resumed run has another log" logs_agree g r 0
 check "a checkpoint of other options is taken up" says 1 "another run" "$gpu" $options --steps 9 --f32 --out r --resume
 
-for student in "--distill soft" "--optimizer iam-adam" "--optimizer gpa --accumulate 2" "--optimizer muon"; do
-    name=${student##* }
+cp c/log.csv "$work/reference.csv"
+for student in "--proxy text.txt --proxy-steps 2 --proxy-eta 5" "--schedule refined:reference.csv" "--distill soft" "--optimizer iam-adam" "--optimizer gpa --accumulate 2" "--optimizer muon"; do
+    name=${student##*[ :]}
     rates="--teacher c --steps 4"
     grep -q iam <<<"$student" && rates="--teacher c --steps 4 --lr-cap 0.1"
     given=$options
@@ -79,7 +80,7 @@ check "channels that are no multiple of 8" says 1 "multiple of 8" "$gpu" $option
 check "no data" says 1 "no file" "$gpu" --data nothing.txt
 check "a mistyped option" says 2 "no option" "$gpu" $options --stesp 3
 check "a teacher is asked for" says 2 "needs --teacher" "$gpu" --data text.txt --optimizer sps
-check "a folder that cannot be" says 1 "cannot make" "$gpu" $options --out nothing/here
+check "a folder that cannot be" says 1 "cannot" "$gpu" $options --out text.txt/here
 check "a rate that makes the loss no number" says 1 "not a number" "$gpu" $options --lr 1e30 --clip 0 --steps 20
 if ldd "$gpu" | grep -q cublas; then rest=", 1 skipped"
 else
