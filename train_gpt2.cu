@@ -1,9 +1,11 @@
-/* train_gpt2.cu: GPT-2 training on an NVIDIA GPU. The same program as train_gpt2.c, with chapters 2 to 5 written anew:
-kernels in the place of loops, cuBLASLt in the place of our matrix product. Read train_gpt2.c first.
+/* train_gpt2.cu: GPT-2 training on an NVIDIA GPU. The same program as train_gpt2.c, with chapters 2 to 5
+written anew: kernels in the place of loops, cuBLASLt in the place of our matrix product. Read train_gpt2.c
+first.
 
-The file is compiled twice. nvcc takes the first half, the GPU's; the C compiler takes the second half, the program
-around it, which includes train_gpt2.c for everything that a GPU does not change: files, tokenizers, data, options,
-checkpoints. Between them stands a border of a dozen C functions. optim.h is in both: nvcc makes kernels of its passes.
+The file is compiled twice. nvcc takes the first half, the GPU's; the C compiler takes the second half, the
+program around it, which includes train_gpt2.c for everything that a GPU does not change: files, tokenizers,
+data, options, checkpoints. Between them stands a border of a dozen C functions. optim.h is in both: nvcc
+makes kernels of its passes.
 
    2  the GPU: errors, memory, launches, sums over threads, matrix multiplication
    3  layers, forward beside backward
@@ -13,17 +15,19 @@ checkpoints. Between them stands a border of a dozen C functions. optim.h is in 
    9  teacher
   12  the training loop
 
-Shapes and letters as in train_gpt2.c. T is a type here, float or bf16 (bfloat16: 8 bits of exponent, 8 of mantissa);
-the length of a sequence is `length`. The parameters, their gradients and all that the optimizer keeps are float32;
-in bf16 training the layers use a copy of the parameters, renewed after every step, and activations are bf16. Sums
-are taken in float32, in an order that depends on nothing but the shapes: there are no atomic additions, so a run
-gives the same bits each time. Everything goes into one stream, the default one, and a step waits for the GPU
-only where it reads numbers: the loss, the norm of the gradient (optimizers that find their own step wait for their sums).
-What the optimizer works on is unified memory, which the CPU reads only to save it.
+Shapes and letters as in train_gpt2.c. T is a type here, float or bf16 (bfloat16: 8 bits of exponent, 8 of
+mantissa); the length of a sequence is `length`. The parameters, their gradients and all that the optimizer
+keeps are float32; in bf16 training the layers use a copy of the parameters, renewed after every step, and
+activations are bf16. Sums are taken in float32, in an order that depends on nothing but the shapes: there are
+no atomic additions, so a run gives the same bits each time. Everything goes into one stream, the default one,
+and a step waits for the GPU only where it reads numbers: the loss, the norm of the gradient (optimizers that
+find their own step wait for their sums). What the optimizer works on is unified memory, which the CPU reads
+only to save it.
 
-What to expect, on paper. With R = B*length rows, a step of GPT-2 124M (L 12, C 768, V 50257, n = 124M parameters) in bf16
-with B 32, length 1024 has these floating-point operations, and these bytes to and from the GPU's memory where nothing
-but a row stays in cache. What is far above peak FLOP per byte of the card is bound by arithmetic, the rest by memory.
+What to expect, on paper. With R = B*length rows, a step of GPT-2 124M (L 12, C 768, V 50257, n = 124M
+parameters) in bf16 with B 32, length 1024 has these floating-point operations, and these bytes to and from
+the GPU's memory where nothing but a row stays in cache. What is far above peak FLOP per byte of the card is
+bound by arithmetic, the rest by memory.
 
                                                        TFLOP                          GB
     products of the layers, forward and backward       72 L R C^2         16.7
@@ -42,10 +46,10 @@ but a row stays in cache. What is far above peak FLOP per byte of the card is bo
     A100 80GB          312, 2039                          87 + 25 ms                   294 thousand
     H100 SXM           989, 3350                          27 + 15 ms                   773 thousand
 
-Products reach 60 to 80% of the peak, so a good program has about two thirds of these. The marks to beat, as published:
-PyTorch on an H100 375 thousand tokens/s for 124M; llm.c on an A100 7% more than PyTorch there. dev/gpu_check.sh
-measures what this program does. It was written without a GPU: its kernels are checked on a CPU (test/cuda_on_cpu.h), its
-speed is not known.
+Nothing reaches both peaks; these are bounds, not forecasts. The marks to beat, as
+published: PyTorch on an H100 375 thousand tokens/s for 124M; llm.c on an A100 7% more than PyTorch there.
+dev/gpu_check.sh measures what this program does. It was written without a GPU: its kernels are checked on a
+CPU (test/cuda_on_cpu.h), its speed is not known.
 */
 
 #ifdef __cplusplus
@@ -84,24 +88,30 @@ size_t gpu_bytes(void);            // allocated so far
 float *gpu_share(size_t n);        // n floats that both sides can reach (the CPU after a gpu_wait)
 void gpu_unshare(float *p);
 void gpu_wait(void);
-// params, grads: shared, flat, in the order of train_gpt2.c's ParameterTensors; grads may be NULL for inference.
+// params, grads: shared, flat, in the order of train_gpt2.c's ParameterTensors; grads may be NULL for
+// inference.
 Gpu *gpu_create(GpuShape shape, float *params, float *grads, int B, int length, int training, int bf16);
 void gpu_free(Gpu *m);
-void gpu_use(Gpu *m, float *params, float *grads); // from now on these; also to be called when params have changed
+// From now on these; also to be called when params have changed.
+void gpu_use(Gpu *m, float *params, float *grads);
 void gpu_forward(Gpu *m, const uint16_t *tokens, int B, int length);
 void gpu_logits(Gpu *m, float *logits, int first, int n); // (n,V) of n rows, into the CPU's memory
-// After gpu_forward; they return at once, and gpu_loss_sum waits. add: to the sum and gradients of the calls before.
+// After gpu_forward; they return at once, and gpu_loss_sum waits. add: to the sum and gradients of the calls
+// before.
 void gpu_score(Gpu *m, const uint16_t *targets, int add);
-void gpu_backward(Gpu *m, const uint16_t *targets, float grad_scale, int add, Gpu *teacher, float temperature, float weight);
+void gpu_backward(Gpu *m, const uint16_t *targets, float grad_scale, int add, Gpu *teacher, float temperature,
+                  float weight);
 double gpu_loss_sum(Gpu *m); // of the targets since the last call without add, in nats
 double gpu_norm2(const float *x, size_t n);
-int gpu_optim_start(void *optimizer, float *params, size_t n, const void *segments, int count); // as optim_start
-void gpu_optim_step(void *optimizer, const float *grad, float scale, double factor, double loss, double loss_star);
+// As optim.h's.
+int gpu_optim_start(void *optimizer, float *params, size_t n, const void *segments, int count);
+void gpu_optim_step(void *optimizer, const float *grad, float scale, double factor, double loss,
+                    double loss_star);
 void gpu_optim_eval(const void *optimizer, float *out);
 void gpu_optim_free(void *optimizer);
 void gpu_copy(float *out, const float *x, size_t n);
 void gpu_proxy_gradient(float *out, const float *proxy, const float *g, const float *proxy_t, const float *x,
-                        const float *xt, double eta, size_t n); // as optim_proxy_gradient
+                        const float *xt, double eta, size_t n);
 #ifdef __cplusplus
 }
 
@@ -126,7 +136,8 @@ static void check_cuda(cudaError_t error, int line) {
     if (error != cudaSuccess) fail("the GPU: %s (train_gpt2.cu, line %d)", cudaGetErrorString(error), line);
 }
 static void check_cublas(cublasStatus_t status, int line) {
-    if (status != CUBLAS_STATUS_SUCCESS) fail("cuBLASLt: status %d (train_gpt2.cu, line %d)", (int)status, line);
+    if (status != CUBLAS_STATUS_SUCCESS)
+        fail("cuBLASLt: status %d (train_gpt2.cu, line %d)", (int)status, line);
 }
 #define CUDA(call) check_cuda(call, __LINE__)
 #define CUBLAS(call) check_cublas(call, __LINE__)
@@ -139,14 +150,15 @@ template <typename T> static T *device_memory(size_t n) {
     size_t bytes = n * sizeof(T), available = 0, total = 0;
     if (cudaMalloc(&p, bytes) != cudaSuccess) {
         cudaMemGetInfo(&available, &total);
-        fail("the GPU has %zu of its %zu MiB left, %zu more are needed; use a smaller --batch", available >> 20, total >> 20,
-             bytes >> 20);
+        fail("the GPU has %zu of its %zu MiB left, %zu more are needed; use a smaller --batch",
+             available >> 20, total >> 20, bytes >> 20);
     }
     allocated_bytes += bytes;
     return (T *)p;
 }
 
-// Every kernel is launched here: `grid` blocks of `block` threads, with `shared` bytes of shared memory for each block.
+// Every kernel is launched here: `grid` blocks of `block` threads, with `shared` bytes of shared memory for
+// each block.
 #define RUN(kernel, grid, block, shared, ...)            \
     do {                                                 \
         LAUNCH(kernel, grid, block, shared, __VA_ARGS__); \
@@ -222,10 +234,12 @@ static cublasLtMatrixLayout_t layout(int type, int rows, int cols) {
     return l;
 }
 
-#define SET(plan, name, value) \
-    CUBLAS(cublasLtMatmulDescSetAttribute((plan)->product, CUBLASLT_MATMUL_DESC_##name, &(value), sizeof(value)))
+#define SET(plan, name, value)                                                                    \
+    CUBLAS(cublasLtMatmulDescSetAttribute((plan)->product, CUBLASLT_MATMUL_DESC_##name, &(value), \
+                                          sizeof(value)))
 
-// cuBLAS counts column by column: its matrices are the transposes of ours, and so it is asked for C' = op(B)' op(A)'.
+// cuBLAS counts column by column: its matrices are the transposes of ours, and so it is asked for C' = op(B)'
+// op(A)'.
 static Plan *find_plan(Product want) {
     static Plan plans[256];
     static int turn;
@@ -241,7 +255,8 @@ static Plan *find_plan(Product want) {
     memset(p, 0, sizeof *p);
     p->key = want;
     int64_t aux_ld = want.N;
-    cublasOperation_t first = want.trans_b ? CUBLAS_OP_T : CUBLAS_OP_N, second = want.trans_a ? CUBLAS_OP_T : CUBLAS_OP_N;
+    cublasOperation_t first = want.trans_b ? CUBLAS_OP_T : CUBLAS_OP_N,
+                      second = want.trans_a ? CUBLAS_OP_T : CUBLAS_OP_N;
     CUBLAS(cublasLtMatmulDescCreate(&p->product, (cublasComputeType_t)want.compute, CUDA_R_32F));
     SET(p, TRANSA, first);
     SET(p, TRANSB, second);
@@ -260,15 +275,16 @@ static void find_algorithm(Plan *p) {
     uint32_t alignment = 16; // of tensors within the flat arrays
     p->tried = 1;
     CUBLAS(cublasLtMatmulPreferenceCreate(&preference));
-#define PREFER(name, value) \
-    CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_##name, &(value), sizeof(value)))
+#define PREFER(name, value)                                                                        \
+    CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_##name, &(value), \
+                                                sizeof(value)))
     PREFER(MAX_WORKSPACE_BYTES, workspace_bytes);
     PREFER(MIN_ALIGNMENT_A_BYTES, alignment);
     PREFER(MIN_ALIGNMENT_B_BYTES, alignment);
     PREFER(MIN_ALIGNMENT_C_BYTES, alignment);
     PREFER(MIN_ALIGNMENT_D_BYTES, alignment);
-    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(cublas, p->product, p->a, p->b, p->c, p->c, preference, 1, &best,
-                                                           &p->found);
+    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(cublas, p->product, p->a, p->b, p->c, p->c,
+                                                           preference, 1, &best, &p->found);
     p->found = status == CUBLAS_STATUS_SUCCESS && p->found > 0;
     if (p->found) p->algorithm = best.algo;
     CUBLAS(cublasLtMatmulPreferenceDestroy(preference));
@@ -278,7 +294,8 @@ __device__ inline float gelu(float x) {
     return 0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
 }
 __device__ inline float gelu_derivative(float x) {
-    float t = tanhf(0.7978845608f * (x + 0.044715f * x * x * x)), du = 0.7978845608f * (1.0f + 3.0f * 0.044715f * x * x);
+    float t = tanhf(0.7978845608f * (x + 0.044715f * x * x * x)),
+          du = 0.7978845608f * (1.0f + 3.0f * 0.044715f * x * x);
     return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * du;
 }
 
@@ -299,13 +316,15 @@ static int cuda_type(const float *) { return CUDA_R_32F; }
 static int cuda_type(const bf16 *) { return CUDA_R_16BF; }
 static int float_products = CUBLAS_COMPUTE_32F; // or with tensor cores' TF32, for Muon in bf16 training
 
-// C (M,N) = alpha op(A) (M,K) op(B) (K,N) + beta C, then the epilogue. op transposes where asked for: A is then stored
-// (K,M), B (N,K).
+// C (M,N) = alpha op(A) (M,K) op(B) (K,N) + beta C, then the epilogue. op transposes where asked for: A is
+// then stored (K,M), B (N,K).
 template <typename T, typename OUT>
 static void matmul(OUT *C, const T *A, const T *B, int M, int N, int K, int trans_a, int trans_b,
                    Epilogue<T> e, float alpha = 1, float beta = 0) {
-    cublasLtEpilogue_t epilogue = e.before_gelu ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : e.derivative ? CUBLASLT_EPILOGUE_DGELU
-                                : e.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+    cublasLtEpilogue_t epilogue = e.before_gelu  ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS
+                                  : e.derivative ? CUBLASLT_EPILOGUE_DGELU
+                                  : e.bias       ? CUBLASLT_EPILOGUE_BIAS
+                                                 : CUBLASLT_EPILOGUE_DEFAULT;
     Product key = {M, N, K, trans_a, trans_b, cuda_type(A), cuda_type(C), epilogue,
                    sizeof(T) == 4 ? float_products : CUBLAS_COMPUTE_32F};
     Plan *p = find_plan(key);
@@ -313,7 +332,7 @@ static void matmul(OUT *C, const T *A, const T *B, int M, int N, int K, int tran
     if (e.bias) SET(p, BIAS_POINTER, e.bias);
     if (gelu_input) SET(p, EPILOGUE_AUX_POINTER, gelu_input);
     if (!p->tried) find_algorithm(p);
-    if (!p->found && gelu_input) { // this cuBLASLt has no such epilogue for the shape and type: a pass of our own
+    if (!p->found && gelu_input) { // no such epilogue for the shape and type: a pass of our own
         const T *derivative = e.derivative;
         T *before = e.before_gelu, *out = (T *)C;
         e.derivative = e.before_gelu = NULL;
@@ -323,12 +342,13 @@ static void matmul(OUT *C, const T *A, const T *B, int M, int N, int K, int tran
     }
     if (!p->found) fail("cuBLASLt has no way to multiply (%d,%d) by (%d,%d)", M, K, K, N);
     if (e.accumulate) beta = 1;
-    CUBLAS(cublasLtMatmul(cublas, p->product, &alpha, B, p->a, A, p->b, &beta, C, p->c, C, p->c, &p->algorithm, workspace,
-                          workspace_bytes, 0));
+    CUBLAS(cublasLtMatmul(cublas, p->product, &alpha, B, p->a, A, p->b, &beta, C, p->c, C, p->c,
+                          &p->algorithm, workspace, workspace_bytes, 0));
 }
 
 // Muon's products.
-static void muon_matmul(float *C, const float *A, const float *B, int M, int N, int K, int trans_b, float alpha, float beta) {
+static void muon_matmul(float *C, const float *A, const float *B, int M, int N, int K, int trans_b,
+                        float alpha, float beta) {
     matmul(C, A, B, M, N, K, 0, trans_b, Epilogue<float>{}, alpha, beta);
 }
 
@@ -339,23 +359,24 @@ static void muon_matmul(float *C, const float *A, const float *B, int M, int N, 
 #define WARPS (THREADS / WARP)
 
 // out (rows,C) = wte[token] + wpe[position]; a thread makes a pack of channels.
-template <typename T>
-__global__ void encoder_forward(T *out, const uint16_t *tokens, const T *wte, const T *wpe, int rows, int length, int C) {
+template <typename T> __global__ void encoder_forward(T *out, const uint16_t *tokens, const T *wte,
+                                                      const T *wpe, int rows, int length, int C) {
     size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * Pack<T>::size;
     if (i >= (size_t)rows * C) return;
     int row = (int)(i / C), c = (int)(i % C);
-    Pack<T> token = load(wte + (size_t)tokens[row] * C + c), position = load(wpe + (size_t)(row % length) * C + c);
+    Pack<T> token = load(wte + (size_t)tokens[row] * C + c),
+            position = load(wpe + (size_t)(row % length) * C + c);
     float sum[Pack<T>::size];
     for (int j = 0; j < Pack<T>::size; j++) sum[j] = token[j] + position[j];
     store(out + i, sum);
 }
 
-// The gradients of wpe and wte. Additions in the order of rows would make most threads wait for the most frequent token,
-// and atomic ones would come in any order. So the CPU sorts the rows by token: `order` holds the rows of token
-// tokens[order[start[k]]] from start[k] to start[k+1]; a warp adds each WARPS-th of them, then one adds the warps' sums.
-// Blocks: a run of equal tokens, 32 channels.
-template <typename T>
-__global__ void wte_backward(float *dwte, const T *dout, const uint16_t *tokens, const int *order, const int *start, int C) {
+// The gradients of wpe and wte. Additions in the order of rows would make most threads wait for the most
+// frequent token, and atomic ones would come in any order. So the CPU sorts the rows by token: `order` holds
+// the rows of token tokens[order[start[k]]] from start[k] to start[k+1]; a warp adds each WARPS-th of them,
+// then one adds the warps' sums. Blocks: a run of equal tokens, 32 channels.
+template <typename T> __global__ void wte_backward(float *dwte, const T *dout, const uint16_t *tokens,
+                                                   const int *order, const int *start, int C) {
     __shared__ float part[WARPS][WARP];
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, c = blockIdx.y * WARP + lane;
     int from = start[blockIdx.x], to = start[blockIdx.x + 1];
@@ -376,11 +397,11 @@ template <typename T> __global__ void wpe_backward(float *dwpe, const T *dout, i
     dwpe[i] = sum;
 }
 
-// sum (rows,C) = x + y, if y is given; out = layer norm of the sum (of x, without y). A warp has a row; it reads it three
-// times, of which two come from the cache. sum may be x.
-template <typename T>
-__global__ void layernorm_forward(T *sum, T *out, float *mean, float *rstd, const T *x, const T *y, const T *weight,
-                                  const T *bias, int rows, int C) {
+// sum (rows,C) = x + y, if y is given; out = layer norm of the sum (of x, without y). A warp has a row; it
+// reads it three times, of which two come from the cache. sum may be x.
+template <typename T> __global__ void layernorm_forward(T *sum, T *out, float *mean, float *rstd, const T *x,
+                                                        const T *y, const T *weight, const T *bias, int rows,
+                                                        int C) {
     const int size = Pack<T>::size;
     int lane = threadIdx.x % WARP, row = blockIdx.x * WARPS + threadIdx.x / WARP;
     if (row >= rows) return;
@@ -413,9 +434,9 @@ __global__ void layernorm_forward(T *sum, T *out, float *mean, float *rstd, cons
 
 // dx (rows,C) += the gradient of x; with n = (x - mean) rstd and dn = dout * weight:
 //    dx = rstd (dn - mean(dn) - n mean(dn * n))
-template <typename T>
-__global__ void layernorm_backward(T *dx, const T *dout, const T *x, const T *weight, const float *mean, const float *rstd,
-                                   int rows, int C) {
+template <typename T> __global__ void layernorm_backward(T *dx, const T *dout, const T *x, const T *weight,
+                                                         const float *mean, const float *rstd, int rows,
+                                                         int C) {
     const int size = Pack<T>::size;
     int lane = threadIdx.x % WARP, row = blockIdx.x * WARPS + threadIdx.x / WARP;
     if (row >= rows) return;
@@ -437,16 +458,18 @@ __global__ void layernorm_backward(T *dx, const T *dout, const T *x, const T *we
     }
 }
 
-// Sums over rows: the gradients of biases, and of a layer norm's weights and biases. A block takes 4 channels for each
-// lane, and `share` of the rows, with which its warps take turns. out[blockIdx.y][c] = or += the sum of d[row][c]; rows of
-// d are ld apart. With x, out (groups,2,C) has the sums of d (x - mean) rstd before those of d.
+// Sums over rows: the gradients of biases, and of a layer norm's weights and biases. A block takes 4 channels
+// for each lane, and `share` of the rows, with which its warps take turns. out[blockIdx.y][c] = or += the sum
+// of d[row][c]; rows of d are ld apart. With x, out (groups,2,C) has the sums of d (x - mean) rstd before
+// those of d.
 template <typename T> struct __align__(4 * sizeof(T)) Four { T x[4]; };
 #define CHANNELS (4 * WARP)
-template <typename T>
-__global__ void column_sums(float *out, const T *d, int ld, const T *x, const float *mean, const float *rstd, int rows, int C,
-                            int share, int add) {
+template <typename T> __global__ void column_sums(float *out, const T *d, int ld, const T *x,
+                                                  const float *mean, const float *rstd, int rows, int C,
+                                                  int share, int add) {
     __shared__ float part[2][WARPS][CHANNELS];
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, first = blockIdx.x * CHANNELS, c = first + lane * 4;
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, first = blockIdx.x * CHANNELS,
+        c = first + lane * 4;
     int from = blockIdx.y * share, to = MIN(rows, from + share), kinds = x ? 2 : 1;
     float sum[4] = {0, 0, 0, 0}, scaled[4] = {0, 0, 0, 0};
     for (int r = from + warp; r < to && c < C; r += WARPS) {
@@ -478,29 +501,34 @@ __global__ void column_sums(float *out, const T *d, int ld, const T *x, const fl
 template <typename T> static void bias_backward(float *dbias, float *partial, const T *d, int rows, int C) {
     int groups = blocks_for(rows, SHARE), columns = blocks_for(C, CHANNELS);
     const float *none = NULL;
-    RUN(column_sums<T>, dim3(columns, groups), THREADS, 0, partial, d, C, (const T *)NULL, none, none, rows, C, SHARE, 0);
+    RUN(column_sums<T>, dim3(columns, groups), THREADS, 0, partial, d, C, (const T *)NULL, none, none, rows,
+        C, SHARE, 0);
     RUN(column_sums<float>, columns, THREADS, 0, dbias, partial, C, none, none, none, groups, C, groups, 1);
 }
 
 // dweight, dbias (C) += the gradients of a layer norm's; partial (groups,2,C).
-template <typename T> static void layernorm_parameters_backward(float *dweight, float *dbias, float *partial, const T *d,
-        const T *x, const float *mean, const float *rstd, int rows, int C) {
+template <typename T> static void layernorm_parameters_backward(float *dweight, float *dbias, float *partial,
+                                                                const T *d, const T *x, const float *mean,
+                                                                const float *rstd, int rows, int C) {
     int groups = blocks_for(rows, SHARE), columns = blocks_for(C, CHANNELS);
     const float *none = NULL, *of_bias = partial + C;
     RUN(column_sums<T>, dim3(columns, groups), THREADS, 0, partial, d, C, x, mean, rstd, rows, C, SHARE, 0);
-    RUN(column_sums<float>, columns, THREADS, 0, dweight, partial, 2 * C, none, none, none, groups, C, groups, 1);
-    RUN(column_sums<float>, columns, THREADS, 0, dbias, of_bias, 2 * C, none, none, none, groups, C, groups, 1);
+    RUN(column_sums<float>, columns, THREADS, 0, dweight, partial, 2 * C, none, none, none, groups, C, groups,
+        1);
+    RUN(column_sums<float>, columns, THREADS, 0, dbias, of_bias, 2 * C, none, none, none, groups, C, groups,
+        1);
 }
 
 // out (rows,N) = x (rows,K) w' + bias; w (N,K); e may add a GELU.
-template <typename T> static void linear_forward(T *out, const T *x, const T *w, int rows, int K, int N, Epilogue<T> e) {
+template <typename T>
+static void linear_forward(T *out, const T *x, const T *w, int rows, int K, int N, Epilogue<T> e) {
     matmul(out, x, w, rows, N, K, 0, 1, e);
 }
 
 // dx (rows,K) = dout w, then e; dw (N,K) = dout' x, or += with add; dbias (N) += the sum of dout's rows.
-template <typename T>
-static void linear_backward(T *dx, float *dw, float *dbias, float *partial, const T *dout, const T *x, const T *w, int rows,
-                            int K, int N, Epilogue<T> e, int add) {
+template <typename T> static void linear_backward(T *dx, float *dw, float *dbias, float *partial,
+                                                  const T *dout, const T *x, const T *w, int rows, int K,
+                                                  int N, Epilogue<T> e, int add) {
     Epilogue<T> dw_e = {};
     dw_e.accumulate = add;
     matmul(dw, dout, x, N, K, rows, 1, 0, dw_e);
@@ -509,12 +537,14 @@ static void linear_backward(T *dx, float *dw, float *dbias, float *partial, cons
 }
 
 // ============================================================================================================
-// 4  Attention. As in train_gpt2.c, the matrix of probabilities is never stored: a block of threads takes some queries
-//    through the keys, tile by tile, and carries the softmax along; backward makes the probabilities again from lse.
-//    Backward runs twice, once for the gradients of queries and once for those of keys and values. That costs 7
-//    products of tiles instead of 5, and needs no additions across blocks, which would come in any order.
+// 4  Attention. As in train_gpt2.c, the matrix of probabilities is never stored: a block of threads takes
+//    some queries through the keys, tile by tile, and carries the softmax along; backward makes the
+//    probabilities again from lse. Backward runs twice, once for the gradients of queries and once for those of
+//    keys and values. That costs 7 products of tiles instead of 5, and needs no additions across blocks, which
+//    would come in any order.
 //
-//    Both passes of backward are one kernel. Each has rows of its own (a, b) and walks over tiles of others (A, B):
+//    Both passes of backward are one kernel. Each has rows of its own (a, b) and walks over tiles of others
+//    (A, B):
 //                         own a  own b   tile A  tile B      s = a A',  dp = b B',  p = exp(s scale - lse)
 //       gradient of q:      q     dout      k       v        ds = p (dp - D) scale
 //       of k and v:         k      v        q      dout      da += ds A,  and db += p B in the second pass
@@ -525,7 +555,7 @@ __device__ inline size_t head_at(int head, int NH, int HS, int length, int strid
     return (size_t)(head / NH) * length * stride + head % NH * HS;
 }
 
-// D: a warp for each row and head; HS a multiple of nothing.
+// D: a warp for each row and head.
 template <typename T>
 __global__ void attention_dots(float *D, const T *dout, const T *out, int length, int NH, int HS, int count) {
     int lane = threadIdx.x % WARP, i = blockIdx.x * WARPS + threadIdx.x / WARP; // (B,NH,length)
@@ -537,12 +567,14 @@ __global__ void attention_dots(float *D, const T *dout, const T *out, int length
     if (lane == 0) D[i] = sum;
 }
 
-// ---- the plain path: any type, any head size up to 256. A warp owns a row (a query, or a key in the second pass of
-// backward); a lane owns a row of the tile while products are taken, and channels lane, lane + 32, .. while they are used.
+//  ---- the plain path: any type, any head size up to 256. A warp owns a row (a query, or a key in the second
+//  pass of backward); a lane owns a row of the tile while products are taken, and channels lane, lane + 32,
+//  .. while they are used.
 #define PLAIN_ROWS 8 // warps of a block
 #define MAX_HEAD 256
 
-// 32 rows of HS numbers, from row `first` on, into shared memory as (32,HS+1): lanes reading a column meet no bank twice.
+// 32 rows of HS numbers, from row `first` on, into shared memory as (32,HS+1): lanes reading a column meet no
+// bank twice.
 template <typename T>
 __device__ inline void load_rows(float *to, const T *from, int stride, int first, int length, int HS) {
     for (int i = threadIdx.x; i < WARP * HS; i += blockDim.x) {
@@ -557,7 +589,9 @@ __device__ inline float dot(const float *a, const float *b, int n) {
     return sum;
 }
 
-static size_t plain_bytes(int HS) { return sizeof(float) * (2 * WARP * (HS + 1) + 2 * PLAIN_ROWS * (HS + WARP)); }
+static size_t plain_bytes(int HS) {
+    return sizeof(float) * (2 * WARP * (HS + 1) + 2 * PLAIN_ROWS * (HS + WARP));
+}
 
 template <typename T>
 __global__ void attention_forward_plain(T *out, float *lse, const T *qkv, int length, int NH, int HS) {
@@ -568,7 +602,8 @@ __global__ void attention_forward_plain(T *out, float *lse, const T *qkv, int le
     int first = blockIdx.x * PLAIN_ROWS, query = first + warp;
     const T *of_head = qkv + head_at(head, NH, HS, length, 3 * C);
     float scale = rsqrtf((float)HS), max = -INFINITY, sum = 0, o[MAX_HEAD / WARP] = {0};
-    for (int c = lane; c < HS && query < length; c += WARP) q[c] = to_float(of_head[(size_t)query * 3 * C + c]);
+    for (int c = lane; c < HS && query < length; c += WARP)
+        q[c] = to_float(of_head[(size_t)query * 3 * C + c]);
     for (int k0 = 0; k0 < MIN(first + PLAIN_ROWS, length); k0 += WARP) {
         __syncthreads();
         load_rows(keys, of_head + C, 3 * C, k0, length, HS);
@@ -600,8 +635,8 @@ __global__ void attention_forward_plain(T *out, float *lse, const T *qkv, int le
 
 // OF_KEYS: the second pass, of keys and values.
 template <typename T, int OF_KEYS>
-__global__ void attention_backward_plain(T *dqkv, const T *dout, const T *qkv, const float *lse, const float *D, int length,
-                                         int NH, int HS) {
+__global__ void attention_backward_plain(T *dqkv, const T *dout, const T *qkv, const float *lse,
+                                         const float *D, int length, int NH, int HS) {
     SHARED_MEMORY;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, C = NH * HS, head = blockIdx.y, LD = HS + 1;
     float *A = (float *)shared_memory, *B = A + WARP * LD;
@@ -617,7 +652,8 @@ __global__ void attention_backward_plain(T *dqkv, const T *dout, const T *qkv, c
         b[c] = to_float(own_b[(size_t)own * own_stride + c]);
     }
     lse += (size_t)head * length, D += (size_t)head * length;
-    for (int t0 = OF_KEYS ? first / WARP * WARP : 0; t0 < (OF_KEYS ? length : MIN(first + PLAIN_ROWS, length)); t0 += WARP) {
+    for (int t0 = OF_KEYS ? first / WARP * WARP : 0;
+         t0 < (OF_KEYS ? length : MIN(first + PLAIN_ROWS, length)); t0 += WARP) {
         __syncthreads();
         load_rows(A, OF_KEYS ? q : k, 3 * C, t0, length, HS);
         load_rows(B, tile_b, tile_stride, t0, length, HS);
@@ -652,14 +688,15 @@ __global__ void attention_backward_plain(T *dqkv, const T *dout, const T *qkv, c
 
 /* ---- tensor cores: bf16, from sm_80 on, head sizes 32, 64 and 128.
 
-A warp multiplies by mma.m16n8k16 (PTX manual, "Matrix Fragments for mma.m16n8k16"): a 16x8 tile of C (f32) += 16x16 of A
-times 16x8 of B (bf16). With lane = 4 g + t:
+A warp multiplies by mma.m16n8k16 (PTX manual, "Matrix Fragments for mma.m16n8k16"): a 16x8 tile of C (f32) +=
+16x16 of A times 16x8 of B (bf16). With lane = 4 g + t:
       C: c0, c1 at row g, columns 2t and 2t+1;  c2, c3 the same in row g+8
-      A: a0 row g, a1 row g+8 at columns 2t, 2t+1;  a2, a3 the same at columns 2t+8, 2t+9      (two numbers each)
+      A: a0 row g, a1 row g+8 at columns 2t, 2t+1;  a2, a3 the same at columns 2t+8, 2t+9 (two numbers each)
       B: b0 rows 2t, 2t+1 of column g;  b1 rows 2t+8, 2t+9
-ldmatrix brings four 8x8 matrices from shared memory into such fragments; each lane says where a row of 8 begins: lanes
-0-7 those of the first matrix, and so on. A tile of C is, two numbers packed into one, a fragment of A: so that the
-probabilities go from one product into the next without leaving the registers (Dao 2023, "FlashAttention-2"). */
+ldmatrix brings four 8x8 matrices from shared memory into such fragments; each lane says where a row of 8
+begins: lanes 0-7 those of the first matrix, and so on. A tile of C is, two numbers packed into one, a
+fragment of A: so that the probabilities go from one product into the next without leaving the registers (Dao
+2023, "FlashAttention-2"). */
 #ifndef CUDA_ON_CPU_H // else they come from test/cuda_on_cpu.h, by the same tables
 __device__ inline void ldmatrix(uint32_t (&r)[4], const bf16 *row) {
     uint32_t p = (uint32_t)__cvta_generic_to_shared(row);
@@ -673,7 +710,8 @@ __device__ inline void ldmatrix_transposed(uint32_t (&r)[4], const bf16 *row) {
 }
 __device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #if __CUDA_ARCH__ >= 800
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                 "{%0,%1,%2,%3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #else // never reached: there is no bf16 training on such a GPU
@@ -692,7 +730,8 @@ __device__ inline uint32_t pack_bf16(float low, float high) {
 }
 
 // s (16,N) += a b': 16 rows at a, N rows at b, of HS numbers, in shared memory.
-template <int HS, int N> __device__ inline void multiply_rows(float (&s)[N / 8][4], const bf16 *a, const bf16 *b) {
+template <int HS, int N>
+__device__ inline void multiply_rows(float (&s)[N / 8][4], const bf16 *a, const bf16 *b) {
     int lane = threadIdx.x % WARP;
 #pragma unroll
     for (int k = 0; k < HS; k += 16) {
@@ -708,12 +747,14 @@ template <int HS, int N> __device__ inline void multiply_rows(float (&s)[N / 8][
 }
 
 // o (16,HS) += p b: p (16,N) in registers, N rows at b.
-template <int HS, int N> __device__ inline void multiply_registers(float (&o)[HS / 8][4], const float (&p)[N / 8][4], const bf16 *b) {
+template <int HS, int N>
+__device__ inline void multiply_registers(float (&o)[HS / 8][4], const float (&p)[N / 8][4], const bf16 *b) {
     int lane = threadIdx.x % WARP;
 #pragma unroll
     for (int k = 0; k < N / 16; k++) {
-        uint32_t y[4], x[4] = {pack_bf16(p[2 * k][0], p[2 * k][1]), pack_bf16(p[2 * k][2], p[2 * k][3]),
-                               pack_bf16(p[2 * k + 1][0], p[2 * k + 1][1]), pack_bf16(p[2 * k + 1][2], p[2 * k + 1][3])};
+        uint32_t y[4],
+            x[4] = {pack_bf16(p[2 * k][0], p[2 * k][1]), pack_bf16(p[2 * k][2], p[2 * k][3]),
+                    pack_bf16(p[2 * k + 1][0], p[2 * k + 1][1]), pack_bf16(p[2 * k + 1][2], p[2 * k + 1][3])};
 #pragma unroll
         for (int n = 0; n < HS / 16; n++) {
             ldmatrix_transposed(y, b + (k * 16 + lane % 16) * ROW(HS) + n * 16 + lane / 16 * 8);
@@ -723,13 +764,16 @@ template <int HS, int N> __device__ inline void multiply_registers(float (&o)[HS
     }
 }
 
-// N rows of HS numbers from row `first` on into shared memory, zeros past the end. A thread copies 16 bytes at a time.
-template <int HS, int N> __device__ inline void load_tile(bf16 *to, const bf16 *from, int stride, int first, int length) {
+// N rows of HS numbers from row `first` on into shared memory, zeros past the end. A thread copies 16 bytes
+// at a time.
+template <int HS, int N>
+__device__ inline void load_tile(bf16 *to, const bf16 *from, int stride, int first, int length) {
     const int packs = HS / 8;
     for (int i = threadIdx.x; i < N * packs; i += 2 * TILE) {
         int r = i / packs, c = i % packs * 8;
         int4 zero = {0, 0, 0, 0};
-        *(int4 *)(to + r * ROW(HS) + c) = first + r < length ? *(const int4 *)(from + (size_t)(first + r) * stride + c) : zero;
+        *(int4 *)(to + r * ROW(HS) + c) =
+            first + r < length ? *(const int4 *)(from + (size_t)(first + r) * stride + c) : zero;
     }
 }
 
@@ -745,15 +789,17 @@ __device__ inline float quad_max(float x) {
 
 #define LOG2_E 1.44269504f
 
-// Blocks: TILE queries (the last first: they have the most keys), a head. Exponentials are powers of two, as the GPU has them.
-template <int HS>
-__global__ void __launch_bounds__(2 * TILE) attention_forward_tensor(bf16 *out, float *lse, const bf16 *qkv, int length, int NH) {
+// Blocks: TILE queries (the last first: they have the most keys), a head. Exponentials are powers of two, as
+// the GPU has them.
+template <int HS> __global__ void __launch_bounds__(2 * TILE)
+    attention_forward_tensor(bf16 *out, float *lse, const bf16 *qkv, int length, int NH) {
     SHARED_MEMORY;
     bf16 *q = (bf16 *)shared_memory, *k = q + TILE * ROW(HS), *v = k + TILE * ROW(HS);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, C = NH * HS, head = blockIdx.y;
     int q0 = (gridDim.x - 1 - blockIdx.x) * TILE, row = q0 + warp * 16 + lane / 4; // and row + 8
     const bf16 *of_head = qkv + head_at(head, NH, HS, length, 3 * C);
-    float o[HS / 8][4] = {{0}}, max[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, scale = rsqrtf((float)HS) * LOG2_E;
+    float o[HS / 8][4] = {{0}}, max[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0},
+                 scale = rsqrtf((float)HS) * LOG2_E;
     load_tile<HS, TILE>(q, of_head, 3 * C, q0, length);
     for (int k0 = 0; k0 <= q0; k0 += TILE) {
         __syncthreads();
@@ -800,14 +846,15 @@ __global__ void __launch_bounds__(2 * TILE) attention_forward_tensor(bf16 *out, 
 }
 
 // N: rows of a tile of others, so few that all sums stay in registers.
-template <int HS, int OF_KEYS, int N>
-__global__ void __launch_bounds__(2 * TILE) attention_backward_tensor(bf16 *dqkv, const bf16 *dout, const bf16 *qkv,
-                                                                      const float *lse, const float *D, int length, int NH) {
+template <int HS, int OF_KEYS, int N> __global__ void __launch_bounds__(2 * TILE)
+    attention_backward_tensor(bf16 *dqkv, const bf16 *dout, const bf16 *qkv, const float *lse, const float *D,
+                              int length, int NH) {
     SHARED_MEMORY;
     bf16 *a = (bf16 *)shared_memory, *b = a + TILE * ROW(HS), *A = b + TILE * ROW(HS), *B = A + N * ROW(HS);
     __shared__ float own_lse[TILE], own_D[TILE]; // of the queries: the own rows, or, OF_KEYS, the tile's
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, C = NH * HS, head = blockIdx.y;
-    int first = (OF_KEYS ? blockIdx.x : gridDim.x - 1 - blockIdx.x) * TILE, row = warp * 16 + lane / 4; // the most work first
+    int first = (OF_KEYS ? blockIdx.x : gridDim.x - 1 - blockIdx.x) * TILE,
+        row = warp * 16 + lane / 4; // the most work first
     size_t at = head_at(head, NH, HS, length, 3 * C);
     const bf16 *q = qkv + at, *k = q + C, *v = k + C, *d_o = dout + head_at(head, NH, HS, length, C);
     float da[HS / 8][4] = {{0}}, db[HS / 8][4] = {{0}}, scale = rsqrtf((float)HS);
@@ -854,7 +901,8 @@ __global__ void __launch_bounds__(2 * TILE) attention_backward_tensor(bf16 *dqkv
 
 // More than 48 KB of shared memory have to be asked for.
 template <typename Kernel> static void allow_shared(Kernel kernel, size_t bytes) {
-    if (bytes > 48 << 10) CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+    if (bytes > 48 << 10)
+        CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
 }
 #define RUN_LARGE(kernel, grid, block, shared, ...) \
     do {                                            \
@@ -862,45 +910,56 @@ template <typename Kernel> static void allow_shared(Kernel kernel, size_t bytes)
         RUN(kernel, grid, block, shared, __VA_ARGS__); \
     } while (0)
 
-template <int HS> static void attention_forward_on_tensor_cores(bf16 *out, float *lse, const bf16 *qkv, int B, int length, int NH) {
+template <int HS> static void attention_forward_on_tensor_cores(bf16 *out, float *lse, const bf16 *qkv, int B,
+                                                                int length, int NH) {
     size_t bytes = sizeof(bf16) * ROW(HS) * 3 * TILE;
-    RUN_LARGE(attention_forward_tensor<HS>, dim3(blocks_for(length, TILE), B * NH), 2 * TILE, bytes, out, lse, qkv, length, NH);
+    RUN_LARGE(attention_forward_tensor<HS>, dim3(blocks_for(length, TILE), B * NH), 2 * TILE, bytes, out, lse,
+              qkv, length, NH);
 }
-template <int HS, int N> static void attention_backward_on_tensor_cores(bf16 *dqkv, const bf16 *dout, const bf16 *qkv,
-        const float *lse, const float *D, int B, int length, int NH) {
+template <int HS, int N>
+static void attention_backward_on_tensor_cores(bf16 *dqkv, const bf16 *dout, const bf16 *qkv,
+                                               const float *lse, const float *D, int B, int length, int NH) {
     size_t bytes = sizeof(bf16) * ROW(HS) * 2 * (TILE + N);
     dim3 grid(blocks_for(length, TILE), B * NH);
-    RUN_LARGE((attention_backward_tensor<HS, 0, N>), grid, 2 * TILE, bytes, dqkv, dout, qkv, lse, D, length, NH);
-    RUN_LARGE((attention_backward_tensor<HS, 1, N>), grid, 2 * TILE, bytes, dqkv, dout, qkv, lse, D, length, NH);
+    RUN_LARGE((attention_backward_tensor<HS, 0, N>), grid, 2 * TILE, bytes, dqkv, dout, qkv, lse, D, length,
+              NH);
+    RUN_LARGE((attention_backward_tensor<HS, 1, N>), grid, 2 * TILE, bytes, dqkv, dout, qkv, lse, D, length,
+              NH);
 }
 
 // out (B,length,C) and lse (B,NH,length) from qkv (B,length,3C).
-template <typename T> static void attention_forward(T *out, float *lse, const T *qkv, int B, int length, int C, int NH) {
+template <typename T>
+static void attention_forward(T *out, float *lse, const T *qkv, int B, int length, int C, int NH) {
     int HS = C / NH;
     if constexpr (sizeof(T) == 2) {
         if (HS == 32) return attention_forward_on_tensor_cores<32>(out, lse, qkv, B, length, NH);
         if (HS == 64) return attention_forward_on_tensor_cores<64>(out, lse, qkv, B, length, NH);
         if (HS == 128) return attention_forward_on_tensor_cores<128>(out, lse, qkv, B, length, NH);
     }
-    RUN_LARGE(attention_forward_plain<T>, dim3(blocks_for(length, PLAIN_ROWS), B * NH), PLAIN_ROWS * WARP, plain_bytes(HS),
-              out, lse, qkv, length, NH, HS);
+    RUN_LARGE(attention_forward_plain<T>, dim3(blocks_for(length, PLAIN_ROWS), B * NH), PLAIN_ROWS * WARP,
+              plain_bytes(HS), out, lse, qkv, length, NH, HS);
 }
 
 // dqkv from dout and what forward left; D (B,NH,length) is scratch.
-template <typename T>
-static void attention_backward(T *dqkv, float *D, const T *dout, const T *qkv, const T *out, const float *lse, int B,
-                               int length, int C, int NH) {
+template <typename T> static void attention_backward(T *dqkv, float *D, const T *dout, const T *qkv,
+                                                     const T *out, const float *lse, int B, int length, int C,
+                                                     int NH) {
     int HS = C / NH, count = B * NH * length;
     RUN(attention_dots<T>, blocks_for(count, WARPS), THREADS, 0, D, dout, out, length, NH, HS, count);
     if constexpr (sizeof(T) == 2) {
-        if (HS == 32) return attention_backward_on_tensor_cores<32, 64>(dqkv, dout, qkv, lse, D, B, length, NH);
-        if (HS == 64) return attention_backward_on_tensor_cores<64, 64>(dqkv, dout, qkv, lse, D, B, length, NH);
-        if (HS == 128) return attention_backward_on_tensor_cores<128, 16>(dqkv, dout, qkv, lse, D, B, length, NH);
+        if (HS == 32)
+            return attention_backward_on_tensor_cores<32, 64>(dqkv, dout, qkv, lse, D, B, length, NH);
+        if (HS == 64)
+            return attention_backward_on_tensor_cores<64, 64>(dqkv, dout, qkv, lse, D, B, length, NH);
+        if (HS == 128)
+            return attention_backward_on_tensor_cores<128, 16>(dqkv, dout, qkv, lse, D, B, length, NH);
     }
     dim3 grid(blocks_for(length, PLAIN_ROWS), B * NH);
     size_t bytes = plain_bytes(HS);
-    RUN_LARGE((attention_backward_plain<T, 0>), grid, PLAIN_ROWS * WARP, bytes, dqkv, dout, qkv, lse, D, length, NH, HS);
-    RUN_LARGE((attention_backward_plain<T, 1>), grid, PLAIN_ROWS * WARP, bytes, dqkv, dout, qkv, lse, D, length, NH, HS);
+    RUN_LARGE((attention_backward_plain<T, 0>), grid, PLAIN_ROWS * WARP, bytes, dqkv, dout, qkv, lse, D,
+              length, NH, HS);
+    RUN_LARGE((attention_backward_plain<T, 1>), grid, PLAIN_ROWS * WARP, bytes, dqkv, dout, qkv, lse, D,
+              length, NH, HS);
 }
 
 // ============================================================================================================
@@ -922,8 +981,9 @@ template <typename T> struct ParameterTensors {
 // Points to the tensors in memory; returns how many numbers they are.
 template <typename T> static size_t point_parameters(ParameterTensors<T> *p, T *memory, GpuShape g) {
     size_t C = g.channels, LC = g.num_layers * C, n = 0;
-    const size_t sizes[NUM_TENSORS] = {g.vocab_size * C, g.max_seq_len * C, LC, LC, 3 * LC * C, 3 * LC, LC * C, LC,
-                                       LC, LC, 4 * LC * C, 4 * LC, 4 * LC * C, LC, C, C};
+    const size_t sizes[NUM_TENSORS] = {
+        g.vocab_size * C, g.max_seq_len * C, LC, LC, 3 * LC * C, 3 * LC, LC * C, LC, LC, LC, 4 * LC * C,
+        4 * LC,           4 * LC * C,        LC, C,  C};
     for (int i = 0; i < NUM_TENSORS; i++) {
         ((T **)p)[i] = memory + n;
         n += sizes[i];
@@ -954,17 +1014,19 @@ template <typename T> struct Model {
     float *losses;                                    // (B,length)
     double *loss_sum;                                 // in memory of the CPU's that the GPU writes to
     // for a moment
-    T *normed, *fch_gelu, *branch;                    // (B,length,C), (B,length,4C), (B,length,C) of attention and MLP
+    T *normed, *fch_gelu, *branch; // (B,length,C), (B,length,4C), (B,length,C) of attention and MLP
     T *dresidual, *dnormed, *dwide;                   // (B,length,C), (B,length,C), (B,length,4C)
     float *partial, *D;                               // (groups,4C), (B,NH,length)
     T *logits;                                        // (logit_rows,Vp)
-    // Products are fast where sizes are multiples of 8. So the classifier has Vp classes, V rounded up: the rows behind wte
-    // are those of the tensors after it, whatever they are. Their logits are not looked at and their gradients are 0; so
-    // nothing comes of those rows, and to what stands behind grads.wte 0 is added (or written, before its own comes).
+    // Products are fast where sizes are multiples of 8. So the classifier has Vp classes, V rounded up: the
+    // rows behind wte are those of the tensors after it, whatever they are. Their logits are not looked at
+    // and their gradients are 0; so nothing comes of those rows, and to what stands behind grads.wte 0 is
+    // added (or written, before its own comes).
     int logit_rows, Vp;
 
-    // A batch on its way to the GPU: tokens, targets, and the rows sorted by token (see wte_backward). Two buffers take
-    // turns, so that the CPU can prepare the next batch; it waits only for a copy that is two batches old.
+    // A batch on its way to the GPU: tokens, targets, and the rows sorted by token (see wte_backward). Two
+    // buffers take turns, so that the CPU can prepare the next batch; it waits only for a copy that is two
+    // batches old.
     struct Batch {
         uint16_t *tokens, *targets; // (B,length)
         int *order, *start;         // (B,length), (B*length+1)
@@ -1024,9 +1086,11 @@ template <typename T> static Model<T> *model_create(GpuShape g, int B, int lengt
 }
 
 template <typename T> static void model_free(Model<T> *m) {
-    void *owned[] = {m->copy, m->residual, m->residual2, m->ln1_mean, m->ln1_rstd, m->ln2_mean, m->ln2_rstd, m->qkv, m->atty,
-                     m->fch, m->lse, m->lnf, m->lnf_mean, m->lnf_rstd, m->losses, m->normed, m->fch_gelu, m->branch,
-                     m->dresidual, m->dnormed, m->dwide, m->partial, m->D, m->logits, m->tokens, m->targets, m->order, m->start};
+    void *owned[] = {m->copy,      m->residual, m->residual2, m->ln1_mean, m->ln1_rstd, m->ln2_mean,
+                     m->ln2_rstd,  m->qkv,      m->atty,      m->fch,      m->lse,      m->lnf,
+                     m->lnf_mean,  m->lnf_rstd, m->losses,    m->normed,   m->fch_gelu, m->branch,
+                     m->dresidual, m->dnormed,  m->dwide,     m->partial,  m->D,        m->logits,
+                     m->tokens,    m->targets,  m->order,     m->start};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) CUDA(cudaFree(owned[i]));
     CUDA(cudaFreeHost(m->loss_sum));
     for (int i = 0; i < 2; i++) {
@@ -1038,12 +1102,14 @@ template <typename T> static void model_free(Model<T> *m) {
 }
 
 __global__ void copy_to_bf16(bf16 *out, const float *x, size_t n) {
-    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) assign(out + i, x[i]);
+    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x)
+        assign(out + i, x[i]);
 }
 
 static void model_use(Model<float> *m, float *params) { point_parameters(&m->w, params, m->shape); }
 static void model_use(Model<bf16> *m, float *params) {
-    RUN(copy_to_bf16, MIN(blocks_for(m->num_parameters, THREADS), 4096), THREADS, 0, m->copy, params, m->num_parameters);
+    RUN(copy_to_bf16, MIN(blocks_for(m->num_parameters, THREADS), 4096), THREADS, 0, m->copy, params,
+        m->num_parameters);
 }
 
 template <typename V> static void send(V *device, const V *host, size_t n) {
@@ -1085,9 +1151,10 @@ template <typename T> static void send_targets(Model<T> *m, const uint16_t *targ
 }
 
 // sum = x + y (if y), out = its layer norm.
-template <typename T>
-static void layernorm(T *sum, T *out, float *mean, float *rstd, const T *x, const T *y, const T *weight, const T *bias, int rows, int C) {
-    RUN(layernorm_forward<T>, blocks_for(rows, WARPS), THREADS, 0, sum, out, mean, rstd, x, y, weight, bias, rows, C);
+template <typename T> static void layernorm(T *sum, T *out, float *mean, float *rstd, const T *x, const T *y,
+                                            const T *weight, const T *bias, int rows, int C) {
+    RUN(layernorm_forward<T>, blocks_for(rows, WARPS), THREADS, 0, sum, out, mean, rstd, x, y, weight, bias,
+        rows, C);
 }
 
 template <typename T> static void forward(Model<T> *m, const uint16_t *tokens, int B, int length) {
@@ -1096,25 +1163,32 @@ template <typename T> static void forward(Model<T> *m, const uint16_t *tokens, i
     int C = g.channels, rows = B * length, L = g.num_layers;
     m->B = B, m->length = length;
     send_tokens(m, tokens, rows);
-    RUN(encoder_forward<T>, blocks_for((size_t)rows * C, THREADS * Pack<T>::size), THREADS, 0, m->residual, m->tokens, w.wte,
-        w.wpe, rows, length, C);
-    layernorm(m->residual, m->normed, m->ln1_mean, m->ln1_rstd, m->residual, (T *)NULL, w.ln1w, w.ln1b, rows, C);
+    RUN(encoder_forward<T>, blocks_for((size_t)rows * C, THREADS * Pack<T>::size), THREADS, 0, m->residual,
+        m->tokens, w.wte, w.wpe, rows, length, C);
+    layernorm(m->residual, m->normed, m->ln1_mean, m->ln1_rstd, m->residual, (T *)NULL, w.ln1w, w.ln1b, rows,
+              C);
     for (int l = 0; l < L; l++) {
         size_t at = (size_t)l * m->keep * rows, next = m->keep ? at + rows : 0, matrix = (size_t)l * C * C;
-        T *x = m->residual + at * C, *x2 = m->residual2 + at * C, *qkv = m->qkv + at * 3 * C, *atty = m->atty + at * C;
+        T *x = m->residual + at * C, *x2 = m->residual2 + at * C, *qkv = m->qkv + at * 3 * C,
+          *atty = m->atty + at * C;
         int last = l == L - 1;
-        linear_forward(qkv, m->normed, w.qkvw + 3 * matrix, rows, C, 3 * C, Epilogue<T>{0, w.qkvb + l * 3 * C, NULL, NULL});
+        linear_forward(qkv, m->normed, w.qkvw + 3 * matrix, rows, C, 3 * C,
+                       Epilogue<T>{0, w.qkvb + l * 3 * C, NULL, NULL});
         attention_forward(atty, m->lse + at * g.num_heads, qkv, B, length, C, g.num_heads);
-        linear_forward(m->branch, atty, w.attprojw + matrix, rows, C, C, Epilogue<T>{0, w.attprojb + l * C, NULL, NULL});
-        layernorm(x2, m->normed, m->ln2_mean + at, m->ln2_rstd + at, x, m->branch, w.ln2w + l * C, w.ln2b + l * C, rows, C);
+        linear_forward(m->branch, atty, w.attprojw + matrix, rows, C, C,
+                       Epilogue<T>{0, w.attprojb + l * C, NULL, NULL});
+        layernorm(x2, m->normed, m->ln2_mean + at, m->ln2_rstd + at, x, m->branch, w.ln2w + l * C,
+                  w.ln2b + l * C, rows, C);
         linear_forward(m->fch_gelu, m->normed, w.fcw + 4 * matrix, rows, C, 4 * C,
                        Epilogue<T>{0, w.fcb + l * 4 * C, m->fch + at * 4 * C, NULL});
         linear_forward(m->branch, m->fch_gelu, w.fcprojw + 4 * matrix, rows, 4 * C, C,
                        Epilogue<T>{0, w.fcprojb + l * C, NULL, NULL});
-        T *out = m->residual + (m->keep ? (at + rows) * C : 0); // the residual stream, and the next layer norm of it
+        T *out = m->residual +
+                 (m->keep ? (at + rows) * C : 0); // the residual stream, and the next layer norm of it
         if (last) layernorm(out, m->lnf, m->lnf_mean, m->lnf_rstd, x2, m->branch, w.lnfw, w.lnfb, rows, C);
-        else layernorm(out, m->normed, m->ln1_mean + next, m->ln1_rstd + next, x2, m->branch, w.ln1w + (l + 1) * C,
-                       w.ln1b + (l + 1) * C, rows, C);
+        else
+            layernorm(out, m->normed, m->ln1_mean + next, m->ln1_rstd + next, x2, m->branch,
+                      w.ln1w + (l + 1) * C, w.ln1b + (l + 1) * C, rows, C);
     }
 }
 
@@ -1124,7 +1198,8 @@ template <typename T> static void logits(Model<T> *m, int first, int n) {
     matmul(m->logits, m->lnf + (size_t)first * C, m->w.wte, n, m->Vp, C, 0, 1, Epilogue<T>{});
 }
 
-// A maximum and a sum of exponentials relative to it, of x times `scale`; over a block, each thread with its packs.
+// A maximum and a sum of exponentials relative to it, of x times `scale`; over a block, each thread with its
+// packs.
 template <typename T> __device__ inline float log_sum_exp(const T *x, int V, float scale) {
     __shared__ float maxima[WARP], sums[WARP];
     const int size = Pack<T>::size;
@@ -1151,16 +1226,18 @@ template <typename T> __device__ inline float log_sum_exp(const T *x, int V, flo
     return top + logf(total);
 }
 
-// losses (rows) of logits (rows,Vp), and, with scale != 0, in the logits' place scale times the gradient, as train_gpt2.c's
-// classifier has it, and 0 from V on: teacher is NULL or the teacher's logits. A block has a row.
-template <typename T>
-__global__ void __launch_bounds__(CLASSIFIER_THREADS) cross_entropy(T *logits, float *losses, const uint16_t *targets, int V,
-        int Vp, float grad_scale, const T *teacher, float temperature, float weight) {
+// losses (rows) of logits (rows,Vp), and, with scale != 0, in the logits' place scale times the gradient, as
+// train_gpt2.c's classifier has it, and 0 from V on: teacher is NULL or the teacher's logits. A block has a
+// row.
+template <typename T> __global__ void __launch_bounds__(CLASSIFIER_THREADS)
+    cross_entropy(T *logits, float *losses, const uint16_t *targets, int V, int Vp, float grad_scale,
+                  const T *teacher, float temperature, float weight) {
     const int size = Pack<T>::size;
     int row = blockIdx.x, target = targets[row];
     T *x = logits + (size_t)row * Vp;
     const T *y = teacher + (teacher ? (size_t)row * Vp : 0);
-    float x_target = to_float(x[target]), lse = log_sum_exp(x, V, 1.0f), t = 1.0f / temperature, x_lse = 0, y_lse = 0;
+    float x_target = to_float(x[target]), lse = log_sum_exp(x, V, 1.0f), t = 1.0f / temperature, x_lse = 0,
+          y_lse = 0;
     if (threadIdx.x == 0) losses[row] = lse - x_target;
     if (grad_scale == 0) return;
     if (teacher) x_lse = log_sum_exp(x, V, t), y_lse = log_sum_exp(y, V, t);
@@ -1191,10 +1268,10 @@ __global__ void sum_losses(double *out, const float *x, int n, int add) {
     if (thread == 0) *out = add ? *out + part[0] : part[0];
 }
 
-// Cross entropy of the targets in chunks of rows, whose logits exist only for a moment; with grad_scale != 0 also
-// m->dnormed, the gradient of m->lnf, and grads.wte.
-template <typename T>
-static void classifier(Model<T> *m, const uint16_t *targets, float grad_scale, int add, Model<T> *teacher, float temperature, float weight) {
+// Cross entropy of the targets in chunks of rows, whose logits exist only for a moment; with grad_scale != 0
+// also m->dnormed, the gradient of m->lnf, and grads.wte.
+template <typename T> static void classifier(Model<T> *m, const uint16_t *targets, float grad_scale, int add,
+                                             Model<T> *teacher, float temperature, float weight) {
     int C = m->shape.channels, V = m->shape.vocab_size, rows = m->B * m->length;
     send_targets(m, targets);
     for (int first = 0; first < rows; first += m->logit_rows) {
@@ -1203,8 +1280,8 @@ static void classifier(Model<T> *m, const uint16_t *targets, float grad_scale, i
         to_wte.accumulate = first || add;
         logits(m, first, n);
         if (teacher) logits(teacher, first, n);
-        RUN(cross_entropy<T>, n, CLASSIFIER_THREADS, 0, m->logits, m->losses + first, m->targets + first, V, m->Vp, grad_scale,
-            teacher ? teacher->logits : (T *)NULL, temperature, weight);
+        RUN(cross_entropy<T>, n, CLASSIFIER_THREADS, 0, m->logits, m->losses + first, m->targets + first, V,
+            m->Vp, grad_scale, teacher ? teacher->logits : (T *)NULL, temperature, weight);
         if (grad_scale == 0) continue;
         matmul(m->grads.wte, m->logits, m->lnf + (size_t)first * C, m->Vp, C, n, 1, 0, to_wte);
         matmul(m->dnormed + (size_t)first * C, m->logits, m->w.wte, n, C, m->Vp, 0, 0, Epilogue<T>{});
@@ -1213,53 +1290,63 @@ static void classifier(Model<T> *m, const uint16_t *targets, float grad_scale, i
 }
 
 // The layer norm's own gradients: dx +=, dweight +=, dbias +=.
-template <typename T> static void layernorm_gradients(Model<T> *m, float *dweight, float *dbias, const T *x, const T *weight,
-                                                      const float *mean, const float *rstd) {
+template <typename T> static void layernorm_gradients(Model<T> *m, float *dweight, float *dbias, const T *x,
+                                                      const T *weight, const float *mean, const float *rstd) {
     int rows = m->B * m->length, C = m->shape.channels;
-    RUN(layernorm_backward<T>, blocks_for(rows, WARPS), THREADS, 0, m->dresidual, m->dnormed, x, weight, mean, rstd, rows, C);
+    RUN(layernorm_backward<T>, blocks_for(rows, WARPS), THREADS, 0, m->dresidual, m->dnormed, x, weight, mean,
+        rstd, rows, C);
     layernorm_parameters_backward(dweight, dbias, m->partial, m->dnormed, x, mean, rstd, rows, C);
 }
 
 // After forward: grads = grad_scale times the gradient of the summed loss, or += with add.
-template <typename T>
-static void backward(Model<T> *m, const uint16_t *targets, float grad_scale, int add, Model<T> *teacher, float temperature, float weight) {
+template <typename T> static void backward(Model<T> *m, const uint16_t *targets, float grad_scale, int add,
+                                           Model<T> *teacher, float temperature, float weight) {
     GpuShape g = m->shape;
     ParameterTensors<T> w = m->w;
     ParameterTensors<float> d = m->grads;
     int B = m->B, length = m->length, C = g.channels, rows = B * length, L = g.num_layers;
     size_t LC = (size_t)L * C;
     if (!add) { // matrices are overwritten, the rest is added to
-        float *zero[] = {d.wpe, d.ln1w, d.ln1b, d.qkvb, d.attprojb, d.ln2w, d.ln2b, d.fcb, d.fcprojb, d.lnfw, d.lnfb};
-        size_t n[] = {(size_t)g.max_seq_len * C, LC, LC, 3 * LC, LC, LC, LC, 4 * LC, LC, (size_t)C, (size_t)C};
+        float *zero[] = {d.wpe,  d.ln1w, d.ln1b,    d.qkvb, d.attprojb, d.ln2w,
+                         d.ln2b, d.fcb,  d.fcprojb, d.lnfw, d.lnfb};
+        size_t n[] = {
+            (size_t)g.max_seq_len * C, LC, LC, 3 * LC, LC, LC, LC, 4 * LC, LC, (size_t)C, (size_t)C};
         for (int i = 0; i < 11; i++) CUDA(cudaMemsetAsync(zero[i], 0, n[i] * sizeof(float), 0));
     }
     classifier(m, targets, grad_scale, add, teacher, temperature, weight);
     CUDA(cudaMemsetAsync(m->dresidual, 0, (size_t)rows * C * sizeof(T), 0));
-    layernorm_gradients(m, d.lnfw, d.lnfb, m->residual + (size_t)L * rows * C, w.lnfw, m->lnf_mean, m->lnf_rstd);
+    layernorm_gradients(m, d.lnfw, d.lnfb, m->residual + (size_t)L * rows * C, w.lnfw, m->lnf_mean,
+                        m->lnf_rstd);
     for (int l = L - 1; l >= 0; l--) {
         size_t at = (size_t)l * rows, matrix = (size_t)l * C * C;
         T *x = m->residual + at * C, *x2 = m->residual2 + at * C, *fch = m->fch + at * 4 * C;
-        T *qkv = m->qkv + at * 3 * C, *atty = m->atty + at * C, *ln1w = w.ln1w + l * C, *ln2w = w.ln2w + l * C;
-        float *mean1 = m->ln1_mean + at, *rstd1 = m->ln1_rstd + at, *mean2 = m->ln2_mean + at, *rstd2 = m->ln2_rstd + at;
+        T *qkv = m->qkv + at * 3 * C, *atty = m->atty + at * C, *ln1w = w.ln1w + l * C,
+          *ln2w = w.ln2w + l * C;
+        float *mean1 = m->ln1_mean + at, *rstd1 = m->ln1_rstd + at, *mean2 = m->ln2_mean + at,
+              *rstd2 = m->ln2_rstd + at;
         // the MLP; what enters its products is made once more
         gelu_pass(m->fch_gelu, fch, (T *)NULL, (size_t)rows * 4 * C);
-        linear_backward(m->dwide, d.fcprojw + 4 * matrix, d.fcprojb + l * C, m->partial, m->dresidual, m->fch_gelu,
-                        w.fcprojw + 4 * matrix, rows, 4 * C, C, Epilogue<T>{0, NULL, NULL, fch}, add);
+        linear_backward(m->dwide, d.fcprojw + 4 * matrix, d.fcprojb + l * C, m->partial, m->dresidual,
+                        m->fch_gelu, w.fcprojw + 4 * matrix, rows, 4 * C, C, Epilogue<T>{0, NULL, NULL, fch},
+                        add);
         layernorm((T *)NULL, m->normed, mean2, rstd2, x2, (T *)NULL, ln2w, w.ln2b + l * C, rows, C);
-        linear_backward(m->dnormed, d.fcw + 4 * matrix, d.fcb + l * 4 * C, m->partial, m->dwide, m->normed, w.fcw + 4 * matrix,
-                        rows, C, 4 * C, Epilogue<T>{}, add);
+        linear_backward(m->dnormed, d.fcw + 4 * matrix, d.fcb + l * 4 * C, m->partial, m->dwide, m->normed,
+                        w.fcw + 4 * matrix, rows, C, 4 * C, Epilogue<T>{}, add);
         layernorm_gradients(m, d.ln2w + l * C, d.ln2b + l * C, x2, ln2w, mean2, rstd2);
         // attention
-        linear_backward(m->dnormed, d.attprojw + matrix, d.attprojb + l * C, m->partial, m->dresidual, atty, w.attprojw + matrix,
-                        rows, C, C, Epilogue<T>{}, add);
-        attention_backward(m->dwide, m->D, m->dnormed, qkv, atty, m->lse + at * g.num_heads, B, length, C, g.num_heads);
+        linear_backward(m->dnormed, d.attprojw + matrix, d.attprojb + l * C, m->partial, m->dresidual, atty,
+                        w.attprojw + matrix, rows, C, C, Epilogue<T>{}, add);
+        attention_backward(m->dwide, m->D, m->dnormed, qkv, atty, m->lse + at * g.num_heads, B, length, C,
+                           g.num_heads);
         layernorm((T *)NULL, m->normed, mean1, rstd1, x, (T *)NULL, ln1w, w.ln1b + l * C, rows, C);
-        linear_backward(m->dnormed, d.qkvw + 3 * matrix, d.qkvb + l * 3 * C, m->partial, m->dwide, m->normed, w.qkvw + 3 * matrix,
-                        rows, C, 3 * C, Epilogue<T>{}, add);
+        linear_backward(m->dnormed, d.qkvw + 3 * matrix, d.qkvb + l * 3 * C, m->partial, m->dwide, m->normed,
+                        w.qkvw + 3 * matrix, rows, C, 3 * C, Epilogue<T>{}, add);
         layernorm_gradients(m, d.ln1w + l * C, d.ln1b + l * C, x, ln1w, mean1, rstd1);
     }
-    RUN(wte_backward<T>, dim3(m->runs, blocks_for(C, WARP)), THREADS, 0, d.wte, m->dresidual, m->tokens, m->order, m->start, C);
-    RUN(wpe_backward<T>, blocks_for((size_t)length * C, THREADS), THREADS, 0, d.wpe, m->dresidual, B, length, C);
+    RUN(wte_backward<T>, dim3(m->runs, blocks_for(C, WARP)), THREADS, 0, d.wte, m->dresidual, m->tokens,
+        m->order, m->start, C);
+    RUN(wpe_backward<T>, blocks_for((size_t)length * C, THREADS), THREADS, 0, d.wpe, m->dresidual, B, length,
+        C);
 }
 
 // ============================================================================================================
@@ -1308,7 +1395,8 @@ Gpu *gpu_create(GpuShape g, float *params, float *grads, int B, int length, int 
     Gpu *m = (Gpu *)calloc(1, sizeof *m);
     if (!m) fail("out of memory");
     if (g.channels % 8) fail("%d channels; a GPU reads 8 at once, so make it a multiple of 8", g.channels);
-    if (g.channels / g.num_heads > MAX_HEAD) fail("heads of %d channels; on a GPU they have at most %d", g.channels / g.num_heads, MAX_HEAD);
+    if (g.channels / g.num_heads > MAX_HEAD)
+        fail("heads of %d channels; on a GPU they have at most %d", g.channels / g.num_heads, MAX_HEAD);
     if (half) m->bf16_ = model_create<bf16>(g, B, length, training);
     else m->f32 = model_create<float>(g, B, length, training);
     float_products = half ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
@@ -1328,7 +1416,9 @@ void gpu_use(Gpu *m, float *params, float *grads) {
     else point_parameters(&m->bf16_->grads, grads, m->bf16_->shape);
 }
 
-void gpu_forward(Gpu *m, const uint16_t *tokens, int B, int length) { OF_MODEL(m, forward, tokens, B, length); }
+void gpu_forward(Gpu *m, const uint16_t *tokens, int B, int length) {
+    OF_MODEL(m, forward, tokens, B, length);
+}
 
 template <typename T> static void logits_to_cpu(Model<T> *m, float *out, int first, int n) {
     size_t V = m->shape.vocab_size, Vp = m->Vp;
@@ -1350,9 +1440,14 @@ void gpu_score(Gpu *m, const uint16_t *targets, int add) {
     else classifier(m->bf16_, targets, 0, add, (Model<bf16> *)NULL, 1, 0);
 }
 
-void gpu_backward(Gpu *m, const uint16_t *targets, float grad_scale, int add, Gpu *teacher, float temperature, float weight) {
-    if (m->f32) backward(m->f32, targets, grad_scale, add, teacher ? teacher->f32 : (Model<float> *)NULL, temperature, weight);
-    else backward(m->bf16_, targets, grad_scale, add, teacher ? teacher->bf16_ : (Model<bf16> *)NULL, temperature, weight);
+void gpu_backward(Gpu *m, const uint16_t *targets, float grad_scale, int add, Gpu *teacher, float temperature,
+                  float weight) {
+    if (m->f32)
+        backward(m->f32, targets, grad_scale, add, teacher ? teacher->f32 : (Model<float> *)NULL, temperature,
+                 weight);
+    else
+        backward(m->bf16_, targets, grad_scale, add, teacher ? teacher->bf16_ : (Model<bf16> *)NULL,
+                 temperature, weight);
 }
 
 double gpu_loss_sum(Gpu *m) {
@@ -1367,13 +1462,17 @@ int gpu_optim_start(void *optimizer, float *params, size_t n, const void *segmen
     Optimizer *o = (Optimizer *)optimizer;
     const OptimRow *cpu = o->row;
     for (int i = 0; i < OPTIM_COUNT(optim_rows); i++)
-        if (!strcmp(optim_rows[i].name, cpu->name) && optim_rows[i].base == cpu->base) o->row = &optim_rows[i];
+        if (!strcmp(optim_rows[i].name, cpu->name) && optim_rows[i].base == cpu->base)
+            o->row = &optim_rows[i];
     return optim_start(o, params, n, (const OptimSegment *)segments, count);
 }
-void gpu_optim_step(void *optimizer, const float *grad, float scale, double factor, double loss, double loss_star) {
+void gpu_optim_step(void *optimizer, const float *grad, float scale, double factor, double loss,
+                    double loss_star) {
     optim_step((Optimizer *)optimizer, grad, scale, factor, loss, loss_star);
 }
-void gpu_optim_eval(const void *optimizer, float *out) { optim_eval_params((const Optimizer *)optimizer, out); }
+void gpu_optim_eval(const void *optimizer, float *out) {
+    optim_eval_params((const Optimizer *)optimizer, out);
+}
 void gpu_optim_free(void *optimizer) { optim_free((Optimizer *)optimizer); }
 void gpu_copy(float *out, const float *x, size_t n) { optim_copy(optim_flat(n, NULL), out, x); }
 void gpu_proxy_gradient(float *out, const float *proxy, const float *g, const float *proxy_t, const float *x,
@@ -1395,14 +1494,14 @@ void gpu_die(const char *message) { die("%s", message); }
 // ============================================================================================================
 // 9  Teacher
 
-// Two models on one GPU: of a black-box teacher only the loss is read, with the student's; soft labels are compared where
-// the student's logits are (classifier).
+// Two models on one GPU: of a black-box teacher only the loss is read, with the student's; soft labels are
+// compared where the student's logits are (classifier).
 
 // ============================================================================================================
 // 12  The training loop
 
 typedef struct {
-    Run run;              // as in train_gpt2.c; params_memory and grads_memory of its models are shared with the GPU
+    Run run; // as in train_gpt2.c; params_memory and grads_memory of its models are shared with the GPU
     Gpu *model, *teacher; // teacher is NULL without one
 } GpuRun;
 
@@ -1433,11 +1532,13 @@ static double gpu_evaluate(Gpu *gpu, const GPT2 *m, const Dataset *d, int T, siz
     for (int s = 0; s < d->num_shards && count < max_tokens; s++) {
         size_t n = MIN(d->shards[s].count, max_tokens - count + 1);
         for (size_t at = 0; at + 1 < n;) {
-            int t = (int)MIN((size_t)T, n - 1 - at), b = t < T ? 1 : (int)MIN((size_t)(m->max_rows / T), (n - 1 - at) / T);
+            int t = (int)MIN((size_t)T, n - 1 - at),
+                b = t < T ? 1 : (int)MIN((size_t)(m->max_rows / T), (n - 1 - at) / T);
             const uint16_t *x = d->shards[s].tokens + at;
             for (int i = 0; i <= b * t; i++)
                 if (x[i] >= m->config.vocab_size)
-                    die("the validation data holds token %d, the model knows %d tokens", x[i], m->config.vocab_size);
+                    die("the validation data holds token %d, the model knows %d tokens", x[i],
+                        m->config.vocab_size);
             gpu_forward(gpu, x, b, t);
             gpu_score(gpu, x + 1, count > 0);
             at += (size_t)b * t;
@@ -1456,7 +1557,8 @@ static void gpu_print_sample(GpuRun *g) {
     int window = MIN(run->model.max_T, run->model.config.max_seq_len);
     uint16_t *tokens = resize(NULL, (SAMPLE_TOKENS + window) * sizeof *tokens);
     float *logits = resize(NULL, V * sizeof *logits);
-    memset(tokens, 0, (SAMPLE_TOKENS + window) * sizeof *tokens); // what comes later has no effect on what was before
+    memset(tokens, 0,
+           (SAMPLE_TOKENS + window) * sizeof *tokens); // what comes later has no effect on what was before
     for (int i = 0; i < MIN(V, t->vocab_size); i++) {
         size_t length;
         const char *bytes = tokenizer_token(t, i, &length);
@@ -1468,7 +1570,8 @@ static void gpu_print_sample(GpuRun *g) {
         int from = MAX(0, i + 1 - window);
         gpu_forward(g->model, tokens + from, 1, window); // always of one shape
         gpu_logits(g->model, logits, i - from, 1);
-        int next = draw(logits, V, 0.8f, random_uniform(run->options.seed + 7, (uint64_t)run->now.step << 16 | i));
+        int next =
+            draw(logits, V, 0.8f, random_uniform(run->options.seed + 7, (uint64_t)run->now.step << 16 | i));
         size_t length;
         const char *bytes = next < t->vocab_size ? tokenizer_token(t, next, &length) : NULL;
         if (bytes) fwrite(bytes, 1, length, stdout);
@@ -1505,7 +1608,8 @@ static void gpu_prepare(GpuRun *g, int bf16) {
         make_folder(o->out);
         int folder = open(o->out, O_RDONLY | O_DIRECTORY);
         if (folder < 0) die("cannot open the folder %s: %s", o->out, strerror(errno));
-        if (flock(folder, LOCK_EX | LOCK_NB)) die("another run is writing to %s; choose another --out", o->out);
+        if (flock(folder, LOCK_EX | LOCK_NB))
+            die("another run is writing to %s; choose another --out", o->out);
     }
     if (*o->model) gpt2_load(m, o->model);
     if (*o->teacher) gpt2_load(&run->teacher, o->teacher);
@@ -1523,21 +1627,26 @@ static void gpu_prepare(GpuRun *g, int bf16) {
     else dataset_split(&run->train, &run->val);
 
     if (!*o->model) {
-        GPT2Config config = {o->context, t->vocab_size ? t->vocab_size : 50257, o->layers, o->heads, o->channels};
+        GPT2Config config = {o->context, t->vocab_size ? t->vocab_size : 50257, o->layers, o->heads,
+                             o->channels};
         check_config(config, "the command line");
         gpt2_allocate(m, config);
         gpt2_initialize(m, o->seed);
     }
     GPT2Config config = m->config;
     if (t->vocab_size > config.vocab_size)
-        die("the tokenizer has %d tokens, the model knows %d; use the model's own tokenizer", t->vocab_size, config.vocab_size);
+        die("the tokenizer has %d tokens, the model knows %d; use the model's own tokenizer", t->vocab_size,
+            config.vocab_size);
     run->B = o->batch, run->T = o->seq_len ? o->seq_len : config.max_seq_len;
-    if (run->T > config.max_seq_len) die("--seq-len %d is longer than the model's context of %d", run->T, config.max_seq_len);
+    if (run->T > config.max_seq_len)
+        die("--seq-len %d is longer than the model's context of %d", run->T, config.max_seq_len);
     if (*o->teacher) {
         GPT2Config tg = run->teacher.config;
         if (tg.vocab_size != config.vocab_size)
-            die("the teacher knows %d tokens, the student %d; they must read the same text alike", tg.vocab_size, config.vocab_size);
-        if (tg.max_seq_len < run->T) die("the teacher's context is %d; use --seq-len %d", tg.max_seq_len, tg.max_seq_len);
+            die("the teacher knows %d tokens, the student %d; they must read the same text alike",
+                tg.vocab_size, config.vocab_size);
+        if (tg.max_seq_len < run->T)
+            die("the teacher's context is %d; use --seq-len %d", tg.max_seq_len, tg.max_seq_len);
     } else if (optim_is_polyak(&run->optimizer))
         die_usage("%s needs --teacher: its step comes from a teacher's loss", o->optimizer);
     else if (!strcmp(o->distill, "soft")) die_usage("--distill soft needs --teacher");
@@ -1557,25 +1666,29 @@ static void gpu_prepare(GpuRun *g, int bf16) {
         run->proxy.loader = (DataLoader){&run->proxy.data, run->T, (uint64_t)o->seed + 1, 0, 0};
         run->proxy.x_t = gpu_share(n), run->proxy.g_t = gpu_share(n), run->proxy.h_t = gpu_share(n);
     }
-    if (!strncmp(o->schedule, "refined:", 8)) run->schedule = refined_schedule(o->schedule + 8, o->steps, &run->optimizer);
+    if (!strncmp(o->schedule, "refined:", 8))
+        run->schedule = refined_schedule(o->schedule + 8, o->steps, &run->optimizer);
     run->now.val_loss = NAN;
     run->identity = describe_run(o, &run->optimizer, config, run->train.hash ^ run->proxy.data.hash);
 
-    printf("model      %d layers, %d heads, %d channels, context %d, %d tokens: %zu parameters\n", config.num_layers,
-           config.num_heads, config.channels, config.max_seq_len, config.vocab_size, m->num_parameters);
-    printf("data       %zu training tokens, %zu for validation\n", dataset_tokens(&run->train), dataset_tokens(&run->val));
+    printf("model      %d layers, %d heads, %d channels, context %d, %d tokens: %zu parameters\n",
+           config.num_layers, config.num_heads, config.channels, config.max_seq_len, config.vocab_size,
+           m->num_parameters);
+    printf("data       %zu training tokens, %zu for validation\n", dataset_tokens(&run->train),
+           dataset_tokens(&run->val));
     printf("step       %s, %d x %d x %d tokens, %s on %s\n", o->optimizer, o->accumulate, run->B, run->T,
            bf16 ? "bf16" : "f32", name);
     size_t optimizer_bytes = 0, bytes;
     void *block;
     const char *block_name;
-    for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &block_name); i++) optimizer_bytes += bytes;
-    printf("memory     %.0f MB on the GPU: model, activations %.0f, optimizer %.0f\n", (gpu_bytes() + optimizer_bytes) / 1e6,
-           gpu_bytes() / 1e6, optimizer_bytes / 1e6);
+    for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &block_name); i++)
+        optimizer_bytes += bytes;
+    printf("memory     %.0f MB on the GPU: model, activations %.0f, optimizer %.0f\n",
+           (gpu_bytes() + optimizer_bytes) / 1e6, gpu_bytes() / 1e6, optimizer_bytes / 1e6);
 }
 
-// The mean gradient of `count` micro-batches, as train_gpt2.c's. The GPU is given all of it and nothing is waited for;
-// losses are read in gpu_update.
+// The mean gradient of `count` micro-batches, as train_gpt2.c's. The GPU is given all of it and nothing is
+// waited for; whoever wants the loss reads it after.
 static void gpu_gradient(GpuRun *g, DataLoader *loader, int count, int with_teacher) {
     Run *run = &g->run;
     const Options *o = &run->options;
@@ -1583,13 +1696,14 @@ static void gpu_gradient(GpuRun *g, DataLoader *loader, int count, int with_teac
     float scale = 1.0f / ((float)run->B * (float)run->T * (float)count);
     for (int i = 0; i < count; i++) {
         loader_next(loader, run->x, run->y, run->B, run->model.config.vocab_size);
-        if (with_teacher) gpu_forward(g->teacher, run->x, run->B, run->T), gpu_score(g->teacher, run->y, i > 0);
+        if (with_teacher)
+            gpu_forward(g->teacher, run->x, run->B, run->T), gpu_score(g->teacher, run->y, i > 0);
         gpu_forward(g->model, run->x, run->B, run->T);
         gpu_backward(g->model, run->y, scale, i > 0, soft, (float)o->temperature, (float)o->soft_weight);
     }
 }
 
-// As train_gpt2.c's update. The norm is the first number that is waited for.
+// As train_gpt2.c's update.
 static void gpu_update(GpuRun *g, StepResult *r) {
     Run *run = &g->run;
     const Options *o = &run->options;
@@ -1597,9 +1711,11 @@ static void gpu_update(GpuRun *g, StepResult *r) {
     long step = run->now.step;
     r->grad_norm = sqrt(optim_norm2(m->grads_memory, m->num_parameters));
     if (!isfinite(r->loss) || !isfinite(r->grad_norm))
-        die("the loss or its gradient is not a number at step %ld; lower --lr, or look at the data", step + 1);
+        die("the loss or its gradient is not a number at step %ld; lower --lr, or look at the data",
+            step + 1);
     float clip = o->clip > 0 && r->grad_norm > o->clip ? (float)(o->clip / r->grad_norm) : 1.0f;
-    double factor = run->schedule ? run->schedule[step] : optim_schedule(o->schedule, step, o->steps, o->warmup, o->final_lr);
+    double factor = run->schedule ? run->schedule[step]
+                                  : optim_schedule(o->schedule, step, o->steps, o->warmup, o->final_lr);
     optim_step(&run->optimizer, m->grads_memory, clip, factor, r->loss, r->teacher_loss);
     gpu_use(g->model, m->params_memory, m->grads_memory);
     r->lr = optim_rate(&run->optimizer, factor);
@@ -1627,7 +1743,8 @@ static StepResult gpu_train_step(GpuRun *g) {
         gpu_copy(p->h_t, m->grads_memory, n);
         for (int k = 0; k < o->proxy_steps; k++) {
             gpu_gradient(g, &again, 1, 0);
-            optim_proxy_gradient(m->grads_memory, m->grads_memory, p->g_t, p->h_t, m->params_memory, p->x_t, eta, n);
+            optim_proxy_gradient(m->grads_memory, m->grads_memory, p->g_t, p->h_t, m->params_memory, p->x_t,
+                                 eta, n);
             gpu_update(g, &r);
         }
     }
@@ -1646,17 +1763,22 @@ static void gpu_train(GpuRun *g) {
         run->now.step++;
         double speed = (double)o->accumulate * run->B * run->T / (now() - start);
         tokens_per_second = tokens_per_second ? 0.9 * tokens_per_second + 0.1 * speed : speed;
-        int last = run->now.step == o->steps, evaluated = last || (o->eval_every && run->now.step % o->eval_every == 0);
+        int last = run->now.step == o->steps,
+            evaluated = last || (o->eval_every && run->now.step % o->eval_every == 0);
         if (evaluated || (o->sample_every && run->now.step % o->sample_every == 0)) {
             gpu_swap_evaluation_point(g, 1);
-            if (evaluated) run->now.val_loss = gpu_evaluate(g->model, &run->model, &run->val, run->T, o->eval_tokens);
-            if (o->sample_every && run->tokenizer.vocab_size && (last || run->now.step % o->sample_every == 0)) gpu_print_sample(g);
+            if (evaluated)
+                run->now.val_loss = gpu_evaluate(g->model, &run->model, &run->val, run->T, o->eval_tokens);
+            if (o->sample_every && run->tokenizer.vocab_size &&
+                (last || run->now.step % o->sample_every == 0))
+                gpu_print_sample(g);
             gpu_swap_evaluation_point(g, 0);
         }
         run->now.seconds = now() - began;
         show_progress(run, r.loss, tokens_per_second);
         if (run->log) {
-            fprintf(run->log, "%ld,%ld,%.3f,", run->now.step, run->now.step * o->accumulate * run->B * run->T, run->now.seconds);
+            fprintf(run->log, "%ld,%ld,%.3f,", run->now.step, run->now.step * o->accumulate * run->B * run->T,
+                    run->now.seconds);
             log_number(run->log, r.loss, "%.6f", ',');
             log_number(run->log, evaluated ? run->now.val_loss : NAN, "%.6f", ',');
             log_number(run->log, r.teacher_loss, "%.6f", ',');
@@ -1664,7 +1786,8 @@ static void gpu_train(GpuRun *g) {
             log_number(run->log, r.grad_norm, "%.6g", '\n');
             if (fflush(run->log)) die("cannot write %s/log.csv: %s", o->out, strerror(errno));
         }
-        if (last || (o->save_every && run->now.step % o->save_every == 0) || interrupted) gpu_save_checkpoint(g);
+        if (last || (o->save_every && run->now.step % o->save_every == 0) || interrupted)
+            gpu_save_checkpoint(g);
     }
 }
 
@@ -1680,7 +1803,8 @@ int main(int argc, char **argv) {
     for (int i = 1; i < kept; i++)
         if (!strcmp(argv[i], "--help") && i == kept - 1)
             printf("train_gpt2cu: train_gpt2 on a GPU, with the same options, and\n\n"
-                   "  --f32                          all in float32 (else the layers are bf16, from compute capability 8 on)\n\n");
+                   "  --f32                          all in float32 (else the layers are bf16, from compute "
+                   "capability 8 on)\n\n");
     run->options = parse_command_line(kept, argv, &run->optimizer);
     const Options *o = &run->options;
     gpu_prepare(&g, bf16);

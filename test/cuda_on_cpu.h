@@ -1,19 +1,20 @@
-/* CUDA on a CPU: with this header before it, train_gpt2.cu is C++ that any compiler takes, and its kernels run on the CPU.
-Not a GPU's speed, but its semantics: what a test without a GPU can know.
+/* CUDA on a CPU: with this header before it, train_gpt2.cu is C++ that any compiler takes, and its kernels
+run on the CPU. Not a GPU's speed, but its semantics: what a test without a GPU can know.
 
        g++ -std=c++17 -fno-strict-aliasing -Wno-unknown-pragmas -include test/cuda_on_cpu.h -x c++ -c train_gpt2.cu
 
-A launch runs its blocks one after the other; a block's threads are fibers, each with a stack of its own. A fiber runs
-until it comes to a barrier (__syncthreads, __syncwarp, a shuffle or another operation of a whole warp), and goes on when
-all have come. Orders that CUDA leaves open are drawn anew for each launch from cuda_on_cpu_seed (0: in turn): those of
-blocks, and of threads between barriers. So a race shows as results that differ from seed to seed. A barrier that some
-threads never reach, and a thread that leaves while others of its warp wait for it, end the program with a message.
+A launch runs its blocks one after the other; a block's threads are fibers, each with a stack of its own. A
+fiber runs until it comes to a barrier (__syncthreads, __syncwarp, a shuffle or another operation of a whole
+warp), and goes on when all have come. Orders that CUDA leaves open are drawn anew for each launch from
+cuda_on_cpu_seed (0: in turn): those of blocks, and of threads between barriers. So a race shows as results
+that differ from seed to seed. A barrier that some threads never reach, and a thread that leaves while others
+of its warp wait for it, end the program with a message.
 
 __shared__ variables are static: one block at a time has them. Dynamic shared memory is filled with NaN
 before each block, and under AddressSanitizer what is beyond the launch's size is poisoned.
 
-mma and ldmatrix are emulated by the tables of the PTX manual ("Matrix Fragments for mma.m16n8k16", "ldmatrix").
-cuBLASLt is the few calls that train_gpt2.cu makes, by plain loops in float32. */
+mma and ldmatrix are emulated by the tables of the PTX manual ("Matrix Fragments for mma.m16n8k16",
+"ldmatrix"). cuBLASLt is the few calls that train_gpt2.cu makes, by plain loops in float32. */
 #ifndef CUDA_ON_CPU_H
 #define CUDA_ON_CPU_H
 
@@ -33,8 +34,8 @@ cuBLASLt is the few calls that train_gpt2.cu makes, by plain loops in float32. *
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-// ------------------------------------------------------------------------------------------------------------
-// Blocks and threads
+//  -----------------------------------------------------------------------------------------------------------
+//  - Blocks and threads
 
 #define __global__
 #define __device__
@@ -66,11 +67,13 @@ static char shared_memory[CPU_SHARED] __attribute__((aligned(128))); // as train
 // What a barrier counts: threads that wait at it. When all have come, the round goes up and they go on.
 struct CpuBarrier { int waiting; unsigned round; };
 
-// Jumps between stacks. The compiler's own are twice as fast as the library's, which AddressSanitizer slows down further.
+// Jumps between stacks. The compiler's own are twice as fast as the library's, which AddressSanitizer slows
+// down further.
 #if defined(__GNUC__) && !defined(__clang__)
 typedef void *CpuJump[5];
 #define CPU_SET(jump) __builtin_setjmp(jump)
-#define CPU_SWITCH __attribute__((noipa, no_sanitize("address"))) // a function that jumps: registers are not what they seem
+#define CPU_SWITCH \
+    __attribute__((noipa, no_sanitize("address"))) // a function that jumps: registers are not what they seem
 CPU_SWITCH static void cpu_jump(CpuJump jump) { __builtin_longjmp(jump, 1); }
 #else
 typedef jmp_buf CpuJump;
@@ -86,7 +89,8 @@ struct CpuFiber {
     bool begun, done;
     CpuBarrier *at; // the barrier where it waits, NULL: none
     unsigned round;
-    char exchange[2][64]; // what it shows to its warp; two take turns, so that one barrier is enough for each exchange
+    char exchange
+        [2][64]; // what it shows to its warp; two take turns, so that one barrier is enough for each exchange
     int turn;
 };
 static CpuFiber cpu_fibers[CPU_THREADS];
@@ -143,7 +147,8 @@ CPU_SWITCH static void cpu_resume(CpuFiber *f) {
             f->begun = true;
             getcontext(&first);
             first.uc_stack.ss_sp = f->stack, first.uc_link = NULL;
-            first.uc_stack.ss_size = CPU_STACK - (f - cpu_fibers) % 60 * 64; // else all tops of stacks share a few cache lines
+            first.uc_stack.ss_size =
+                CPU_STACK - (f - cpu_fibers) % 60 * 64; // else all tops of stacks share a few cache lines
             makecontext(&first, cpu_fiber_main, 0);
             setcontext(&first);
         }
@@ -196,16 +201,19 @@ static void cpu_run_block(unsigned *random) {
 
 template <typename Kernel> static void cpu_launch(dim3 grid, dim3 block, size_t shared, Kernel kernel) {
     std::function<void()> body = kernel;
-    unsigned blocks = grid.x * grid.y * grid.z, random = cuda_on_cpu_seed ? cuda_on_cpu_seed + (unsigned)cuda_on_cpu_launches * 7919u : 0;
+    unsigned blocks = grid.x * grid.y * grid.z,
+             random = cuda_on_cpu_seed ? cuda_on_cpu_seed + (unsigned)cuda_on_cpu_launches * 7919u : 0;
     cuda_on_cpu_launches++;
     cpu_kernel = &body;
     gridDim = grid, blockDim = block;
     cpu_threads = (int)(block.x * block.y * block.z);
-    if (!blocks || cpu_threads < 1 || cpu_threads > CPU_THREADS || grid.y > 65535 || grid.z > 65535 || shared > CPU_SHARED)
+    if (!blocks || cpu_threads < 1 || cpu_threads > CPU_THREADS || grid.y > 65535 || grid.z > 65535 ||
+        shared > CPU_SHARED)
         cpu_wrong("a launch of impossible size");
     std::vector<unsigned> order(blocks);
     for (unsigned i = 0; i < blocks; i++) order[i] = i;
-    for (unsigned i = blocks - 1; i > 0 && random; i--) std::swap(order[i], order[cpu_random(&random) % (i + 1)]);
+    for (unsigned i = blocks - 1; i > 0 && random; i--)
+        std::swap(order[i], order[cpu_random(&random) % (i + 1)]);
     for (unsigned i : order) {
         blockIdx = dim3(i % grid.x, i / grid.x % grid.y, i / (grid.x * grid.y));
         memset(shared_memory, 0xFF, shared);
@@ -218,7 +226,8 @@ template <typename Kernel> static void cpu_launch(dim3 grid, dim3 block, size_t 
 #endif
     }
 }
-#define LAUNCH(kernel, grid, block, shared, ...) cpu_launch(grid, block, shared, [&] { (kernel)(__VA_ARGS__); })
+#define LAUNCH(kernel, grid, block, shared, ...) \
+    cpu_launch(grid, block, shared, [&] { (kernel)(__VA_ARGS__); })
 
 static inline void __syncthreads() { cpu_wait(&cpu_block_barrier, cpu_threads); }
 
@@ -242,7 +251,8 @@ template <typename V> static int cpu_show(const V &value) { // returns which of 
 template <typename V> static V cpu_see(int turn, int lane) {
     V value;
     CpuFiber *warp = cpu_now - cpu_lane();
-    if (warp + lane >= cpu_fibers + cpu_threads) cpu_wrong("a warp's operation reads a lane that is not there");
+    if (warp + lane >= cpu_fibers + cpu_threads)
+        cpu_wrong("a warp's operation reads a lane that is not there");
     memcpy(&value, warp[lane].exchange[turn], sizeof value);
     return value;
 }
@@ -252,8 +262,8 @@ template <typename V> static V __shfl_xor_sync(unsigned mask, V value, int d) {
     return cpu_see<V>(turn, cpu_lane() ^ d);
 }
 
-// ------------------------------------------------------------------------------------------------------------
-// bf16: the upper half of a float, rounded to the nearest, ties to even
+//  -----------------------------------------------------------------------------------------------------------
+//  - bf16: the upper half of a float, rounded to the nearest, ties to even
 
 struct __nv_bfloat16 {
     uint16_t bits;
@@ -273,15 +283,20 @@ static inline __nv_bfloat16 __float2bfloat16(float x) {
     if (std::isnan(x)) return __nv_bfloat16{0x7FFF};
     return __nv_bfloat16{(uint16_t)((u + 0x7FFF + (u >> 16 & 1)) >> 16)};
 }
-static inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {__float2bfloat16(x), __float2bfloat16(y)}; }
+static inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
+    return {__float2bfloat16(x), __float2bfloat16(y)};
+}
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 
-// ------------------------------------------------------------------------------------------------------------
-// Tensor cores
+//  -----------------------------------------------------------------------------------------------------------
+//  - Tensor cores
 
-static inline float cpu_half_of(uint32_t pair, int high) { return (float)__nv_bfloat16{(uint16_t)(high ? pair >> 16 : pair)}; }
+static inline float cpu_half_of(uint32_t pair, int high) {
+    return (float)__nv_bfloat16{(uint16_t)(high ? pair >> 16 : pair)};
+}
 
-// Lane 8 i + r says where row r of matrix i begins; lane 4 g + t gets numbers 2t, 2t+1 of row g of each matrix.
+// Lane 8 i + r says where row r of matrix i begins; lane 4 g + t gets numbers 2t, 2t+1 of row g of each
+// matrix.
 static inline void ldmatrix(uint32_t (&r)[4], const __nv_bfloat16 *row) {
     if ((uintptr_t)row % 16) cpu_wrong("ldmatrix: a row that is not aligned to 16 bytes");
     int turn = cpu_show(row), lane = cpu_lane();
@@ -309,18 +324,20 @@ static inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint3
     int turn = cpu_show(mine), lane = cpu_lane(), g = lane / 4, t = lane % 4;
     for (int source = 0; source < 4; source++) { // columns 2 source, + 1, + 8, + 9 of a; these rows of b
         Fragments of_a = cpu_see<Fragments>(turn, 4 * g + source);
-        Fragments left = cpu_see<Fragments>(turn, 4 * (2 * t) + source), right = cpu_see<Fragments>(turn, 4 * (2 * t + 1) + source);
+        Fragments left = cpu_see<Fragments>(turn, 4 * (2 * t) + source),
+                  right = cpu_see<Fragments>(turn, 4 * (2 * t + 1) + source);
         for (int k = 0; k < 4; k++) {
             int upper = k / 2, high = k % 2;
-            float top = cpu_half_of(of_a.a[2 * upper], high), bottom = cpu_half_of(of_a.a[2 * upper + 1], high);
+            float top = cpu_half_of(of_a.a[2 * upper], high),
+                  bottom = cpu_half_of(of_a.a[2 * upper + 1], high);
             float x = cpu_half_of(left.b[upper], high), y = cpu_half_of(right.b[upper], high);
             c[0] += top * x, c[1] += top * y, c[2] += bottom * x, c[3] += bottom * y;
         }
     }
 }
 
-// ------------------------------------------------------------------------------------------------------------
-// The runtime: memory is the CPU's, and a call has happened when it returns
+//  -----------------------------------------------------------------------------------------------------------
+//  - The runtime: memory is the CPU's, and a call has happened when it returns
 
 typedef int cudaError_t, cudaStream_t, cudaEvent_t;
 enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2 };
@@ -329,7 +346,8 @@ enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaDevAttrComputeCapabi
 struct cudaDeviceProp { char name[256]; };
 
 // Bytes that may still be allocated: $CUDA_ON_CPU_MEMORY at the start.
-static size_t cuda_on_cpu_memory = getenv("CUDA_ON_CPU_MEMORY") ? strtoull(getenv("CUDA_ON_CPU_MEMORY"), NULL, 10) : (size_t)1 << 40;
+static size_t cuda_on_cpu_memory =
+    getenv("CUDA_ON_CPU_MEMORY") ? strtoull(getenv("CUDA_ON_CPU_MEMORY"), NULL, 10) : (size_t)1 << 40;
 
 template <typename P> static cudaError_t cudaMalloc(P **p, size_t bytes) {
     if (bytes > cuda_on_cpu_memory) return cudaErrorMemoryAllocation;
@@ -338,26 +356,39 @@ template <typename P> static cudaError_t cudaMalloc(P **p, size_t bytes) {
     memset(memory, 0xFF, bytes); // NaN, so that what is read before it is written shows
     *p = (P *)memory;
 #ifdef __SANITIZE_ADDRESS__
-    __asan_poison_memory_region(memory + (bytes + 7) / 8 * 8, (bytes + 255) / 256 * 256 + 256 - (bytes + 7) / 8 * 8);
+    __asan_poison_memory_region(memory + (bytes + 7) / 8 * 8,
+                                (bytes + 255) / 256 * 256 + 256 - (bytes + 7) / 8 * 8);
 #endif
     return cudaSuccess;
 }
-template <typename P> static cudaError_t cudaMallocManaged(P **p, size_t bytes) { return cudaMalloc(p, bytes); }
+template <typename P> static cudaError_t cudaMallocManaged(P **p, size_t bytes) {
+    return cudaMalloc(p, bytes);
+}
 template <typename P> static cudaError_t cudaMallocHost(P **p, size_t bytes) { return cudaMalloc(p, bytes); }
 static inline cudaError_t cudaFree(void *p) { return free(p), cudaSuccess; }
 static inline cudaError_t cudaFreeHost(void *p) { return free(p), cudaSuccess; }
 static inline cudaError_t cudaMemset(void *p, int x, size_t n) { return memset(p, x, n), cudaSuccess; }
-static inline cudaError_t cudaMemsetAsync(void *p, int x, size_t n, cudaStream_t) { return memset(p, x, n), cudaSuccess; }
-static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t n, int) { return memcpy(to, from, n), cudaSuccess; }
-static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, int, cudaStream_t) { return memcpy(to, from, n), cudaSuccess; }
-static inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) { return *available = *total = cuda_on_cpu_memory, cudaSuccess; }
+static inline cudaError_t cudaMemsetAsync(void *p, int x, size_t n, cudaStream_t) {
+    return memset(p, x, n), cudaSuccess;
+}
+static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t n, int) {
+    return memcpy(to, from, n), cudaSuccess;
+}
+static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, int, cudaStream_t) {
+    return memcpy(to, from, n), cudaSuccess;
+}
+static inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
+    return *available = *total = cuda_on_cpu_memory, cudaSuccess;
+}
 static inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 static inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 static inline const char *cudaGetErrorString(cudaError_t) { return "an error"; }
 static inline cudaError_t cudaGetDeviceCount(int *n) { return *n = 1, cudaSuccess; }
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 static inline cudaError_t cudaGetDevice(int *device) { return *device = 0, cudaSuccess; }
-static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) { return strcpy(p->name, "a CPU that plays a GPU"), cudaSuccess; }
+static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
+    return strcpy(p->name, "a CPU that plays a GPU"), cudaSuccess;
+}
 static inline cudaError_t cudaDeviceGetAttribute(int *value, int, int) { return *value = 8, cudaSuccess; }
 static inline cudaError_t cudaEventCreate(cudaEvent_t *e) { return *e = 0, cudaSuccess; }
 static inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
@@ -365,19 +396,35 @@ static inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cu
 static inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
 template <typename Kernel> static cudaError_t cudaFuncSetAttribute(Kernel, int, int) { return cudaSuccess; }
 
-// ------------------------------------------------------------------------------------------------------------
-// cuBLASLt: column-major D = epilogue(alpha op(A) op(B) + beta C), D is C
+//  -----------------------------------------------------------------------------------------------------------
+//  - cuBLASLt: column-major D = epilogue(alpha op(A) op(B) + beta C), D is C
 
 typedef int cublasStatus_t, cudaDataType_t;
 enum { CUBLAS_STATUS_SUCCESS = 0, CUBLAS_STATUS_NOT_SUPPORTED = 15 };
 enum { CUDA_R_32F = 0, CUDA_R_16BF = 14 };
 enum cublasOperation_t { CUBLAS_OP_N, CUBLAS_OP_T };
 enum cublasComputeType_t { CUBLAS_COMPUTE_32F = 68, CUBLAS_COMPUTE_32F_FAST_TF32 = 77 };
-enum cublasLtEpilogue_t { CUBLASLT_EPILOGUE_DEFAULT = 1, CUBLASLT_EPILOGUE_BIAS = 4, CUBLASLT_EPILOGUE_GELU_AUX_BIAS = 164, CUBLASLT_EPILOGUE_DGELU = 192 };
-enum { CUBLASLT_MATMUL_DESC_TRANSA, CUBLASLT_MATMUL_DESC_TRANSB, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
-       CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD };
-enum { CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-       CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES };
+enum cublasLtEpilogue_t {
+    CUBLASLT_EPILOGUE_DEFAULT = 1,
+    CUBLASLT_EPILOGUE_BIAS = 4,
+    CUBLASLT_EPILOGUE_GELU_AUX_BIAS = 164,
+    CUBLASLT_EPILOGUE_DGELU = 192
+};
+enum {
+    CUBLASLT_MATMUL_DESC_TRANSA,
+    CUBLASLT_MATMUL_DESC_TRANSB,
+    CUBLASLT_MATMUL_DESC_EPILOGUE,
+    CUBLASLT_MATMUL_DESC_BIAS_POINTER,
+    CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER,
+    CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD
+};
+enum {
+    CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES
+};
 
 struct CpuProduct {
     cublasOperation_t trans_a, trans_b;
@@ -399,23 +446,34 @@ static inline cublasStatus_t cublasLtCreate(cublasLtHandle_t *h) { return *h = 0
 static inline cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *d, int, int) {
     return *d = new CpuProduct(), CUBLAS_STATUS_SUCCESS;
 }
-static inline cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t d) { return delete d, CUBLAS_STATUS_SUCCESS; }
-static inline cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t l) { return delete l, CUBLAS_STATUS_SUCCESS; }
-static inline cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d, int which, const void *p, size_t n) {
+static inline cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t d) {
+    return delete d, CUBLAS_STATUS_SUCCESS;
+}
+static inline cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t l) {
+    return delete l, CUBLAS_STATUS_SUCCESS;
+}
+static inline cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d, int which, const void *p,
+                                                            size_t n) {
     void *fields[] = {&d->trans_a, &d->trans_b, &d->epilogue, &d->bias, &d->aux, &d->aux_ld};
     size_t sizes[] = {4, 4, 4, sizeof(void *), sizeof(void *), 8};
     if (n != sizes[which]) cpu_wrong("cuBLASLt: an attribute of the wrong size");
     return memcpy(fields[which], p, n), CUBLAS_STATUS_SUCCESS;
 }
-static inline cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *l, int type, uint64_t rows, uint64_t cols, int64_t ld) {
+static inline cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *l, int type, uint64_t rows,
+                                                        uint64_t cols, int64_t ld) {
     if (ld < (int64_t)rows) cpu_wrong("cuBLASLt: columns that overlap");
     return *l = new CpuLayout{type, rows, cols, ld}, CUBLAS_STATUS_SUCCESS;
 }
 static inline cublasStatus_t cublasLtMatmulPreferenceCreate(int *p) { return *p = 0; }
 static inline cublasStatus_t cublasLtMatmulPreferenceDestroy(int) { return CUBLAS_STATUS_SUCCESS; }
-static inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(int, int, const void *, size_t) { return CUBLAS_STATUS_SUCCESS; }
-static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(int, cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
-        cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, int, int, cublasLtMatmulHeuristicResult_t *, int *found) {
+static inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(int, int, const void *, size_t) {
+    return CUBLAS_STATUS_SUCCESS;
+}
+static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(int, cublasLtMatmulDesc_t d,
+                                                            cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+                                                            cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+                                                            int, int, cublasLtMatmulHeuristicResult_t *,
+                                                            int *found) {
     *found = !(cuda_on_cpu_no_gelu && d->epilogue >= CUBLASLT_EPILOGUE_GELU_AUX_BIAS);
     return *found ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
 }
@@ -429,19 +487,24 @@ static inline void cpu_put(void *p, int type, size_t i, float x) {
 }
 
 // op(X) as rows of floats: out[i * k_size + k] = X[i][k], or of the transposed.
-static inline std::vector<float> cpu_unpack(const void *p, CpuLayout l, bool by_column, size_t *lines, size_t *length) {
+static inline std::vector<float> cpu_unpack(const void *p, CpuLayout l, bool by_column, size_t *lines,
+                                            size_t *length) {
     *lines = by_column ? l.cols : l.rows, *length = by_column ? l.rows : l.cols;
     std::vector<float> x(*lines * *length);
     for (size_t i = 0; i < *lines; i++)
-        for (size_t k = 0; k < *length; k++) x[i * *length + k] = cpu_get(p, l.type, by_column ? i * l.ld + k : k * l.ld + i);
+        for (size_t k = 0; k < *length; k++)
+            x[i * *length + k] = cpu_get(p, l.type, by_column ? i * l.ld + k : k * l.ld + i);
     return x;
 }
 
-static inline cublasStatus_t cublasLtMatmul(int, cublasLtMatmulDesc_t d, const float *alpha, const void *A, cublasLtMatrixLayout_t la, const void *B,
-        cublasLtMatrixLayout_t lb, const float *beta, const void *C, cublasLtMatrixLayout_t lc, void *D, cublasLtMatrixLayout_t,
-        const cublasLtMatmulAlgo_t *, void *, size_t, cudaStream_t) {
+static inline cublasStatus_t cublasLtMatmul(int, cublasLtMatmulDesc_t d, const float *alpha, const void *A,
+                                            cublasLtMatrixLayout_t la, const void *B,
+                                            cublasLtMatrixLayout_t lb, const float *beta, const void *C,
+                                            cublasLtMatrixLayout_t lc, void *D, cublasLtMatrixLayout_t,
+                                            const cublasLtMatmulAlgo_t *, void *, size_t, cudaStream_t) {
     size_t M, N, K, K2;
-    std::vector<float> a = cpu_unpack(A, *la, d->trans_a == CUBLAS_OP_T, &M, &K), b = cpu_unpack(B, *lb, d->trans_b == CUBLAS_OP_N, &N, &K2);
+    std::vector<float> a = cpu_unpack(A, *la, d->trans_a == CUBLAS_OP_T, &M, &K),
+                       b = cpu_unpack(B, *lb, d->trans_b == CUBLAS_OP_N, &N, &K2);
     const void *pointers[] = {A, B, C, D, d->bias, d->aux};
     for (const void *p : pointers)
         if ((uintptr_t)p % 16) cpu_wrong("cuBLASLt: an operand that is not aligned to 16 bytes");
@@ -458,9 +521,12 @@ static inline cublasStatus_t cublasLtMatmul(int, cublasLtMatmulDesc_t d, const f
             if (d->epilogue == CUBLASLT_EPILOGUE_BIAS || d->epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS)
                 sum += cpu_get(d->bias, lc->type, m);
             float u = sum;
-            if (d->epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS) cpu_put(d->aux, lc->type, n * d->aux_ld + m, sum);
+            if (d->epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS)
+                cpu_put(d->aux, lc->type, n * d->aux_ld + m, sum);
             if (d->epilogue == CUBLASLT_EPILOGUE_DGELU) u = cpu_get(d->aux, lc->type, n * d->aux_ld + m);
-            float t = d->epilogue >= CUBLASLT_EPILOGUE_GELU_AUX_BIAS ? tanhf(0.7978845608f * (u + 0.044715f * u * u * u)) : 0;
+            float t = d->epilogue >= CUBLASLT_EPILOGUE_GELU_AUX_BIAS
+                          ? tanhf(0.7978845608f * (u + 0.044715f * u * u * u))
+                          : 0;
             if (d->epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS) sum = 0.5f * u * (1 + t);
             if (d->epilogue == CUBLASLT_EPILOGUE_DGELU)
                 sum *= 0.5f * (1 + t) + 0.5f * u * (1 - t * t) * 0.7978845608f * (1 + 3 * 0.044715f * u * u);

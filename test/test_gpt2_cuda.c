@@ -1,6 +1,7 @@
 // train_gpt2.cu's kernels against PyTorch's golden files and against train_gpt2.c.
 //   ./test/test_gpt2_cuda [GOLDEN_DIR...]      a folder with model.bin and state.bin
-// Linked with train_gpt2.cu as test/cuda_on_cpu.h makes it (-DCUDA_ON_CPU), or as nvcc does, and then it runs on the GPU.
+// Linked with train_gpt2.cu as test/cuda_on_cpu.h makes it (-DCUDA_ON_CPU), or as nvcc does, and then it runs
+// on the GPU.
 #define TRAIN_GPT2_NO_MAIN
 #include "../train_gpt2.cu"
 #undef optim_start
@@ -59,8 +60,9 @@ static void free_pair(Pair *p) {
 }
 
 // Every tensor's gradient against `expected`, whose wte has `padded` rows; the worst error.
-static double compare_gradients(const char *name, GPT2Config g, const float *ours, const float *expected, int padded,
-                                double (*error)(const float *, const float *, size_t), double tolerance) {
+static double compare_gradients(const char *name, GPT2Config g, const float *ours, const float *expected,
+                                int padded, double (*error)(const float *, const float *, size_t),
+                                double tolerance) {
     double worst = 0;
     for (int i = 0; i < NUM_TENSORS; i++) {
         TensorShape t = tensor_shape(g, i);
@@ -112,7 +114,8 @@ static void test_golden(const char *dir, int bf16) {
     char name[64];
     snprintf(name, sizeof name, "golden, %s", bf16 ? "bf16" : "f32");
     check(error < tolerance, "%s: logits are off by %g", name, error);
-    check(fabs(ours_loss - loss) < (bf16 ? 0.01 : 1e-4), "%s: loss %.6f, expected %.6f", name, ours_loss, loss);
+    check(fabs(ours_loss - loss) < (bf16 ? 0.01 : 1e-4), "%s: loss %.6f, expected %.6f", name, ours_loss,
+          loss);
     double worst = compare_gradients(name, g, p.grads, grads, padded, measure, tolerance);
     printf("%s: logits %.1e, loss %.1e, gradients %.1e\n", name, error, fabs(ours_loss - loss), worst);
     free(ids), free(x), free(logits), free(ours), free(grads);
@@ -133,11 +136,13 @@ static GPT2 random_model(GPT2Config g, uint64_t seed) {
 
 static uint16_t *random_tokens(size_t n, int V) {
     uint16_t *x = allocate(n, sizeof *x);
-    for (size_t i = 0; i < n; i++) x[i] = (uint16_t)(random_u64(77, i * i) % V % (i % 3 ? V : 5)); // some are frequent
+    for (size_t i = 0; i < n; i++)
+        x[i] = (uint16_t)(random_u64(77, i * i) % V % (i % 3 ? V : 5)); // some are frequent
     return x;
 }
 
-// Two micro-batches with gradients added up, with or without soft labels, on both sides; a forward pass without backward.
+// Two micro-batches with gradients added up, with or without soft labels, on both sides; a forward pass
+// without backward.
 static void test_shape(GPT2Config g, int B, int T, int bf16, int soft, const char *what) {
     GPT2 m = random_model(g, 11), t = random_model(g, 12);
     Pair p = make_pair(&m, B, T, bf16), teacher = make_pair(&t, B, T, bf16);
@@ -156,16 +161,20 @@ static void test_shape(GPT2Config g, int B, int T, int bf16, int soft, const cha
         gpu_backward(p.gpu, from + 1, 0.5f / rows, micro, soft ? teacher.gpu : NULL, 2.0f, 0.7f);
     }
     double loss = gpu_loss_sum(p.gpu) / (2 * rows);
-    check(fabs(loss - expected) < (bf16 ? 0.02 : 1e-5), "%s: loss %.6f, train_gpt2.c's is %.6f", name, loss, expected);
-    double worst = compare_gradients(name, g, p.grads, p.cpu.grads_memory, g.vocab_size, norm_error, tolerance);
+    check(fabs(loss - expected) < (bf16 ? 0.02 : 1e-5), "%s: loss %.6f, train_gpt2.c's is %.6f", name, loss,
+          expected);
+    double worst =
+        compare_gradients(name, g, p.grads, p.cpu.grads_memory, g.vocab_size, norm_error, tolerance);
     printf("%s: loss %.1e, gradients %.1e\n", name, fabs(loss - expected), worst);
 
     double norm = gpu_norm2(p.grads, m.num_parameters), cpu_norm = optim_norm2(p.grads, m.num_parameters);
-    check(fabs(norm - cpu_norm) <= 1e-5 * cpu_norm, "%s: the gradient's squared norm is %g, not %g", name, norm, cpu_norm);
+    check(fabs(norm - cpu_norm) <= 1e-5 * cpu_norm, "%s: the gradient's squared norm is %g, not %g", name,
+          norm, cpu_norm);
     Gpu *forward_only = gpu_create(shape_of(g), p.params, NULL, B, T, 0, bf16);
     gpu_forward(p.gpu, x, 1, T - 1), gpu_score(p.gpu, x + 1, 0);
     gpu_forward(forward_only, x, 1, T - 1), gpu_score(forward_only, x + 1, 0);
-    check(gpu_loss_sum(p.gpu) == gpu_loss_sum(forward_only), "%s: forward without kept activations differs", name);
+    check(gpu_loss_sum(p.gpu) == gpu_loss_sum(forward_only), "%s: forward without kept activations differs",
+          name);
     gpu_free(forward_only);
     free(x);
     free_pair(&p), free_pair(&teacher);
@@ -185,8 +194,10 @@ static void test_orders(GPT2Config g, int B, int T, int bf16, const char *what) 
         gpu_backward(p.gpu, x + 1, 1.0f / (B * T), 0, NULL, 1, 0);
         loss[seed] = gpu_loss_sum(p.gpu);
         if (seed == 0) memcpy(first, p.grads, m.num_parameters * sizeof(float));
-        else check(loss[seed] == loss[0] && !memcmp(first, p.grads, m.num_parameters * sizeof(float)),
-                   "%s, %s: order %u of the threads gives other bits: a race", what, bf16 ? "bf16" : "f32", seed);
+        else
+            check(loss[seed] == loss[0] && !memcmp(first, p.grads, m.num_parameters * sizeof(float)),
+                  "%s, %s: order %u of the threads gives other bits: a race", what, bf16 ? "bf16" : "f32",
+                  seed);
     }
     cuda_on_cpu_seed = 0;
     free(x), free(first);
@@ -207,7 +218,8 @@ static void start_pair(Optimizer *cpu, Optimizer *gpu, const OptimRow *row, Pair
     for (int i = 0; i < NUM_TENSORS; i++) {
         TensorShape t = tensor_shape(m->config, i);
         for (int l = 0; l < MAX(t.layers, 1); l++, n++, offset += layer_size(t))
-            segments[n] = (OptimSegment){offset, layer_size(t), t.layers && t.cols ? t.rows : 0, t.cols, t.cols > 0};
+            segments[n] =
+                (OptimSegment){offset, layer_size(t), t.layers && t.cols ? t.rows : 0, t.cols, t.cols > 0};
     }
     optim_choose(cpu, row);
     if (optim_get(cpu, "inner-steps") > 0) optim_set(cpu, "inner-steps", 4);
@@ -227,7 +239,8 @@ static void test_optimizer(const OptimRow *row, const char *dir, int no_order) {
     Pair p = make_pair(&m, B, T, 0);
     Optimizer cpu, gpu;
     size_t n = m.num_parameters;
-    float *start = allocate_floats(n), *moved = allocate_floats(n), *expected = allocate_floats(n), *out = gpu_share(n);
+    float *start = allocate_floats(n), *moved = allocate_floats(n), *expected = allocate_floats(n),
+          *out = gpu_share(n);
     uint16_t *x = random_tokens(B * T + 1, m.config.vocab_size);
     double loss = 0, cpu_loss = 0;
     memcpy(start, m.params_memory, n * sizeof(float));
@@ -235,6 +248,8 @@ static void test_optimizer(const OptimRow *row, const char *dir, int no_order) {
     for (int step = 0; step < 10; step++) {
 #ifdef CUDA_ON_CPU
         cuda_on_cpu_seed = no_order ? 0 : 1 + step;
+#else
+        (void)no_order;
 #endif
         gpt2_forward(&p.cpu, x, B, T);
         cpu_loss = gpt2_backward(&p.cpu, x + 1, 1.0f / (B * T), 0, NULL);
@@ -254,10 +269,12 @@ static void test_optimizer(const OptimRow *row, const char *dir, int no_order) {
     for (size_t i = 0; i < n; i++) moved[i] = out[i] - start[i], expected[i] -= start[i];
     const char *base = optim_base_names[row->base];
     double error = norm_error(moved, expected, n);
-    check(error < 2e-3 && fabs(loss - cpu_loss) < 1e-3, "%s %s: ten steps lead elsewhere than train_gpt2.c's, by %g of the way; "
-          "loss %.6f and %.6f", row->name, base, error, loss, cpu_loss);
+    check(error < 2e-3 && fabs(loss - cpu_loss) < 1e-3,
+          "%s %s: ten steps lead elsewhere than train_gpt2.c's, by %g of the way; "
+          "loss %.6f and %.6f",
+          row->name, base, error, loss, cpu_loss);
     for (int i = 1;; i++) { // what a checkpoint holds
-        void *ours, *theirs;
+        void *ours = NULL, *theirs;
         size_t bytes;
         const char *name;
         if (!optim_state(&cpu, i, &theirs, &bytes, &name)) break;
