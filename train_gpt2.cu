@@ -916,15 +916,16 @@ template <int HS> static void attention_forward_on_tensor_cores(bf16 *out, float
     RUN_LARGE(attention_forward_tensor<HS>, dim3(blocks_for(length, TILE), B * NH), 2 * TILE, bytes, out, lse,
               qkv, length, NH);
 }
-template <int HS, int N>
+// N, N_KEYS: rows of a tile of others in the two passes, so few that no register is spilled.
+template <int HS, int N, int N_KEYS>
 static void attention_backward_on_tensor_cores(bf16 *dqkv, const bf16 *dout, const bf16 *qkv,
                                                const float *lse, const float *D, int B, int length, int NH) {
-    size_t bytes = sizeof(bf16) * ROW(HS) * 2 * (TILE + N);
+    size_t row = sizeof(bf16) * ROW(HS), bytes = row * 2 * (TILE + N), bytes_keys = row * 2 * (TILE + N_KEYS);
     dim3 grid(blocks_for(length, TILE), B * NH);
     RUN_LARGE((attention_backward_tensor<HS, 0, N>), grid, 2 * TILE, bytes, dqkv, dout, qkv, lse, D, length,
               NH);
-    RUN_LARGE((attention_backward_tensor<HS, 1, N>), grid, 2 * TILE, bytes, dqkv, dout, qkv, lse, D, length,
-              NH);
+    RUN_LARGE((attention_backward_tensor<HS, 1, N_KEYS>), grid, 2 * TILE, bytes_keys, dqkv, dout, qkv, lse, D,
+              length, NH);
 }
 
 // out (B,length,C) and lse (B,NH,length) from qkv (B,length,3C).
@@ -948,11 +949,11 @@ template <typename T> static void attention_backward(T *dqkv, float *D, const T 
     RUN(attention_dots<T>, blocks_for(count, WARPS), THREADS, 0, D, dout, out, length, NH, HS, count);
     if constexpr (sizeof(T) == 2) {
         if (HS == 32)
-            return attention_backward_on_tensor_cores<32, 64>(dqkv, dout, qkv, lse, D, B, length, NH);
+            return attention_backward_on_tensor_cores<32, 64, 64>(dqkv, dout, qkv, lse, D, B, length, NH);
         if (HS == 64)
-            return attention_backward_on_tensor_cores<64, 64>(dqkv, dout, qkv, lse, D, B, length, NH);
+            return attention_backward_on_tensor_cores<64, 64, 32>(dqkv, dout, qkv, lse, D, B, length, NH);
         if (HS == 128)
-            return attention_backward_on_tensor_cores<128, 16>(dqkv, dout, qkv, lse, D, B, length, NH);
+            return attention_backward_on_tensor_cores<128, 16, 16>(dqkv, dout, qkv, lse, D, B, length, NH);
     }
     dim3 grid(blocks_for(length, PLAIN_ROWS), B * NH);
     size_t bytes = plain_bytes(HS);
