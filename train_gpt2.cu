@@ -539,9 +539,9 @@ template <typename T> static void linear_backward(T *dx, float *dw, float *dbias
 // ============================================================================================================
 // 4  Attention. As in train_gpt2.c, the matrix of probabilities is never stored: a block of threads takes
 //    some queries through the keys, tile by tile, and carries the softmax along; backward makes the
-//    probabilities again from lse. Backward runs twice, once for the gradients of queries and once for those of
-//    keys and values. That costs 7 products of tiles instead of 5, and needs no additions across blocks, which
-//    would come in any order.
+//    probabilities again from lse. Backward runs twice, once for the gradients of queries and once for those
+//    of keys and values. That costs 7 products of tiles instead of 5, and needs no additions across blocks,
+//    which would come in any order.
 //
 //    Both passes of backward are one kernel. Each has rows of its own (a, b) and walks over tiles of others
 //    (A, B):
