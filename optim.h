@@ -62,10 +62,33 @@
 
 #ifdef __GNUC__
 #define OPTIM_API static __attribute__((unused))                   // a program need not call everything
-#define OPTIM_ELEMENT static inline __attribute__((always_inline)) // one element's part, called from bodies
+#define OPTIM_INLINE static inline __attribute__((always_inline))
 #else
 #define OPTIM_API static
-#define OPTIM_ELEMENT static inline
+#define OPTIM_INLINE static inline
+#endif
+
+// On a GPU (nvcc --extended-lambda, or test/cuda_on_cpu.h) passes are kernels on the default stream; params, grad
+// and out are then in unified or the GPU's memory, and so is what is allocated here. ELEMENT: one element's part,
+// called from bodies.
+#if defined(__CUDACC__) || defined(CUDA_ON_CPU_H)
+#define OPTIM_CUDA
+#define OPTIM_ELEMENT __host__ __device__ OPTIM_INLINE
+#ifndef OPTIM_LAUNCH
+#define OPTIM_LAUNCH(kernel, blocks, threads, ...) kernel<<<blocks, threads>>>(__VA_ARGS__)
+#endif
+OPTIM_API void *optim_allocate(size_t count, size_t size) {
+    void *p = NULL;
+    if (cudaMallocManaged(&p, count * size + 1) != cudaSuccess) return NULL;
+    if (cudaMemset(p, 0, count * size) == cudaSuccess && cudaDeviceSynchronize() == cudaSuccess) return p;
+    cudaFree(p);
+    return NULL;
+}
+OPTIM_API void optim_release(void *p) { cudaFree(p); }
+#else
+#define OPTIM_ELEMENT OPTIM_INLINE
+OPTIM_API void *optim_allocate(size_t count, size_t size) { return calloc(count, size); }
+OPTIM_API void optim_release(void *p) { free(p); }
 #endif
 
 // -----------------------------------------------------------------------------------------------------------
@@ -90,7 +113,7 @@ typedef struct {          // what a pass runs over: a table of chunks, or (NULL)
 #define OPTIM_BLOCK 4096  // a chunk's sums are floats for so many elements, then doubles
 #define OPTIM_STRIPS 1024 // at most so many chunks where there is no table
 
-static inline OptimChunk optim_chunk(OptimSpan span, int k) {
+OPTIM_ELEMENT OptimChunk optim_chunk(OptimSpan span, int k) {
     if (span.chunk) return span.chunk[k];
     size_t begin = (size_t)k * span.length, end = begin + span.length;
     OptimChunk c = { begin, end < span.n ? end : span.n, begin, 0 };
@@ -125,6 +148,9 @@ static inline OptimSums optim_add(const OptimSums *sums, int count) {
 #define OPTIM_LIST(...) __VA_ARGS__
 
 // OPTIM_PASS(name, (arguments), body): `body` for every element i of the span; it may use chunk.
+// OPTIM_SUM: the same, and `body` adds to s0, s1, s2, whose totals are returned. They are of `type` over a
+// block of elements (float loops read memory a third faster) and double over blocks and chunks.
+#ifndef OPTIM_CUDA
 #define OPTIM_PASS(name, arguments, ...)                                                      \
     OPTIM_API void name(OptimSpan span, OPTIM_LIST arguments) {                               \
         OPTIM_PARALLEL for (int k = 0; k < span.count; k++) {                                 \
@@ -133,8 +159,6 @@ static inline OptimSums optim_add(const OptimSums *sums, int count) {
         }                                                                                     \
     }
 
-// OPTIM_SUM: the same, and `body` adds to s0, s1, s2, whose totals are returned. They are of `type` over a
-// block of elements (float loops read memory a third faster) and double over blocks and chunks.
 #define OPTIM_SUM(type, name, arguments, ...)                                                 \
     OPTIM_API OptimSums name(OptimSpan span, OPTIM_LIST arguments) {                          \
         OPTIM_PARALLEL for (int k = 0; k < span.count; k++) {                                 \
@@ -150,6 +174,62 @@ static inline OptimSums optim_add(const OptimSums *sums, int count) {
         }                                                                                     \
         return optim_add(span.sums, span.count);                                              \
     }
+
+#else
+// A block of threads for each chunk. The body is a lambda that brings its arguments along.
+#define OPTIM_THREADS 256
+
+template <typename Body> __global__ void __launch_bounds__(OPTIM_THREADS) optim_pass_kernel(OptimSpan span, Body body) {
+    const OptimChunk chunk = optim_chunk(span, blockIdx.x);
+    for (size_t i = chunk.begin + threadIdx.x; i < chunk.end; i += OPTIM_THREADS) body(i, chunk);
+}
+
+// sums[k] = the sums of chunk k: each thread's, then pairs of threads', in an order that never changes.
+template <typename Real, typename Body>
+__global__ void __launch_bounds__(OPTIM_THREADS) optim_sum_kernel(OptimSpan span, OptimSums *sums, Body body) {
+    __shared__ double part[3][OPTIM_THREADS];
+    const OptimChunk chunk = optim_chunk(span, blockIdx.x);
+    const int thread = threadIdx.x;
+    Real s0 = 0, s1 = 0, s2 = 0;
+    for (size_t i = chunk.begin + thread; i < chunk.end; i += OPTIM_THREADS) body(i, chunk, s0, s1, s2);
+    part[0][thread] = s0; part[1][thread] = s1; part[2][thread] = s2;
+    for (int half = OPTIM_THREADS / 2; half > 0; half /= 2) {
+        __syncthreads();
+        for (int j = 0; j < 3 && thread < half; j++) part[j][thread] += part[j][thread + half];
+    }
+    if (thread > 0) return;
+    sums[blockIdx.x].s0 = part[0][0]; sums[blockIdx.x].s1 = part[1][0]; sums[blockIdx.x].s2 = part[2][0];
+}
+
+// The chunks' sums, brought to span.sums: waits for the GPU, as whoever asks for a sum goes on with a number.
+template <typename Real, typename Body> static OptimSums optim_sum_on_gpu(OptimSpan span, Body body) {
+    static OptimSums *sums;
+    static int room;
+    const OptimSums nothing = { 0, 0, 0 }, failed = { NAN, NAN, NAN };
+    if (!span.count) return nothing;
+    if (span.count > room) {
+        if (sums) cudaFreeHost(sums);
+        room = cudaMallocHost(&sums, span.count * sizeof *sums) == cudaSuccess ? span.count : 0;
+        if (!room) { sums = NULL; return failed; }
+    }
+    OPTIM_LAUNCH((optim_sum_kernel<Real, Body>), span.count, OPTIM_THREADS, span, sums, body);
+    if (cudaDeviceSynchronize() != cudaSuccess) return failed;
+    memcpy(span.sums, sums, span.count * sizeof *sums);
+    return optim_add(span.sums, span.count);
+}
+
+#define OPTIM_PASS(name, arguments, ...)                                                                      \
+    OPTIM_API void name(OptimSpan span, OPTIM_LIST arguments) {                                               \
+        auto body = [=] __device__ (size_t i, const OptimChunk &chunk) { (void)chunk; __VA_ARGS__ };          \
+        if (span.count) OPTIM_LAUNCH(optim_pass_kernel, span.count, OPTIM_THREADS, span, body);               \
+    }
+#define OPTIM_SUM(type, name, arguments, ...)                                                                 \
+    OPTIM_API OptimSums name(OptimSpan span, OPTIM_LIST arguments) {                                          \
+        auto body = [=] __device__ (size_t i, const OptimChunk &chunk, type &s0, type &s1, type &s2) {        \
+            (void)chunk; (void)s0; (void)s1; (void)s2; __VA_ARGS__ };                                         \
+        return optim_sum_on_gpu<type>(span, body);                                                            \
+    }
+#endif
 
 OPTIM_SUM(float, optim_sum_squares, (const float *g), s0 += g[i] * g[i];)
 OPTIM_PASS(optim_copy, (float *out, const float *x), out[i] = x[i];)
@@ -825,7 +905,7 @@ static const struct { const char *name; size_t field; int start, sliced; } optim
 // Behind `word` in a list such as "m v z" or "lr=1 r=0 ", or NULL where the list lacks it.
 static const char *optim_word(const char *list, const char *word) {
     const size_t length = strlen(word);
-    for (const char *at = list; (at = strstr(at, word)); at += length)
+    for (const char *at = list; (at = strstr(at, word)) != NULL; at += length)
         if ((at == list || at[-1] == ' ') && strchr(" =", at[length])) return at + length;
     return NULL;
 }
@@ -919,10 +999,10 @@ static size_t optim_size(const Optimizer *o, int b) {                   // in fl
 
 OPTIM_API void optim_free(Optimizer *o) {
     for (int b = 0; b < OPTIM_COUNT(optim_buffers); b++) {
-        free(*optim_buffer(o, b));
+        optim_release(*optim_buffer(o, b));
         *optim_buffer(o, b) = NULL;
     }
-    free(o->segments); free(o->chunks); free(o->sums); free(o->muon_scratch);
+    free(o->segments); optim_release(o->chunks); free(o->sums); optim_release(o->muon_scratch);
     o->segments = NULL; o->chunks = NULL; o->sums = NULL; o->muon_scratch = NULL;
 }
 
@@ -942,7 +1022,7 @@ OPTIM_API int optim_start(Optimizer *o, float *params, size_t n, const OptimSegm
     const size_t slice = o->h.slice_p > 1 ? (size_t)o->h.slice_p : 1;
     const int rest = optim_cut(o, 0, 1, NULL), matrices = optim_cut(o, 1, 1, NULL);
     const int slices = slice > 1 ? optim_cut(o, 0, slice, NULL) : 0;
-    o->chunks = (OptimChunk *)malloc((rest + matrices + slices) * sizeof(OptimChunk));
+    o->chunks = (OptimChunk *)optim_allocate(rest + matrices + slices, sizeof(OptimChunk));
     o->sums = (OptimSums *)malloc((rest + matrices) * sizeof(OptimSums));
     if (!o->chunks || !o->sums) { optim_free(o); return -1; }
     optim_cut(o, 0, 1, o->chunks);
@@ -966,10 +1046,10 @@ OPTIM_API int optim_start(Optimizer *o, float *params, size_t n, const OptimSegm
         const size_t need = 2 * (segments[j].size + r * r);
         if (segments[j].rows && need > scratch) scratch = need;
     }
-    int missing = scratch && !(o->muon_scratch = (float *)malloc(scratch * sizeof(float)));
+    int missing = scratch && !(o->muon_scratch = (float *)optim_allocate(scratch, sizeof(float)));
     for (int b = 0; b < OPTIM_COUNT(optim_buffers) && !missing; b++) {
         const size_t size = optim_size(o, b);
-        float *buffer = size ? (float *)calloc(size, sizeof(float)) : NULL;
+        float *buffer = size ? (float *)optim_allocate(size, sizeof(float)) : NULL;
         *optim_buffer(o, b) = buffer;
         missing = size && !buffer;
         if (!buffer || !optim_buffers[b].start) continue;

@@ -1,0 +1,325 @@
+// train_gpt2.cu's kernels against PyTorch's golden files and against train_gpt2.c.
+//   ./test/test_gpt2_cuda [GOLDEN_DIR...]      a folder with model.bin and state.bin
+// Linked with train_gpt2.cu as test/cuda_on_cpu.h makes it (-DCUDA_ON_CPU), or as nvcc does, and then it runs
+// on the GPU.
+#define TRAIN_GPT2_NO_MAIN
+#include "../train_gpt2.cu"
+#undef optim_start
+#undef optim_step
+#undef optim_eval_params
+#undef optim_norm2
+#undef optim_proxy_gradient
+#include "check.h"
+
+#ifdef CUDA_ON_CPU
+extern unsigned cuda_on_cpu_seed;
+extern int cuda_on_cpu_no_gelu;
+#endif
+
+// The largest difference as a share of the largest entry of b.
+static double relative_error(const float *a, const float *b, size_t n) {
+    double error = 0, largest = 1e-30;
+    for (size_t i = 0; i < n; i++) {
+        error = fmax(error, fabs((double)a[i] - b[i]));
+        largest = fmax(largest, fabs(b[i]));
+        if (!isfinite(a[i])) return INFINITY;
+    }
+    return error / largest;
+}
+
+// The norm of the difference as a share of the norm of b: what rounding to bf16 leaves small.
+static double norm_error(const float *a, const float *b, size_t n) {
+    double error = 0, norm = 1e-30;
+    for (size_t i = 0; i < n; i++) {
+        error += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+        norm += (double)b[i] * b[i];
+    }
+    return isfinite(error) ? sqrt(error / norm) : INFINITY;
+}
+
+// A model on both sides. cpu's gradients and logits are train_gpt2.c's.
+typedef struct {
+    GPT2 cpu;
+    Gpu *gpu;
+    float *params, *grads; // the GPU's
+} Pair;
+
+static Pair make_pair(const GPT2 *from, int B, int T, int bf16) {
+    Pair p = {.cpu = *from};
+    size_t n = from->num_parameters;
+    gpt2_allocate_activations(&p.cpu, B, T, 1);
+    p.params = gpu_share(n), p.grads = gpu_share(n);
+    memcpy(p.params, from->params_memory, n * sizeof(float));
+    p.gpu = gpu_create(shape_of(from->config), p.params, p.grads, B, T, 1, bf16);
+    return p;
+}
+static void free_pair(Pair *p) {
+    gpu_free(p->gpu);
+    gpu_unshare(p->params), gpu_unshare(p->grads);
+    gpt2_free(&p->cpu);
+}
+
+// Every tensor's gradient against `expected`, whose wte has `padded` rows; the worst error.
+static double compare_gradients(const char *name, GPT2Config g, const float *ours, const float *expected,
+                                int padded, double (*error)(const float *, const float *, size_t),
+                                double tolerance) {
+    double worst = 0;
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        TensorShape t = tensor_shape(g, i);
+        double e = error(ours, expected, tensor_size(t));
+        check(e < tolerance, "%s: gradient of %s is off by %g", name, t.name, e);
+        worst = fmax(worst, e);
+        ours += tensor_size(t);
+        expected += tensor_size(t) + (i == 0 ? (size_t)(padded - g.vocab_size) * g.channels : 0);
+    }
+    return worst;
+}
+
+// ---- golden files
+
+static void read_exactly(FILE *f, void *p, size_t n, const char *path) {
+    if (fread(p, 1, n, f) != n) die("%s is cut short", path);
+}
+
+static void test_golden(const char *dir, int bf16) {
+    GPT2 m;
+    gpt2_load(&m, dir);
+    GPT2Config g = m.config;
+    int32_t header[256], V = g.vocab_size, padded = (V + 127) / 128 * 128;
+    Path path = path_in(dir, "state.bin");
+    FILE *f = fopen(path.s, "rb");
+    if (!f) die("%s is missing", path.s);
+    read_exactly(f, header, sizeof header, path.s);
+    int B = header[2], T = header[3], rows = B * T;
+    check(header[0] == 20240327 && B > 0 && T > 0, "%s: header", path.s);
+    int32_t *ids = allocate(2 * rows, sizeof *ids);
+    uint16_t *x = allocate(2 * rows, sizeof *x);
+    float *logits = allocate_floats((size_t)rows * V), *ours = allocate_floats((size_t)rows * V), loss;
+    size_t n = m.num_parameters + (size_t)(padded - V) * g.channels;
+    float *grads = allocate_floats(n);
+    read_exactly(f, ids, 2 * rows * sizeof *ids, path.s);
+    read_exactly(f, logits, (size_t)rows * V * sizeof(float), path.s);
+    read_exactly(f, &loss, sizeof loss, path.s);
+    read_exactly(f, grads, n * sizeof(float), path.s);
+    fclose(f);
+    for (int i = 0; i < 2 * rows; i++) x[i] = (uint16_t)ids[i];
+
+    Pair p = make_pair(&m, B, T, bf16);
+    gpu_forward(p.gpu, x, B, T);
+    gpu_logits(p.gpu, ours, 0, rows);
+    gpu_backward(p.gpu, x + rows, 1.0f / rows, 0, NULL, 1, 0);
+    double ours_loss = gpu_loss_sum(p.gpu) / rows;
+    double (*measure)(const float *, const float *, size_t) = bf16 ? norm_error : relative_error;
+    double error = measure(ours, logits, (size_t)rows * V), tolerance = bf16 ? 0.03 : 1e-4;
+    char name[64];
+    snprintf(name, sizeof name, "golden, %s", bf16 ? "bf16" : "f32");
+    check(error < tolerance, "%s: logits are off by %g", name, error);
+    check(fabs(ours_loss - loss) < (bf16 ? 0.01 : 1e-4), "%s: loss %.6f, expected %.6f", name, ours_loss,
+          loss);
+    double worst = compare_gradients(name, g, p.grads, grads, padded, measure, tolerance);
+    printf("%s: logits %.1e, loss %.1e, gradients %.1e\n", name, error, fabs(ours_loss - loss), worst);
+    free(ids), free(x), free(logits), free(ours), free(grads);
+    free_pair(&p);
+}
+
+// ---- every kernel against train_gpt2.c, on shapes that end in the middle of tiles
+
+// A model of random weights, larger than initialisation makes them, so that attention is far from uniform.
+static GPT2 random_model(GPT2Config g, uint64_t seed) {
+    GPT2 m;
+    gpt2_allocate(&m, g);
+    gpt2_initialize(&m, seed);
+    for (size_t i = 0; i < m.num_parameters; i++) m.params_memory[i] *= 1.5f;
+    random_normal(m.params.qkvb, (size_t)3 * g.num_layers * g.channels, 0.3f, seed + 100);
+    return m;
+}
+
+static uint16_t *random_tokens(size_t n, int V) {
+    uint16_t *x = allocate(n, sizeof *x);
+    for (size_t i = 0; i < n; i++)
+        x[i] = (uint16_t)(random_u64(77, i * i) % V % (i % 3 ? V : 5)); // some are frequent
+    return x;
+}
+
+// Two micro-batches with gradients added up, with or without soft labels, on both sides; a forward pass
+// without backward.
+static void test_shape(GPT2Config g, int B, int T, int bf16, int soft, const char *what) {
+    GPT2 m = random_model(g, 11), t = random_model(g, 12);
+    Pair p = make_pair(&m, B, T, bf16), teacher = make_pair(&t, B, T, bf16);
+    SoftLabels labels = {&teacher.cpu, 2.0f, 0.7f};
+    int rows = B * T;
+    uint16_t *x = random_tokens(2 * rows + 1, g.vocab_size);
+    double expected = 0, tolerance = bf16 ? 0.06 : 2e-4;
+    char name[128];
+    snprintf(name, sizeof name, "%s, %s%s", what, bf16 ? "bf16" : "f32", soft ? ", soft labels" : "");
+    for (int micro = 0; micro < 2; micro++) {
+        const uint16_t *from = x + micro * rows;
+        gpt2_forward(&p.cpu, from, B, T);
+        if (soft) gpt2_forward(&teacher.cpu, from, B, T), gpu_forward(teacher.gpu, from, B, T);
+        expected += gpt2_backward(&p.cpu, from + 1, 0.5f / rows, micro, soft ? &labels : NULL) / 2;
+        gpu_forward(p.gpu, from, B, T);
+        gpu_backward(p.gpu, from + 1, 0.5f / rows, micro, soft ? teacher.gpu : NULL, 2.0f, 0.7f);
+    }
+    double loss = gpu_loss_sum(p.gpu) / (2 * rows);
+    check(fabs(loss - expected) < (bf16 ? 0.02 : 1e-5), "%s: loss %.6f, train_gpt2.c's is %.6f", name, loss,
+          expected);
+    double worst =
+        compare_gradients(name, g, p.grads, p.cpu.grads_memory, g.vocab_size, norm_error, tolerance);
+    printf("%s: loss %.1e, gradients %.1e\n", name, fabs(loss - expected), worst);
+
+    double norm = gpu_norm2(p.grads, m.num_parameters), cpu_norm = optim_norm2(p.grads, m.num_parameters);
+    check(fabs(norm - cpu_norm) <= 1e-5 * cpu_norm, "%s: the gradient's squared norm is %g, not %g", name,
+          norm, cpu_norm);
+    Gpu *forward_only = gpu_create(shape_of(g), p.params, NULL, B, T, 0, bf16);
+    gpu_forward(p.gpu, x, 1, T - 1), gpu_score(p.gpu, x + 1, 0);
+    gpu_forward(forward_only, x, 1, T - 1), gpu_score(forward_only, x + 1, 0);
+    check(gpu_loss_sum(p.gpu) == gpu_loss_sum(forward_only), "%s: forward without kept activations differs",
+          name);
+    gpu_free(forward_only);
+    free(x);
+    free_pair(&p), free_pair(&teacher);
+}
+
+// The same bits, whatever order blocks and threads run in.
+static void test_orders(GPT2Config g, int B, int T, int bf16, const char *what) {
+#ifdef CUDA_ON_CPU
+    GPT2 m = random_model(g, 13);
+    Pair p = make_pair(&m, B, T, bf16);
+    uint16_t *x = random_tokens(B * T + 1, g.vocab_size);
+    float *first = allocate_floats(m.num_parameters);
+    double loss[4];
+    for (unsigned seed = 0; seed < 4; seed++) {
+        cuda_on_cpu_seed = seed;
+        gpu_forward(p.gpu, x, B, T);
+        gpu_backward(p.gpu, x + 1, 1.0f / (B * T), 0, NULL, 1, 0);
+        loss[seed] = gpu_loss_sum(p.gpu);
+        if (seed == 0) memcpy(first, p.grads, m.num_parameters * sizeof(float));
+        else
+            check(loss[seed] == loss[0] && !memcmp(first, p.grads, m.num_parameters * sizeof(float)),
+                  "%s, %s: order %u of the threads gives other bits: a race", what, bf16 ? "bf16" : "f32",
+                  seed);
+    }
+    cuda_on_cpu_seed = 0;
+    free(x), free(first);
+    free_pair(&p);
+#else
+    (void)g, (void)B, (void)T, (void)bf16, (void)what;
+    skipped++;
+#endif
+}
+
+// ---- ten steps of every optimizer on both sides, each from its own gradients
+
+static void start_pair(Optimizer *cpu, Optimizer *gpu, const OptimRow *row, Pair *p) {
+    GPT2 *m = &p->cpu;
+    OptimSegment segments[256];
+    size_t offset = 0;
+    int n = 0;
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        TensorShape t = tensor_shape(m->config, i);
+        for (int l = 0; l < MAX(t.layers, 1); l++, n++, offset += layer_size(t))
+            segments[n] =
+                (OptimSegment){offset, layer_size(t), t.layers && t.cols ? t.rows : 0, t.cols, t.cols > 0};
+    }
+    optim_choose(cpu, row);
+    if (optim_get(cpu, "inner-steps") > 0) optim_set(cpu, "inner-steps", 4);
+    if (optim_get(cpu, "slice-p") > 0) optim_set(cpu, "slice-p", 3);
+    if (optim_get(cpu, "d0") > 0) optim_set(cpu, "d0", 1e-3);
+    if (optim_get(cpu, "lr-cap") == 0) optim_set(cpu, "lr-cap", 0.1);
+    *gpu = *cpu;
+    optim_matmul = muon_matmul;
+    if (optim_start(cpu, m->params_memory, m->num_parameters, segments, n) ||
+        gpu_optim_start(gpu, p->params, m->num_parameters, segments, n)) die("no memory for the optimizer");
+}
+
+static void test_optimizer(const OptimRow *row, const char *dir, int no_order) {
+    GPT2 m;
+    gpt2_load(&m, dir);
+    int B = 2, T = 16;
+    Pair p = make_pair(&m, B, T, 0);
+    Optimizer cpu, gpu;
+    size_t n = m.num_parameters;
+    float *start = allocate_floats(n), *moved = allocate_floats(n), *expected = allocate_floats(n),
+          *out = gpu_share(n);
+    uint16_t *x = random_tokens(B * T + 1, m.config.vocab_size);
+    double loss = 0, cpu_loss = 0;
+    memcpy(start, m.params_memory, n * sizeof(float));
+    start_pair(&cpu, &gpu, row, &p);
+    for (int step = 0; step < 10; step++) {
+#ifdef CUDA_ON_CPU
+        cuda_on_cpu_seed = no_order ? 0 : 1 + step;
+#else
+        (void)no_order;
+#endif
+        gpt2_forward(&p.cpu, x, B, T);
+        cpu_loss = gpt2_backward(&p.cpu, x + 1, 1.0f / (B * T), 0, NULL);
+        gpu_forward(p.gpu, x, B, T);
+        gpu_backward(p.gpu, x + 1, 1.0f / (B * T), 0, NULL, 1, 0);
+        loss = gpu_loss_sum(p.gpu) / (B * T);
+        optim_step(&cpu, p.cpu.grads_memory, 0.7f, 1 - 0.05 * step, cpu_loss, 0.9 * cpu_loss);
+        gpu_optim_step(&gpu, p.grads, 0.7f, 1 - 0.05 * step, loss, 0.9 * loss);
+        gpu_use(p.gpu, p.params, p.grads);
+    }
+#ifdef CUDA_ON_CPU
+    cuda_on_cpu_seed = 0;
+#endif
+    optim_eval_params(&cpu, expected);
+    gpu_optim_eval(&gpu, out);
+    gpu_wait();
+    for (size_t i = 0; i < n; i++) moved[i] = out[i] - start[i], expected[i] -= start[i];
+    const char *base = optim_base_names[row->base];
+    double error = norm_error(moved, expected, n);
+    check(error < 2e-3 && fabs(loss - cpu_loss) < 1e-3,
+          "%s %s: ten steps lead elsewhere than train_gpt2.c's, by %g of the way; "
+          "loss %.6f and %.6f",
+          row->name, base, error, loss, cpu_loss);
+    for (int i = 1;; i++) { // what a checkpoint holds
+        void *ours = NULL, *theirs;
+        size_t bytes;
+        const char *name;
+        if (!optim_state(&cpu, i, &theirs, &bytes, &name)) break;
+        optim_state(&gpu, i, &ours, &bytes, &name);
+        error = norm_error(ours, theirs, bytes / sizeof(float));
+        check(error < 2e-3, "%s %s: buffer %s differs by %g", row->name, base, name, error);
+    }
+    free(start), free(moved), free(expected), free(x);
+    gpu_unshare(out);
+    optim_free(&cpu);
+    gpu_optim_free(&gpu);
+    free_pair(&p);
+}
+
+int main(int argc, char **argv) {
+    const char *standard = "test/golden/gpt2_tiny", *dir = argc > 1 ? argv[1] : standard;
+#ifdef _OPENMP
+    omp_set_num_threads(1); // models so small that threads would mostly wait for each other
+#endif
+    printf("on %s\n", gpu_open(0));
+    for (int bf16 = 0; bf16 <= gpu_has_bf16(); bf16++) {
+        for (int i = 1; i < argc; i++) test_golden(argv[i], bf16);
+        if (argc == 1) test_golden(standard, bf16);
+        test_shape((GPT2Config){80, 301, 2, 5, 80}, 3, 77, bf16, 1, "heads of 16");
+        test_shape((GPT2Config){70, 97, 1, 1, 200}, 1, 70, bf16, 0, "a head of 200");
+        test_orders((GPT2Config){40, 97, 1, 3, 48}, 2, 40, bf16, "heads of 16");
+        if (!bf16) continue; // heads that tensor cores take
+        test_shape((GPT2Config){150, 97, 1, 2, 64}, 2, 100, 1, 0, "heads of 32");
+        test_shape((GPT2Config){150, 97, 2, 2, 128}, 1, 150, 1, 1, "heads of 64");
+        test_shape((GPT2Config){150, 97, 1, 1, 128}, 1, 150, 1, 0, "a head of 128");
+        test_orders((GPT2Config){100, 97, 1, 2, 64}, 1, 100, 1, "heads of 32");
+        test_orders((GPT2Config){100, 97, 1, 1, 64}, 1, 100, 1, "a head of 64");
+        test_orders((GPT2Config){100, 97, 1, 1, 128}, 1, 100, 1, "a head of 128");
+    }
+#ifdef CUDA_ON_CPU
+    cuda_on_cpu_no_gelu = 1; // of other shapes, for which no algorithm is known yet
+    test_shape((GPT2Config){80, 301, 1, 5, 80}, 3, 71, 0, 0, "without GELU epilogues");
+    test_shape((GPT2Config){80, 301, 1, 5, 80}, 3, 71, 1, 0, "without GELU epilogues");
+    cuda_on_cpu_no_gelu = 0;
+#endif
+#ifdef __SANITIZE_ADDRESS__
+    const int every = 5; // it is slow; the passes are alike in what they reach
+#else
+    const int every = 1;
+#endif
+    for (int i = 0; i < OPTIM_COUNT(optim_rows); i += every) test_optimizer(&optim_rows[i], dir, i % 2);
+    return finish();
+}

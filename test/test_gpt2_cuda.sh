@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# The GPU's trainer as a user runs it, beside the CPU's: the same log, files that both read, resume, a teacher, errors.
+#   test/test_gpt2_cuda.sh [GPU_TRAINER [CPU_TRAINER]]
+# GPU_TRAINER is train_gpt2.cu built for a CPU (test/cuda_on_cpu.h) or for a GPU.
+set -u
+cd "$(dirname "$0")/.."
+gpu=$(realpath "${1:-./test/test_train_gpt2_cuda}") cpu=$(realpath "${2:-./train_gpt2}") here=$PWD
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export OMP_NUM_THREADS=1
+passed=0 failed=0
+check() { # check WHAT COMMAND...
+    local what=$1
+    shift
+    if "$@"; then passed=$((passed + 1)); else failed=$((failed + 1)) && echo "FAILED: $what"; fi
+}
+for i in $(seq 60); do
+    echo "Once there was a fox who had $i stones. Every day it gave $((i * 7 % 11)) of them away, and found $((i % 5)) more."
+done >"$work/text.txt"
+options="--data $work/text.txt --layers 2 --heads 2 --channels 16 --context 16 --batch 2 --lr 1e-2"
+cd "$work"
+
+# two logs, but for the time: numbers that differ by at most a share of $3
+logs_agree() {
+    awk -F, -v most="$3" 'NR == FNR { line[FNR] = $0; next }
+        { n = split(line[FNR], a, ",")
+          if (n != NF) bad = 1
+          for (i = 1; i <= NF; i++) if (i != 3 && a[i] != $i && ((a[i] == "") != ($i == "") || (a[i] - $i)^2 > most^2 * $i^2)) bad = 1 }
+        END { exit bad || FNR < 3 || length(line) != FNR }' "$1/log.csv" "$2/log.csv"
+}
+ends_with() { tail -n 1 "$1" | grep -q "$2"; }
+says() { # says CODE PATTERN COMMAND...: one line `error: ...` that matches, and this exit code
+    local code=$1 pattern=$2
+    shift 2
+    "$@" >out.txt 2>err.txt
+    [ $? = "$code" ] && [ "$(wc -l <err.txt)" = 1 ] && grep -q "^error: .*$pattern" err.txt
+}
+
+"$cpu" $options --steps 8 --eval-every 4 --out c >c.txt
+"$gpu" $options --steps 8 --eval-every 4 --f32 --out g >g.txt
+check "f32: another log than train_gpt2's" logs_agree c g 2e-5
+"$gpu" $options --steps 8 --eval-every 4 --f32 --out twice >/dev/null
+check "the same run ends in other bits" cmp g/model.bin twice/model.bin
+"$gpu" $options --steps 8 --eval-every 4 --out b >/dev/null
+check "bf16: another log than train_gpt2's" logs_agree c b 2e-2
+"$cpu" --data text.txt --model g --steps 0 >read.txt
+check "train_gpt2 finds another loss in the GPU's model" [ "$(tail -n 1 read.txt)" = "$(tail -n 1 g.txt)" ]
+"$gpu" --data text.txt --model c --steps 0 --f32 --export-hf hf >read.txt
+check "the GPU finds another loss in train_gpt2's model" [ "$(tail -n 1 read.txt)" = "$(tail -n 1 c.txt)" ]
+"$cpu" --data text.txt --model hf --steps 0 >read.txt
+check "the exported folder has another loss" [ "$(tail -n 1 read.txt)" = "$(tail -n 1 c.txt)" ]
+
+# cut after a few steps, by a signal
+"$gpu" $options --steps 8 --eval-every 4 --f32 --out r --save-every 3 >r.txt &
+pid=$!
+for i in $(seq 200); do [ -f r/log.csv ] && [ "$(wc -l <r/log.csv)" -gt 2 ] && break; sleep 0.02; done
+kill $pid
+wait $pid
+"$gpu" $options --steps 8 --eval-every 4 --f32 --out r --save-every 3 --resume >r.txt
+check "a resumed run ends in other bits" cmp g/model.bin r/model.bin
+check "a resumed run has another log" logs_agree g r 0
+check "a checkpoint of other options is taken up" says 1 "another run" "$gpu" $options --steps 9 --f32 --out r --resume
+
+cp c/log.csv "$work/reference.csv"
+for student in "--proxy text.txt --proxy-steps 2 --proxy-eta 5" "--schedule refined:reference.csv" "--distill soft" "--optimizer iam-adam" "--optimizer gpa --accumulate 2" "--optimizer muon"; do
+    name=${student##*[ :]}
+    rates="--teacher c --steps 4"
+    grep -q iam <<<"$student" && rates="--teacher c --steps 4 --lr-cap 0.1"
+    given=$options
+    grep -q iam <<<"$student" && given=${options% --lr *}
+    "$cpu" $given $rates $student --out "c_$name" >c.txt
+    "$gpu" $given $rates $student --f32 --out "g_$name" >g.txt
+    check "$student: another log than train_gpt2's" logs_agree "c_$name" "g_$name" 1e-3
+    check "$student: another end than train_gpt2's" cmp -s <(tail -n 2 c.txt | cut -c 1-40) <(tail -n 2 g.txt | cut -c 1-40)
+done
+"$gpu" $options --steps 2 --sample-every 1 --seed 3 >sample.txt
+check "samples" [ "$(grep -c '^--- sample' sample.txt)" = 2 ]
+
+check "channels that are no multiple of 8" says 1 "multiple of 8" "$gpu" $options --channels 20
+check "no data" says 1 "no file" "$gpu" --data nothing.txt
+check "a mistyped option" says 2 "no option" "$gpu" $options --stesp 3
+check "a teacher is asked for" says 2 "needs --teacher" "$gpu" --data text.txt --optimizer sps
+check "a folder that cannot be" says 1 "cannot" "$gpu" $options --out text.txt/here
+check "a rate that makes the loss no number" says 1 "not a number" "$gpu" $options --lr 1e30 --clip 0 --steps 20
+if ldd "$gpu" | grep -q cublas; then rest=", 1 skipped"
+else
+    check "a GPU without memory" says 1 "smaller --batch" env CUDA_ON_CPU_MEMORY=40000000 "$gpu" $options --batch 2000
+    rest=
+fi
+"$gpu" --help >help.txt
+check "--help" grep -q -- "--f32" help.txt
+cd "$here"
+echo "$passed passed, $failed failed$rest"
+[ $failed = 0 ]

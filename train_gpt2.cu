@@ -1,0 +1,1855 @@
+/* train_gpt2.cu: GPT-2 training on an NVIDIA GPU. The same program as train_gpt2.c, with chapters 2 to 5
+written anew: kernels in the place of loops, cuBLASLt in the place of our matrix product. Read train_gpt2.c
+first.
+
+The file is compiled twice. nvcc takes the first half, the GPU's; the C compiler takes the second half, the
+program around it, which includes train_gpt2.c for everything that a GPU does not change: files, tokenizers,
+data, options, checkpoints. Between them stands a border of a dozen C functions. optim.h is in both: nvcc
+makes kernels of its passes.
+
+   2  the GPU: errors, memory, launches, sums over threads, matrix multiplication
+   3  layers, forward beside backward
+   4  attention: tensor cores, and a plain path
+   5  the model: parameters, activations, forward, classifier, backward
+      the border
+   9  teacher
+  12  the training loop
+
+Shapes and letters as in train_gpt2.c. T is a type here, float or bf16 (bfloat16: 8 bits of exponent, 8 of
+mantissa); the length of a sequence is `length`. The parameters, their gradients and all that the optimizer
+keeps are float32; in bf16 training the layers use a copy of the parameters, renewed after every step, and
+activations are bf16. Sums are taken in float32, in an order that depends on nothing but the shapes: there are
+no atomic additions, so a run gives the same bits each time. Everything goes into one stream, the default one,
+and a step waits for the GPU only where it reads numbers: the loss, the norm of the gradient (optimizers that
+find their own step wait for their sums). What the optimizer works on is unified memory, which the CPU reads
+only to save it.
+
+What to expect, on paper. With R = B*length rows, a step of GPT-2 124M (L 12, C 768, V 50257, n = 124M
+parameters) in bf16 with B 32, length 1024 has these floating-point operations, and these bytes to and from
+the GPU's memory where nothing but a row stays in cache. What is far above peak FLOP per byte of the card is
+bound by arithmetic, the rest by memory.
+
+                                                       TFLOP                          GB
+    products of the layers, forward and backward       72 L R C^2         16.7
+    attention, forward 2 and backward 7 products       9 L R length C      2.8
+    classifier's products                              6 R C V             7.6
+    cross entropy, and its products' logits                                           12 R V       19.8
+    layer norms with residuals, forward                                               16 L R C      4.8
+    layer norms, backward (made again, dx, weights)                                   32 L R C      9.7
+    GELU made again                                                                   16 L R C      4.8
+    gradients of biases                                                               18 L R C      5.4
+    attention_dots                                                                     4 L R C      1.2
+    AdamW, the norm, the copy to bf16                                                 38 n          4.7
+                                                                   27.1                            50.4
+
+    card        peak TFLOP/s, GB/s (NVIDIA's)    at both peaks: arithmetic + memory    tokens/s
+    A100 80GB          312, 2039                          87 + 25 ms                   294 thousand
+    H100 SXM           989, 3350                          27 + 15 ms                   773 thousand
+
+Nothing reaches both peaks; these are bounds, not forecasts. The marks to beat, as
+published: PyTorch on an H100 375 thousand tokens/s for 124M; llm.c on an A100 7% more than PyTorch there.
+dev/gpu_check.sh measures what this program does. It was written without a GPU: its kernels are checked on a
+CPU (test/cuda_on_cpu.h), its speed is not known.
+*/
+
+#ifdef __cplusplus
+#include <cstdarg>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#ifndef CUDA_ON_CPU_H // test/cuda_on_cpu.h stands for all of these
+#include <cublasLt.h>
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#define LAUNCH(kernel, grid, block, shared, ...) (kernel)<<<grid, block, shared>>>(__VA_ARGS__)
+#define SHARED_MEMORY extern __shared__ __align__(16) char shared_memory[] // as much as the launch asks for
+#endif
+#define OPTIM_LAUNCH(kernel, blocks, threads, ...) LAUNCH(kernel, blocks, threads, 0, __VA_ARGS__)
+#include "optim.h"
+extern "C" {
+#else
+#ifdef TRAIN_GPT2_NO_MAIN
+#define TRAIN_GPT2_CU_NO_MAIN
+#else
+#define TRAIN_GPT2_NO_MAIN
+#endif
+#include "optim.h"
+#include <stdint.h>
+#endif
+
+// ---- the border: what the two halves know of each other
+typedef struct Gpu Gpu; // a model on the GPU
+typedef struct { int max_seq_len, vocab_size, num_layers, num_heads, channels; } GpuShape; // GPT2Config
+void gpu_die(const char *message); // the C half's die()
+const char *gpu_open(int device);  // makes the device current; its name
+int gpu_has_bf16(void);            // whether it multiplies bf16 on tensor cores
+size_t gpu_bytes(void);            // allocated so far
+float *gpu_share(size_t n);        // n floats that both sides can reach (the CPU after a gpu_wait)
+void gpu_unshare(float *p);
+void gpu_wait(void);
+// params, grads: shared, flat, in the order of train_gpt2.c's ParameterTensors; grads may be NULL for
+// inference.
+Gpu *gpu_create(GpuShape shape, float *params, float *grads, int B, int length, int training, int bf16);
+void gpu_free(Gpu *m);
+// From now on these; also to be called when params have changed.
+void gpu_use(Gpu *m, float *params, float *grads);
+void gpu_forward(Gpu *m, const uint16_t *tokens, int B, int length);
+void gpu_logits(Gpu *m, float *logits, int first, int n); // (n,V) of n rows, into the CPU's memory
+// After gpu_forward; they return at once, and gpu_loss_sum waits. add: to the sum and gradients of the calls
+// before.
+void gpu_score(Gpu *m, const uint16_t *targets, int add);
+void gpu_backward(Gpu *m, const uint16_t *targets, float grad_scale, int add, Gpu *teacher, float temperature,
+                  float weight);
+double gpu_loss_sum(Gpu *m); // of the targets since the last call without add, in nats
+double gpu_norm2(const float *x, size_t n);
+// As optim.h's.
+int gpu_optim_start(void *optimizer, float *params, size_t n, const void *segments, int count);
+void gpu_optim_step(void *optimizer, const float *grad, float scale, double factor, double loss,
+                    double loss_star);
+void gpu_optim_eval(const void *optimizer, float *out);
+void gpu_optim_free(void *optimizer);
+void gpu_copy(float *out, const float *x, size_t n);
+void gpu_proxy_gradient(float *out, const float *proxy, const float *g, const float *proxy_t, const float *x,
+                        const float *xt, double eta, size_t n);
+#ifdef __cplusplus
+}
+
+// ============================================================================================================
+// 2  The GPU: errors, memory, launches, sums over threads, matrix multiplication
+
+typedef __nv_bfloat16 bf16;
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+
+__attribute__((format(printf, 1, 2), noreturn)) static void fail(const char *format, ...) {
+    char message[512];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(message, sizeof message, format, args);
+    va_end(args);
+    gpu_die(message);
+    abort();
+}
+
+static void check_cuda(cudaError_t error, int line) {
+    if (error != cudaSuccess) fail("the GPU: %s (train_gpt2.cu, line %d)", cudaGetErrorString(error), line);
+}
+static void check_cublas(cublasStatus_t status, int line) {
+    if (status != CUBLAS_STATUS_SUCCESS)
+        fail("cuBLASLt: status %d (train_gpt2.cu, line %d)", (int)status, line);
+}
+#define CUDA(call) check_cuda(call, __LINE__)
+#define CUBLAS(call) check_cublas(call, __LINE__)
+
+static size_t allocated_bytes;
+
+// n elements of memory that only the GPU reaches.
+template <typename T> static T *device_memory(size_t n) {
+    void *p = NULL;
+    size_t bytes = n * sizeof(T), available = 0, total = 0;
+    if (cudaMalloc(&p, bytes) != cudaSuccess) {
+        cudaMemGetInfo(&available, &total);
+        fail("the GPU has %zu of its %zu MiB left, %zu more are needed; use a smaller --batch",
+             available >> 20, total >> 20, bytes >> 20);
+    }
+    allocated_bytes += bytes;
+    return (T *)p;
+}
+
+// Every kernel is launched here: `grid` blocks of `block` threads, with `shared` bytes of shared memory for
+// each block.
+#define RUN(kernel, grid, block, shared, ...)            \
+    do {                                                 \
+        LAUNCH(kernel, grid, block, shared, __VA_ARGS__); \
+        CUDA(cudaGetLastError());                        \
+    } while (0)
+
+#define WARP 32
+#define EVERY_LANE 0xFFFFFFFFu
+
+static inline int blocks_for(size_t n, int each) { return (int)((n + each - 1) / each); }
+
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(bf16 x) { return __bfloat162float(x); }
+__device__ inline void assign(float *p, float x) { *p = x; }
+__device__ inline void assign(bf16 *p, float x) { *p = __float2bfloat16(x); }
+
+// 16 bytes: what a thread loads at once where it can. All rows of activations begin at a multiple of it.
+template <typename T> struct Pack {
+    static const int size = 16 / sizeof(T);
+    T x[size];
+    __device__ float operator[](int i) const { return to_float(x[i]); }
+};
+template <typename T> __device__ inline Pack<T> load(const T *p) {
+    union { int4 bits; T x[Pack<T>::size]; } from;
+    Pack<T> pack;
+    from.bits = *(const int4 *)p;
+    for (int i = 0; i < Pack<T>::size; i++) pack.x[i] = from.x[i];
+    return pack;
+}
+template <typename T> __device__ inline void store(T *p, const float *x) {
+    union { int4 bits; T x[Pack<T>::size]; } to;
+    for (int i = 0; i < Pack<T>::size; i++) assign(&to.x[i], x[i]);
+    *(int4 *)p = to.bits;
+}
+
+// The sum (or maximum) over the lanes of a warp; every lane gets it.
+__device__ inline float warp_sum(float x) {
+    for (int d = WARP / 2; d > 0; d /= 2) x += __shfl_xor_sync(EVERY_LANE, x, d);
+    return x;
+}
+__device__ inline float warp_max(float x) {
+    for (int d = WARP / 2; d > 0; d /= 2) x = fmaxf(x, __shfl_xor_sync(EVERY_LANE, x, d));
+    return x;
+}
+
+static cublasLtHandle_t cublas;
+static void *workspace;
+static const size_t workspace_bytes = 32 << 20;
+
+// What is done to C while it is written. All pointers may be NULL.
+template <typename T> struct Epilogue {
+    int accumulate;      // C += A B
+    const T *bias;       // (N) added to each row
+    T *before_gelu;      // (M,N) receives C, and C becomes gelu(C)
+    const T *derivative; // (M,N) C is multiplied by GELU's derivative there
+};
+
+// A kind of product, and what cuBLASLt wants to know of it, found at its first call.
+typedef struct {
+    int M, N, K, trans_a, trans_b, type, c_type, epilogue, compute;
+} Product;
+typedef struct {
+    Product key;
+    cublasLtMatmulDesc_t product;
+    cublasLtMatrixLayout_t a, b, c;
+    cublasLtMatmulAlgo_t algorithm;
+    int tried, found;
+} Plan;
+
+static cublasLtMatrixLayout_t layout(int type, int rows, int cols) {
+    cublasLtMatrixLayout_t l;
+    CUBLAS(cublasLtMatrixLayoutCreate(&l, (cudaDataType_t)type, rows, cols, rows));
+    return l;
+}
+
+#define SET(plan, name, value)                                                                    \
+    CUBLAS(cublasLtMatmulDescSetAttribute((plan)->product, CUBLASLT_MATMUL_DESC_##name, &(value), \
+                                          sizeof(value)))
+
+// cuBLAS counts column by column: its matrices are the transposes of ours, and so it is asked for C' = op(B)'
+// op(A)'.
+static Plan *find_plan(Product want) {
+    static Plan plans[256];
+    static int turn;
+    for (int i = 0; i < 256; i++)
+        if (!memcmp(&plans[i].key, &want, sizeof want)) return &plans[i];
+    Plan *p = &plans[turn++ % 256];
+    if (p->key.M) { // an old one makes room
+        CUBLAS(cublasLtMatmulDescDestroy(p->product));
+        CUBLAS(cublasLtMatrixLayoutDestroy(p->a));
+        CUBLAS(cublasLtMatrixLayoutDestroy(p->b));
+        CUBLAS(cublasLtMatrixLayoutDestroy(p->c));
+    }
+    memset(p, 0, sizeof *p);
+    p->key = want;
+    int64_t aux_ld = want.N;
+    cublasOperation_t first = want.trans_b ? CUBLAS_OP_T : CUBLAS_OP_N,
+                      second = want.trans_a ? CUBLAS_OP_T : CUBLAS_OP_N;
+    CUBLAS(cublasLtMatmulDescCreate(&p->product, (cublasComputeType_t)want.compute, CUDA_R_32F));
+    SET(p, TRANSA, first);
+    SET(p, TRANSB, second);
+    SET(p, EPILOGUE, want.epilogue);
+    if (want.epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS || want.epilogue == CUBLASLT_EPILOGUE_DGELU)
+        SET(p, EPILOGUE_AUX_LD, aux_ld);
+    p->a = want.trans_b ? layout(want.type, want.K, want.N) : layout(want.type, want.N, want.K);
+    p->b = want.trans_a ? layout(want.type, want.M, want.K) : layout(want.type, want.K, want.M);
+    p->c = layout(want.c_type, want.N, want.M);
+    return p;
+}
+
+static void find_algorithm(Plan *p) {
+    cublasLtMatmulPreference_t preference;
+    cublasLtMatmulHeuristicResult_t best = {};
+    uint32_t alignment = 16; // of tensors within the flat arrays
+    p->tried = 1;
+    CUBLAS(cublasLtMatmulPreferenceCreate(&preference));
+#define PREFER(name, value)                                                                        \
+    CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_##name, &(value), \
+                                                sizeof(value)))
+    PREFER(MAX_WORKSPACE_BYTES, workspace_bytes);
+    PREFER(MIN_ALIGNMENT_A_BYTES, alignment);
+    PREFER(MIN_ALIGNMENT_B_BYTES, alignment);
+    PREFER(MIN_ALIGNMENT_C_BYTES, alignment);
+    PREFER(MIN_ALIGNMENT_D_BYTES, alignment);
+    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(cublas, p->product, p->a, p->b, p->c, p->c,
+                                                           preference, 1, &best, &p->found);
+    p->found = status == CUBLAS_STATUS_SUCCESS && p->found > 0;
+    if (p->found) p->algorithm = best.algo;
+    CUBLAS(cublasLtMatmulPreferenceDestroy(preference));
+}
+
+__device__ inline float gelu(float x) {
+    return 0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
+}
+__device__ inline float gelu_derivative(float x) {
+    float t = tanhf(0.7978845608f * (x + 0.044715f * x * x * x)),
+          du = 0.7978845608f * (1.0f + 3.0f * 0.044715f * x * x);
+    return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * du;
+}
+
+// out = gelu(x); or, with `times`, x * gelu'(times). n is a multiple of the pack.
+template <typename T> __global__ void gelu_kernel(T *out, const T *x, const T *times, size_t n) {
+    size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * Pack<T>::size;
+    if (i >= n) return;
+    Pack<T> a = load(x + i), b = times ? load(times + i) : a;
+    float y[Pack<T>::size];
+    for (int j = 0; j < Pack<T>::size; j++) y[j] = times ? a[j] * gelu_derivative(b[j]) : gelu(a[j]);
+    store(out + i, y);
+}
+template <typename T> static void gelu_pass(T *out, const T *x, const T *times, size_t n) {
+    RUN(gelu_kernel<T>, blocks_for(n, 256 * Pack<T>::size), 256, 0, out, x, times, n);
+}
+
+static int cuda_type(const float *) { return CUDA_R_32F; }
+static int cuda_type(const bf16 *) { return CUDA_R_16BF; }
+static int float_products = CUBLAS_COMPUTE_32F; // or with tensor cores' TF32, for Muon in bf16 training
+
+// C (M,N) = alpha op(A) (M,K) op(B) (K,N) + beta C, then the epilogue. op transposes where asked for: A is
+// then stored (K,M), B (N,K).
+template <typename T, typename OUT>
+static void matmul(OUT *C, const T *A, const T *B, int M, int N, int K, int trans_a, int trans_b,
+                   Epilogue<T> e, float alpha = 1, float beta = 0) {
+    cublasLtEpilogue_t epilogue = e.before_gelu  ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS
+                                  : e.derivative ? CUBLASLT_EPILOGUE_DGELU
+                                  : e.bias       ? CUBLASLT_EPILOGUE_BIAS
+                                                 : CUBLASLT_EPILOGUE_DEFAULT;
+    Product key = {M, N, K, trans_a, trans_b, cuda_type(A), cuda_type(C), epilogue,
+                   sizeof(T) == 4 ? float_products : CUBLAS_COMPUTE_32F};
+    Plan *p = find_plan(key);
+    const void *gelu_input = e.before_gelu ? e.before_gelu : e.derivative;
+    if (e.bias) SET(p, BIAS_POINTER, e.bias);
+    if (gelu_input) SET(p, EPILOGUE_AUX_POINTER, gelu_input);
+    if (!p->tried) find_algorithm(p);
+    if (!p->found && gelu_input) { // no such epilogue for the shape and type: a pass of our own
+        const T *derivative = e.derivative;
+        T *before = e.before_gelu, *out = (T *)C;
+        e.derivative = e.before_gelu = NULL;
+        matmul(before ? before : out, A, B, M, N, K, trans_a, trans_b, e, alpha, beta);
+        gelu_pass(out, before ? before : out, derivative, (size_t)M * N);
+        return;
+    }
+    if (!p->found) fail("cuBLASLt has no way to multiply (%d,%d) by (%d,%d)", M, K, K, N);
+    if (e.accumulate) beta = 1;
+    CUBLAS(cublasLtMatmul(cublas, p->product, &alpha, B, p->a, A, p->b, &beta, C, p->c, C, p->c,
+                          &p->algorithm, workspace, workspace_bytes, 0));
+}
+
+// Muon's products.
+static void muon_matmul(float *C, const float *A, const float *B, int M, int N, int K, int trans_b,
+                        float alpha, float beta) {
+    matmul(C, A, B, M, N, K, 0, trans_b, Epilogue<float>{}, alpha, beta);
+}
+
+// ============================================================================================================
+// 3  Layers, forward beside backward
+
+#define THREADS 256 // of a block of most kernels: 8 warps
+#define WARPS (THREADS / WARP)
+
+// out (rows,C) = wte[token] + wpe[position]; a thread makes a pack of channels.
+template <typename T> __global__ void encoder_forward(T *out, const uint16_t *tokens, const T *wte,
+                                                      const T *wpe, int rows, int length, int C) {
+    size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * Pack<T>::size;
+    if (i >= (size_t)rows * C) return;
+    int row = (int)(i / C), c = (int)(i % C);
+    Pack<T> token = load(wte + (size_t)tokens[row] * C + c),
+            position = load(wpe + (size_t)(row % length) * C + c);
+    float sum[Pack<T>::size];
+    for (int j = 0; j < Pack<T>::size; j++) sum[j] = token[j] + position[j];
+    store(out + i, sum);
+}
+
+// The gradients of wpe and wte. Additions in the order of rows would make most threads wait for the most
+// frequent token, and atomic ones would come in any order. So the CPU sorts the rows by token: `order` holds
+// the rows of token tokens[order[start[k]]] from start[k] to start[k+1]; a warp adds each WARPS-th of them,
+// then one adds the warps' sums. Blocks: a run of equal tokens, 32 channels.
+template <typename T> __global__ void wte_backward(float *dwte, const T *dout, const uint16_t *tokens,
+                                                   const int *order, const int *start, int C) {
+    __shared__ float part[WARPS][WARP];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, c = blockIdx.y * WARP + lane;
+    int from = start[blockIdx.x], to = start[blockIdx.x + 1];
+    float sum = 0;
+    for (int i = from + warp; i < to && c < C; i += WARPS) sum += to_float(dout[(size_t)order[i] * C + c]);
+    part[warp][lane] = sum;
+    __syncthreads();
+    if (warp || c >= C) return;
+    for (int w = 1; w < WARPS; w++) sum += part[w][lane];
+    dwte[(size_t)tokens[order[from]] * C + c] += sum;
+}
+
+template <typename T> __global__ void wpe_backward(float *dwpe, const T *dout, int B, int length, int C) {
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x, n = (size_t)length * C;
+    if (i >= n) return;
+    float sum = dwpe[i];
+    for (int b = 0; b < B; b++) sum += to_float(dout[b * n + i]);
+    dwpe[i] = sum;
+}
+
+// sum (rows,C) = x + y, if y is given; out = layer norm of the sum (of x, without y). A warp has a row; it
+// reads it three times, of which two come from the cache. sum may be x.
+template <typename T> __global__ void layernorm_forward(T *sum, T *out, float *mean, float *rstd, const T *x,
+                                                        const T *y, const T *weight, const T *bias, int rows,
+                                                        int C) {
+    const int size = Pack<T>::size;
+    int lane = threadIdx.x % WARP, row = blockIdx.x * WARPS + threadIdx.x / WARP;
+    if (row >= rows) return;
+    size_t at = (size_t)row * C;
+    float total = 0, squares = 0, z[size];
+    for (int c = lane * size; c < C; c += WARP * size) {
+        Pack<T> a = load(x + at + c);
+        if (y) {
+            Pack<T> b = load(y + at + c);
+            for (int j = 0; j < size; j++) z[j] = a[j] + b[j];
+            store(sum + at + c, z);
+            a = load(sum + at + c); // as later kernels will see it
+        }
+        for (int j = 0; j < size; j++) total += a[j];
+    }
+    const T *row_of = (y ? sum : x) + at;
+    float m = warp_sum(total) / (float)C;
+    for (int c = lane * size; c < C; c += WARP * size) {
+        Pack<T> a = load(row_of + c);
+        for (int j = 0; j < size; j++) squares += (a[j] - m) * (a[j] - m);
+    }
+    float s = rsqrtf(warp_sum(squares) / (float)C + 1e-5f);
+    for (int c = lane * size; c < C; c += WARP * size) {
+        Pack<T> a = load(row_of + c), w = load(weight + c), b = load(bias + c);
+        for (int j = 0; j < size; j++) z[j] = (a[j] - m) * s * w[j] + b[j];
+        store(out + at + c, z);
+    }
+    if (lane == 0) mean[row] = m, rstd[row] = s;
+}
+
+// dx (rows,C) += the gradient of x; with n = (x - mean) rstd and dn = dout * weight:
+//    dx = rstd (dn - mean(dn) - n mean(dn * n))
+template <typename T> __global__ void layernorm_backward(T *dx, const T *dout, const T *x, const T *weight,
+                                                         const float *mean, const float *rstd, int rows,
+                                                         int C) {
+    const int size = Pack<T>::size;
+    int lane = threadIdx.x % WARP, row = blockIdx.x * WARPS + threadIdx.x / WARP;
+    if (row >= rows) return;
+    size_t at = (size_t)row * C;
+    float m = mean[row], s = rstd[row], dn_sum = 0, dnn_sum = 0, z[size];
+    for (int c = lane * size; c < C; c += WARP * size) {
+        Pack<T> d = load(dout + at + c), a = load(x + at + c), w = load(weight + c);
+        for (int j = 0; j < size; j++) {
+            dn_sum += d[j] * w[j];
+            dnn_sum += d[j] * w[j] * (a[j] - m) * s;
+        }
+    }
+    dn_sum = warp_sum(dn_sum) / (float)C;
+    dnn_sum = warp_sum(dnn_sum) / (float)C;
+    for (int c = lane * size; c < C; c += WARP * size) {
+        Pack<T> d = load(dout + at + c), a = load(x + at + c), w = load(weight + c), old = load(dx + at + c);
+        for (int j = 0; j < size; j++) z[j] = old[j] + s * (d[j] * w[j] - dn_sum - (a[j] - m) * s * dnn_sum);
+        store(dx + at + c, z);
+    }
+}
+
+// Sums over rows: the gradients of biases, and of a layer norm's weights and biases. A block takes 4 channels
+// for each lane, and `share` of the rows, with which its warps take turns. out[blockIdx.y][c] = or += the sum
+// of d[row][c]; rows of d are ld apart. With x, out (groups,2,C) has the sums of d (x - mean) rstd before
+// those of d.
+template <typename T> struct __align__(4 * sizeof(T)) Four { T x[4]; };
+#define CHANNELS (4 * WARP)
+template <typename T> __global__ void column_sums(float *out, const T *d, int ld, const T *x,
+                                                  const float *mean, const float *rstd, int rows, int C,
+                                                  int share, int add) {
+    __shared__ float part[2][WARPS][CHANNELS];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, first = blockIdx.x * CHANNELS,
+        c = first + lane * 4;
+    int from = blockIdx.y * share, to = MIN(rows, from + share), kinds = x ? 2 : 1;
+    float sum[4] = {0, 0, 0, 0}, scaled[4] = {0, 0, 0, 0};
+    for (int r = from + warp; r < to && c < C; r += WARPS) {
+        Four<T> a = *(const Four<T> *)(d + (size_t)r * ld + c), b = a;
+        if (x) b = *(const Four<T> *)(x + (size_t)r * ld + c);
+        float m = x ? mean[r] : 0, s = x ? rstd[r] : 0;
+        for (int j = 0; j < 4; j++) {
+            sum[j] += to_float(a.x[j]);
+            scaled[j] += to_float(a.x[j]) * (to_float(b.x[j]) - m) * s;
+        }
+    }
+    for (int j = 0; j < 4; j++) {
+        part[kinds - 1][warp][lane * 4 + j] = sum[j];
+        if (x) part[0][warp][lane * 4 + j] = scaled[j];
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < kinds * CHANNELS; i += THREADS) {
+        int kind = i / CHANNELS, column = i % CHANNELS;
+        if (first + column >= C) continue;
+        float total = 0, *at = out + ((size_t)blockIdx.y * kinds + kind) * C + first + column;
+        for (int w = 0; w < WARPS; w++) total += part[kind][w][column];
+        *at = add ? *at + total : total;
+    }
+}
+
+#define SHARE 256 // rows of a block, so few that there are blocks for all of a GPU
+
+// dbias (C) += the sum over the rows of d; partial (groups,C).
+template <typename T> static void bias_backward(float *dbias, float *partial, const T *d, int rows, int C) {
+    int groups = blocks_for(rows, SHARE), columns = blocks_for(C, CHANNELS);
+    const float *none = NULL;
+    RUN(column_sums<T>, dim3(columns, groups), THREADS, 0, partial, d, C, (const T *)NULL, none, none, rows,
+        C, SHARE, 0);
+    RUN(column_sums<float>, columns, THREADS, 0, dbias, partial, C, none, none, none, groups, C, groups, 1);
+}
+
+// dweight, dbias (C) += the gradients of a layer norm's; partial (groups,2,C).
+template <typename T> static void layernorm_parameters_backward(float *dweight, float *dbias, float *partial,
+                                                                const T *d, const T *x, const float *mean,
+                                                                const float *rstd, int rows, int C) {
+    int groups = blocks_for(rows, SHARE), columns = blocks_for(C, CHANNELS);
+    const float *none = NULL, *of_bias = partial + C;
+    RUN(column_sums<T>, dim3(columns, groups), THREADS, 0, partial, d, C, x, mean, rstd, rows, C, SHARE, 0);
+    RUN(column_sums<float>, columns, THREADS, 0, dweight, partial, 2 * C, none, none, none, groups, C, groups,
+        1);
+    RUN(column_sums<float>, columns, THREADS, 0, dbias, of_bias, 2 * C, none, none, none, groups, C, groups,
+        1);
+}
+
+// out (rows,N) = x (rows,K) w' + bias; w (N,K); e may add a GELU.
+template <typename T>
+static void linear_forward(T *out, const T *x, const T *w, int rows, int K, int N, Epilogue<T> e) {
+    matmul(out, x, w, rows, N, K, 0, 1, e);
+}
+
+// dx (rows,K) = dout w, then e; dw (N,K) = dout' x, or += with add; dbias (N) += the sum of dout's rows.
+template <typename T> static void linear_backward(T *dx, float *dw, float *dbias, float *partial,
+                                                  const T *dout, const T *x, const T *w, int rows, int K,
+                                                  int N, Epilogue<T> e, int add) {
+    Epilogue<T> dw_e = {};
+    dw_e.accumulate = add;
+    matmul(dw, dout, x, N, K, rows, 1, 0, dw_e);
+    matmul(dx, dout, w, rows, K, N, 0, 0, e);
+    bias_backward(dbias, partial, dout, rows, N);
+}
+
+// ============================================================================================================
+// 4  Attention. As in train_gpt2.c, the matrix of probabilities is never stored: a block of threads takes
+//    some queries through the keys, tile by tile, and carries the softmax along; backward makes the
+//    probabilities again from lse. Backward runs twice, once for the gradients of queries and once for those
+//    of keys and values. That costs 7 products of tiles instead of 5, and needs no additions across blocks,
+//    which would come in any order.
+//
+//    Both passes of backward are one kernel. Each has rows of its own (a, b) and walks over tiles of others
+//    (A, B):
+//                         own a  own b   tile A  tile B      s = a A',  dp = b B',  p = exp(s scale - lse)
+//       gradient of q:      q     dout      k       v        ds = p (dp - D) scale
+//       of k and v:         k      v        q      dout      da += ds A,  and db += p B in the second pass
+//    D (B,NH,length) are the sums over channels of dout * out.
+
+// lse and D of a head stand at head * length; its rows of q at head_at(...), of k and v C and 2C further.
+__device__ inline size_t head_at(int head, int NH, int HS, int length, int stride) {
+    return (size_t)(head / NH) * length * stride + head % NH * HS;
+}
+
+// D: a warp for each row and head.
+template <typename T>
+__global__ void attention_dots(float *D, const T *dout, const T *out, int length, int NH, int HS, int count) {
+    int lane = threadIdx.x % WARP, i = blockIdx.x * WARPS + threadIdx.x / WARP; // (B,NH,length)
+    if (i >= count) return;
+    size_t at = head_at(i / length, NH, HS, length, NH * HS) + (size_t)(i % length) * NH * HS;
+    float sum = 0;
+    for (int c = lane; c < HS; c += WARP) sum += to_float(dout[at + c]) * to_float(out[at + c]);
+    sum = warp_sum(sum);
+    if (lane == 0) D[i] = sum;
+}
+
+//  ---- the plain path: any type, any head size up to 256. A warp owns a row (a query, or a key in the second
+//  pass of backward); a lane owns a row of the tile while products are taken, and channels lane, lane + 32,
+//  .. while they are used.
+#define PLAIN_ROWS 8 // warps of a block
+#define MAX_HEAD 256
+
+// 32 rows of HS numbers, from row `first` on, into shared memory as (32,HS+1): lanes reading a column meet no
+// bank twice.
+template <typename T>
+__device__ inline void load_rows(float *to, const T *from, int stride, int first, int length, int HS) {
+    for (int i = threadIdx.x; i < WARP * HS; i += blockDim.x) {
+        int r = i / HS, c = i % HS;
+        to[r * (HS + 1) + c] = first + r < length ? to_float(from[(size_t)(first + r) * stride + c]) : 0.0f;
+    }
+}
+
+__device__ inline float dot(const float *a, const float *b, int n) {
+    float sum = 0;
+    for (int c = 0; c < n; c++) sum += a[c] * b[c];
+    return sum;
+}
+
+static size_t plain_bytes(int HS) {
+    return sizeof(float) * (2 * WARP * (HS + 1) + 2 * PLAIN_ROWS * (HS + WARP));
+}
+
+template <typename T>
+__global__ void attention_forward_plain(T *out, float *lse, const T *qkv, int length, int NH, int HS) {
+    SHARED_MEMORY;
+    float *keys = (float *)shared_memory, *values = keys + WARP * (HS + 1);
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, C = NH * HS, head = blockIdx.y;
+    float *q = values + WARP * (HS + 1) + warp * (HS + WARP), *p = q + HS;
+    int first = blockIdx.x * PLAIN_ROWS, query = first + warp;
+    const T *of_head = qkv + head_at(head, NH, HS, length, 3 * C);
+    float scale = rsqrtf((float)HS), max = -INFINITY, sum = 0, o[MAX_HEAD / WARP] = {0};
+    for (int c = lane; c < HS && query < length; c += WARP)
+        q[c] = to_float(of_head[(size_t)query * 3 * C + c]);
+    for (int k0 = 0; k0 < MIN(first + PLAIN_ROWS, length); k0 += WARP) {
+        __syncthreads();
+        load_rows(keys, of_head + C, 3 * C, k0, length, HS);
+        load_rows(values, of_head + 2 * C, 3 * C, k0, length, HS);
+        __syncthreads();
+        if (query >= length || k0 > query) continue; // the same for all lanes
+        float s = k0 + lane <= query ? dot(q, keys + lane * (HS + 1), HS) * scale : -INFINITY;
+        float m = fmaxf(max, warp_max(s)), shrink = expf(max - m);
+        p[lane] = expf(s - m);
+        sum = sum * shrink + warp_sum(p[lane]);
+        max = m;
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < MAX_HEAD / WARP; i++) {
+            int c = lane + i * WARP;
+            float add = 0;
+            for (int j = 0; j < WARP && c < HS; j++) add += p[j] * values[j * (HS + 1) + c];
+            o[i] = o[i] * shrink + add;
+        }
+        __syncwarp();
+    }
+    if (query >= length) return;
+    T *to = out + head_at(head, NH, HS, length, C) + (size_t)query * C;
+#pragma unroll
+    for (int i = 0; i < MAX_HEAD / WARP; i++)
+        if (lane + i * WARP < HS) assign(to + lane + i * WARP, o[i] / sum);
+    if (lane == 0) lse[(size_t)head * length + query] = max + logf(sum);
+}
+
+// OF_KEYS: the second pass, of keys and values.
+template <typename T, int OF_KEYS>
+__global__ void attention_backward_plain(T *dqkv, const T *dout, const T *qkv, const float *lse,
+                                         const float *D, int length, int NH, int HS) {
+    SHARED_MEMORY;
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, C = NH * HS, head = blockIdx.y, LD = HS + 1;
+    float *A = (float *)shared_memory, *B = A + WARP * LD;
+    float *a = B + WARP * LD + warp * 2 * (HS + WARP), *b = a + HS, *p = b + HS, *ds = p + WARP;
+    int first = blockIdx.x * PLAIN_ROWS, own = first + warp;
+    size_t at = head_at(head, NH, HS, length, 3 * C);
+    const T *q = qkv + at, *k = q + C, *v = k + C, *d_o = dout + head_at(head, NH, HS, length, C);
+    const T *own_b = OF_KEYS ? v : d_o, *tile_b = OF_KEYS ? d_o : v;
+    int own_stride = OF_KEYS ? 3 * C : C, tile_stride = OF_KEYS ? C : 3 * C;
+    float scale = rsqrtf((float)HS), da[MAX_HEAD / WARP] = {0}, db[MAX_HEAD / WARP] = {0};
+    for (int c = lane; c < HS && own < length; c += WARP) {
+        a[c] = to_float((OF_KEYS ? k : q)[(size_t)own * 3 * C + c]);
+        b[c] = to_float(own_b[(size_t)own * own_stride + c]);
+    }
+    lse += (size_t)head * length, D += (size_t)head * length;
+    for (int t0 = OF_KEYS ? first / WARP * WARP : 0;
+         t0 < (OF_KEYS ? length : MIN(first + PLAIN_ROWS, length)); t0 += WARP) {
+        __syncthreads();
+        load_rows(A, OF_KEYS ? q : k, 3 * C, t0, length, HS);
+        load_rows(B, tile_b, tile_stride, t0, length, HS);
+        __syncthreads();
+        if (own >= length) continue;
+        int query = OF_KEYS ? t0 + lane : own, key = OF_KEYS ? own : t0 + lane;
+        p[lane] = ds[lane] = 0;
+        if (key <= query && query < length) {
+            p[lane] = expf(dot(a, A + lane * LD, HS) * scale - lse[query]);
+            ds[lane] = p[lane] * (dot(b, B + lane * LD, HS) - D[query]) * scale;
+        }
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < MAX_HEAD / WARP; i++) {
+            int c = lane + i * WARP;
+            for (int j = 0; j < WARP && c < HS; j++) {
+                da[i] += ds[j] * A[j * LD + c];
+                if (OF_KEYS) db[i] += p[j] * B[j * LD + c];
+            }
+        }
+        __syncwarp();
+    }
+    if (own >= length) return;
+    T *to = dqkv + at + (size_t)own * 3 * C + (OF_KEYS ? C : 0);
+#pragma unroll
+    for (int i = 0; i < MAX_HEAD / WARP; i++)
+        if (lane + i * WARP < HS) {
+            assign(to + lane + i * WARP, da[i]);
+            if (OF_KEYS) assign(to + C + lane + i * WARP, db[i]);
+        }
+}
+
+/* ---- tensor cores: bf16, from sm_80 on, head sizes 32, 64 and 128.
+
+A warp multiplies by mma.m16n8k16 (PTX manual, "Matrix Fragments for mma.m16n8k16"): a 16x8 tile of C (f32) +=
+16x16 of A times 16x8 of B (bf16). With lane = 4 g + t:
+      C: c0, c1 at row g, columns 2t and 2t+1;  c2, c3 the same in row g+8
+      A: a0 row g, a1 row g+8 at columns 2t, 2t+1;  a2, a3 the same at columns 2t+8, 2t+9 (two numbers each)
+      B: b0 rows 2t, 2t+1 of column g;  b1 rows 2t+8, 2t+9
+ldmatrix brings four 8x8 matrices from shared memory into such fragments; each lane says where a row of 8
+begins: lanes 0-7 those of the first matrix, and so on. A tile of C is, two numbers packed into one, a
+fragment of A: so that the probabilities go from one product into the next without leaving the registers (Dao
+2023, "FlashAttention-2"). */
+#ifndef CUDA_ON_CPU_H // else they come from test/cuda_on_cpu.h, by the same tables
+__device__ inline void ldmatrix(uint32_t (&r)[4], const bf16 *row) {
+    uint32_t p = (uint32_t)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(p));
+}
+__device__ inline void ldmatrix_transposed(uint32_t (&r)[4], const bf16 *row) {
+    uint32_t p = (uint32_t)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(p));
+}
+__device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                 "{%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else // never reached: there is no bf16 training on such a GPU
+    (void)c, (void)a, (void)b0, (void)b1;
+#endif
+}
+#endif
+
+#define TILE 64                  // own rows of a block: 16 for each of its 4 warps
+#define ROW(HS) ((HS) + 8)       // numbers between rows in shared memory: rows begin in different banks
+
+__device__ inline uint32_t pack_bf16(float low, float high) {
+    union { __nv_bfloat162 two; uint32_t bits; } u;
+    u.two = __floats2bfloat162_rn(low, high);
+    return u.bits;
+}
+
+// s (16,N) += a b': 16 rows at a, N rows at b, of HS numbers, in shared memory.
+template <int HS, int N>
+__device__ inline void multiply_rows(float (&s)[N / 8][4], const bf16 *a, const bf16 *b) {
+    int lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int k = 0; k < HS; k += 16) {
+        uint32_t x[4], y[4];
+        ldmatrix(x, a + lane % 16 * ROW(HS) + k + lane / 16 * 8);
+#pragma unroll
+        for (int n = 0; n < N / 16; n++) {
+            ldmatrix(y, b + (n * 16 + lane % 8 + lane / 16 * 8) * ROW(HS) + k + lane / 8 % 2 * 8);
+            mma(s[2 * n], x, y[0], y[1]);
+            mma(s[2 * n + 1], x, y[2], y[3]);
+        }
+    }
+}
+
+// o (16,HS) += p b: p (16,N) in registers, N rows at b.
+template <int HS, int N>
+__device__ inline void multiply_registers(float (&o)[HS / 8][4], const float (&p)[N / 8][4], const bf16 *b) {
+    int lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int k = 0; k < N / 16; k++) {
+        uint32_t y[4],
+            x[4] = {pack_bf16(p[2 * k][0], p[2 * k][1]), pack_bf16(p[2 * k][2], p[2 * k][3]),
+                    pack_bf16(p[2 * k + 1][0], p[2 * k + 1][1]), pack_bf16(p[2 * k + 1][2], p[2 * k + 1][3])};
+#pragma unroll
+        for (int n = 0; n < HS / 16; n++) {
+            ldmatrix_transposed(y, b + (k * 16 + lane % 16) * ROW(HS) + n * 16 + lane / 16 * 8);
+            mma(o[2 * n], x, y[0], y[1]);
+            mma(o[2 * n + 1], x, y[2], y[3]);
+        }
+    }
+}
+
+// N rows of HS numbers from row `first` on into shared memory, zeros past the end. A thread copies 16 bytes
+// at a time.
+template <int HS, int N>
+__device__ inline void load_tile(bf16 *to, const bf16 *from, int stride, int first, int length) {
+    const int packs = HS / 8;
+    for (int i = threadIdx.x; i < N * packs; i += 2 * TILE) {
+        int r = i / packs, c = i % packs * 8;
+        int4 zero = {0, 0, 0, 0};
+        *(int4 *)(to + r * ROW(HS) + c) =
+            first + r < length ? *(const int4 *)(from + (size_t)(first + r) * stride + c) : zero;
+    }
+}
+
+// The sum (or maximum) over the four lanes that share a row of C.
+__device__ inline float quad_sum(float x) {
+    x += __shfl_xor_sync(EVERY_LANE, x, 1);
+    return x + __shfl_xor_sync(EVERY_LANE, x, 2);
+}
+__device__ inline float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(EVERY_LANE, x, 1));
+    return fmaxf(x, __shfl_xor_sync(EVERY_LANE, x, 2));
+}
+
+#define LOG2_E 1.44269504f
+
+// Blocks: TILE queries (the last first: they have the most keys), a head. Exponentials are powers of two, as
+// the GPU has them.
+template <int HS> __global__ void __launch_bounds__(2 * TILE)
+    attention_forward_tensor(bf16 *out, float *lse, const bf16 *qkv, int length, int NH) {
+    SHARED_MEMORY;
+    bf16 *q = (bf16 *)shared_memory, *k = q + TILE * ROW(HS), *v = k + TILE * ROW(HS);
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, C = NH * HS, head = blockIdx.y;
+    int q0 = (gridDim.x - 1 - blockIdx.x) * TILE, row = q0 + warp * 16 + lane / 4; // and row + 8
+    const bf16 *of_head = qkv + head_at(head, NH, HS, length, 3 * C);
+    float o[HS / 8][4] = {{0}}, max[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0},
+                 scale = rsqrtf((float)HS) * LOG2_E;
+    load_tile<HS, TILE>(q, of_head, 3 * C, q0, length);
+    for (int k0 = 0; k0 <= q0; k0 += TILE) {
+        __syncthreads();
+        load_tile<HS, TILE>(k, of_head + C, 3 * C, k0, length);
+        load_tile<HS, TILE>(v, of_head + 2 * C, 3 * C, k0, length);
+        __syncthreads();
+        float s[TILE / 8][4] = {{0}};
+        multiply_rows<HS, TILE>(s, q + warp * 16 * ROW(HS), k);
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            float m = max[h], total = 0;
+#pragma unroll
+            for (int n = 0; n < TILE / 8; n++)
+#pragma unroll
+                for (int j = 2 * h; j < 2 * h + 2; j++) {
+                    int key = k0 + n * 8 + lane % 4 * 2 + j % 2;
+                    s[n][j] = key <= row + 8 * h ? s[n][j] * scale : -INFINITY;
+                    m = fmaxf(m, s[n][j]);
+                }
+            m = quad_max(m);
+            float shrink = exp2f(max[h] - m);
+#pragma unroll
+            for (int n = 0; n < TILE / 8; n++)
+#pragma unroll
+                for (int j = 2 * h; j < 2 * h + 2; j++) total += s[n][j] = exp2f(s[n][j] - m);
+#pragma unroll
+            for (int n = 0; n < HS / 8; n++) o[n][2 * h] *= shrink, o[n][2 * h + 1] *= shrink;
+            sum[h] = sum[h] * shrink + total;
+            max[h] = m;
+        }
+        multiply_registers<HS, TILE>(o, s, v);
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        int query = row + 8 * h;
+        float total = quad_sum(sum[h]);
+        if (query >= length) continue;
+        bf16 *to = out + head_at(head, NH, HS, length, C) + (size_t)query * C + lane % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < HS / 8; n++)
+            *(uint32_t *)(to + n * 8) = pack_bf16(o[n][2 * h] / total, o[n][2 * h + 1] / total);
+        if (lane % 4 == 0) lse[(size_t)head * length + query] = max[h] / LOG2_E + logf(total);
+    }
+}
+
+// N: rows of a tile of others, so few that all sums stay in registers.
+template <int HS, int OF_KEYS, int N> __global__ void __launch_bounds__(2 * TILE)
+    attention_backward_tensor(bf16 *dqkv, const bf16 *dout, const bf16 *qkv, const float *lse, const float *D,
+                              int length, int NH) {
+    SHARED_MEMORY;
+    bf16 *a = (bf16 *)shared_memory, *b = a + TILE * ROW(HS), *A = b + TILE * ROW(HS), *B = A + N * ROW(HS);
+    __shared__ float own_lse[TILE], own_D[TILE]; // of the queries: the own rows, or, OF_KEYS, the tile's
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, C = NH * HS, head = blockIdx.y;
+    int first = (OF_KEYS ? blockIdx.x : gridDim.x - 1 - blockIdx.x) * TILE,
+        row = warp * 16 + lane / 4; // the most work first
+    size_t at = head_at(head, NH, HS, length, 3 * C);
+    const bf16 *q = qkv + at, *k = q + C, *v = k + C, *d_o = dout + head_at(head, NH, HS, length, C);
+    float da[HS / 8][4] = {{0}}, db[HS / 8][4] = {{0}}, scale = rsqrtf((float)HS);
+    lse += (size_t)head * length, D += (size_t)head * length;
+    load_tile<HS, TILE>(a, OF_KEYS ? k : q, 3 * C, first, length);
+    load_tile<HS, TILE>(b, OF_KEYS ? v : d_o, OF_KEYS ? 3 * C : C, first, length);
+    for (int t0 = OF_KEYS ? first : 0; t0 < (OF_KEYS ? length : MIN(first + TILE, length)); t0 += N) {
+        __syncthreads();
+        load_tile<HS, N>(A, OF_KEYS ? q : k, 3 * C, t0, length);
+        load_tile<HS, N>(B, OF_KEYS ? d_o : v, OF_KEYS ? C : 3 * C, t0, length);
+        for (int i = threadIdx.x; i < (OF_KEYS ? N : TILE); i += 2 * TILE) {
+            int query = (OF_KEYS ? t0 : first) + i;
+            own_lse[i] = query < length ? lse[query] * LOG2_E : 0;
+            own_D[i] = query < length ? D[query] : 0;
+        }
+        __syncthreads();
+        float s[N / 8][4] = {{0}}, dp[N / 8][4] = {{0}};
+        multiply_rows<HS, N>(s, a + warp * 16 * ROW(HS), A);
+        multiply_rows<HS, N>(dp, b + warp * 16 * ROW(HS), B);
+#pragma unroll
+        for (int n = 0; n < N / 8; n++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                int own = row + j / 2 * 8, other = n * 8 + lane % 4 * 2 + j % 2, i = OF_KEYS ? other : own;
+                int query = OF_KEYS ? t0 + other : first + own, key = OF_KEYS ? first + own : t0 + other;
+                s[n][j] = key <= query && query < length ? exp2f(s[n][j] * (scale * LOG2_E) - own_lse[i]) : 0;
+                dp[n][j] = s[n][j] * (dp[n][j] - own_D[i]) * scale;
+            }
+        if (OF_KEYS) multiply_registers<HS, N>(db, s, B);
+        multiply_registers<HS, N>(da, dp, A);
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        int own = first + row + 8 * h;
+        if (own >= length) continue;
+        bf16 *to = dqkv + at + (size_t)own * 3 * C + (OF_KEYS ? C : 0) + lane % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < HS / 8; n++) {
+            *(uint32_t *)(to + n * 8) = pack_bf16(da[n][2 * h], da[n][2 * h + 1]);
+            if (OF_KEYS) *(uint32_t *)(to + C + n * 8) = pack_bf16(db[n][2 * h], db[n][2 * h + 1]);
+        }
+    }
+}
+
+// More than 48 KB of shared memory have to be asked for.
+template <typename Kernel> static void allow_shared(Kernel kernel, size_t bytes) {
+    if (bytes > 48 << 10)
+        CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+}
+#define RUN_LARGE(kernel, grid, block, shared, ...) \
+    do {                                            \
+        allow_shared(kernel, shared);               \
+        RUN(kernel, grid, block, shared, __VA_ARGS__); \
+    } while (0)
+
+template <int HS> static void attention_forward_on_tensor_cores(bf16 *out, float *lse, const bf16 *qkv, int B,
+                                                                int length, int NH) {
+    size_t bytes = sizeof(bf16) * ROW(HS) * 3 * TILE;
+    RUN_LARGE(attention_forward_tensor<HS>, dim3(blocks_for(length, TILE), B * NH), 2 * TILE, bytes, out, lse,
+              qkv, length, NH);
+}
+// N, N_KEYS: rows of a tile of others in the two passes, so few that no register is spilled.
+template <int HS, int N, int N_KEYS>
+static void attention_backward_on_tensor_cores(bf16 *dqkv, const bf16 *dout, const bf16 *qkv,
+                                               const float *lse, const float *D, int B, int length, int NH) {
+    size_t row = sizeof(bf16) * ROW(HS), bytes = row * 2 * (TILE + N), bytes_keys = row * 2 * (TILE + N_KEYS);
+    dim3 grid(blocks_for(length, TILE), B * NH);
+    RUN_LARGE((attention_backward_tensor<HS, 0, N>), grid, 2 * TILE, bytes, dqkv, dout, qkv, lse, D, length,
+              NH);
+    RUN_LARGE((attention_backward_tensor<HS, 1, N_KEYS>), grid, 2 * TILE, bytes_keys, dqkv, dout, qkv, lse, D,
+              length, NH);
+}
+
+// out (B,length,C) and lse (B,NH,length) from qkv (B,length,3C).
+template <typename T>
+static void attention_forward(T *out, float *lse, const T *qkv, int B, int length, int C, int NH) {
+    int HS = C / NH;
+    if constexpr (sizeof(T) == 2) {
+        if (HS == 32) return attention_forward_on_tensor_cores<32>(out, lse, qkv, B, length, NH);
+        if (HS == 64) return attention_forward_on_tensor_cores<64>(out, lse, qkv, B, length, NH);
+        if (HS == 128) return attention_forward_on_tensor_cores<128>(out, lse, qkv, B, length, NH);
+    }
+    RUN_LARGE(attention_forward_plain<T>, dim3(blocks_for(length, PLAIN_ROWS), B * NH), PLAIN_ROWS * WARP,
+              plain_bytes(HS), out, lse, qkv, length, NH, HS);
+}
+
+// dqkv from dout and what forward left; D (B,NH,length) is scratch.
+template <typename T> static void attention_backward(T *dqkv, float *D, const T *dout, const T *qkv,
+                                                     const T *out, const float *lse, int B, int length, int C,
+                                                     int NH) {
+    int HS = C / NH, count = B * NH * length;
+    RUN(attention_dots<T>, blocks_for(count, WARPS), THREADS, 0, D, dout, out, length, NH, HS, count);
+    if constexpr (sizeof(T) == 2) {
+        if (HS == 32)
+            return attention_backward_on_tensor_cores<32, 64, 64>(dqkv, dout, qkv, lse, D, B, length, NH);
+        if (HS == 64)
+            return attention_backward_on_tensor_cores<64, 64, 32>(dqkv, dout, qkv, lse, D, B, length, NH);
+        if (HS == 128)
+            return attention_backward_on_tensor_cores<128, 16, 16>(dqkv, dout, qkv, lse, D, B, length, NH);
+    }
+    dim3 grid(blocks_for(length, PLAIN_ROWS), B * NH);
+    size_t bytes = plain_bytes(HS);
+    RUN_LARGE((attention_backward_plain<T, 0>), grid, PLAIN_ROWS * WARP, bytes, dqkv, dout, qkv, lse, D,
+              length, NH, HS);
+    RUN_LARGE((attention_backward_plain<T, 1>), grid, PLAIN_ROWS * WARP, bytes, dqkv, dout, qkv, lse, D,
+              length, NH, HS);
+}
+
+// ============================================================================================================
+// 5  The model
+
+// The parameters, as in train_gpt2.c; all in one flat array.
+#define NUM_TENSORS 16
+template <typename T> struct ParameterTensors {
+    T *wte, *wpe;           // (V,C), (maxT,C)
+    T *ln1w, *ln1b;         // (L,C)
+    T *qkvw, *qkvb;         // (L,3C,C), (L,3C)
+    T *attprojw, *attprojb; // (L,C,C), (L,C)
+    T *ln2w, *ln2b;         // (L,C)
+    T *fcw, *fcb;           // (L,4C,C), (L,4C)
+    T *fcprojw, *fcprojb;   // (L,C,4C), (L,C)
+    T *lnfw, *lnfb;         // (C)
+};
+
+// Points to the tensors in memory; returns how many numbers they are.
+template <typename T> static size_t point_parameters(ParameterTensors<T> *p, T *memory, GpuShape g) {
+    size_t C = g.channels, LC = g.num_layers * C, n = 0;
+    const size_t sizes[NUM_TENSORS] = {
+        g.vocab_size * C, g.max_seq_len * C, LC, LC, 3 * LC * C, 3 * LC, LC * C, LC, LC, LC, 4 * LC * C,
+        4 * LC,           4 * LC * C,        LC, C,  C};
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        ((T **)p)[i] = memory + n;
+        n += sizes[i];
+    }
+    return n;
+}
+
+#ifndef LOGITS // tests take less
+#define LOGITS (1 << 27)       // at most so many at once
+#define CLASSIFIER_THREADS 512 // of a block, which has a row of them
+#endif
+
+template <typename T> struct Model {
+    GpuShape shape;
+    size_t num_parameters;
+    ParameterTensors<T> w;         // what the layers use: the parameters, or their copy in bf16
+    ParameterTensors<float> grads;
+    T *copy;                       // (num_parameters), bf16 only
+
+    int max_rows, keep, B, length; // as in train_gpt2.c
+    // kept for backward
+    T *residual, *residual2;                          // (L+1,B,length,C), (L,B,length,C)
+    float *ln1_mean, *ln1_rstd, *ln2_mean, *ln2_rstd; // (L,B,length)
+    T *qkv, *atty, *fch;                              // (L,B,length,3C), (L,B,length,C), (L,B,length,4C)
+    float *lse;                                       // (L,B,NH,length)
+    T *lnf;                                           // (B,length,C)
+    float *lnf_mean, *lnf_rstd;                       // (B,length)
+    float *losses;                                    // (B,length)
+    double *loss_sum;                                 // in memory of the CPU's that the GPU writes to
+    // for a moment
+    T *normed, *fch_gelu, *branch; // (B,length,C), (B,length,4C), (B,length,C) of attention and MLP
+    T *dresidual, *dnormed, *dwide;                   // (B,length,C), (B,length,C), (B,length,4C)
+    float *partial, *D;                               // (groups,4C), (B,NH,length)
+    T *logits;                                        // (logit_rows,Vp)
+    // Products are fast where sizes are multiples of 8. So the classifier has Vp classes, V rounded up: the
+    // rows behind wte are those of the tensors after it, whatever they are. Their logits are not looked at
+    // and their gradients are 0; so nothing comes of those rows, and to what stands behind grads.wte 0 is
+    // added (or written, before its own comes).
+    int logit_rows, Vp;
+
+    // A batch on its way to the GPU: tokens, targets, and the rows sorted by token (see wte_backward). Two
+    // buffers take turns, so that the CPU can prepare the next batch; it waits only for a copy that is two
+    // batches old.
+    struct Batch {
+        uint16_t *tokens, *targets; // (B,length)
+        int *order, *start;         // (B,length), (B*length+1)
+        cudaEvent_t sent;
+    } host[2];
+    uint16_t *tokens, *targets;
+    int *order, *start, runs, turn;
+};
+
+template <typename T> static Model<T> *model_create(GpuShape g, int B, int length, int training) {
+    Model<T> *m = (Model<T> *)calloc(1, sizeof *m);
+    if (!m) fail("out of memory");
+    size_t rows = (size_t)B * length, C = g.channels, kept = training ? g.num_layers : 1;
+    m->shape = g;
+    m->max_rows = (int)rows;
+    m->keep = training;
+    m->num_parameters = point_parameters(&m->w, (T *)NULL, g);
+    if (sizeof(T) == 2) {
+        m->copy = device_memory<T>(m->num_parameters);
+        point_parameters(&m->w, m->copy, g);
+    }
+    m->residual = device_memory<T>((kept + 1) * rows * C);
+    m->residual2 = device_memory<T>(kept * rows * C);
+    m->ln1_mean = device_memory<float>(kept * rows), m->ln1_rstd = device_memory<float>(kept * rows);
+    m->ln2_mean = device_memory<float>(kept * rows), m->ln2_rstd = device_memory<float>(kept * rows);
+    m->qkv = device_memory<T>(kept * rows * 3 * C);
+    m->atty = device_memory<T>(kept * rows * C);
+    m->fch = device_memory<T>(kept * rows * 4 * C);
+    m->lse = device_memory<float>(kept * rows * g.num_heads);
+    m->lnf = device_memory<T>(rows * C);
+    m->lnf_mean = device_memory<float>(rows), m->lnf_rstd = device_memory<float>(rows);
+    m->losses = device_memory<float>(rows);
+    CUDA(cudaMallocHost(&m->loss_sum, sizeof(double)));
+    m->normed = device_memory<T>(rows * C);
+    m->fch_gelu = device_memory<T>(rows * 4 * C);
+    m->branch = device_memory<T>(rows * C);
+    m->Vp = (g.vocab_size + 63) / 64 * 64;
+    m->logit_rows = (int)MIN(rows, MAX((size_t)64, (size_t)LOGITS / m->Vp / 64 * 64));
+    m->logits = device_memory<T>((size_t)m->logit_rows * m->Vp);
+    m->tokens = device_memory<uint16_t>(rows), m->targets = device_memory<uint16_t>(rows);
+    if (training) {
+        m->dresidual = device_memory<T>(rows * C);
+        m->dnormed = device_memory<T>(rows * C);
+        m->dwide = device_memory<T>(rows * 4 * C);
+        m->partial = device_memory<float>((size_t)blocks_for(rows, SHARE) * 4 * C);
+        m->D = device_memory<float>(rows * g.num_heads);
+        m->order = device_memory<int>(rows), m->start = device_memory<int>(rows + 1);
+    }
+    for (int i = 0; i < 2; i++) {
+        CUDA(cudaMallocHost(&m->host[i].tokens, rows * sizeof(uint16_t)));
+        CUDA(cudaMallocHost(&m->host[i].targets, rows * sizeof(uint16_t)));
+        CUDA(cudaMallocHost(&m->host[i].order, rows * sizeof(int)));
+        CUDA(cudaMallocHost(&m->host[i].start, (rows + 1) * sizeof(int)));
+        CUDA(cudaEventCreate(&m->host[i].sent));
+    }
+    return m;
+}
+
+template <typename T> static void model_free(Model<T> *m) {
+    void *owned[] = {m->copy,      m->residual, m->residual2, m->ln1_mean, m->ln1_rstd, m->ln2_mean,
+                     m->ln2_rstd,  m->qkv,      m->atty,      m->fch,      m->lse,      m->lnf,
+                     m->lnf_mean,  m->lnf_rstd, m->losses,    m->normed,   m->fch_gelu, m->branch,
+                     m->dresidual, m->dnormed,  m->dwide,     m->partial,  m->D,        m->logits,
+                     m->tokens,    m->targets,  m->order,     m->start};
+    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) CUDA(cudaFree(owned[i]));
+    CUDA(cudaFreeHost(m->loss_sum));
+    for (int i = 0; i < 2; i++) {
+        CUDA(cudaFreeHost(m->host[i].tokens)), CUDA(cudaFreeHost(m->host[i].targets));
+        CUDA(cudaFreeHost(m->host[i].order)), CUDA(cudaFreeHost(m->host[i].start));
+        CUDA(cudaEventDestroy(m->host[i].sent));
+    }
+    free(m);
+}
+
+__global__ void copy_to_bf16(bf16 *out, const float *x, size_t n) {
+    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x)
+        assign(out + i, x[i]);
+}
+
+static void model_use(Model<float> *m, float *params) { point_parameters(&m->w, params, m->shape); }
+static void model_use(Model<bf16> *m, float *params) {
+    RUN(copy_to_bf16, MIN(blocks_for(m->num_parameters, THREADS), 4096), THREADS, 0, m->copy, params,
+        m->num_parameters);
+}
+
+template <typename V> static void send(V *device, const V *host, size_t n) {
+    CUDA(cudaMemcpyAsync(device, host, n * sizeof(V), cudaMemcpyHostToDevice, 0));
+}
+
+// Brings tokens (rows) to the GPU; for a training pass also their order.
+template <typename T> static void send_tokens(Model<T> *m, const uint16_t *tokens, int rows) {
+    typename Model<T>::Batch *b = &m->host[m->turn ^= 1];
+    CUDA(cudaEventSynchronize(b->sent));
+    memcpy(b->tokens, tokens, rows * sizeof *tokens);
+    send(m->tokens, b->tokens, rows);
+    if (m->keep) { // sorted by counting: the rows of a token stay in their order
+        static int place[65537];
+        memset(place, 0, sizeof place);
+        for (int r = 0; r < rows; r++) place[tokens[r] + 1]++;
+        m->runs = 0;
+        for (int v = 0, first = 0; v < 65536; v++) {
+            int count = place[v + 1];
+            if (count) b->start[m->runs++] = first;
+            place[v] = first;
+            first += count;
+        }
+        b->start[m->runs] = rows;
+        for (int r = 0; r < rows; r++) b->order[place[tokens[r]]++] = r;
+        send(m->order, b->order, rows);
+        send(m->start, b->start, m->runs + 1);
+    }
+    CUDA(cudaEventRecord(b->sent, 0));
+}
+
+template <typename T> static void send_targets(Model<T> *m, const uint16_t *targets) {
+    typename Model<T>::Batch *b = &m->host[m->turn];
+    int rows = m->B * m->length;
+    CUDA(cudaEventSynchronize(b->sent)); // tokens went before any kernel of this pass: no wait to speak of
+    memcpy(b->targets, targets, rows * sizeof *targets);
+    send(m->targets, b->targets, rows);
+    CUDA(cudaEventRecord(b->sent, 0));
+}
+
+// sum = x + y (if y), out = its layer norm.
+template <typename T> static void layernorm(T *sum, T *out, float *mean, float *rstd, const T *x, const T *y,
+                                            const T *weight, const T *bias, int rows, int C) {
+    RUN(layernorm_forward<T>, blocks_for(rows, WARPS), THREADS, 0, sum, out, mean, rstd, x, y, weight, bias,
+        rows, C);
+}
+
+template <typename T> static void forward(Model<T> *m, const uint16_t *tokens, int B, int length) {
+    GpuShape g = m->shape;
+    ParameterTensors<T> w = m->w;
+    int C = g.channels, rows = B * length, L = g.num_layers;
+    m->B = B, m->length = length;
+    send_tokens(m, tokens, rows);
+    RUN(encoder_forward<T>, blocks_for((size_t)rows * C, THREADS * Pack<T>::size), THREADS, 0, m->residual,
+        m->tokens, w.wte, w.wpe, rows, length, C);
+    layernorm(m->residual, m->normed, m->ln1_mean, m->ln1_rstd, m->residual, (T *)NULL, w.ln1w, w.ln1b, rows,
+              C);
+    for (int l = 0; l < L; l++) {
+        size_t at = (size_t)l * m->keep * rows, next = m->keep ? at + rows : 0, matrix = (size_t)l * C * C;
+        T *x = m->residual + at * C, *x2 = m->residual2 + at * C, *qkv = m->qkv + at * 3 * C,
+          *atty = m->atty + at * C;
+        int last = l == L - 1;
+        linear_forward(qkv, m->normed, w.qkvw + 3 * matrix, rows, C, 3 * C,
+                       Epilogue<T>{0, w.qkvb + l * 3 * C, NULL, NULL});
+        attention_forward(atty, m->lse + at * g.num_heads, qkv, B, length, C, g.num_heads);
+        linear_forward(m->branch, atty, w.attprojw + matrix, rows, C, C,
+                       Epilogue<T>{0, w.attprojb + l * C, NULL, NULL});
+        layernorm(x2, m->normed, m->ln2_mean + at, m->ln2_rstd + at, x, m->branch, w.ln2w + l * C,
+                  w.ln2b + l * C, rows, C);
+        linear_forward(m->fch_gelu, m->normed, w.fcw + 4 * matrix, rows, C, 4 * C,
+                       Epilogue<T>{0, w.fcb + l * 4 * C, m->fch + at * 4 * C, NULL});
+        linear_forward(m->branch, m->fch_gelu, w.fcprojw + 4 * matrix, rows, 4 * C, C,
+                       Epilogue<T>{0, w.fcprojb + l * C, NULL, NULL});
+        T *out = m->residual +
+                 (m->keep ? (at + rows) * C : 0); // the residual stream, and the next layer norm of it
+        if (last) layernorm(out, m->lnf, m->lnf_mean, m->lnf_rstd, x2, m->branch, w.lnfw, w.lnfb, rows, C);
+        else
+            layernorm(out, m->normed, m->ln1_mean + next, m->ln1_rstd + next, x2, m->branch,
+                      w.ln1w + (l + 1) * C, w.ln1b + (l + 1) * C, rows, C);
+    }
+}
+
+// Logits (n,Vp) of n rows of m->lnf from row `first` on, in m->logits.
+template <typename T> static void logits(Model<T> *m, int first, int n) {
+    int C = m->shape.channels;
+    matmul(m->logits, m->lnf + (size_t)first * C, m->w.wte, n, m->Vp, C, 0, 1, Epilogue<T>{});
+}
+
+// A maximum and a sum of exponentials relative to it, of x times `scale`; over a block, each thread with its
+// packs.
+template <typename T> __device__ inline float log_sum_exp(const T *x, int V, float scale) {
+    __shared__ float maxima[WARP], sums[WARP];
+    const int size = Pack<T>::size;
+    float max = -INFINITY, sum = 0;
+    for (int i = threadIdx.x * size; i < V; i += CLASSIFIER_THREADS * size) {
+        Pack<T> pack = load(x + i);
+        float m = max;
+        for (int j = 0; j < size; j++)
+            if (i + j < V) m = fmaxf(m, pack[j] * scale);
+        sum *= expf(max - m);
+        for (int j = 0; j < size; j++)
+            if (i + j < V) sum += expf(pack[j] * scale - m);
+        max = m;
+    }
+    float m = warp_max(max);
+    sum = warp_sum(max == -INFINITY ? 0 : sum * expf(max - m));
+    __syncthreads(); // of an earlier call all have read
+    if (threadIdx.x % WARP == 0) maxima[threadIdx.x / WARP] = m, sums[threadIdx.x / WARP] = sum;
+    __syncthreads();
+    float total = 0, top = -INFINITY;
+    for (int i = 0; i < CLASSIFIER_THREADS / WARP; i++) top = fmaxf(top, maxima[i]);
+    for (int i = 0; i < CLASSIFIER_THREADS / WARP; i++)
+        if (maxima[i] > -INFINITY) total += sums[i] * expf(maxima[i] - top);
+    return top + logf(total);
+}
+
+// losses (rows) of logits (rows,Vp), and, with scale != 0, in the logits' place scale times the gradient, as
+// train_gpt2.c's classifier has it, and 0 from V on: teacher is NULL or the teacher's logits. A block has a
+// row.
+template <typename T> __global__ void __launch_bounds__(CLASSIFIER_THREADS)
+    cross_entropy(T *logits, float *losses, const uint16_t *targets, int V, int Vp, float grad_scale,
+                  const T *teacher, float temperature, float weight) {
+    const int size = Pack<T>::size;
+    int row = blockIdx.x, target = targets[row];
+    T *x = logits + (size_t)row * Vp;
+    const T *y = teacher + (teacher ? (size_t)row * Vp : 0);
+    float x_target = to_float(x[target]), lse = log_sum_exp(x, V, 1.0f), t = 1.0f / temperature, x_lse = 0,
+          y_lse = 0;
+    if (threadIdx.x == 0) losses[row] = lse - x_target;
+    if (grad_scale == 0) return;
+    if (teacher) x_lse = log_sum_exp(x, V, t), y_lse = log_sum_exp(y, V, t);
+    float hard = teacher ? (1.0f - weight) * grad_scale : grad_scale, kl = weight * temperature * grad_scale;
+    for (int i = threadIdx.x * size; i < Vp; i += CLASSIFIER_THREADS * size) {
+        Pack<T> a = load(x + i), b = teacher ? load(y + i) : a;
+        float d[size];
+        for (int j = 0; j < size; j++) {
+            d[j] = hard * (expf(a[j] - lse) - (i + j == target ? 1.0f : 0.0f));
+            if (teacher) d[j] += kl * (expf(a[j] * t - x_lse) - expf(b[j] * t - y_lse));
+            if (i + j >= V) d[j] = 0;
+        }
+        store(x + i, d);
+    }
+}
+
+// *out (+)= the sum of x, by one block.
+__global__ void sum_losses(double *out, const float *x, int n, int add) {
+    __shared__ double part[THREADS];
+    int thread = threadIdx.x;
+    double sum = 0;
+    for (int i = thread; i < n; i += THREADS) sum += x[i];
+    part[thread] = sum;
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (thread < half) part[thread] += part[thread + half];
+    }
+    if (thread == 0) *out = add ? *out + part[0] : part[0];
+}
+
+// Cross entropy of the targets in chunks of rows, whose logits exist only for a moment; with grad_scale != 0
+// also m->dnormed, the gradient of m->lnf, and grads.wte.
+template <typename T> static void classifier(Model<T> *m, const uint16_t *targets, float grad_scale, int add,
+                                             Model<T> *teacher, float temperature, float weight) {
+    int C = m->shape.channels, V = m->shape.vocab_size, rows = m->B * m->length;
+    send_targets(m, targets);
+    for (int first = 0; first < rows; first += m->logit_rows) {
+        int n = MIN(m->logit_rows, rows - first);
+        Epilogue<T> to_wte = {};
+        to_wte.accumulate = first || add;
+        logits(m, first, n);
+        if (teacher) logits(teacher, first, n);
+        RUN(cross_entropy<T>, n, CLASSIFIER_THREADS, 0, m->logits, m->losses + first, m->targets + first, V,
+            m->Vp, grad_scale, teacher ? teacher->logits : (T *)NULL, temperature, weight);
+        if (grad_scale == 0) continue;
+        matmul(m->grads.wte, m->logits, m->lnf + (size_t)first * C, m->Vp, C, n, 1, 0, to_wte);
+        matmul(m->dnormed + (size_t)first * C, m->logits, m->w.wte, n, C, m->Vp, 0, 0, Epilogue<T>{});
+    }
+    RUN(sum_losses, 1, THREADS, 0, m->loss_sum, m->losses, rows, add);
+}
+
+// The layer norm's own gradients: dx +=, dweight +=, dbias +=.
+template <typename T> static void layernorm_gradients(Model<T> *m, float *dweight, float *dbias, const T *x,
+                                                      const T *weight, const float *mean, const float *rstd) {
+    int rows = m->B * m->length, C = m->shape.channels;
+    RUN(layernorm_backward<T>, blocks_for(rows, WARPS), THREADS, 0, m->dresidual, m->dnormed, x, weight, mean,
+        rstd, rows, C);
+    layernorm_parameters_backward(dweight, dbias, m->partial, m->dnormed, x, mean, rstd, rows, C);
+}
+
+// After forward: grads = grad_scale times the gradient of the summed loss, or += with add.
+template <typename T> static void backward(Model<T> *m, const uint16_t *targets, float grad_scale, int add,
+                                           Model<T> *teacher, float temperature, float weight) {
+    GpuShape g = m->shape;
+    ParameterTensors<T> w = m->w;
+    ParameterTensors<float> d = m->grads;
+    int B = m->B, length = m->length, C = g.channels, rows = B * length, L = g.num_layers;
+    size_t LC = (size_t)L * C;
+    if (!add) { // matrices are overwritten, the rest is added to
+        float *zero[] = {d.wpe,  d.ln1w, d.ln1b,    d.qkvb, d.attprojb, d.ln2w,
+                         d.ln2b, d.fcb,  d.fcprojb, d.lnfw, d.lnfb};
+        size_t n[] = {
+            (size_t)g.max_seq_len * C, LC, LC, 3 * LC, LC, LC, LC, 4 * LC, LC, (size_t)C, (size_t)C};
+        for (int i = 0; i < 11; i++) CUDA(cudaMemsetAsync(zero[i], 0, n[i] * sizeof(float), 0));
+    }
+    classifier(m, targets, grad_scale, add, teacher, temperature, weight);
+    CUDA(cudaMemsetAsync(m->dresidual, 0, (size_t)rows * C * sizeof(T), 0));
+    layernorm_gradients(m, d.lnfw, d.lnfb, m->residual + (size_t)L * rows * C, w.lnfw, m->lnf_mean,
+                        m->lnf_rstd);
+    for (int l = L - 1; l >= 0; l--) {
+        size_t at = (size_t)l * rows, matrix = (size_t)l * C * C;
+        T *x = m->residual + at * C, *x2 = m->residual2 + at * C, *fch = m->fch + at * 4 * C;
+        T *qkv = m->qkv + at * 3 * C, *atty = m->atty + at * C, *ln1w = w.ln1w + l * C,
+          *ln2w = w.ln2w + l * C;
+        float *mean1 = m->ln1_mean + at, *rstd1 = m->ln1_rstd + at, *mean2 = m->ln2_mean + at,
+              *rstd2 = m->ln2_rstd + at;
+        // the MLP; what enters its products is made once more
+        gelu_pass(m->fch_gelu, fch, (T *)NULL, (size_t)rows * 4 * C);
+        linear_backward(m->dwide, d.fcprojw + 4 * matrix, d.fcprojb + l * C, m->partial, m->dresidual,
+                        m->fch_gelu, w.fcprojw + 4 * matrix, rows, 4 * C, C, Epilogue<T>{0, NULL, NULL, fch},
+                        add);
+        layernorm((T *)NULL, m->normed, mean2, rstd2, x2, (T *)NULL, ln2w, w.ln2b + l * C, rows, C);
+        linear_backward(m->dnormed, d.fcw + 4 * matrix, d.fcb + l * 4 * C, m->partial, m->dwide, m->normed,
+                        w.fcw + 4 * matrix, rows, C, 4 * C, Epilogue<T>{}, add);
+        layernorm_gradients(m, d.ln2w + l * C, d.ln2b + l * C, x2, ln2w, mean2, rstd2);
+        // attention
+        linear_backward(m->dnormed, d.attprojw + matrix, d.attprojb + l * C, m->partial, m->dresidual, atty,
+                        w.attprojw + matrix, rows, C, C, Epilogue<T>{}, add);
+        attention_backward(m->dwide, m->D, m->dnormed, qkv, atty, m->lse + at * g.num_heads, B, length, C,
+                           g.num_heads);
+        layernorm((T *)NULL, m->normed, mean1, rstd1, x, (T *)NULL, ln1w, w.ln1b + l * C, rows, C);
+        linear_backward(m->dnormed, d.qkvw + 3 * matrix, d.qkvb + l * 3 * C, m->partial, m->dwide, m->normed,
+                        w.qkvw + 3 * matrix, rows, C, 3 * C, Epilogue<T>{}, add);
+        layernorm_gradients(m, d.ln1w + l * C, d.ln1b + l * C, x, ln1w, mean1, rstd1);
+    }
+    RUN(wte_backward<T>, dim3(m->runs, blocks_for(C, WARP)), THREADS, 0, d.wte, m->dresidual, m->tokens,
+        m->order, m->start, C);
+    RUN(wpe_backward<T>, blocks_for((size_t)length * C, THREADS), THREADS, 0, d.wpe, m->dresidual, B, length,
+        C);
+}
+
+// ============================================================================================================
+//    The border
+
+struct Gpu { // one of the two
+    Model<float> *f32;
+    Model<bf16> *bf16_;
+};
+
+const char *gpu_open(int device) {
+    static cudaDeviceProp properties;
+    int count = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess || count <= device)
+        fail("no GPU number %d that CUDA knows: %d are there; ./train_gpt2 trains on the CPU", device, count);
+    CUDA(cudaSetDevice(device));
+    CUDA(cudaGetDeviceProperties(&properties, device));
+    CUBLAS(cublasLtCreate(&cublas));
+    workspace = device_memory<char>(workspace_bytes);
+    optim_matmul = muon_matmul;
+    return properties.name;
+}
+
+int gpu_has_bf16(void) {
+    int device, major;
+    CUDA(cudaGetDevice(&device));
+    CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    return major >= 8;
+}
+
+size_t gpu_bytes(void) { return allocated_bytes; }
+
+float *gpu_share(size_t n) {
+    float *p = (float *)optim_allocate(n, sizeof(float));
+    if (!p) fail("the GPU has no room for %zu more MiB; use a smaller model or --batch", n >> 18);
+    allocated_bytes += n * sizeof(float);
+    return p;
+}
+void gpu_unshare(float *p) { optim_release(p); }
+void gpu_wait(void) { CUDA(cudaDeviceSynchronize()); }
+
+// Calls f of the model that m is.
+#define OF_MODEL(m, f, ...) ((m)->f32 ? f((m)->f32, ##__VA_ARGS__) : f((m)->bf16_, ##__VA_ARGS__))
+
+Gpu *gpu_create(GpuShape g, float *params, float *grads, int B, int length, int training, int half) {
+    Gpu *m = (Gpu *)calloc(1, sizeof *m);
+    if (!m) fail("out of memory");
+    if (g.channels % 8) fail("%d channels; a GPU reads 8 at once, so make it a multiple of 8", g.channels);
+    if (g.channels / g.num_heads > MAX_HEAD)
+        fail("heads of %d channels; on a GPU they have at most %d", g.channels / g.num_heads, MAX_HEAD);
+    if (half) m->bf16_ = model_create<bf16>(g, B, length, training);
+    else m->f32 = model_create<float>(g, B, length, training);
+    float_products = half ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
+    gpu_use(m, params, grads);
+    return m;
+}
+
+void gpu_free(Gpu *m) {
+    OF_MODEL(m, model_free);
+    free(m);
+}
+
+void gpu_use(Gpu *m, float *params, float *grads) {
+    OF_MODEL(m, model_use, params);
+    if (!grads) return;
+    if (m->f32) point_parameters(&m->f32->grads, grads, m->f32->shape);
+    else point_parameters(&m->bf16_->grads, grads, m->bf16_->shape);
+}
+
+void gpu_forward(Gpu *m, const uint16_t *tokens, int B, int length) {
+    OF_MODEL(m, forward, tokens, B, length);
+}
+
+template <typename T> static void logits_to_cpu(Model<T> *m, float *out, int first, int n) {
+    size_t V = m->shape.vocab_size, Vp = m->Vp;
+    T *rows = (T *)malloc(m->logit_rows * Vp * sizeof(T));
+    if (!rows) fail("out of memory");
+    for (int done = 0; done < n; done += m->logit_rows) {
+        int now = MIN(m->logit_rows, n - done);
+        logits(m, first + done, now);
+        CUDA(cudaMemcpy(rows, m->logits, now * Vp * sizeof(T), cudaMemcpyDeviceToHost));
+        for (size_t r = 0; r < (size_t)now; r++)
+            for (size_t i = 0; i < V; i++) out[(done + r) * V + i] = (float)rows[r * Vp + i];
+    }
+    free(rows);
+}
+void gpu_logits(Gpu *m, float *out, int first, int n) { OF_MODEL(m, logits_to_cpu, out, first, n); }
+
+void gpu_score(Gpu *m, const uint16_t *targets, int add) {
+    if (m->f32) classifier(m->f32, targets, 0, add, (Model<float> *)NULL, 1, 0);
+    else classifier(m->bf16_, targets, 0, add, (Model<bf16> *)NULL, 1, 0);
+}
+
+void gpu_backward(Gpu *m, const uint16_t *targets, float grad_scale, int add, Gpu *teacher, float temperature,
+                  float weight) {
+    if (m->f32)
+        backward(m->f32, targets, grad_scale, add, teacher ? teacher->f32 : (Model<float> *)NULL, temperature,
+                 weight);
+    else
+        backward(m->bf16_, targets, grad_scale, add, teacher ? teacher->bf16_ : (Model<bf16> *)NULL,
+                 temperature, weight);
+}
+
+double gpu_loss_sum(Gpu *m) {
+    gpu_wait();
+    return m->f32 ? *m->f32->loss_sum : *m->bf16_->loss_sum;
+}
+
+double gpu_norm2(const float *x, size_t n) { return optim_norm2(x, n); }
+
+// The C half chose and set the optimizer; its row there calls loops, the same row here calls kernels.
+int gpu_optim_start(void *optimizer, float *params, size_t n, const void *segments, int count) {
+    Optimizer *o = (Optimizer *)optimizer;
+    const OptimRow *cpu = o->row;
+    for (int i = 0; i < OPTIM_COUNT(optim_rows); i++)
+        if (!strcmp(optim_rows[i].name, cpu->name) && optim_rows[i].base == cpu->base)
+            o->row = &optim_rows[i];
+    return optim_start(o, params, n, (const OptimSegment *)segments, count);
+}
+void gpu_optim_step(void *optimizer, const float *grad, float scale, double factor, double loss,
+                    double loss_star) {
+    optim_step((Optimizer *)optimizer, grad, scale, factor, loss, loss_star);
+}
+void gpu_optim_eval(const void *optimizer, float *out) {
+    optim_eval_params((const Optimizer *)optimizer, out);
+}
+void gpu_optim_free(void *optimizer) { optim_free((Optimizer *)optimizer); }
+void gpu_copy(float *out, const float *x, size_t n) { optim_copy(optim_flat(n, NULL), out, x); }
+void gpu_proxy_gradient(float *out, const float *proxy, const float *g, const float *proxy_t, const float *x,
+                        const float *xt, double eta, size_t n) {
+    optim_proxy_gradient(out, proxy, g, proxy_t, x, xt, eta, n);
+}
+
+#else // the C half
+// From here on the optimizer that train_gpt2.c speaks of is the GPU's.
+#define optim_start gpu_optim_start
+#define optim_step gpu_optim_step
+#define optim_eval_params gpu_optim_eval
+#define optim_norm2 gpu_norm2
+#define optim_proxy_gradient gpu_proxy_gradient
+#include "train_gpt2.c"
+
+void gpu_die(const char *message) { die("%s", message); }
+
+// ============================================================================================================
+// 9  Teacher
+
+// Two models on one GPU: of a black-box teacher only the loss is read, with the student's; soft labels are
+// compared where the student's logits are (classifier).
+
+// ============================================================================================================
+// 12  The training loop
+
+typedef struct {
+    Run run; // as in train_gpt2.c; params_memory and grads_memory of its models are shared with the GPU
+    Gpu *model, *teacher; // teacher is NULL without one
+} GpuRun;
+
+static GpuShape shape_of(GPT2Config g) {
+    return (GpuShape){g.max_seq_len, g.vocab_size, g.num_layers, g.num_heads, g.channels};
+}
+
+// Brings a model that has been loaded or initialized to the GPU.
+static Gpu *move_to_gpu(GPT2 *m, int B, int T, int training, int bf16) {
+    float *params = gpu_share(m->num_parameters);
+    memcpy(params, m->params_memory, m->num_parameters * sizeof(float));
+    free(m->params_memory);
+    m->params_memory = params;
+    m->params = point_parameters(params, m->config);
+    if (training) {
+        m->grads_memory = gpu_share(m->num_parameters);
+        m->grads = point_parameters(m->grads_memory, m->config);
+    }
+    m->max_rows = B * T, m->max_T = T;
+    return gpu_create(shape_of(m->config), params, m->grads_memory, B, T, training, bf16);
+}
+
+// As train_gpt2.c's evaluate.
+static double gpu_evaluate(Gpu *gpu, const GPT2 *m, const Dataset *d, int T, size_t max_tokens) {
+    double sum = 0;
+    size_t count = 0;
+    if (max_tokens == 0) max_tokens = dataset_tokens(d);
+    for (int s = 0; s < d->num_shards && count < max_tokens; s++) {
+        size_t n = MIN(d->shards[s].count, max_tokens - count + 1);
+        for (size_t at = 0; at + 1 < n;) {
+            int t = (int)MIN((size_t)T, n - 1 - at),
+                b = t < T ? 1 : (int)MIN((size_t)(m->max_rows / T), (n - 1 - at) / T);
+            const uint16_t *x = d->shards[s].tokens + at;
+            for (int i = 0; i <= b * t; i++)
+                if (x[i] >= m->config.vocab_size)
+                    die("the validation data holds token %d, the model knows %d tokens", x[i],
+                        m->config.vocab_size);
+            gpu_forward(gpu, x, b, t);
+            gpu_score(gpu, x + 1, count > 0);
+            at += (size_t)b * t;
+            count += (size_t)b * t;
+        }
+    }
+    if (count) sum = gpu_loss_sum(gpu);
+    return count ? sum / (double)count : NAN;
+}
+
+// As train_gpt2.c's print_sample.
+static void gpu_print_sample(GpuRun *g) {
+    Run *run = &g->run;
+    const Tokenizer *t = &run->tokenizer;
+    int V = run->model.config.vocab_size, start = t->kind == TOKENIZER_GPT2 ? V - 1 : 0;
+    int window = MIN(run->model.max_T, run->model.config.max_seq_len);
+    uint16_t *tokens = resize(NULL, (SAMPLE_TOKENS + window) * sizeof *tokens);
+    float *logits = resize(NULL, V * sizeof *logits);
+    memset(tokens, 0,
+           (SAMPLE_TOKENS + window) * sizeof *tokens); // what comes later has no effect on what was before
+    for (int i = 0; i < MIN(V, t->vocab_size); i++) {
+        size_t length;
+        const char *bytes = tokenizer_token(t, i, &length);
+        if (t->kind != TOKENIZER_GPT2 && length == 1 && *bytes == '\n') start = i;
+    }
+    tokens[0] = (uint16_t)start;
+    printf("--- sample at step %ld\n", run->now.step);
+    for (int i = 0; i < SAMPLE_TOKENS; i++) {
+        int from = MAX(0, i + 1 - window);
+        gpu_forward(g->model, tokens + from, 1, window); // always of one shape
+        gpu_logits(g->model, logits, i - from, 1);
+        int next =
+            draw(logits, V, 0.8f, random_uniform(run->options.seed + 7, (uint64_t)run->now.step << 16 | i));
+        size_t length;
+        const char *bytes = next < t->vocab_size ? tokenizer_token(t, next, &length) : NULL;
+        if (bytes) fwrite(bytes, 1, length, stdout);
+        tokens[i + 1] = (uint16_t)next;
+    }
+    printf("\n---\n");
+    free(tokens), free(logits);
+}
+
+// As train_gpt2.c's, and the GPU's model follows.
+static void gpu_swap_evaluation_point(GpuRun *g, int enter) {
+    swap_evaluation_point(&g->run, enter);
+    gpu_use(g->model, g->run.model.params_memory, g->run.model.grads_memory);
+}
+
+static void gpu_save_checkpoint(GpuRun *g) {
+    Run *run = &g->run;
+    if (!*run->options.out) return;
+    gpu_swap_evaluation_point(g, 1);
+    gpu_wait();
+    gpt2_save(run->model.config, run->model.params_memory, path_in(run->options.out, "model.bin").s);
+    gpu_swap_evaluation_point(g, 0);
+    gpu_wait();
+    save_state(run);
+}
+
+// As train_gpt2.c's prepare, with the models' memory on the GPU.
+static void gpu_prepare(GpuRun *g, int bf16) {
+    Run *run = &g->run;
+    Options *o = &run->options;
+    GPT2 *m = &run->model;
+    Tokenizer *t = &run->tokenizer;
+    if (*o->out) { // one run at a time writes there
+        make_folder(o->out);
+        int folder = open(o->out, O_RDONLY | O_DIRECTORY);
+        if (folder < 0) die("cannot open the folder %s: %s", o->out, strerror(errno));
+        if (flock(folder, LOCK_EX | LOCK_NB))
+            die("another run is writing to %s; choose another --out", o->out);
+    }
+    if (*o->model) gpt2_load(m, o->model);
+    if (*o->teacher) gpt2_load(&run->teacher, o->teacher);
+
+    size_t length = 0;
+    char *text = is_shards(o->data) ? NULL : read_texts(o->data, &length);
+    if (*o->tokenizer) tokenizer_init(t, o->tokenizer, text, length, o->merges);
+    else if (!(*o->model && tokenizer_load(t, o->model)) && !(*o->teacher && tokenizer_load(t, o->teacher))) {
+        if (!text && *o->merges) tokenizer_init(t, "gpt2", NULL, 0, o->merges);
+        else if (text) tokenizer_init(t, "chars", text, length, NULL);
+    }
+    dataset_load(&run->train, o->data, t, text, length);
+    free(text);
+    if (*o->val) dataset_load(&run->val, o->val, t, NULL, 0);
+    else dataset_split(&run->train, &run->val);
+
+    if (!*o->model) {
+        GPT2Config config = {o->context, t->vocab_size ? t->vocab_size : 50257, o->layers, o->heads,
+                             o->channels};
+        check_config(config, "the command line");
+        gpt2_allocate(m, config);
+        gpt2_initialize(m, o->seed);
+    }
+    GPT2Config config = m->config;
+    if (t->vocab_size > config.vocab_size)
+        die("the tokenizer has %d tokens, the model knows %d; use the model's own tokenizer", t->vocab_size,
+            config.vocab_size);
+    run->B = o->batch, run->T = o->seq_len ? o->seq_len : config.max_seq_len;
+    if (run->T > config.max_seq_len)
+        die("--seq-len %d is longer than the model's context of %d", run->T, config.max_seq_len);
+    if (*o->teacher) {
+        GPT2Config tg = run->teacher.config;
+        if (tg.vocab_size != config.vocab_size)
+            die("the teacher knows %d tokens, the student %d; they must read the same text alike",
+                tg.vocab_size, config.vocab_size);
+        if (tg.max_seq_len < run->T)
+            die("the teacher's context is %d; use --seq-len %d", tg.max_seq_len, tg.max_seq_len);
+    } else if (optim_is_polyak(&run->optimizer))
+        die_usage("%s needs --teacher: its step comes from a teacher's loss", o->optimizer);
+    else if (!strcmp(o->distill, "soft")) die_usage("--distill soft needs --teacher");
+    if (o->clip < 0) o->clip = optim_is_polyak(&run->optimizer) ? 0 : 1;
+
+    const char *name = gpu_open(0);
+    if (bf16 < 0) bf16 = gpu_has_bf16();
+    g->model = move_to_gpu(m, run->B, run->T, 1, bf16);
+    if (*o->teacher) g->teacher = move_to_gpu(&run->teacher, run->B, run->T, 0, bf16);
+    start_optimizer(&run->optimizer, m);
+    run->x = allocate((size_t)run->B * run->T, sizeof *run->x);
+    run->y = allocate((size_t)run->B * run->T, sizeof *run->y);
+    run->loader = (DataLoader){&run->train, run->T, o->seed, 0, 0};
+    if (*o->proxy) {
+        size_t n = m->num_parameters;
+        dataset_load(&run->proxy.data, o->proxy, t, NULL, 0);
+        run->proxy.loader = (DataLoader){&run->proxy.data, run->T, (uint64_t)o->seed + 1, 0, 0};
+        run->proxy.x_t = gpu_share(n), run->proxy.g_t = gpu_share(n), run->proxy.h_t = gpu_share(n);
+    }
+    if (!strncmp(o->schedule, "refined:", 8))
+        run->schedule = refined_schedule(o->schedule + 8, o->steps, &run->optimizer);
+    run->now.val_loss = NAN;
+    run->identity = describe_run(o, &run->optimizer, config, run->train.hash ^ run->proxy.data.hash);
+
+    printf("model      %d layers, %d heads, %d channels, context %d, %d tokens: %zu parameters\n",
+           config.num_layers, config.num_heads, config.channels, config.max_seq_len, config.vocab_size,
+           m->num_parameters);
+    printf("data       %zu training tokens, %zu for validation\n", dataset_tokens(&run->train),
+           dataset_tokens(&run->val));
+    printf("step       %s, %d x %d x %d tokens, %s on %s\n", o->optimizer, o->accumulate, run->B, run->T,
+           bf16 ? "bf16" : "f32", name);
+    size_t optimizer_bytes = 0, bytes;
+    void *block;
+    const char *block_name;
+    for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &block_name); i++)
+        optimizer_bytes += bytes;
+    printf("memory     %.0f MB on the GPU: model, activations %.0f, optimizer %.0f\n",
+           (gpu_bytes() + optimizer_bytes) / 1e6, gpu_bytes() / 1e6, optimizer_bytes / 1e6);
+}
+
+// The mean gradient of `count` micro-batches, as train_gpt2.c's. The GPU is given all of it and nothing is
+// waited for; whoever wants the loss reads it after.
+static void gpu_gradient(GpuRun *g, DataLoader *loader, int count, int with_teacher) {
+    Run *run = &g->run;
+    const Options *o = &run->options;
+    Gpu *soft = with_teacher && !strcmp(o->distill, "soft") ? g->teacher : NULL;
+    float scale = 1.0f / ((float)run->B * (float)run->T * (float)count);
+    for (int i = 0; i < count; i++) {
+        loader_next(loader, run->x, run->y, run->B, run->model.config.vocab_size);
+        if (with_teacher)
+            gpu_forward(g->teacher, run->x, run->B, run->T), gpu_score(g->teacher, run->y, i > 0);
+        gpu_forward(g->model, run->x, run->B, run->T);
+        gpu_backward(g->model, run->y, scale, i > 0, soft, (float)o->temperature, (float)o->soft_weight);
+    }
+}
+
+// As train_gpt2.c's update.
+static void gpu_update(GpuRun *g, StepResult *r) {
+    Run *run = &g->run;
+    const Options *o = &run->options;
+    GPT2 *m = &run->model;
+    long step = run->now.step;
+    r->grad_norm = sqrt(optim_norm2(m->grads_memory, m->num_parameters));
+    if (!isfinite(r->loss) || !isfinite(r->grad_norm))
+        die("the loss or its gradient is not a number at step %ld; lower --lr, or look at the data",
+            step + 1);
+    float clip = o->clip > 0 && r->grad_norm > o->clip ? (float)(o->clip / r->grad_norm) : 1.0f;
+    double factor = run->schedule ? run->schedule[step]
+                                  : optim_schedule(o->schedule, step, o->steps, o->warmup, o->final_lr);
+    optim_step(&run->optimizer, m->grads_memory, clip, factor, r->loss, r->teacher_loss);
+    gpu_use(g->model, m->params_memory, m->grads_memory);
+    r->lr = optim_rate(&run->optimizer, factor);
+}
+
+// As train_gpt2.c's train_step.
+static StepResult gpu_train_step(GpuRun *g) {
+    Run *run = &g->run;
+    const Options *o = &run->options;
+    StepResult r = {0};
+    double targets = (double)run->B * run->T * o->accumulate;
+    gpu_gradient(g, &run->loader, o->accumulate, g->teacher != NULL);
+    r.loss = gpu_loss_sum(g->model) / targets;
+    r.teacher_loss = g->teacher ? gpu_loss_sum(g->teacher) / targets : 0;
+    if (!run->proxy.x_t) gpu_update(g, &r);
+    else {
+        Proxy *p = &run->proxy;
+        GPT2 *m = &run->model;
+        size_t n = m->num_parameters;
+        DataLoader again = p->loader;
+        double eta = o->proxy_eta > 0 ? o->proxy_eta : INFINITY;
+        gpu_copy(p->g_t, m->grads_memory, n);
+        gpu_copy(p->x_t, m->params_memory, n);
+        gpu_gradient(g, &p->loader, o->proxy_steps, 0);
+        gpu_copy(p->h_t, m->grads_memory, n);
+        for (int k = 0; k < o->proxy_steps; k++) {
+            gpu_gradient(g, &again, 1, 0);
+            optim_proxy_gradient(m->grads_memory, m->grads_memory, p->g_t, p->h_t, m->params_memory, p->x_t,
+                                 eta, n);
+            gpu_update(g, &r);
+        }
+    }
+    if (!g->teacher) r.teacher_loss = NAN;
+    return r;
+}
+
+// As train_gpt2.c's train.
+static void gpu_train(GpuRun *g) {
+    Run *run = &g->run;
+    const Options *o = &run->options;
+    double began = now() - run->now.seconds, tokens_per_second = 0;
+    while (run->now.step < o->steps && !interrupted) {
+        double start = now();
+        StepResult r = gpu_train_step(g);
+        run->now.step++;
+        double speed = (double)o->accumulate * run->B * run->T / (now() - start);
+        tokens_per_second = tokens_per_second ? 0.9 * tokens_per_second + 0.1 * speed : speed;
+        int last = run->now.step == o->steps,
+            evaluated = last || (o->eval_every && run->now.step % o->eval_every == 0);
+        if (evaluated || (o->sample_every && run->now.step % o->sample_every == 0)) {
+            gpu_swap_evaluation_point(g, 1);
+            if (evaluated)
+                run->now.val_loss = gpu_evaluate(g->model, &run->model, &run->val, run->T, o->eval_tokens);
+            if (o->sample_every && run->tokenizer.vocab_size &&
+                (last || run->now.step % o->sample_every == 0))
+                gpu_print_sample(g);
+            gpu_swap_evaluation_point(g, 0);
+        }
+        run->now.seconds = now() - began;
+        show_progress(run, r.loss, tokens_per_second);
+        if (run->log) {
+            fprintf(run->log, "%ld,%ld,%.3f,", run->now.step, run->now.step * o->accumulate * run->B * run->T,
+                    run->now.seconds);
+            log_number(run->log, r.loss, "%.6f", ',');
+            log_number(run->log, evaluated ? run->now.val_loss : NAN, "%.6f", ',');
+            log_number(run->log, r.teacher_loss, "%.6f", ',');
+            log_number(run->log, r.lr, "%.6g", ',');
+            log_number(run->log, r.grad_norm, "%.6g", '\n');
+            if (fflush(run->log)) die("cannot write %s/log.csv: %s", o->out, strerror(errno));
+        }
+        if (last || (o->save_every && run->now.step % o->save_every == 0) || interrupted)
+            gpu_save_checkpoint(g);
+    }
+}
+
+#ifndef TRAIN_GPT2_CU_NO_MAIN
+int main(int argc, char **argv) {
+    static GpuRun g;
+    Run *run = &g.run;
+    int bf16 = -1, kept = 1; // the one option that train_gpt2.c has not: --f32 trains without bf16
+    for (int i = 1; i < argc; i++)
+        if (!strcmp(argv[i], "--f32")) bf16 = 0;
+        else argv[kept++] = argv[i];
+    argv[kept] = NULL;
+    for (int i = 1; i < kept; i++)
+        if (!strcmp(argv[i], "--help") && i == kept - 1)
+            printf("train_gpt2cu: train_gpt2 on a GPU, with the same options, and\n\n"
+                   "  --f32                          all in float32 (else the layers are bf16, from compute "
+                   "capability 8 on)\n\n");
+    run->options = parse_command_line(kept, argv, &run->optimizer);
+    const Options *o = &run->options;
+    gpu_prepare(&g, bf16);
+    if (o->resume) {
+        gpu_wait();
+        if (load_state(run)) printf("resumed    at step %ld of %d\n", run->now.step, o->steps);
+        gpu_use(g.model, run->model.params_memory, run->model.grads_memory);
+    }
+    if (*o->out) {
+        if (!run->now.step) { // what another run left here is no longer a checkpoint
+            unlink(path_in(o->out, "state.bin").s);
+            unlink(path_in(o->out, "model.bin").s);
+        }
+        if (run->tokenizer.vocab_size) tokenizer_save(&run->tokenizer, o->out);
+        open_log(run);
+    }
+    struct sigaction action = {.sa_handler = on_signal};
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    gpu_train(&g);
+    if (interrupted && run->now.step < o->steps) {
+        printf("\nstopped at step %ld of %d", run->now.step, o->steps);
+        if (*o->out) printf("; the same command with --resume goes on");
+        printf("\n");
+        return 0;
+    }
+    if (isnan(run->now.val_loss) || o->steps == 0) { // nothing was trained
+        gpu_swap_evaluation_point(&g, 1);
+        run->now.val_loss = gpu_evaluate(g.model, &run->model, &run->val, run->T, o->eval_tokens);
+        gpu_swap_evaluation_point(&g, 0);
+        gpu_save_checkpoint(&g);
+    }
+    if (*o->export_hf) {
+        gpu_swap_evaluation_point(&g, 1);
+        gpu_wait();
+        gpt2_export_hf(run->model.config, run->model.params_memory, &run->tokenizer, o->export_hf);
+        gpu_swap_evaluation_point(&g, 0);
+    }
+    if (g.teacher) {
+        double loss = gpu_evaluate(g.teacher, &run->teacher, &run->val, run->T, o->eval_tokens);
+        printf("teacher val loss %.4f, the student is %+.4f from it\n", loss, run->now.val_loss - loss);
+    }
+    printf("final val loss %.4f\n", run->now.val_loss);
+    return 0;
+}
+#endif
+#endif
