@@ -48,6 +48,42 @@ dev/bench/bench: dev/bench/bench.c $(TRAINER)
 dev/bench/bench_blas: dev/bench/bench.c $(TRAINER)
 	$(CC) $(FLAGS) -DUSE_BLAS $< -o $@ $(LIBS) -lopenblas
 
+# The GPU's trainer: nvcc takes one half of train_gpt2.cu, the C compiler the other; test/cuda_on_cpu.h stands for a GPU.
+NVCC ?= nvcc
+CUDA_ARCH ?= 75 80 86 89 90 100 120
+NVCC_FLAGS = -std=c++17 -O3 --extended-lambda -Xcompiler -Wall,-Wextra \
+	$(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) \
+	-gencode arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH))
+NVCC_LIBS = -lcublasLt $(if $(OPENMP),-lgomp) $(LIBS)
+CUDA_ON_CPU = $(CXX) -std=c++17 -O2 -Wall -Wextra -Wno-unknown-pragmas -fno-strict-aliasing -fopenmp-simd \
+	-DLOGITS=16384 -DCLASSIFIER_THREADS=64 -include test/cuda_on_cpu.h -x c++
+
+build/gpu.o: train_gpt2.cu optim.h
+	@mkdir -p build
+	$(NVCC) $(NVCC_FLAGS) -c $< -o $@
+
+build/gpu_program.o: train_gpt2.cu $(TRAINER)
+	@mkdir -p build
+	$(CC) $(FLAGS) -x c -c $< -o $@
+
+build/cuda_on_cpu.o: train_gpt2.cu optim.h test/cuda_on_cpu.h
+	@mkdir -p build
+	$(CUDA_ON_CPU) -c $< -o $@
+
+train_gpt2cu: build/gpu.o build/gpu_program.o
+	$(NVCC) $^ -o $@ $(NVCC_LIBS)
+
+test/test_gpt2_cuda_gpu: build/gpu.o test/test_gpt2_cuda.c train_gpt2.cu test/check.h $(TRAINER)
+	$(CC) $(FLAGS) -c test/test_gpt2_cuda.c -o build/test_gpt2_cuda_gpu.o
+	$(NVCC) build/gpu.o build/test_gpt2_cuda_gpu.o -o $@ $(NVCC_LIBS)
+
+test/test_gpt2_cuda: build/cuda_on_cpu.o test/test_gpt2_cuda.c train_gpt2.cu test/check.h $(TRAINER)
+	$(CC) $(FLAGS) -DCUDA_ON_CPU -c test/test_gpt2_cuda.c -o build/test_gpt2_cuda.o
+	$(CXX) $(OPTIMIZE) build/cuda_on_cpu.o build/test_gpt2_cuda.o -o $@ $(LIBS)
+
+test/test_train_gpt2_cuda: build/cuda_on_cpu.o build/gpu_program.o
+	$(CXX) $(OPTIMIZE) $^ -o $@ $(LIBS)
+
 test/test_%: test/test_%.c test/check.h $(TRAINER)
 	$(CC) $(FLAGS) $< -o $@ $(LIBS)
 
@@ -72,6 +108,7 @@ bench: dev/bench/bench
 	bash dev/bench/bench.sh
 
 clean:
-	rm -rf build train_gpt2 dev/data/tales dev/data/tales.txt dev/convex dev/bench/bench dev/bench/bench_blas $(TESTS)
+	rm -rf build train_gpt2 dev/data/tales dev/data/tales.txt dev/convex dev/bench/bench dev/bench/bench_blas train_gpt2cu $(TESTS) \
+		test/test_gpt2_cuda test/test_gpt2_cuda_gpu test/test_train_gpt2_cuda
 
 .PHONY: all demo plot test test-full bench clean

@@ -80,6 +80,20 @@ if command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64 >/dev/
     LIBS="-lm -static" variant "model, NEON under qemu" "aarch64-linux-gnu-gcc $plain -O2 -fopenmp" test/test_gpt2.c qemu-aarch64
 else skip "model, NEON under qemu" "gcc-aarch64-linux-gnu and qemu-user are not installed"; fi
 
+# ---- the GPU's trainer, on a CPU; and compiled for GPUs where nvcc is
+if command -v g++ >/dev/null; then
+    if make -s test/test_gpt2_cuda test/test_train_gpt2_cuda >build/output 2>&1; then
+        run "CUDA on a CPU" test/test_gpt2_cuda
+        run "CUDA on a CPU, the trainer" bash test/test_gpt2_cuda.sh ./test/test_train_gpt2_cuda ./train_gpt2
+    else
+        total_failed=$((total_failed + 1))
+        echo "CUDA on a CPU does not compile"
+        head -n 10 build/output
+    fi
+else skip "CUDA on a CPU" "g++ is not installed"; fi
+if command -v nvcc >/dev/null; then run "CUDA compiled by nvcc" env CUDA_ARCH="$([ "$full" ] && echo "75 80 86 89 90 100 120" || echo 80)" bash test/test_nvcc.sh
+else skip "CUDA compiled by nvcc" "nvcc is not installed"; fi
+
 # ---- optimizers
 run "optimizers" test/test_optim
 [ ${#more_trajectories[@]} -gt 0 ] && run "optimizers, more golden files" test/test_optim "${more_trajectories[@]}"
