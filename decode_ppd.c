@@ -329,6 +329,13 @@ typedef struct {
     int threads;
 } Decoder;
 
+// The bytes of weights that a pass streams.
+static size_t decoder_bytes(const Decoder *d) {
+    size_t sum = matrix_bytes(&d->wte);
+    for (int l = 0; l < 4 * d->config.num_layers; l++) sum += matrix_bytes(&d->qkv[l]);
+    return sum;
+}
+
 static void decoder_init(Decoder *d, const GPT2 *m, WeightKind kind) {
     GPT2Config g = m->config;
     int C = g.channels, L = g.num_layers;
@@ -366,7 +373,7 @@ static void decoder_init(Decoder *d, const GPT2 *m, WeightKind kind) {
     d->fch = allocate_floats((size_t)MAX_ROWS * d->wide);
     d->logits_stride = round_up(g.vocab_size, 64);
     d->logits = allocate_floats((size_t)MAX_ROWS * d->logits_stride);
-    d->threads = omp_get_max_threads();
+    d->threads = (int)MIN((size_t)omp_get_max_threads(), 1 + decoder_bytes(d) / (4 << 20)); // less is not worth the waiting
     d->scratch = allocate(d->threads, sizeof *d->scratch);
     for (int t = 0; t < d->threads; t++) {
         d->scratch[t].normed = allocate_floats((size_t)MAX_ROWS * d->stride);
@@ -384,13 +391,6 @@ static void decoder_free(Decoder *d) {
     void *owned[] = {d->small_memory, d->qkv, d->keys, d->values, d->residual, d->atty, d->hidden, d->raw, d->fch, d->logits, d->scratch};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
     memset(d, 0, sizeof *d);
-}
-
-// The bytes of weights that a pass streams.
-static size_t decoder_bytes(const Decoder *d) {
-    size_t sum = matrix_bytes(&d->wte);
-    for (int l = 0; l < 4 * d->config.num_layers; l++) sum += matrix_bytes(&d->qkv[l]);
-    return sum;
 }
 
 // out = the layer norm of x (C); in place, too.
@@ -1379,3 +1379,757 @@ static void draw_cuts(PromptTrainer *t, uint64_t seed, long step) {
     for (int i = 0; i < t->B * t->cuts; i++)
         t->cut[i] = (int)(random_u64(seed + 5, (uint64_t)step * t->B * t->cuts + i) % (uint64_t)(t->T - t->n));
 }
+
+// ============================================================================================================
+// 7  The prompts file
+
+/* A PROMPTS file: PromptsHeader, n*copies*C floats (heads: n*(C*C+C)), PromptsTables, a hash of all before it. It belongs to
+one model, whose hash it has. How often a guess of some rank was right is counted on text that the model itself wrote
+after held-out beginnings: greedy text is what the guesses will meet. */
+#define PROMPTS_MAGIC "PPDFILE1"
+typedef struct {
+    char magic[8];
+    int32_t heads, n, copies, channels;
+    uint64_t model, steps;
+} PromptsHeader;
+
+typedef struct {
+    uint32_t seen[MAX_PROMPTS], right[MAX_PROMPTS][RANKS];             // for each distance, whatever came before
+    uint32_t seen_after[MAX_PROMPTS], right_after[MAX_PROMPTS][RANKS]; // where all nearer tokens were among the first 3 guesses
+    uint64_t machine[3];                                               // that the latencies are of; 0: none measured
+    float latency[3][MAX_ROWS];                                        // for each kind of weights, seconds of a pass
+} PromptsTables;
+
+typedef struct {
+    PromptsHeader header;
+    float *params;
+    PromptsTables tables;
+} Prompts;
+
+static void prompts_save(const Prompts *p, const char *path) {
+    size_t bytes = guesser_size(p->header.heads, p->header.n, p->header.copies, p->header.channels) * sizeof(float);
+    uint64_t hash = hash_bytes(hash_bytes(hash_bytes(0, &p->header, sizeof p->header), p->params, bytes), &p->tables, sizeof p->tables);
+    FILE *f = write_begin(path);
+    write_bytes(f, &p->header, sizeof p->header);
+    write_bytes(f, p->params, bytes);
+    write_bytes(f, &p->tables, sizeof p->tables);
+    write_bytes(f, &hash, sizeof hash);
+    write_commit(f, path);
+}
+
+static void prompts_load(Prompts *p, const char *path, GPT2Config g, uint64_t model) {
+    size_t size;
+    FILE *f = open_file(path, &size);
+    uint64_t stored;
+    PromptsHeader *h = &p->header;
+    if (fread(h, sizeof *h, 1, f) != 1 || memcmp(h->magic, PROMPTS_MAGIC, 8))
+        die("%s is not a file of prompt tokens; `decode_ppd train` makes one", path);
+    if ((h->heads != 0 && h->heads != 1) || h->n < 1 || h->n > MAX_PROMPTS || h->copies < 1 || h->copies > MAX_ROWS || h->n * h->copies > 48)
+        die("%s: %d prompts of %d copies cannot be: the file is damaged", path, h->n, h->copies);
+    if (h->channels != g.channels)
+        die("%s is for a model of %d channels, this one has %d; give the model it was trained for", path, h->channels, g.channels);
+    size_t count = guesser_size(h->heads, h->n, h->copies, h->channels), expected = sizeof *h + count * 4 + sizeof p->tables + 8;
+    if (size != expected) die("%s has %zu bytes, its shape asks for %zu: the file is damaged", path, size, expected);
+    if (h->model != model) die("%s was trained for another model; give that one, or train prompts for this one", path);
+    p->params = allocate_floats(count);
+    read_floats(f, p->params, count, F32, path, "the prompts");
+    if (fread(&p->tables, sizeof p->tables, 1, f) != 1 || fread(&stored, 8, 1, f) != 1) die("%s is cut short", path);
+    fclose(f);
+    if (stored != hash_bytes(hash_bytes(hash_bytes(0, h, sizeof *h), p->params, count * 4), &p->tables, sizeof p->tables))
+        die("%s is damaged: its checksum is wrong; train the prompts again", path);
+    for (int k = 0; k < 3 * MAX_ROWS; k++)
+        if (!(p->tables.latency[k / MAX_ROWS][k % MAX_ROWS] >= 0)) die("%s: a latency is not a number: the file is damaged", path);
+}
+
+static uint64_t model_hash(const GPT2 *m) {
+    return hash_bytes(hash_bytes(0, &m->config, sizeof m->config), m->params_memory, m->num_parameters * sizeof(float));
+}
+
+// A number for this machine and its threads, so that latencies of another one are not believed.
+static uint64_t machine_hash(int threads) {
+    char line[256] = "";
+    FILE *f = fopen("/proc/cpuinfo", "r");
+    while (f && fgets(line, sizeof line, f) && strncmp(line, "model name", 10)) {}
+    if (f) fclose(f);
+    return hash_bytes(threads, line, strlen(line)) | 1;
+}
+
+// A model ready to write text.
+typedef struct {
+    Tokenizer tokenizer;
+    Decoder decoder;
+    Prompts prompts;              // params NULL without
+    Matrix heads[MAX_PROMPTS];
+    Generator generator;
+    double latency[MAX_ROWS], tau, speedup;
+} Engine;
+
+// The best trees for the generator's guesses on this machine.
+static void engine_trees(Engine *e) {
+    Generator *g = &e->generator;
+    const PromptsTables *t = &e->prompts.tables;
+    TreeModel model = {.n = g->n, .copies = g->kind == GUESS_HEADS ? 0 : g->copies};
+    for (int d = 0; d < g->n; d++)
+        for (int r = 0; r < RANKS; r++) model.accuracy[d][r] = t->right_after[d][r] / (t->seen_after[d] + 1.0);
+    int most = g->kind == GUESS_HEADS ? MAX_ROWS / (1 + g->n) : MAX_ROWS - 16;
+    e->tau = best_trees(&model, e->latency, most, g->templates, &e->speedup);
+}
+
+// Gives a generator the guesses of a file that has been loaded.
+static void engine_guess(Engine *e) {
+    Prompts *p = &e->prompts;
+    Generator *g = &e->generator;
+    Decoder *d = &e->decoder;
+    int C = d->config.channels;
+    g->n = p->header.n, g->copies = p->header.copies;
+    g->kind = p->header.heads ? GUESS_HEADS : GUESS_PROMPTS;
+    if (!p->header.heads) d->prompts = p->params;
+    else {
+        for (int i = 0; i < g->n; i++) e->heads[i] = matrix_pack(p->params + (size_t)i * C * C, C, C, d->kind);
+        d->heads = e->heads, d->heads_bias = p->params + (size_t)g->n * C * C;
+    }
+    for (int k = 0; k <= g->n; k++)
+        g->templates[k] = (Template){.nodes = 1, .rows = 1 + g->n * g->copies, .chain = {g->n}, .parent = {-1}};
+}
+
+// Latencies from the file where it has this machine's, or measured now. Returns whether they were measured.
+static int engine_latency(Engine *e) {
+    int kind = e->decoder.kind, known = e->prompts.tables.machine[kind] == machine_hash(e->decoder.threads);
+    if (!known) measure_latency(&e->decoder, e->latency);
+    for (int r = 0; r < MAX_ROWS; r++)
+        if (known) e->latency[r] = e->prompts.tables.latency[kind][r];
+        else e->prompts.tables.latency[kind][r] = (float)e->latency[r];
+    e->prompts.tables.machine[kind] = machine_hash(e->decoder.threads);
+    e->generator.latency = e->latency;
+    return !known;
+}
+
+static void engine_start(Engine *e, const GPT2 *m, WeightKind kind) {
+    decoder_init(&e->decoder, m, kind);
+    e->generator = (Generator){.decoder = &e->decoder, .copies = 1};
+}
+
+// Loads a model and, if given, its prompts or heads.
+static void engine_load(Engine *e, const char *path, const char *prompts, WeightKind kind) {
+    GPT2 m;
+    gpt2_load(&m, path);
+    if (!tokenizer_load(&e->tokenizer, path)) die("%s has no tokenizer beside it (tokenizer.txt, tokenizer.bpe or tokenizer.json)", path);
+    if (e->tokenizer.vocab_size > m.config.vocab_size)
+        die("%s: the tokenizer has %d tokens, the model knows %d", path, e->tokenizer.vocab_size, m.config.vocab_size);
+    engine_start(e, &m, kind);
+    if (*prompts) {
+        prompts_load(&e->prompts, prompts, m.config, model_hash(&m));
+        engine_guess(e);
+        engine_latency(e);
+        engine_trees(e);
+    }
+    gpt2_free(&m);
+}
+
+// Counts into the tables how often guesses are right, on `tokens` tokens that the model writes after beginnings in `d`.
+static void measure_accuracy(Engine *e, const Dataset *data, int tokens) {
+    Generator *g = &e->generator;
+    PromptsTables *t = &e->prompts.tables;
+    int context = e->decoder.config.max_seq_len, begin = MAX(1, MIN(64, context / 4)), length = MAX(g->n + 1, MIN(128, context / 2));
+    int (*guesses)[MAX_PROMPTS][RANKS] = resize(NULL, (size_t)length * sizeof *guesses);
+    Shard shard = data->shards[0];
+    if (shard.count < (size_t)begin) die("the held-out text is shorter than %d tokens", begin);
+    int texts = MAX(1, tokens / length);
+    double start = now();
+    for (int text = 0; text < texts && now() - start < 40; text++) {
+        generator_text(g, shard.tokens + (shard.count - begin) / (size_t)texts * text, begin);
+        for (int i = 0; i < length; i++) {
+            generator_step(g, 1);
+            memcpy(guesses[i], g->guess, sizeof *guesses);
+            if (g->state < g->n) memset(guesses[i], -1, sizeof *guesses); // the context ends
+        }
+        for (int i = 0; i + g->n < length; i++) // guess d after token i was of token i+1+d
+            for (int distance = 0, near = 1; distance < g->n && guesses[i][0][0] >= 0; distance++) {
+                int rank = 0, truth = g->text[begin + i + 1 + distance];
+                while (rank < RANKS && guesses[i][distance][rank] != truth) rank++;
+                t->seen[distance]++, t->seen_after[distance] += near;
+                if (rank < RANKS) t->right[distance][rank]++, t->right_after[distance][rank] += near;
+                near = near && rank < 3;
+            }
+    }
+    free(guesses);
+}
+
+static double top_share(const PromptsTables *t, int distance, int k) {
+    double sum = 0;
+    for (int r = 0; r < k; r++) sum += t->right[distance][r];
+    return sum / MAX(1u, t->seen[distance]);
+}
+
+static void print_accuracy(const Prompts *p) {
+    for (int d = 0; d < p->header.n; d++)
+        printf("distance %d  top-1 %.3f  top-5 %.3f  top-10 %.3f   of the model's own text\n", d + 1, top_share(&p->tables, d, 1),
+               top_share(&p->tables, d, 5), top_share(&p->tables, d, 10));
+}
+
+// ============================================================================================================
+// 8  Command line
+
+typedef struct {
+    const char *model, *data, *val, *out, *ppd, *heads_file, *draft, *draft_ppd, *prompt, *weights;
+    int tokens, top_k, typical, ngram, seed, texts;
+    double temperature, top_p;
+    int prompts, copies, heads, joint, steps, batch, seq_len, cuts, save_every, resume, warmup;
+    double prompt_weight, final_lr, clip;
+    const char *optimizer, *base, *schedule, *out_model;
+    int num_hyper;
+    const char *hyper_name[64];
+    double hyper_value[64];
+} DecodeOptions;
+
+#define AT(name) offsetof(DecodeOptions, name)
+// `identity` says here to which commands an option belongs: 1 train, 2 run, 4 bench
+static const OptionRow decode_rows[] = {
+    {"model", 's', AT(model), "", "FILE|DIR", "the model: .bin, Hugging Face folder, run", 0, 0, 7},
+    {"data", 's', AT(data), DEFAULT_DATA, "FILE|GLOB", "text, or token shards", 0, 0, 5},
+    {"val", 's', AT(val), "", "FILE|GLOB", "held-out text; without it, the last tenth of --data", 0, 0, 5},
+    {"out", 's', AT(out), "", "PROMPTS", "the file to write", 0, 0, 1},
+    {"ppd", 's', AT(ppd), "", "PROMPTS", "prompt tokens (or heads) that `train` made", 0, 0, 6},
+    {"heads-file", 's', AT(heads_file), "", "HEADS", "heads to compare with (train --heads)", 0, 0, 4},
+    {"draft", 's', AT(draft), "", "FILE|DIR", "a smaller model of the same tokens, which proposes", 0, 0, 6},
+    {"draft-ppd", 's', AT(draft_ppd), "", "PROMPTS", "the draft's own prompt tokens", 0, 0, 6},
+    {"ngram", 'f', AT(ngram), "0", "", "propose what followed the last tokens before", 0, 0, 2},
+    {"prompt", 's', AT(prompt), "", "TEXT", "without it: standard input, each line a prompt", 0, 0, 2},
+    {"tokens", 'i', AT(tokens), "100", "N", "tokens to write", 1, 1e9, 6},
+    {"temperature", 'd', AT(temperature), "0", "X", "0: the likeliest token, always", 0, 1e3, 2},
+    {"top-k", 'i', AT(top_k), "0", "K", "draw among the K likeliest (0: all)", 0, 65536, 2},
+    {"top-p", 'd', AT(top_p), "1", "P", "draw among the likeliest that have P together", 1e-6, 1, 2},
+    {"typical", 'f', AT(typical), "0", "", "accept typical guesses: faster, another distribution", 0, 0, 2},
+    {"weights", 's', AT(weights), "f32", "f32|bf16|int8", "how weights are kept while decoding", 0, 0, 6},
+    {"texts", 'i', AT(texts), "8", "N", "beginnings to go on from", 1, 1e6, 4},
+    {"prompts", 'i', AT(prompts), "3", "N", "prompt tokens, or heads", 1, MAX_PROMPTS, 1},
+    {"copies", 'i', AT(copies), "1", "N", "copies of each, averaged (EPT)", 1, 16, 1},
+    {"heads", 'f', AT(heads), "0", "", "train Medusa-like heads instead", 0, 0, 1},
+    {"joint", 'f', AT(joint), "0", "", "train the model on, together with its prompts", 0, 0, 1},
+    {"out-model", 's', AT(out_model), "", "DIR", "where --joint writes the model", 0, 0, 1},
+    {"prompt-weight", 'd', AT(prompt_weight), "0.3", "X", "of the prompts' loss with --joint", 0, 1e3, 1},
+    {"steps", 'i', AT(steps), "600", "N", "optimizer steps", 0, 1e9, 1},
+    {"batch", 'i', AT(batch), "4", "B", "texts of a step", 1, 4096, 1},
+    {"seq-len", 'i', AT(seq_len), "0", "T", "tokens of a text (0: the context, at most 256)", 0, 1 << 20, 1},
+    {"cuts", 'i', AT(cuts), "32", "N", "cuts of a text", 1, 4096, 1},
+    {"optimizer", 's', AT(optimizer), "adamw", "NAME", "any of train_gpt2 --help, with its options", 0, 0, 1},
+    {"base", 's', AT(base), "", "NAME", "what gpa, iam and diloco are built on", 0, 0, 1},
+    {"schedule", 's', AT(schedule), "cosine", "NAME", "constant, cosine, linear, wsd", 0, 0, 1},
+    {"warmup", 'i', AT(warmup), "20", "N", "steps of linear warmup", 0, 1e9, 1},
+    {"final-lr", 'd', AT(final_lr), "0", "FRACTION", "of the rate at the end", 0, 1, 1},
+    {"clip", 'd', AT(clip), "1", "X", "largest gradient norm; 0: none", 0, 1e30, 1},
+    {"save-every", 'i', AT(save_every), "100", "N", "steps between checkpoints (PROMPTS.state); 0: none", 0, 1e9, 1},
+    {"resume", 'f', AT(resume), "0", "", "go on from PROMPTS.state", 0, 0, 1},
+    {"seed", 'i', AT(seed), "1337", "N", "of what is drawn", 0, 1e9, 7},
+};
+#define NUM_DECODE ((int)(sizeof decode_rows / sizeof *decode_rows))
+static const char *const commands[] = {"train", "run", "bench"};
+
+static void decode_help(void) {
+    printf("decode_ppd: text from a GPT-2, several tokens a pass.\n\n"
+           "  ./decode_ppd run   --model run --prompt \"Once upon a time\" --tokens 200\n"
+           "  ./decode_ppd train --model run --data text.txt --out run/prompts.ppd\n"
+           "  ./decode_ppd run   --model run --ppd run/prompts.ppd --prompt \"Once upon a time\"\n"
+           "  ./decode_ppd bench --model run --ppd run/prompts.ppd --data text.txt\n");
+    for (int c = 0; c < 3; c++) {
+        printf("\n%s\n", commands[c]);
+        for (int i = 0; i < NUM_DECODE; i++) {
+            const OptionRow *r = &decode_rows[i];
+            char left[64];
+            snprintf(left, sizeof left, "--%s %s", r->name, r->argument);
+            if (r->identity >> c & 1)
+                printf("  %-28s %s%s%s%s\n", left, r->help, *r->initial && r->type != 'f' ? " [" : "",
+                       r->type != 'f' ? r->initial : "", *r->initial && r->type != 'f' ? "]" : "");
+        }
+    }
+}
+
+static DecodeOptions decode_options(int argc, char **argv, int command) {
+    DecodeOptions o = {0};
+    for (int i = 0; i < NUM_DECODE; i++) set_option((Options *)&o, &decode_rows[i], decode_rows[i].initial);
+    for (int i = 2; i < argc; i++) {
+        if (strncmp(argv[i], "--", 2)) die_usage("unexpected argument '%s'; see --help", argv[i]);
+        const char *name = argv[i] + 2;
+        if (!strcmp(name, "help")) decode_help(), exit(0);
+        int row = 0;
+        while (row < NUM_DECODE && (strcmp(decode_rows[row].name, name) || !(decode_rows[row].identity >> command & 1))) row++;
+        int flag = row < NUM_DECODE && decode_rows[row].type == 'f';
+        if (!flag && i + 1 == argc) die_usage("--%s needs a value; see --help", name);
+        const char *value = flag ? "1" : argv[++i];
+        if (row < NUM_DECODE) set_option((Options *)&o, &decode_rows[row], value);
+        else if (command != 0) die_usage("--%s is no option of %s; see --help", name, commands[command]);
+        else if (o.num_hyper == 64) die_usage("too many options");
+        else o.hyper_name[o.num_hyper] = name, o.hyper_value[o.num_hyper++] = parse_number(name, value, 0);
+    }
+    if (!*o.model) die_usage("%s needs --model; see --help", commands[command]);
+    return o;
+}
+
+static WeightKind parse_kind(const char *text) {
+    for (int k = 0; k < 3; k++)
+        if (!strcmp(text, kind_names[k])) return k;
+    die_usage("--weights takes f32, bf16 or int8, not '%s'", text);
+}
+
+// Training and held-out tokens for a model.
+static void load_data(const DecodeOptions *o, const Tokenizer *t, Dataset *train, Dataset *val) {
+    dataset_load(train, o->data, t, NULL, 0);
+    if (*o->val) dataset_load(val, o->val, t, NULL, 0);
+    else dataset_split(train, val);
+    if (!dataset_tokens(val)) die("%s is too short to hold out a tenth of it", o->data);
+}
+
+// Writes up to `tokens` tokens after a prompt; returns how many. *seconds is the time after the prompt.
+static int write_text(Engine *e, const uint16_t *prompt, size_t n, int tokens, Writer *w, double *seconds) {
+    Generator *g = &e->generator;
+    int end = e->tokenizer.kind == TOKENIZER_GPT2 ? e->tokenizer.vocab_size - 1 : -1, made = 0;
+    generator_text(g, prompt, (int)n);
+    for (size_t i = 0; i < n; i++) writer_put(w, prompt[i]);
+    generator_prefill(g);
+    double start = now();
+    for (int done = 0; made < tokens && !done && !interrupted;) {
+        int from = g->length, got = generator_step(g, tokens - made);
+        for (int i = 0; i < got && !done; i++) {
+            done = g->text[from + i] == end;
+            if (!done) writer_put(w, g->text[from + i]);
+            made++;
+        }
+    }
+    *seconds += now() - start;
+    writer_end(w);
+    return made;
+}
+
+static int run_command(const DecodeOptions *o) {
+    static Engine engine, draft;
+    WeightKind kind = parse_kind(o->weights);
+    engine_load(&engine, o->model, o->ppd, kind);
+    Generator *g = &engine.generator;
+    g->sampling = (Sampling){o->temperature, o->top_k, o->top_p, o->typical, o->seed};
+    g->ngram = o->ngram;
+    if (*o->draft_ppd && !*o->draft) die_usage("--draft-ppd needs --draft, the model it belongs to");
+    if (*o->draft) {
+        engine_load(&draft, o->draft, o->draft_ppd, kind);
+        if (draft.decoder.config.vocab_size != engine.decoder.config.vocab_size)
+            die("the draft knows %d tokens, the model %d; they must read the same text alike", draft.decoder.config.vocab_size,
+                engine.decoder.config.vocab_size);
+        g->draft = &draft.generator;
+    }
+    if ((g->draft || g->ngram) && !g->latency) engine_latency(&engine);
+    size_t capacity = 0, count, prompts = 0;
+    char *line = NULL;
+    double seconds = 0;
+    long made = 0;
+    ssize_t length = (ssize_t)strlen(o->prompt);
+    while (!interrupted && (*o->prompt ? prompts == 0 : (length = getline(&line, &capacity, stdin)) >= 0)) {
+        const char *text = *o->prompt ? o->prompt : line;
+        while (!*o->prompt && length && (line[length - 1] == '\n' || line[length - 1] == '\r')) length--;
+        if (length == 0) continue;
+        uint16_t *tokens = tokenizer_encode(&engine.tokenizer, text, (size_t)length, &count);
+        if (count == 0 || count > INT32_MAX / 4) die("a prompt of %zu tokens; it must have some, and not billions", count);
+        Writer w = {.tokenizer = &engine.tokenizer, .file = stdout};
+        made += write_text(&engine, tokens, count, o->tokens, &w, &seconds);
+        putchar('\n');
+        prompts++;
+        free(tokens);
+    }
+    free(line);
+    if (!prompts) die("the prompt is empty; give --prompt TEXT, or lines on standard input");
+    if (fflush(stdout)) die("cannot write the text: %s", strerror(errno));
+    if (g->kind || g->draft || g->ngram)
+        fprintf(stderr, "%.2f tokens a pass of %.1f rows\n", made / (double)MAX(1, g->passes), g->rows / (double)MAX(1, g->passes));
+    fprintf(stderr, "%ld tokens in %.2f s, %.1f tokens/s\n", made, seconds, made / fmax(seconds, 1e-9));
+    return 0;
+}
+
+// What `train` works on, and all that its checkpoint holds.
+typedef struct {
+    PromptTrainer trainer;
+    Optimizer optimizer;
+    DataLoader loader;
+    float *params, *grads; // all that is trained: the prompts, jointly the model before them
+    size_t count;
+    char identity[4096];
+    struct { long step; uint64_t epoch, index; } now;
+} PromptRun;
+
+#define PROMPT_STATE_MAGIC "PPDRUN_1"
+// Writes, or with f open for reading takes up, the parts of the state after its identity.
+static void state_parts(PromptRun *r, FILE *f, uint64_t *hash, const char *path, int reading) {
+    void *block = &r->now;
+    size_t bytes = sizeof r->now;
+    const char *name;
+    for (int i = -2; i < 0 || optim_state(&r->optimizer, i, &block, &bytes, &name); i++) {
+        if (i == -1) block = r->params, bytes = r->count * sizeof(float);
+        if (reading) read_part(f, hash, block, bytes, path);
+        else write_part(f, hash, block, bytes);
+    }
+}
+
+static void prompt_state_save(PromptRun *r, const char *path) {
+    FILE *f = write_begin(path);
+    uint64_t hash = 0;
+    r->now.epoch = r->loader.epoch, r->now.index = r->loader.index;
+    write_bytes(f, PROMPT_STATE_MAGIC, 8);
+    write_part(f, &hash, r->identity, sizeof r->identity);
+    state_parts(r, f, &hash, path, 0);
+    write_bytes(f, &hash, sizeof hash);
+    write_commit(f, path);
+}
+
+static void prompt_state_load(PromptRun *r, const char *path) {
+    char magic[8], theirs[sizeof r->identity];
+    uint64_t hash = 0, stored;
+    FILE *f = fopen(path, "rb");
+    if (!f) die("cannot open %s: %s; start without --resume", path, strerror(errno));
+    if (fread(magic, 1, 8, f) != 8 || memcmp(magic, PROMPT_STATE_MAGIC, 8)) die("%s is not a checkpoint of this program", path);
+    read_part(f, &hash, theirs, sizeof theirs, path);
+    theirs[sizeof theirs - 1] = 0;
+    compare_identity(r->identity, theirs, path);
+    state_parts(r, f, &hash, path, 1);
+    if (fread(&stored, 8, 1, f) != 1 || stored != hash) die("%s is damaged; start anew without --resume", path);
+    fclose(f);
+    r->loader.epoch = r->now.epoch, r->loader.index = r->now.index;
+}
+
+// Puts everything that is trained into one flat array, and starts the optimizer on it. Prompts begin near the mean of
+// the tokens' embeddings, heads as the identity.
+static void start_prompts(PromptRun *r, const DecodeOptions *o) {
+    PromptTrainer *t = &r->trainer;
+    GPT2 *m = t->m;
+    GPT2Config g = m->config;
+    size_t model = t->joint ? m->num_parameters : 0, own = guesser_size(t->heads, t->n, t->copies, g.channels), offset = 0;
+    r->count = model + own;
+    r->params = allocate_floats(r->count), r->grads = allocate_floats(r->count);
+    t->params = r->params + model, t->grads = r->grads + model;
+    OptimSegment *segments = allocate((size_t)NUM_TENSORS * g.num_layers + 1, sizeof *segments);
+    int n = 0;
+    for (int i = 0; i < NUM_TENSORS && t->joint; i++) {
+        TensorShape s = tensor_shape(g, i);
+        for (int l = 0; l < MAX(s.layers, 1); l++, offset += layer_size(s), n++) {
+            segments[n] = (OptimSegment){offset, layer_size(s), 0, 0, s.cols > 0};
+            if (s.layers && s.cols) segments[n].rows = s.rows, segments[n].cols = s.cols;
+        }
+    }
+    segments[n++] = (OptimSegment){offset, own, 0, 0, 0};
+    if (!t->heads) {
+        random_normal(t->params, own, 0.01f, o->seed + 3);
+        for (int c = 0; c < g.channels; c++) {
+            double mean = 0;
+            for (int v = 0; v < g.vocab_size; v++) mean += m->params.wte[(size_t)v * g.channels + c] / g.vocab_size;
+            for (int i = 0; i < t->n * t->copies; i++) t->params[(size_t)i * g.channels + c] += (float)mean;
+        }
+    }
+    if (t->joint) {
+        memcpy(r->params, m->params_memory, model * sizeof(float));
+        free(m->params_memory), free(m->grads_memory);
+        m->params_memory = r->params, m->params = point_parameters(r->params, g);
+        m->grads_memory = r->grads, m->grads = point_parameters(r->grads, g);
+    }
+    optim_matmul = muon_matmul;
+    if (optim_init(&r->optimizer, o->optimizer)) die_usage("no optimizer is called '%s'; see train_gpt2 --help", o->optimizer);
+    if (*o->base && optim_set_base(&r->optimizer, o->base)) die_usage("--base %s does not go with %s", o->base, o->optimizer);
+    optim_set(&r->optimizer, "lr", t->joint ? 3e-4 : t->heads ? 1e-3 : 1e-2);
+    for (int i = 0; i < o->num_hyper; i++)
+        if (optim_set(&r->optimizer, o->hyper_name[i], o->hyper_value[i]))
+            die_usage("--%s %g is no option of train, nor of %s in that range", o->hyper_name[i], o->hyper_value[i], o->optimizer);
+    if (optim_start(&r->optimizer, r->params, r->count, segments, n)) die("out of memory for the optimizer");
+    free(segments);
+    if (isnan(optim_schedule(o->schedule, 0, 1, 0, 0))) die_usage("no schedule is called '%s' here; see --help", o->schedule);
+}
+
+// The evaluation point in the place of the parameters; `swap` keeps those.
+static void at_evaluation_point(PromptRun *r, float *swap) {
+    memcpy(swap, r->params, r->count * sizeof(float));
+    float *x = resize(NULL, r->count * sizeof(float));
+    optim_eval_params(&r->optimizer, x);
+    memcpy(r->params, x, r->count * sizeof(float));
+    free(x);
+}
+
+static void show_prompt_step(const PromptRun *r, const DecodeOptions *o, double loss, double rate) {
+    const PromptTrainer *t = &r->trainer;
+    static double shown;
+    int terminal = isatty(fileno(stdout)), last = r->now.step == o->steps;
+    if (terminal ? now() - shown < 0.2 && !last : r->now.step % MAX(1, o->steps / 10) && !last) return;
+    shown = now();
+    printf("%sstep %ld/%d | KL %.4f", terminal ? "\r\033[K" : "", r->now.step, o->steps, t->kl);
+    if (t->joint) printf(" | loss %.4f", loss);
+    printf(" | top-1/5");
+    for (int i = 0; i < t->n; i++) printf(" %.2f/%.2f", t->top1[i], t->top5[i]);
+    printf(" | %.0f tok/s | %.0f s left%s", rate, (o->steps - r->now.step) * (double)t->B * t->T / rate, terminal && !last ? "" : "\n");
+    fflush(stdout);
+}
+
+static int train_command(const DecodeOptions *o) {
+    static PromptRun run;
+    static Engine engine;
+    GPT2 m;
+    PromptTrainer *t = &run.trainer;
+    Dataset train = {0}, val = {0};
+    if (!*o->out) die_usage("train needs --out PROMPTS, the file to write");
+    if (o->joint && o->heads) die_usage("--joint goes with prompt tokens only");
+    if (o->joint && !*o->out_model) die_usage("--joint needs --out-model DIR, for the model that it trains");
+    if (o->prompts * o->copies > 48) die_usage("%d prompts of %d copies do not fit a pass; 48 rows at most", o->prompts, o->copies);
+    gpt2_load(&m, o->model);
+    if (!tokenizer_load(&engine.tokenizer, o->model) && !is_shards(o->data)) die("%s has no tokenizer beside it", o->model);
+    load_data(o, &engine.tokenizer, &train, &val);
+    int T = o->seq_len ? o->seq_len : MIN(256, m.config.max_seq_len);
+    if (T > m.config.max_seq_len || T <= o->prompts + 1)
+        die("--seq-len %d: it must be above --prompts + 1 and at most the model's context of %d", T, m.config.max_seq_len);
+    *t = (PromptTrainer){.m = &m, .n = o->prompts, .copies = o->heads ? 1 : o->copies, .cuts = o->cuts, .B = o->batch, .T = T,
+                         .heads = o->heads, .joint = o->joint, .weight = o->joint ? (float)o->prompt_weight : 1};
+    trainer_allocate(t);
+    start_prompts(&run, o);
+    run.loader = (DataLoader){&train, T, o->seed, 0, 0};
+    uint64_t hash = o->joint ? 0 : model_hash(&m);
+    snprintf(run.identity, sizeof run.identity, "model %016llx %s\ndata %016llx\nshape %d %d %d\nbatch %d %d %d\njoint %d %g\n"
+             "optimizer %s %s\nschedule %s %d %d %g %g\nseed %d\n", (unsigned long long)hash, o->model, (unsigned long long)train.hash,
+             t->heads, t->n, t->copies, t->B, T, t->cuts, t->joint, t->weight, o->optimizer, o->base, o->schedule, o->steps, o->warmup,
+             o->final_lr, o->clip, o->seed);
+    char state[4096];
+    if (snprintf(state, sizeof state, "%s.state", o->out) >= (int)sizeof state) die("the path %s is too long", o->out);
+    if (o->resume) prompt_state_load(&run, state), printf("resumed at step %ld of %d\n", run.now.step, o->steps);
+    printf("%zu trained numbers, %.6f%% of the model's %zu; %d texts of %d tokens, %d cuts each\n",
+           guesser_size(t->heads, t->n, t->copies, m.config.channels), 100.0 * guesser_size(t->heads, t->n, t->copies, m.config.channels) /
+           m.num_parameters, m.num_parameters, t->B, T, t->cuts);
+    if (o->joint && !run.now.step) printf("val loss %.4f before\n", evaluate(&m, &val, T, 50000));
+    uint16_t *x = allocate((size_t)t->B * T, sizeof *x), *y = allocate((size_t)t->B * T, sizeof *y);
+    double rate = 0;
+    while (run.now.step < o->steps && !interrupted) {
+        double start = now();
+        loader_next(&run.loader, x, y, t->B, m.config.vocab_size);
+        draw_cuts(t, o->seed, run.now.step);
+        double loss = prompt_step(t, x, y), norm = sqrt(optim_norm2(run.grads, run.count));
+        if (!isfinite(norm) || !isfinite(t->kl)) die("the loss is not a number at step %ld; lower --lr", run.now.step + 1);
+        optim_step(&run.optimizer, run.grads, o->clip > 0 && norm > o->clip ? (float)(o->clip / norm) : 1,
+                   optim_schedule(o->schedule, run.now.step, o->steps, o->warmup, o->final_lr), t->joint ? loss : t->kl, 0);
+        run.now.step++;
+        double speed = t->B * (double)T / (now() - start);
+        rate = rate ? 0.9 * rate + 0.1 * speed : speed;
+        show_prompt_step(&run, o, loss, rate);
+        if (o->save_every && (run.now.step % o->save_every == 0 || interrupted)) prompt_state_save(&run, state);
+    }
+    if (interrupted && run.now.step < o->steps) {
+        printf("\nstopped at step %ld of %d%s\n", run.now.step, o->steps, o->save_every ? "; the same command with --resume goes on" : "");
+        return 0;
+    }
+    float *swap = resize(NULL, run.count * sizeof(float));
+    at_evaluation_point(&run, swap);
+    if (o->joint) {
+        printf("val loss %.4f after\n", evaluate(&m, &val, T, 50000));
+        make_folder(o->out_model);
+        gpt2_save(m.config, m.params_memory, in_folder(o->out_model, "model.bin"));
+        tokenizer_save(&engine.tokenizer, o->out_model);
+    }
+    engine.prompts.header = (PromptsHeader){PROMPTS_MAGIC, t->heads, t->n, t->copies, m.config.channels, model_hash(&m), run.now.step};
+    engine.prompts.params = t->params;
+    for (int kind = 2; kind >= 0; kind--) { // latencies of all kinds; guesses are counted with f32
+        if (kind < 2) decoder_free(&engine.decoder);
+        engine_start(&engine, &m, kind);
+        engine_latency(&engine);
+    }
+    engine_guess(&engine);
+    measure_accuracy(&engine, &val, 4000);
+    prompts_save(&engine.prompts, o->out);
+    unlink(state);
+    print_accuracy(&engine.prompts);
+    engine_trees(&engine);
+    printf("%.2f tokens a pass, %.2f times as fast as plain decoding with f32 weights: predicted for this machine\n", engine.tau, engine.speedup);
+    return 0;
+}
+
+// ---- bench
+
+// Bytes a second that all threads together read from memory.
+static double read_bandwidth(void) {
+    size_t n = (size_t)64 << 20, best = 0;
+    float *x = allocate_floats(n), sink = 0;
+    for (int round = 0; round < 5; round++) {
+        double start = now();
+#pragma omp parallel for reduction(+ : sink) schedule(static)
+        for (size_t i = 0; i < n; i += 8 * VEC) {
+            vec s = {0};
+            for (int j = 0; j < 8; j++) s += *(const vec *)(x + i + j * VEC);
+            sink += s[0];
+        }
+        best = MAX(best, (size_t)((double)n * sizeof(float) / (now() - start)));
+    }
+    free(x);
+    return (double)best + sink;
+}
+
+// Perplexity of the first tokens of a text, by the decoder itself.
+static double perplexity(Decoder *d, const uint16_t *tokens, int n) {
+    double sum = 0;
+    d->past = 0;
+    for (int first = 0; first + 1 < n; first += MAX_ROWS) {
+        Batch b = {0};
+        for (int i = first; i < MIN(n - 1, first + MAX_ROWS); i++) batch_output(&b, batch_add(&b, tokens[i], b.rows - 1), 1, -1);
+        decoder_pass(d, &b);
+        for (int r = 0; r < b.rows; r++) {
+            const float *logits = d->logits + (size_t)r * d->logits_stride;
+            sum += log_sum_exp(logits, d->config.vocab_size, 1) - logits[tokens[first + r + 1]];
+        }
+        d->past += b.rows;
+    }
+    return exp(sum / (n - 1));
+}
+
+// Whether some 8 tokens in a row come twice in a text.
+static int loops(const uint16_t *text, int n) {
+    for (int i = 0; i + 8 <= n; i++)
+        for (int j = i + 1; j + 8 <= n; j++)
+            if (!memcmp(text + i, text + j, 8 * sizeof *text)) return 1;
+    return 0;
+}
+
+typedef struct {
+    const char *name;
+    Engine *engine;      // NULL: not asked for
+    int prompts, ngram;  // whether its prompts and n-grams are used
+    Engine *draft;
+    int draft_prompts;
+    double seconds[2];   // of texts that do not loop, and that do
+    long made[2], passes[2];
+    int identical;
+    size_t trained, memory;
+} Method;
+
+// Sets an engine's guesses on or off for a method.
+static void method_enter(const Method *w) {
+    Generator *g = &w->engine->generator;
+    g->kind = !w->prompts ? GUESS_NOTHING : w->engine->prompts.header.heads ? GUESS_HEADS : GUESS_PROMPTS;
+    g->state = 0, g->ngram = w->ngram, g->draft = w->draft ? &w->draft->generator : NULL;
+    g->accepted = g->proposed = 0;
+    if (w->draft) w->draft->generator.kind = w->draft_prompts ? GUESS_PROMPTS : GUESS_NOTHING, w->draft->generator.length = 0;
+}
+
+static void bench_kinds(const GPT2 *m, const uint16_t *tokens, int n, int make) {
+    double bandwidth = read_bandwidth(), base = 0;
+    printf("weights  bytes a token   tokens/s   GB/s   share of %.1f GB/s read   perplexity (%d tokens)\n", bandwidth / 1e9, n);
+    for (int kind = 0; kind < 3; kind++) {
+        Engine e = {0};
+        engine_start(&e, m, kind);
+        double ppl = perplexity(&e.decoder, tokens, n), fastest = 1e30;
+        if (kind == 0) base = ppl;
+        for (int round = 0; round < 3; round++) {
+            generator_text(&e.generator, tokens, 8);
+            generator_prefill(&e.generator);
+            double start = now();
+            for (int i = 0; i < make; i++) generator_step(&e.generator, 1);
+            fastest = fmin(fastest, (now() - start) / make);
+        }
+        double speed = decoder_bytes(&e.decoder) / fastest;
+        printf("%-8s %8.1f MB    %8.1f   %5.1f   %3.0f%%                     %.3f (%+.3f)\n", kind_names[kind], decoder_bytes(&e.decoder) / 1e6,
+               1 / fastest, speed / 1e9, 100 * speed / bandwidth, ppl, ppl - base);
+        decoder_free(&e.decoder);
+        free(e.generator.text);
+    }
+}
+
+static int bench_command(const DecodeOptions *o) {
+    static Engine engine, heads, draft;
+    WeightKind kind = parse_kind(o->weights);
+    Dataset train = {0}, val = {0};
+    GPT2 m;
+    if (*o->draft_ppd && !*o->draft) die_usage("--draft-ppd needs --draft, the model it belongs to");
+    engine_load(&engine, o->model, o->ppd, kind);
+    engine_latency(&engine);
+    if (*o->heads_file) engine_load(&heads, o->model, o->heads_file, kind);
+    if (*o->draft) {
+        engine_load(&draft, o->draft, o->draft_ppd, kind);
+        if (draft.decoder.config.vocab_size != engine.decoder.config.vocab_size) die("the draft's vocabulary is not the model's");
+    }
+    load_data(o, &engine.tokenizer, &train, &val);
+    int context = engine.decoder.config.max_seq_len, begin = MIN(64, MAX(1, context / 4));
+    Shard text = val.shards[0];
+    if (text.count < (size_t)begin + 9) die("the held-out text has only %zu tokens", text.count);
+    gpt2_load(&m, o->model);
+    bench_kinds(&m, text.tokens, (int)MIN(text.count, (size_t)MIN(512, context)), MIN(o->tokens, context / 2));
+    gpt2_free(&m);
+
+    int ppd = *o->ppd != 0, own = ppd && *o->draft_ppd;
+    Method methods[] = {
+        {.name = "plain", .engine = &engine},
+        {.name = "n-gram", .engine = &engine, .ngram = 1},
+        {.name = "heads", .engine = *o->heads_file ? &heads : NULL, .prompts = 1},
+        {.name = "PPD", .engine = ppd ? &engine : NULL, .prompts = 1},
+        {.name = "PPD + n-gram", .engine = ppd ? &engine : NULL, .prompts = 1, .ngram = 1},
+        {.name = "draft", .engine = *o->draft ? &engine : NULL, .draft = &draft},
+        {.name = "draft with PPD", .engine = *o->draft_ppd ? &engine : NULL, .draft = &draft, .draft_prompts = 1},
+        {.name = "PPD + draft", .engine = ppd && *o->draft ? &engine : NULL, .prompts = 1, .draft = &draft},
+        {.name = "PPD + draft with PPD", .engine = own ? &engine : NULL, .prompts = 1, .draft = &draft, .draft_prompts = 1},
+    };
+    int count = sizeof methods / sizeof *methods, looping = 0;
+    uint16_t *plain_text = resize(NULL, (size_t)o->tokens * sizeof *plain_text);
+    for (int i = 0; i < count; i++) methods[i].identical = 1;
+    for (int n = 0; n < o->texts && !interrupted; n++) { // text by text, in turns: what else the machine does hits all alike
+        const uint16_t *from = text.tokens + (text.count - begin) / (size_t)o->texts * n;
+        int loop = 0;
+        for (int i = 0; i < count; i++) {
+            Method *w = &methods[i];
+            if (!w->engine) continue;
+            Generator *g = &w->engine->generator;
+            method_enter(w);
+            generator_text(g, from, begin);
+            generator_prefill(g);
+            long passes = g->passes;
+            double start = now();
+            while (g->length < begin + o->tokens) generator_step(g, begin + o->tokens - g->length);
+            double took = now() - start;
+            if (i == 0) {
+                memcpy(plain_text, g->text + begin, (size_t)o->tokens * sizeof *plain_text);
+                looping += loop = loops(plain_text, o->tokens);
+            } else if (memcmp(plain_text, g->text + begin, (size_t)o->tokens * sizeof *plain_text)) w->identical = 0;
+            w->seconds[loop] += took, w->made[loop] += o->tokens, w->passes[loop] += g->passes - passes;
+        }
+    }
+    printf("\n%d texts of %d tokens, greedy, %s weights; %d of them loop (8 tokens in a row come twice) and are counted apart\n"
+           "%-22s %18s %18s %14s %18s %10s\n", o->texts, o->tokens, o->weights, looping, "", "tokens/s (loops)", "speedup (loops)",
+           "a pass (loops)", "trained, added MB", "identical");
+    for (int i = 0; i < count; i++) {
+        Method *w = &methods[i], *p = &methods[0];
+        double rate[2], base[2];
+        if (!w->engine) continue;
+        for (int l = 0; l < 2; l++) rate[l] = w->made[l] / fmax(w->seconds[l], 1e-12), base[l] = p->made[l] / fmax(p->seconds[l], 1e-12);
+        PromptsHeader h = w->engine->prompts.header, hd = draft.prompts.header;
+        size_t trained = w->prompts ? guesser_size(h.heads, h.n, h.copies, h.channels) : 0;
+        double added = trained * 4.0 + (w->prompts ? sizeof w->engine->generator.templates : 0);
+        if (w->draft) added += decoder_bytes(&draft.decoder);
+        if (w->draft_prompts) trained += guesser_size(0, hd.n, hd.copies, hd.channels);
+        printf("%-22s %8.1f (%7.1f) %8.2f (%7.2f) %6.2f (%5.2f) %9zu %8.3f %10s\n", w->name, rate[0], rate[1], rate[0] / fmax(base[0], 1e-12),
+               rate[1] / fmax(base[1], 1e-12), w->made[0] / fmax(w->passes[0], 1), w->made[1] / fmax(w->passes[1], 1), trained, added / 1e6,
+               w->identical ? "yes" : "no");
+    }
+    for (int i = 0; i < 3; i++) {
+        Engine *e = i == 0 ? &engine : i == 1 ? &heads : &draft;
+        if (!e->prompts.params) continue;
+        printf("\n%s: %.2f tokens a pass and speedup %.2f predicted\n", i == 0 ? "PPD" : i == 1 ? "heads" : "the draft's PPD", e->tau, e->speedup);
+        print_accuracy(&e->prompts);
+    }
+    int identical = 1;
+    for (int i = 0; i < count; i++) identical &= methods[i].identical;
+    printf("identical %s\n", identical ? "yes" : "no");
+    free(plain_text);
+    return 0;
+}
+
+static UNUSED int main_decode(int argc, char **argv) {
+    int command = 0;
+    if (argc < 2) die_usage("give a command: train, run or bench; see --help");
+    if (!strcmp(argv[1], "--help")) return decode_help(), 0;
+    while (command < 3 && strcmp(commands[command], argv[1])) command++;
+    if (command == 3) die_usage("'%s' is none of train, run, bench; see --help", argv[1]);
+    if (!getenv("GOMP_SPINCOUNT") && !getenv("OMP_WAIT_POLICY") && !setenv("GOMP_SPINCOUNT", "10000", 1))
+        execv("/proc/self/exe", argv); // as train_gpt2 does, see there
+    DecodeOptions o = decode_options(argc, argv, command);
+    struct sigaction action = {.sa_handler = on_signal};
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    return command == 0 ? train_command(&o) : command == 1 ? run_command(&o) : bench_command(&o);
+}
+
+#ifndef DECODE_NO_MAIN
+int main(int argc, char **argv) { return main_decode(argc, argv); }
+#endif
