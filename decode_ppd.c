@@ -644,7 +644,7 @@ static void writer_put(Writer *w, int token) {
         if ((c & 0xC0) != 0x80) fwrite(w->held, 1, w->n, w->file), w->n = 0; // a new character
         w->held[w->n++] = (char)c;
         unsigned char lead = (unsigned char)w->held[0];
-        int needed = lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : lead >= 0xC2 ? 2 : 1;
+        int needed = lead > 0xF4 ? 1 : lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : lead >= 0xC2 ? 2 : 1;
         if (w->n >= needed) fwrite(w->held, 1, w->n, w->file), w->n = 0;
     }
     fflush(w->file);
@@ -826,9 +826,11 @@ static int generator_step(Generator *g, int limit) {
     tree_add(&t, -1, g->text[g->length - 1], g->kind == GUESS_PROMPTS ? shape->chain[0] : 0, g->copies);
     node_of[0] = 0;
     for (int v = 1; v < shape->nodes && g->kind; v++) {
-        int parent = node_of[shape->parent[v]];
-        node_of[v] = parent < 0 || shape->depth[v] > MIN(room, limit - 1) ? -1 : // beyond what can be accepted
-            tree_add(&t, parent, g->guess[shape->depth[v] - 1][shape->rank[v]], g->kind == GUESS_PROMPTS ? shape->chain[v] : 0, g->copies);
+        int parent = node_of[shape->parent[v]], depth = shape->depth[v];
+        node_of[v] = -1;
+        if (parent < 0 || depth < 1 || depth > MIN(room, limit - 1)) continue; // beyond what can be accepted
+        int chain = g->kind == GUESS_PROMPTS ? shape->chain[v] : 0;
+        node_of[v] = tree_add(&t, parent, g->guess[depth - 1][shape->rank[v]], chain, g->copies);
     }
     int proposals = g->draft || g->ngram ? add_proposals(g, &t, MIN(room, limit - 1)) : 0;
 
