@@ -53,7 +53,10 @@ static inline int omp_get_max_threads(void) { return 1; }
 
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
-#define UNUSED __attribute__((unused)) // programs that include this file use parts of it
+#ifdef TRAIN_GPT2_NO_MAIN // programs that include this file use parts of it
+#pragma GCC diagnostic ignored "-Wunused-function"
+#endif
+#define UNUSED __attribute__((unused))
 #define DEFAULT_DATA "dev/data/tales.txt" // what dev/data/tales makes
 
 // ============================================================================================================
@@ -189,6 +192,18 @@ static inline float gelu(float x) {
 static inline float gelu_derivative(float x, float tanh_u) {
     float du = 0.7978845608f * (1.0f + 3.0f * 0.044715f * x * x);
     return 0.5f * (1.0f + tanh_u) + 0.5f * x * (1.0f - tanh_u * tanh_u) * du;
+}
+
+// The largest of n numbers, in VEC maxima side by side.
+static float largest_of(const float *x, int n) {
+    float m[VEC];
+    for (int j = 0; j < VEC; j++) m[j] = -INFINITY;
+    int i = 0;
+    for (; i + VEC <= n; i += VEC)
+        for (int j = 0; j < VEC; j++) m[j] = x[i + j] > m[j] ? x[i + j] : m[j];
+    for (; i < n; i++) m[0] = x[i] > m[0] ? x[i] : m[0];
+    for (int j = 1; j < VEC; j++) m[0] = m[j] > m[0] ? m[j] : m[0];
+    return m[0];
 }
 
 /* Matrix multiplication after Goto and van de Geijn (2008), in BLIS's words:  C (M x N) = A (M x K) B (K x N).
@@ -343,35 +358,46 @@ static __attribute__((noinline)) void pack_strips(float *strips, const float *a,
             for (int r = 0; r < MR; r++) strips[i * K + k * MR + r] = i + r < rows ? a[(i + r) * row + k * col] : 0.0f;
 }
 
-// Fetches into L2 what the block of B (K rows, cols columns) covers, share `part` of `parts`.
-static void prefetch_block(const float *b, long row, long col, int K, int cols, int part, int parts) {
-    long lines = row == 1 ? cols : K, length = row == 1 ? K : cols, stride = row == 1 ? col : row;
+// A block of A or B that will be packed or read soon: element (i,j) is at[i*row + j*col], and one of row and col is 1.
+typedef struct {
+    const float *at; // NULL: none
+    long row, col;
+    int rows, cols;
+} Block;
+
+// Asks for share `part` of `parts` of a block to be brought to L2, while other work goes on.
+static void prefetch_block(Block b, int part, int parts) {
+    if (!b.at) return;
+    long lines = b.row == 1 ? b.cols : b.rows, length = b.row == 1 ? b.rows : b.cols, stride = b.row == 1 ? b.col : b.row;
     for (long line = lines * part / parts; line < lines * (part + 1) / parts; line++)
-        for (long i = 0; i < length; i += 16) __builtin_prefetch(b + line * stride + i, 0, 2);
+        for (long i = 0; i < length + 15; i += 16) __builtin_prefetch(b.at + line * stride + MIN(i, length - 1), 0, 2);
 }
 
 // C (M,N; rows ldc apart) = A B, and the epilogue; one thread's work. A[i][k] is a[i*a_row + k*a_col], B[k][j] is
-// b[k*b_row + j*b_col]; of each pair of strides one is 1. b_next: the B of the product that will follow, or NULL.
-static void multiply(float *C, long ldc, const float *a, long a_row, long a_col, const float *b, long b_row,
-                     long b_col, int M, int N, int K, Epilogue e, const float *b_next) {
+// b[k*b_row + j*b_col]; of each pair of strides one is 1. a_next, b_next: where the operands of the product that will
+// follow begin, or NULL.
+static void multiply(float *C, long ldc, const float *a, long a_row, long a_col, const float *b, long b_row, long b_col,
+                     int M, int N, int K, Epilogue e, const float *a_next, const float *b_next) {
     static _Thread_local float panels[NT * KC] __attribute__((aligned(64)));
     static _Thread_local float strips[MC * KC] __attribute__((aligned(64)));
     vec tile[2 * MR];
     for (; N > NT; N -= NT, b += NT * b_col, C += NT) // heads wider than NT, which have no epilogue
-        multiply(C, ldc, a, a_row, a_col, b, b_row, b_col, M, NT, K, e, NULL);
+        multiply(C, ldc, a, a_row, a_col, b, b_row, b_col, M, NT, K, e, NULL, NULL);
     for (int k0 = 0; k0 < K; k0 += KC) {
-        int kc = MIN(KC, K - k0), first = k0 == 0, last = k0 + kc == K, blocks = (M + MC - 1) / MC;
-        const float *next = last ? b_next : b + (k0 + KC) * b_row;
+        int kc = MIN(KC, K - k0), first = k0 == 0, last = k0 + kc == K, next_kc = last ? MIN(KC, K) : MIN(KC, K - k0 - kc);
+        Block next_b = {last ? b_next : b + (k0 + kc) * b_row, b_row, b_col, next_kc, N};
         for (int j = 0; j < N; j += NR)
             pack_panel(panels + j * kc, b + k0 * b_row + j * b_col, b_row, b_col, kc, MIN(NR, N - j));
         for (int m = 0; m < M; m += MC) {
-            int mc = MIN(MC, M - m);
+            int mc = MIN(MC, M - m), direct = a_row == 1 ? 0 : mc / MR * MR; // rows of A that are read in place
             const float *block = a + m * a_row + k0 * a_col;
-            if (next) prefetch_block(next, b_row, b_col, MIN(KC, last ? K : K - k0 - KC), N, m / MC, blocks);
-            int direct = a_row == 1 ? 0 : mc / MR * MR; // rows of A that are read in place
+            Block next_a = {block + MC * a_row, a_row, a_col, MIN(MC, M - m - MC), kc};
+            if (m + MC >= M) next_a = (Block){last ? a_next : a + (k0 + kc) * a_col, a_row, a_col, MIN(MC, M), next_kc};
             pack_strips(strips + direct * kc, block + direct * a_row, a_row, a_col, kc, mc - direct);
+            prefetch_block(next_b, m / MC, (M + MC - 1) / MC);
             for (int j = 0; j < N; j += NR) {
                 int cols = MIN(NR, N - j), nv = panel_width(cols) / VEC;
+                prefetch_block(next_a, j / NR, (N + NR - 1) / NR);
                 for (int i = 0; i < mc; i += MR) {
                     int rows = MIN(MR, mc - i), packed = i >= direct;
                     const float *strip = packed ? strips + i * kc : block + i * a_row;
@@ -384,6 +410,12 @@ static void multiply(float *C, long ldc, const float *a, long a_row, long a_col,
             }
         }
     }
+}
+
+// The size of equal parts of n, each at most `most` and a multiple of `unit`, their number a multiple of `threads` if possible.
+static int share(int n, int threads, int most, int unit) {
+    int parts = threads * ((n + threads * most - 1) / (threads * most));
+    return ((n + parts - 1) / parts + unit - 1) / unit * unit;
 }
 
 static const Epilogue plain = {0}, accumulate = {.accumulate = 1};
@@ -406,17 +438,15 @@ static void matmul(float *C, const float *A, const float *B, int M, int N, int K
         }
 #else
     long a_row = trans_a ? 1 : K, a_col = trans_a ? M : 1, b_row = trans_b ? 1 : N, b_col = trans_b ? K : 1;
-    int mt = 264, nt = trans_a ? NT : NT / 2; // a transposed A is packed once for each task's columns
-#define TASKS ((M + mt - 1) / mt * ((N + nt - 1) / nt))
-    while (TASKS < 3 * omp_get_max_threads() && (mt > 2 * MR || nt > NR)) {
-        if (nt > NR && (!trans_a || nt >= mt || mt <= 2 * MR)) nt = (nt / 2 + NR - 1) / NR * NR;
-        else mt = (mt / 2 + MR - 1) / MR * MR;
-    }
-    int row_tasks = (M + mt - 1) / mt, tasks = TASKS;
-    mt = ((M + row_tasks - 1) / row_tasks + MR - 1) / MR * MR; // of equal size
-#pragma omp parallel for schedule(dynamic)
-    for (int task = 0; task < tasks; task++) {
-        int i = task % row_tasks * mt, j = task / row_tasks * nt;
+    // Tasks: rows are shared out first where A is the larger operand, so that a thread works on the rows that it has
+    // in cache from the layer before; columns where B is, so that it is packed once. mt and nt are multiples of MR and NR.
+    int threads = omp_get_max_threads(), by_rows = M >= N && !trans_a;
+    int mt = share(M, by_rows ? threads : 1, 264, MR), nt = share(N, by_rows ? 1 : threads, trans_a ? NT : NT / 2, NR);
+    if (!by_rows && (N + nt - 1) / nt < 2 * threads) mt = share(M, threads, 132, MR); // too few columns for all
+    int row_tasks = (M + mt - 1) / mt, col_tasks = (N + nt - 1) / nt;
+#pragma omp parallel for schedule(static)
+    for (int task = 0; task < row_tasks * col_tasks; task++) {
+        int i = (by_rows ? task / col_tasks : task % row_tasks) * mt, j = (by_rows ? task % col_tasks : task / row_tasks) * nt;
         Epilogue part = e;
         size_t at = (size_t)i * N + j;
         if (e.bias) part.bias += j;
@@ -424,7 +454,7 @@ static void matmul(float *C, const float *A, const float *B, int M, int N, int K
         if (e.times) part.times += at;
         if (e.gelu) part.gelu += at;
         multiply(C + at, N, A + i * a_row, a_row, a_col, B + j * b_col, b_row, b_col, MIN(mt, M - i), MIN(nt, N - j), K,
-                 part, j + 2 * nt <= N ? B + (j + nt) * b_col : NULL);
+                 part, i + mt < M ? A + (i + mt) * a_row : NULL, j + 2 * nt <= N ? B + (j + nt) * b_col : NULL);
     }
 #endif
 }
@@ -568,7 +598,7 @@ static void attention_forward(float *out, float *lse, const float *qkv, int B, i
     int HS = C / NH;
     long ld = 3L * C;
     float scale = 1.0f / sqrtf((float)HS);
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(static)
     for (int bh = 0; bh < B * NH; bh++) {
         const float *q = qkv + bh / NH * T * ld + bh % NH * HS, *k = q + C, *v = k + C;
         float *o = out + (size_t)(bh / NH) * T * C + bh % NH * HS;
@@ -578,22 +608,21 @@ static void attention_forward(float *out, float *lse, const float *qkv, int B, i
             for (int i = 0; i < nq; i++) max[i] = -INFINITY, sum[i] = 0;
             for (int k0 = 0; k0 < q0 + nq; k0 += BLOCK) {
                 int nk = MIN(BLOCK, q0 + nq - k0);
-                multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain, NULL);
+                multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain, NULL, NULL);
                 for (int i = 0; i < nq; i++) {
-                    float *row = p + i * BLOCK, m = max[i], total = 0;
-                    int seen = MIN(nk, q0 + i - k0 + 1); // keys up to the query itself
-#pragma omp simd reduction(max : m)
-                    for (int j = 0; j < seen; j++) m = row[j] * scale > m ? row[j] * scale : m;
+                    // keys after the query count as -infinity, so the loops go over whole blocks, without a tail
+                    float *row = p + i * BLOCK, total = 0;
+                    for (int j = MIN(nk, q0 + i - k0 + 1); j < BLOCK; j++) row[j] = -INFINITY;
+                    float m = MAX(max[i], largest_of(row, BLOCK) * scale);
 #pragma omp simd reduction(+ : total)
-                    for (int j = 0; j < seen; j++) total += row[j] = exp_f32(row[j] * scale - m);
-                    for (int j = seen; j < nk; j++) row[j] = 0;
+                    for (int j = 0; j < BLOCK; j++) total += row[j] = exp_f32(row[j] * scale - m);
                     float shrink = k0 ? exp_f32(max[i] - m) : 0;
                     sum[i] = sum[i] * shrink + total;
                     max[i] = m;
                     if (k0)
                         for (int c = 0; c < HS; c++) o[(size_t)(q0 + i) * C + c] *= shrink;
                 }
-                multiply(o + (size_t)q0 * C, C, p, BLOCK, 1, v + k0 * ld, ld, 1, nq, HS, nk, k0 ? accumulate : plain, NULL);
+                multiply(o + (size_t)q0 * C, C, p, BLOCK, 1, v + k0 * ld, ld, 1, nq, HS, nk, k0 ? accumulate : plain, NULL, NULL);
             }
             for (int i = 0; i < nq; i++) {
                 for (int c = 0; c < HS; c++) o[(size_t)(q0 + i) * C + c] *= 1.0f / sum[i];
@@ -610,7 +639,7 @@ static void attention_backward(float *dqkv, const float *dout, const float *qkv,
     int HS = C / NH;
     long ld = 3L * C;
     float scale = 1.0f / sqrtf((float)HS);
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(static)
     for (int bh = 0; bh < B * NH; bh++) {
         size_t to_qkv = bh / NH * T * ld + bh % NH * HS, to_out = (size_t)(bh / NH) * T * C + bh % NH * HS;
         const float *q = qkv + to_qkv, *k = q + C, *v = k + C, *o = out + to_out, *d_o = dout + to_out;
@@ -626,23 +655,22 @@ static void attention_backward(float *dqkv, const float *dout, const float *qkv,
             }
             for (int k0 = 0; k0 < q0 + nq; k0 += BLOCK) {
                 int nk = MIN(BLOCK, q0 + nq - k0);
-                multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain, NULL);
-                multiply(dp, BLOCK, d_o + (size_t)q0 * C, C, 1, v + k0 * ld, 1, ld, nq, nk, HS, plain, NULL);
+                multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain, NULL, NULL);
+                multiply(dp, BLOCK, d_o + (size_t)q0 * C, C, 1, v + k0 * ld, 1, ld, nq, nk, HS, plain, NULL, NULL);
                 for (int i = 0; i < nq; i++) {
                     float *pr = p + i * BLOCK, *dpr = dp + i * BLOCK, l = lse[(size_t)bh * T + q0 + i], Di = D[i];
-                    int seen = MIN(nk, q0 + i - k0 + 1);
+                    for (int j = MIN(nk, q0 + i - k0 + 1); j < BLOCK; j++) pr[j] = -INFINITY, dpr[j] = 0;
 #pragma omp simd
-                    for (int j = 0; j < seen; j++) {
+                    for (int j = 0; j < BLOCK; j++) {
                         pr[j] = exp_f32(pr[j] * scale - l);
                         dpr[j] = pr[j] * (dpr[j] - Di) * scale;
                     }
-                    for (int j = seen; j < nk; j++) pr[j] = dpr[j] = 0;
                 }
                 // the first query block to see these keys writes their gradients, later ones add
                 Epilogue add = q0 > k0 ? accumulate : plain;
-                multiply(dv + k0 * ld, ld, p, 1, BLOCK, d_o + (size_t)q0 * C, C, 1, nk, HS, nq, add, NULL);
-                multiply(dk + k0 * ld, ld, dp, 1, BLOCK, q + q0 * ld, ld, 1, nk, HS, nq, add, NULL);
-                multiply(dq + q0 * ld, ld, dp, BLOCK, 1, k + k0 * ld, ld, 1, nq, HS, nk, k0 ? accumulate : plain, NULL);
+                multiply(dv + k0 * ld, ld, p, 1, BLOCK, d_o + (size_t)q0 * C, C, 1, nk, HS, nq, add, NULL, NULL);
+                multiply(dk + k0 * ld, ld, dp, 1, BLOCK, q + q0 * ld, ld, 1, nk, HS, nq, add, NULL, NULL);
+                multiply(dq + q0 * ld, ld, dp, BLOCK, 1, k + k0 * ld, ld, 1, nq, HS, nk, k0 ? accumulate : plain, NULL, NULL);
             }
         }
     }
@@ -848,9 +876,7 @@ typedef struct {
 
 // log of the sum of exp(x / temperature), over n numbers.
 static float log_sum_exp(const float *x, int n, float temperature) {
-    float max = -INFINITY, sum = 0, scale = 1.0f / temperature;
-#pragma omp simd reduction(max : max)
-    for (int i = 0; i < n; i++) max = x[i] > max ? x[i] : max;
+    float max = largest_of(x, n), sum = 0, scale = 1.0f / temperature;
 #pragma omp simd reduction(+ : sum)
     for (int i = 0; i < n; i++) sum += exp_f32((x[i] - max) * scale);
     return max * scale + logf(sum);
@@ -877,12 +903,11 @@ static double classifier(GPT2 *m, const uint16_t *targets, float grad_scale, int
                 float hard = (1.0f - soft->weight) * grad_scale, kl = soft->weight * soft->temperature * grad_scale;
 #pragma omp simd
                 for (int i = 0; i < V; i++)
-                    x[i] = hard * exp_f32(x[i] - lse) + kl * (exp_f32(x[i] * t - x_lse) - exp_f32(y[i] * t - y_lse));
-                x[target] -= hard;
+                    x[i] = hard * (exp_f32(x[i] - lse) - (float)(i == target)) +
+                           kl * (exp_f32(x[i] * t - x_lse) - exp_f32(y[i] * t - y_lse));
             } else {
 #pragma omp simd
-                for (int i = 0; i < V; i++) x[i] = exp_f32(x[i] - lse) * grad_scale;
-                x[target] -= grad_scale;
+                for (int i = 0; i < V; i++) x[i] = grad_scale * (exp_f32(x[i] - lse) - (float)(i == target));
             }
         }
         if (grad_scale == 0) continue;
@@ -953,45 +978,54 @@ static double flops_per_token(GPT2Config g, int T) {
 #error "model files are little-endian and are read as they are"
 #endif
 
+// ---- files
+
 typedef struct {
     char s[4096];
 } Path;
 
-static UNUSED Path path_in(const char *folder, const char *name) {
+static Path path_in(const char *folder, const char *name) {
     Path p;
     size_t n = strlen(folder), slash = n > 0 && folder[n - 1] != '/';
-    if (n + slash + strlen(name) + 8 > sizeof p.s) die("the path %s/%s is too long", folder, name);
+    if (n + strlen(name) + 8 > sizeof p.s) die("the path %s/%s is too long", folder, name);
     sprintf(p.s, "%s%s%s", folder, slash ? "/" : "", name);
     return p;
 }
 
-static UNUSED Path folder_of(const char *path) {
+static Path folder_of(const char *path) {
     const char *slash = strrchr(path, '/');
     Path p = path_in(slash ? path : ".", "");
     if (slash) p.s[MAX(slash - path, 1)] = 0;
     return p;
 }
 
-static UNUSED int is_folder(const char *path) {
+static int file_exists(const char *path) { return access(path, F_OK) == 0; }
+
+static int is_folder(const char *path) {
     struct stat s;
     return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
 }
 
-static UNUSED int file_exists(const char *path) { return access(path, F_OK) == 0; }
-
-static UNUSED void make_folder(const char *path) {
+// Makes a folder, and those above it.
+static void make_folder(const char *path) {
+    Path part = path_in(path, "");
+    for (char *slash = strchr(part.s + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+        *slash = 0;
+        mkdir(part.s, 0777);
+        *slash = '/';
+    }
     if (mkdir(path, 0777) && !is_folder(path)) die("cannot make the folder %s: %s", path, strerror(errno));
 }
 
-// Memory that grows; what a file says decides its size only where the file is at least as large.
-static UNUSED void *resize(void *p, size_t bytes) {
+// Memory that grows. No number from a file comes here before it was compared with the file's size.
+static void *resize(void *p, size_t bytes) {
     p = realloc(p, bytes ? bytes : 1);
     if (!p) die("out of memory: %zu MiB more are needed", bytes >> 20);
     return p;
 }
 
-// FNV-1a's scheme over 8 bytes at a time, and the high bits mixed down: a checksum, not cryptography.
-static UNUSED uint64_t hash_bytes(uint64_t h, const void *p, size_t n) {
+// FNV-1a's scheme over 8 bytes at a time, with the high bits mixed down: a checksum, not cryptography.
+static inline uint64_t hash_bytes(uint64_t h, const void *p, size_t n) {
     const char *bytes = p;
     h = (h ^ n ^ 0xCBF29CE484222325ull) * 0x9E3779B97F4A7C15ull;
     for (; n; bytes += 8) {
@@ -1004,19 +1038,19 @@ static UNUSED uint64_t hash_bytes(uint64_t h, const void *p, size_t n) {
     return h;
 }
 
-// Opens a file for reading; size may be 0 for a pipe.
-static UNUSED FILE *open_file(const char *path, size_t *size) {
+// Opens a file for reading; the size of a pipe is 0.
+static FILE *open_file(const char *path, size_t *size) {
     struct stat s;
     FILE *f = fopen(path, "rb");
     if (!f || fstat(fileno(f), &s)) die("cannot open %s: %s; check the path", path, strerror(errno));
-    if (S_ISDIR(s.st_mode)) die("%s is a folder; give a file", path);
-    if (!S_ISREG(s.st_mode) && !S_ISFIFO(s.st_mode)) die("%s is neither a file nor a pipe; give a file", path);
+    if (!S_ISREG(s.st_mode) && !S_ISFIFO(s.st_mode))
+        die("%s is a %s; give a file", path, S_ISDIR(s.st_mode) ? "folder" : "device");
     *size = (size_t)s.st_size;
     return f;
 }
 
-// The whole file or pipe, and a zero byte after it; the caller frees it.
-static UNUSED char *read_file(const char *path, size_t *size) {
+// A whole file or pipe, and a zero byte behind it; the caller frees it.
+static char *read_file(const char *path, size_t *size) {
     size_t capacity, n = 0, got;
     FILE *f = open_file(path, &capacity);
     char *text = resize(NULL, capacity + 1);
@@ -1029,62 +1063,65 @@ static UNUSED char *read_file(const char *path, size_t *size) {
     return text;
 }
 
-/* Whatever this program writes is written under another name, brought to the disk, and renamed into place: at any
-moment there is either the old file or the new one, whole. */
-static UNUSED FILE *write_begin(const char *path) {
+// Whatever this program writes is written under another name, brought to the disk, and renamed into place: at
+// any moment there is either the old file or the new one, whole.
+static FILE *write_begin(const char *path) {
     Path temporary = path_in(path, "");
-    strcpy(temporary.s, path);
-    strcat(temporary.s, ".tmp");
+    snprintf(temporary.s, sizeof temporary.s, "%s.tmp", path);
     FILE *f = fopen(temporary.s, "wb");
     if (!f) die("cannot write %s: %s; choose another place", temporary.s, strerror(errno));
-    strcpy(unfinished_file, temporary.s);
+    memcpy(unfinished_file, temporary.s, sizeof unfinished_file);
     return f;
 }
 
-static UNUSED void write_failed(const char *path) {
+static void write_failed(const char *path) {
     die("cannot write %s: %s; make room or choose another place", path, strerror(errno));
 }
 
-static UNUSED void write_bytes(FILE *f, const void *p, size_t n) {
+static void write_bytes(FILE *f, const void *p, size_t n) {
     if (fwrite(p, 1, n, f) != n) write_failed(unfinished_file);
 }
 
-static UNUSED void write_commit(FILE *f, const char *path) {
-    if (ferror(f) || fflush(f) || fsync(fileno(f)) || fclose(f) || rename(unfinished_file, path)) write_failed(path);
+static void write_commit(FILE *f, const char *path) {
+    int failed = fflush(f) || ferror(f) || fsync(fileno(f)) || fclose(f) || rename(unfinished_file, path);
+    if (failed) write_failed(path);
     unfinished_file[0] = 0;
-    int folder = open(folder_of(path).s, O_RDONLY); // the name, too, has to reach the disk
+    int folder = open(folder_of(path).s, O_RDONLY); // the name has to reach the disk, too
     if (folder < 0 || (fsync(folder) && errno != EINVAL)) write_failed(path);
     close(folder);
 }
 
-// Dies unless a model of this shape can exist here: tokens are uint16, offsets of layers are computed in int.
-// `where` is the file, or whatever else said so.
-static UNUSED void check_config(GPT2Config g, const char *where) {
+// ---- models
+
+// Dies unless a model of this shape can exist here: tokens are uint16, offsets of layers are computed as int.
+// `where` is the file, or whatever else asked for the shape.
+static void check_config(GPT2Config g, const char *where) {
     const struct { const char *what; int value, max; } limits[] = {
-        {"context", g.max_seq_len, 1 << 20}, {"vocabulary", g.vocab_size, 1 << 16}, {"layers", g.num_layers, 1 << 12},
-        {"channels", g.channels, 1 << 16}, {"heads", g.num_heads, 1 << 16}};
+        {"a context", g.max_seq_len, 1 << 20}, {"a vocabulary", g.vocab_size, 1 << 16},
+        {"a number of layers", g.num_layers, 1 << 12}, {"a number of heads", g.num_heads, 1 << 16},
+        {"a number of channels", g.channels, 1 << 16}};
     for (int i = 0; i < 5; i++)
         if (limits[i].value < 1 || limits[i].value > limits[i].max)
-            die("%s: %s of %d; it must be from 1 to %d", where, limits[i].what, limits[i].value, limits[i].max);
+            die("%s: %s of %d; it must be 1 to %d", where, limits[i].what, limits[i].value, limits[i].max);
     if (g.channels % g.num_heads)
-        die("%s: %d heads cannot share %d channels; make channels a multiple of heads", where, g.num_heads, g.channels);
+        die("%s: %d heads cannot share %d channels; make these a multiple", where, g.num_heads, g.channels);
 }
 
 typedef enum { F32, F16, BF16 } NumberType;
 
-// out = the next n numbers of a file. A weight that is not finite would turn all it meets into NaN: refused.
-static UNUSED void read_floats(FILE *f, float *out, size_t n, NumberType type, const char *path, const char *tensor) {
+// out = the next n numbers of a file. A weight that is not finite would make everything NaN: it is refused.
+static void read_floats(FILE *f, float *out, size_t n, NumberType type, const char *path, const char *name) {
     static uint16_t half[16384];
     for (size_t first = 0; first < n; first += 16384) {
         size_t count = MIN(n - first, 16384);
         float *x = out + first;
         uint32_t largest = 0;
         if (type == F32 ? fread(x, 4, count, f) != count : fread(half, 2, count, f) != count)
-            die("%s ends within %s: it is cut short; copy or download it again", path, tensor);
+            die("%s ends within %s: it is cut short; copy or download it again", path, name);
         for (size_t i = 0; i < count; i++) {
             union { float f; uint32_t u; } bits = {.f = x[i]};
             if (type == BF16) bits.u = (uint32_t)half[i] << 16;
-            if (type == F16) { // the exponent is rebased by a product, which takes subnormal numbers along
+            if (type == F16) { // a product rebases the exponent, of subnormal numbers too
                 bits.u = (half[i] & 0x7FFFu) << 13;
                 bits.f = (half[i] & 0x7C00) == 0x7C00 ? INFINITY : bits.f * 0x1p112f;
                 bits.u |= (half[i] & 0x8000u) << 16;
@@ -1093,31 +1130,31 @@ static UNUSED void read_floats(FILE *f, float *out, size_t n, NumberType type, c
             largest = MAX(largest, bits.u & 0x7FFFFFFFu);
         }
         if (largest >= 0x7F800000u)
-            die("%s: a weight of %s is not a finite number: the file is damaged or its run diverged", path, tensor);
+            die("%s: a weight of %s is not finite: the file is damaged, or its run diverged", path, name);
     }
 }
 
-/* llm.c's model file: 256 int32 (magic, version, maxT, V, L, NH, C, Vp), then the tensors in the order of
-ParameterTensors, float32 (version 3) or bfloat16 (version 5). wte has Vp rows, V rounded up for the sake of GPUs;
-in memory here it has exactly V. */
+// llm.c's model file: 256 int32 (magic, version, maxT, V, L, NH, C, Vp), then the tensors in the order of
+// ParameterTensors, float32 (version 3) or bfloat16 (version 5). Its wte has Vp rows, V rounded up for GPUs;
+// in memory here it has V.
 #define MODEL_MAGIC 20240326
 
-static UNUSED void load_llmc(GPT2 *m, const char *path) {
+static void load_llmc(GPT2 *m, const char *path) {
     int32_t header[256];
     size_t size;
     FILE *f = open_file(path, &size);
     if (fread(header, 4, 256, f) != 256 || header[0] != MODEL_MAGIC)
-        die("%s is not a model of llm.c's format (GPT-2 .bin); give such a file, or a Hugging Face folder", path);
+        die("%s is not a model; give a .bin of llm.c's, a run's folder or a Hugging Face folder", path);
     if (header[1] != 3 && header[1] != 5)
         die("%s is of llm.c's version %d; only 3 (float32) and 5 (bfloat16) are read", path, header[1]);
     GPT2Config g = {header[2], header[3], header[4], header[5], header[6]}, padded = g;
     check_config(g, path);
     padded.vocab_size = header[7];
     if (header[7] < g.vocab_size || header[7] > 1 << 20)
-        die("%s: the vocabulary of %d is padded to %d: the file is damaged", path, g.vocab_size, header[7]);
+        die("%s pads a vocabulary of %d to %d: the file is damaged", path, g.vocab_size, header[7]);
     size_t width = header[1] == 3 ? 4 : 2, expected = sizeof header + width * count_parameters(padded);
     if (size != expected)
-        die("%s has %zu bytes, a model of its shape %zu: the file is damaged; copy it again", path, size, expected);
+        die("%s has %zu bytes, a model of its shape %zu: it is damaged; copy it again", path, size, expected);
     gpt2_allocate(m, g);
     float *x = m->params_memory;
     for (int i = 0; i < NUM_TENSORS; i++) {
@@ -1129,53 +1166,41 @@ static UNUSED void load_llmc(GPT2 *m, const char *path) {
     fclose(f);
 }
 
+// Writes version 3.
 static UNUSED void gpt2_save(const GPT2Config g, const float *params, const char *path) {
     int Vp = (g.vocab_size + 127) / 128 * 128;
-    int32_t header[256] = {MODEL_MAGIC, 3, g.max_seq_len, g.vocab_size, g.num_layers, g.num_heads, g.channels, Vp};
+    int32_t header[256] = {MODEL_MAGIC, 3, g.max_seq_len, g.vocab_size, g.num_layers, g.num_heads,
+                           g.channels, Vp};
     size_t wte = (size_t)g.vocab_size * g.channels;
-    float *zeros = resize(NULL, g.channels * sizeof(float));
-    memset(zeros, 0, g.channels * sizeof(float));
     FILE *f = write_begin(path);
     write_bytes(f, header, sizeof header);
     write_bytes(f, params, wte * sizeof(float));
-    for (int i = g.vocab_size; i < Vp; i++) write_bytes(f, zeros, g.channels * sizeof(float));
+    for (size_t i = wte; i < (size_t)Vp * g.channels; i++) write_bytes(f, &(float){0}, sizeof(float));
     write_bytes(f, params + wte, (count_parameters(g) - wte) * sizeof(float));
     write_commit(f, path);
-    free(zeros);
 }
 
-// ---- Hugging Face's format
+// ---- JSON: a text becomes the list of its values, in the order in which they stand there.
 
-// The text, shortened and on one line: for messages that quote what a file says.
-static UNUSED Path printable(const char *text, size_t n) {
-    Path p;
-    size_t count = MIN(n, 80);
-    for (size_t i = 0; i < count; i++) p.s[i] = (unsigned char)text[i] < 32 || text[i] == 127 ? '?' : text[i];
-    p.s[count] = 0;
-    return p;
-}
-
-// A JSON text as a list of its values in the order in which they stand there. An object's members are its keys and
-// values in turns.
 typedef struct {
-    char type;     // { [ " 0 (a number) t f n
-    char *text;    // a string without escapes and with a zero behind it, or the text of any other value
-    size_t length; // its bytes; for { and [ the number of members
-    size_t next;   // the value after this one and all within it
+    char type;     // { [ " t f n, or 0 for a number
+    char *text;    // where the value stands; strings are without escapes and have a zero behind them
+    size_t length; // bytes of text; the number of members of { and [
+    size_t next;   // the value after this one and all within it; members of { are key, value, key, value
 } JsonNode;
 
 typedef struct {
     JsonNode *nodes;
     size_t count, capacity;
-    char *text, *p, *end;
+    char *text, *p; // p: how far it has been read
     const char *path;
 } Json;
 
-static UNUSED void json_broken(const Json *j) {
+static void json_broken(const Json *j) {
     die("%s is not JSON from byte %zu on: the file is damaged", j->path, (size_t)(j->p - j->text));
 }
 
-static UNUSED int utf8_encode(char *out, int c) {
+static int utf8_encode(char *out, int c) {
     if (c < 0x80) return out[0] = (char)c, 1;
     int n = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
     for (int i = n - 1; i > 0; i--, c >>= 6) out[i] = (char)(0x80 | (c & 0x3F));
@@ -1183,32 +1208,30 @@ static UNUSED int utf8_encode(char *out, int c) {
     return n;
 }
 
-// The four hex digits of \uXXXX, or -1.
-static UNUSED int json_hex(const char *p) {
-    int c = 0;
-    for (int i = 0; i < 4; i++) {
-        if (!isxdigit((unsigned char)p[i])) return -1;
-        c = c * 16 + (isdigit((unsigned char)p[i]) ? p[i] - '0' : tolower((unsigned char)p[i]) - 'a' + 10);
-    }
-    return c;
+// The number of \uXXXX, or -1.
+static int json_hex(const char *p) {
+    char digits[5] = {0};
+    if (p[0] != '\\' || p[1] != 'u') return -1;
+    for (int i = 0; i < 4; i++)
+        if (!isxdigit((unsigned char)(digits[i] = p[2 + i]))) return -1;
+    return (int)strtol(digits, NULL, 16);
 }
 
-// Decodes a string in place; j->p stands on its opening quote. The text ends with a zero, so p[1] can be read.
-static UNUSED void json_string(Json *j, JsonNode *node) {
-    char *out = node->text = ++j->p;
-    for (; *j->p != '"'; j->p++) {
-        const char *escapes = "\"\"\\\\//b\bf\fn\nr\rt\t", *e;
+// Decodes a string in place, which never makes it longer. A zero ends the text, so p[1] can be looked at.
+static void json_string(Json *j, JsonNode *node) {
+    const char *escapes = "\"\"\\\\//b\bf\fn\nr\rt\t", *e;
+    char *out = node->text = j->p + 1;
+    for (j->p++; *j->p != '"'; j->p++) {
         if ((unsigned char)*j->p < 32) json_broken(j);
+        int c = json_hex(j->p);
         if (*j->p != '\\') *out++ = *j->p;
-        else if (*++j->p == 'u') {
-            int c = json_hex(j->p + 1), low = c >= 0xD800 && c < 0xDC00 && j->p[5] == '\\' ? json_hex(j->p + 7) : -1;
-            if (c < 0) json_broken(j);
-            if (low >= 0xDC00 && low < 0xE000 && j->p[6] == 'u') c = 0x10000 + ((c - 0xD800) << 10) + low - 0xDC00, j->p += 6;
-            if (c >= 0xD800 && c < 0xE000) c = 0xFFFD; // half of a pair
-            out += utf8_encode(out, c);
-            j->p += 4;
+        else if (c >= 0) {
+            int low = c >= 0xD800 && c < 0xDC00 ? json_hex(j->p + 6) : -1;
+            if (low >= 0xDC00 && low < 0xE000) c = 0x10000 + ((c - 0xD800) << 10) + low - 0xDC00, j->p += 6;
+            out += utf8_encode(out, c >= 0xD800 && c < 0xE000 ? 0xFFFD : c); // half of a pair is no character
+            j->p += 5;
         } else {
-            for (e = escapes; *e && *e != *j->p; e += 2) {}
+            for (j->p++, e = escapes; *e && *e != *j->p; e += 2) {}
             if (!*e) json_broken(j);
             *out++ = e[1];
         }
@@ -1218,35 +1241,37 @@ static UNUSED void json_string(Json *j, JsonNode *node) {
     *out = 0;
 }
 
-static UNUSED void json_space(Json *j) {
+static char json_peek(Json *j) {
     while (*j->p == ' ' || *j->p == '\t' || *j->p == '\n' || *j->p == '\r') j->p++;
+    return *j->p;
 }
 
-static UNUSED void json_value(Json *j, int depth) {
-    if (j->count == j->capacity) j->nodes = resize(j->nodes, (j->capacity = 2 * j->capacity + 64) * sizeof *j->nodes);
+static void json_expect(Json *j, char c) {
+    if (json_peek(j) != c) json_broken(j);
+    j->p++;
+}
+
+static void json_value(Json *j, int depth) {
+    if (j->count == j->capacity)
+        j->nodes = resize(j->nodes, (j->capacity = 2 * j->capacity + 64) * sizeof *j->nodes);
     size_t index = j->count++;
-    json_space(j);
-    JsonNode node = {.type = *j->p, .text = j->p};
+    JsonNode node = {.type = json_peek(j), .text = j->p};
     if (node.type == '"') json_string(j, &node);
     else if (node.type == '{' || node.type == '[') {
-        char close = node.type == '{' ? '}' : ']';
         if (depth > 64) json_broken(j);
-        for (j->p++, json_space(j); *j->p != close; node.length++) {
-            if (node.length && *j->p++ != ',') json_broken(j);
-            json_space(j);
+        for (j->p++; json_peek(j) != node.type + 2; node.length++) { // in ASCII ] is [ + 2, } is { + 2
+            if (node.length) json_expect(j, ',');
             if (node.type == '{') {
-                if (*j->p != '"') json_broken(j);
+                if (json_peek(j) != '"') json_broken(j);
                 json_value(j, depth + 1);
-                json_space(j);
-                if (*j->p++ != ':') json_broken(j);
+                json_expect(j, ':');
             }
             json_value(j, depth + 1);
-            json_space(j);
         }
         j->p++;
     } else if (node.type == '-' || isdigit((unsigned char)node.type)) {
         node.type = '0';
-        strtod(j->p, &j->p);
+        strtod(node.text, &j->p);
         node.length = (size_t)(j->p - node.text);
     } else {
         const char *word = node.type == 't' ? "true" : node.type == 'f' ? "false" : "null";
@@ -1258,203 +1283,195 @@ static UNUSED void json_value(Json *j, int depth) {
     j->nodes[index] = node;
 }
 
-// Takes over the text, which has a zero behind it. The file must hold one object.
-static UNUSED Json json_parse(char *text, size_t size, const char *path) {
-    Json j = {.text = text, .p = text, .end = text + size, .path = path};
+// Takes over the text, which has a zero behind it and must be one object.
+static Json json_parse(char *text, size_t size, const char *path) {
+    Json j = {.text = text, .p = text, .path = path};
+    if (json_peek(&j) != '{') json_broken(&j);
     json_value(&j, 0);
-    json_space(&j);
-    if (j.p != j.end || j.nodes[0].type != '{') json_broken(&j);
+    json_peek(&j);
+    if (j.p != text + size) json_broken(&j);
     return j;
 }
 
-static UNUSED Json json_read(const char *path) {
+static Json json_read(const char *path) {
     size_t size;
     char *text = read_file(path, &size);
     return json_parse(text, size, path);
 }
 
-static UNUSED void json_free(Json *j) { free(j->nodes), free(j->text); }
+static void json_free(Json *j) { free(j->nodes), free(j->text); }
 
-static UNUSED int json_is(const Json *j, size_t node, const char *text) {
-    return j->nodes[node].length == strlen(text) && !memcmp(j->nodes[node].text, text, strlen(text));
-}
-
-// The value of a key of an object, or 0 where there is none.
-static UNUSED size_t json_get(const Json *j, size_t object, const char *name) {
+// The value of a key in an object, or 0 where there is none.
+static size_t json_get(const Json *j, size_t object, const char *name) {
     if (j->nodes[object].type == '{')
         for (size_t key = object + 1; key < j->nodes[object].next; key = j->nodes[key + 1].next)
-            if (json_is(j, key, name)) return key + 1;
+            if (!strcmp(j->nodes[key].text, name)) return key + 1;
     return 0;
 }
 
-static UNUSED int64_t json_int(const Json *j, size_t node, int64_t min, int64_t max, const char *what) {
+static int json_is(const Json *j, size_t node, const char *text) {
+    JsonNode n = j->nodes[node];
+    if (n.type == '0') return isdigit((unsigned char)*text) && fabs(strtod(n.text, NULL) - atof(text)) < 1e-9;
+    return n.type != '{' && n.type != '[' && n.length == strlen(text) && !memcmp(n.text, text, n.length);
+}
+
+static int64_t json_int(const Json *j, size_t node, int64_t min, int64_t max, const char *what) {
     double x = j->nodes[node].type == '0' ? strtod(j->nodes[node].text, NULL) : NAN;
     if (!(x >= (double)min && x <= (double)max) || x != floor(x))
-        die("%s: %s is not a whole number from %lld to %lld", j->path, printable(what, strlen(what)).s, (long long)min,
-            (long long)max);
+        die("%s: %s is not a whole number from %lld to %lld", j->path, what, (long long)min, (long long)max);
     return (int64_t)x;
 }
 
-// A shape from config.json. Whatever there asks for another network than GPT-2's is refused by its name.
-static UNUSED GPT2Config read_hf_config(const char *path) {
-    static const struct { const char *name, *allowed[2]; } rules[] = {
-        {"model_type", {"gpt2"}}, {"activation_function", {"gelu_new", "gelu_pytorch_tanh"}},
-        {"tie_word_embeddings", {"true"}}, {"scale_attn_weights", {"true"}}, {"scale_attn_by_inverse_layer_idx", {"false"}},
-        {"reorder_and_upcast_attn", {"false"}}, {"add_cross_attention", {"false"}}, {"is_encoder_decoder", {"false"}},
-        {"quantization_config", {"null"}}};
-    Json j = json_read(path);
-    for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
-        size_t value = json_get(&j, 0, rules[i].name);
-        if (!value || json_is(&j, value, rules[i].allowed[0]) ||
-            (rules[i].allowed[1] && json_is(&j, value, rules[i].allowed[1]))) continue;
-        JsonNode *n = &j.nodes[value];
-        die("%s: %s is %s; only %s is GPT-2 as it is here", path, rules[i].name,
-            printable(n->text, n->type == '{' || n->type == '[' ? 1 : n->length).s, rules[i].allowed[0]);
-    }
-    size_t architectures = json_get(&j, 0, "architectures"), epsilon = json_get(&j, 0, "layer_norm_epsilon");
-    if (j.nodes[architectures].type == '[' && j.nodes[architectures].length) {
-        JsonNode *name = &j.nodes[architectures + 1];
-        if (!json_is(&j, architectures + 1, "GPT2LMHeadModel") && !json_is(&j, architectures + 1, "GPT2Model"))
-            die("%s: the architecture is %s; only GPT2LMHeadModel is read", path, printable(name->text, name->length).s);
-    }
-    if (epsilon && fabs(strtod(j.nodes[epsilon].text, NULL) - 1e-5) > 1e-9)
-        die("%s: layer_norm_epsilon is %s; only 1e-5 is GPT-2 as it is here", path, printable(j.nodes[epsilon].text, j.nodes[epsilon].length).s);
+// A text shortened and on one line, for messages that quote what a file says.
+static Path printable(const char *text, size_t n) {
+    Path p = {{0}};
+    for (size_t i = 0; i < MIN(n, 80); i++) p.s[i] = iscntrl((unsigned char)text[i]) ? '?' : text[i];
+    return p;
+}
+
+// ---- Hugging Face's folders
+
+// The shape of a model from config.json. What asks there for another network than GPT-2's is refused by name.
+static GPT2Config read_hf_config(const char *path) {
     const char *names[] = {"n_positions", "vocab_size", "n_layer", "n_head", "n_embd"};
-    int shape[5];
+    int shape[5] = {0};
+    char wide[32];
+    Json j = json_read(path);
     for (int i = 0; i < 5; i++) {
         size_t value = json_get(&j, 0, names[i]);
-        if (!value && i == 0) value = json_get(&j, 0, "n_ctx");
-        if (!value) die("%s does not say %s", path, names[i]);
-        shape[i] = (int)json_int(&j, value, INT32_MIN, INT32_MAX, names[i]);
+        if (value) shape[i] = (int)json_int(&j, value, INT32_MIN, INT32_MAX, names[i]);
     }
+    snprintf(wide, sizeof wide, "%lld", 4ll * shape[4]);
+    const char *rules[][3] = {
+        {"model_type", "gpt2"}, {"architectures", "GPT2LMHeadModel", "GPT2Model"}, {"n_inner", wide, "null"},
+        {"activation_function", "gelu_new", "gelu_pytorch_tanh"}, {"layer_norm_epsilon", "1e-5"},
+        {"tie_word_embeddings", "true"}, {"scale_attn_weights", "true"}, {"reorder_and_upcast_attn", "false"},
+        {"scale_attn_by_inverse_layer_idx", "false"}, {"add_cross_attention", "false"},
+        {"is_encoder_decoder", "false"}, {"quantization_config", "null"}};
+    for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
+        size_t value = json_get(&j, 0, rules[i][0]);
+        if (value && j.nodes[value].type == '[' && j.nodes[value].length) value++; // its first member
+        int other = rules[i][2] && json_is(&j, value, rules[i][2]);
+        if (!value || other || json_is(&j, value, rules[i][1])) continue;
+        JsonNode n = j.nodes[value];
+        die("%s: %s is %s; this GPT-2 has only %s", path, rules[i][0],
+            printable(n.text, n.type == '{' || n.type == '[' ? 1 : n.length).s, rules[i][1]);
+    }
+    json_free(&j);
     GPT2Config g = {shape[0], shape[1], shape[2], shape[3], shape[4]};
     check_config(g, path);
-    size_t inner = json_get(&j, 0, "n_inner");
-    if (inner && j.nodes[inner].type != 'n' && json_int(&j, inner, INT32_MIN, INT32_MAX, "n_inner") != 4 * g.channels)
-        die("%s: n_inner is not 4 n_embd, which GPT-2 here always has", path);
-    json_free(&j);
     return g;
 }
 
-// In Hugging Face's GPT-2 the weights of linear layers are (in,out): transposed against (out,in) here.
-static UNUSED int is_conv1d(TensorShape t) { return t.layers && t.cols; }
+// In Hugging Face's GPT-2 the weights of linear layers are (in,out), transposed against (out,in) here.
+static int is_linear(TensorShape t) { return t.layers && t.cols; }
 
-// The tensor that Hugging Face's name means, and its layer; -1: none of GPT-2's, -2: one that is not needed.
-static UNUSED int find_tensor(GPT2Config g, const char *name, int *layer) {
+// The tensor and the layer that a name means; -1: none of GPT-2's, -2: one that is not needed.
+static int find_tensor(GPT2Config g, const char *name, int *layer) {
+    char *rest = NULL;
     if (!strncmp(name, "transformer.", 12)) name += 12;
     *layer = 0;
-    if (!strcmp(name, "lm_head.weight")) return -2; // tied to wte, says the configuration
-    for (int i = 0; i < NUM_TENSORS; i++)
-        if (!strcmp(name, tensor_shape(g, i).hf_name)) return i;
-    char *rest;
-    *layer = !strncmp(name, "h.", 2) && isdigit((unsigned char)name[2]) ? (int)MIN(strtol(name + 2, &rest, 10), 99999) : -1;
-    if (*layer < 0 || *layer >= g.num_layers || *rest != '.') return -1;
-    if (!strcmp(rest, ".attn.bias") || !strcmp(rest, ".attn.masked_bias")) return -2; // causal masks of old files
-    for (int i = 0; i < NUM_TENSORS; i++)
-        if (tensor_shape(g, i).layers && !strcmp(rest, tensor_shape(g, i).hf_name + strlen("h.%d"))) return i;
+    if (!strcmp(name, "lm_head.weight")) return -2; // the configuration says it is wte
+    if (!strncmp(name, "h.", 2) && isdigit((unsigned char)name[2])) {
+        long number = strtol(name + 2, &rest, 10);
+        if (*rest != '.' || number >= g.num_layers) return -1;
+        if (!strcmp(rest, ".attn.bias") || !strcmp(rest, ".attn.masked_bias")) return -2; // old masks
+        *layer = (int)number;
+    }
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        TensorShape t = tensor_shape(g, i);
+        if (rest ? t.layers && !strcmp(rest, t.hf_name + strlen("h.%d")) : !strcmp(name, t.hf_name)) return i;
+    }
     return -1;
 }
 
-// The next numbers of a file, (in,out), into w (out,in).
-static UNUSED void read_transposed(FILE *f, float *w, int in, int out, NumberType type, const char *path, const char *name) {
-    float *rows = resize(NULL, 16 * (size_t)out * sizeof *rows);
-    for (int i = 0; i < in; i += 16) {
-        int n = MIN(16, in - i);
-        read_floats(f, rows, (size_t)n * out, type, path, name);
-        for (int o = 0; o < out; o++)
-            for (int k = 0; k < n; k++) w[(size_t)o * in + i + k] = rows[(size_t)k * out + o];
-    }
-    free(rows);
-}
-
-// safetensors: 8 bytes of header size, a JSON header {name: {dtype, shape, data_offsets}}, the numbers. Fills m, and
-// seen (NUM_TENSORS,L) where a tensor was found.
-static UNUSED void read_safetensors(GPT2 *m, char *seen, const char *path) {
+// safetensors: the header's size in 8 bytes, the header {name: {dtype, shape, data_offsets}}, the numbers.
+// They are put into m, and marked in seen (NUM_TENSORS,L).
+static void read_safetensors(GPT2 *m, char *seen, const char *path) {
     GPT2Config g = m->config;
-    uint64_t header_size;
+    uint64_t header_size = 0;
     size_t size;
     FILE *f = open_file(path, &size);
-    if (size < 8 || fread(&header_size, 8, 1, f) != 1 || header_size > size - 8)
-        die("%s is not a safetensors file: it has %zu bytes, and its header would be longer", path, size);
+    if (fread(&header_size, 8, 1, f) != 1 || header_size > size - 8)
+        die("%s is not a safetensors file, or cut short: its header would be larger than the file", path);
     char *header = resize(NULL, header_size + 1);
     if (fread(header, 1, header_size, f) != header_size) die("cannot read %s", path);
     header[header_size] = 0;
-    size -= 8 + header_size;
+    int64_t data = (int64_t)(size - 8 - header_size);
     Json j = json_parse(header, header_size, path);
     for (size_t key = 1; key < j.nodes[0].next; key = j.nodes[key + 1].next) {
-        const char *name = j.nodes[key].text;
-        int layer, i = find_tensor(g, name, &layer);
-        if (i == -2 || !strcmp(name, "__metadata__")) continue;
-        Path shown = printable(name, j.nodes[key].length);
-        if (i == -1) die("%s: a GPT-2 of %d layers has no tensor %s", path, g.num_layers, shown.s);
+        int layer, i = find_tensor(g, j.nodes[key].text, &layer);
+        if (i == -2 || json_is(&j, key, "__metadata__")) continue;
+        Path name = printable(j.nodes[key].text, j.nodes[key].length);
+        if (i == -1) die("%s: a GPT-2 of %d layers has no tensor %s", path, g.num_layers, name.s);
         TensorShape t = tensor_shape(g, i);
-        int conv1d = is_conv1d(t), first = conv1d ? t.cols : t.rows, second = conv1d ? t.rows : t.cols;
+        int linear = is_linear(t), first = linear ? t.cols : t.rows, second = linear ? t.rows : t.cols;
         size_t dtype = json_get(&j, key + 1, "dtype"), shape = json_get(&j, key + 1, "shape");
         size_t offsets = json_get(&j, key + 1, "data_offsets");
-        if (j.nodes[shape].type != '[' || j.nodes[shape].length != (t.cols ? 2u : 1u) ||
-            json_int(&j, shape + 1, 0, INT32_MAX, name) != first ||
-            (t.cols && json_int(&j, shape + 2, 0, INT32_MAX, name) != second))
-            die("%s: the shape of %s is not as config.json says: (%d,%d)", path, shown.s, first, second);
-        int type = json_is(&j, dtype, "F32") ? F32 : json_is(&j, dtype, "F16") ? F16 : json_is(&j, dtype, "BF16") ? BF16 : -1;
-        if (type < 0) die("%s: the numbers of %s are not F32, F16 or BF16; convert the model to one of them", path, shown.s);
-        if (j.nodes[offsets].type != '[' || j.nodes[offsets].length != 2) die("%s: %s lacks data_offsets", path, shown.s);
-        size_t begin = (size_t)json_int(&j, offsets + 1, 0, (int64_t)size, "an offset");
-        size_t end = (size_t)json_int(&j, offsets + 2, 0, (int64_t)size, "an offset");
-        if (end - begin != layer_size(t) * (type == F32 ? 4 : 2) || end < begin)
-            die("%s: the numbers of %s do not fill their shape: the file is damaged", path, shown.s);
-        if (seen[i * g.num_layers + layer]++) die("%s: %s is there twice", path, shown.s);
+        if (j.nodes[shape].type != '[' || j.nodes[shape].length != (second ? 2 : 1) ||
+            json_int(&j, shape + 1, 0, INT32_MAX, name.s) != first ||
+            (second && json_int(&j, shape + 2, 0, INT32_MAX, name.s) != second))
+            die("%s: the shape of %s is not config.json's (%d,%d)", path, name.s, first, second);
+        int type = json_is(&j, dtype, "F32") ? F32 : json_is(&j, dtype, "F16") ? F16 : BF16;
+        if (type == BF16 && !json_is(&j, dtype, "BF16")) die("%s: %s is not F32, F16 or BF16", path, name.s);
+        if (j.nodes[offsets].type != '[' || j.nodes[offsets].length != 2)
+            die("%s: %s has no data_offsets: the file is damaged", path, name.s);
+        int64_t begin = json_int(&j, offsets + 1, 0, data, name.s);
+        int64_t end = json_int(&j, offsets + 2, 0, data, name.s);
+        if (end - begin != (int64_t)layer_size(t) * (type == F32 ? 4 : 2))
+            die("%s: the numbers of %s do not fill its shape: the file is damaged", path, name.s);
+        if (seen[i * g.num_layers + layer]++) die("%s: %s is there twice", path, name.s);
         float *w = ((float **)&m->params)[i] + layer * layer_size(t);
-        if (fseeko(f, (off_t)(8 + header_size + begin), SEEK_SET)) die("cannot read %s", path);
-        if (conv1d) read_transposed(f, w, t.cols, t.rows, type, path, shown.s);
-        else read_floats(f, w, layer_size(t), type, path, shown.s);
+        fseeko(f, (off_t)(8 + header_size) + begin, SEEK_SET);
+        if (!linear) read_floats(f, w, layer_size(t), type, path, name.s);
+        float *row = resize(NULL, (size_t)t.rows * sizeof *row);
+        for (int c = 0; linear && c < t.cols; c++) {
+            read_floats(f, row, (size_t)t.rows, type, path, name.s);
+            for (int r = 0; r < t.rows; r++) w[(size_t)r * t.cols + c] = row[r];
+        }
+        free(row);
     }
     json_free(&j);
     fclose(f);
 }
 
-// A Hugging Face folder: config.json and model.safetensors, or the parts that model.safetensors.index.json names.
+// config.json, and model.safetensors or the parts that model.safetensors.index.json names.
 #define MAX_PARTS 1000
-static UNUSED void load_hf(GPT2 *m, const char *folder) {
-    Path config = path_in(folder, "config.json"), single = path_in(folder, "model.safetensors");
-    Path index = path_in(folder, "model.safetensors.index.json");
+static void load_hf(GPT2 *m, const char *folder) {
+    Path config = path_in(folder, "config.json"), index = path_in(folder, "model.safetensors.index.json");
     GPT2Config g = read_hf_config(config.s);
     const char *parts[MAX_PARTS] = {"model.safetensors"};
-    size_t bytes = 0, size, count = 1;
+    size_t count = 1, bytes = 0, size;
     Json j = {0};
-    if (!file_exists(single.s)) {
-        if (!file_exists(index.s))
-            die("%s has no model.safetensors; save the model with transformers' save_pretrained", folder);
+    if (!file_exists(path_in(folder, parts[0]).s)) {
+        if (!file_exists(index.s)) die("%s has no model.safetensors; write it by save_pretrained", folder);
         j = json_read(index.s);
-        size_t map = json_get(&j, 0, "weight_map");
+        size_t map = json_get(&j, 0, "weight_map"), i;
         count = 0;
         for (size_t key = map + 1; map && key < j.nodes[map].next; key = j.nodes[key + 1].next) {
-            size_t i = 0;
-            while (i < count && !json_is(&j, key + 1, parts[i])) i++;
+            JsonNode name = j.nodes[key + 1];
+            for (i = 0; i < count && !json_is(&j, key + 1, parts[i]);) i++;
             if (i < count) continue;
-            const char *name = j.nodes[key + 1].text;
-            if (j.nodes[key + 1].type != '"' || !*name || strchr(name, '/') || strlen(name) > 200 || count == MAX_PARTS)
-                die("%s: what it names is not a file beside it, or they are more than %d", index.s, MAX_PARTS);
-            parts[count++] = name;
+            if (name.type != '"' || strchr(name.text, '/') || name.length > 200 || count == MAX_PARTS)
+                die("%s should name at most %d files beside it: it is damaged", index.s, MAX_PARTS);
+            parts[count++] = name.text;
         }
     }
-    for (size_t i = 0; i < count; i++) {
-        fclose(open_file(path_in(folder, parts[i]).s, &size));
-        bytes += size;
-    }
+    for (size_t i = 0; i < count; i++, bytes += size) fclose(open_file(path_in(folder, parts[i]).s, &size));
     if (bytes / 2 < count_parameters(g))
-        die("%s asks for %zu parameters, but the files beside it have only %zu bytes", config.s, count_parameters(g), bytes);
+        die("%s means %zu parameters, but the model is of %zu bytes", config.s, count_parameters(g), bytes);
     gpt2_allocate(m, g);
     char *seen = allocate((size_t)NUM_TENSORS * g.num_layers, 1);
     for (size_t i = 0; i < count; i++) read_safetensors(m, seen, path_in(folder, parts[i]).s);
     for (int i = 0; i < NUM_TENSORS; i++)
         for (int l = 0; l < MAX(tensor_shape(g, i).layers, 1); l++)
             if (!seen[i * g.num_layers + l])
-                die("%s lacks the tensor %s of layer %d", folder, tensor_shape(g, i).hf_name, l);
+                die("%s lacks %s of layer %d; download it again", folder, tensor_shape(g, i).hf_name, l);
     free(seen);
     json_free(&j);
 }
 
-// Reads a model: llm.c's .bin, a run's folder (it has a model.bin), or a Hugging Face folder.
+// Reads a model: llm.c's .bin, a run's folder (with its model.bin), or a Hugging Face folder.
 static UNUSED void gpt2_load(GPT2 *m, const char *path) {
     if (!is_folder(path)) load_llmc(m, path);
     else if (file_exists(path_in(path, "model.bin").s)) load_llmc(m, path_in(path, "model.bin").s);
@@ -1470,18 +1487,18 @@ static UNUSED void gpt2_load(GPT2 *m, const char *path) {
 typedef enum { TOKENIZER_BYTES, TOKENIZER_CHARS, TOKENIZER_GPT2 } TokenizerKind;
 typedef struct Tokenizer {
     TokenizerKind kind;
-    int vocab_size;                  // V
-    char *text;                      // the bytes of all tokens, one after the other
+    int vocab_size;      // V
+    char *text;          // the bytes of all tokens, one after the other
     size_t text_size, text_capacity;
-    uint32_t *start;                 // (V+1) where each token begins in text
-    uint16_t *id_of;                 // chars: (0x110000) 1 + the token of a code point, 0 where there is none
+    uint32_t *start;     // (V+1) where each token begins in text
+    uint16_t *char_id;   // chars: (0x110000) 1 + the token of a code point, or 0
     // gpt2
-    uint32_t *slots;                 // (SLOTS) hash table from bytes to tokens
-    uint32_t *left;                  // (V) bytes of the left one of the two tokens that a merge joins
-    uint8_t *class_of;               // (0x110000) a code point's class, as in unicode_ranges
-    size_t longest;                  // bytes of the longest token
+    uint32_t *slots;     // (SLOTS) a hash table from bytes to tokens
+    uint32_t *left;      // (V) of a merge of two tokens: the bytes of the left one
+    uint8_t *char_class; // (0x110000) of a code point, as in unicode_ranges
+    size_t longest;      // bytes of the longest token
 } Tokenizer;
-#define MAX_CODE_POINT 0x10FFFF
+#define MAX_CHAR 0x10FFFF
 #define SLOTS (1 << 17)
 
 // The code point at p and its length in bytes; -1 and 1 where the bytes are not UTF-8.
@@ -1496,72 +1513,68 @@ static inline int utf8_decode(const char *p, const char *end, int *length) {
         if ((s[i] & 0xC0) != 0x80) return -1;
         c = c << 6 | (s[i] & 0x3F);
     }
-    if (c < least[n] || c > MAX_CODE_POINT || (c >= 0xD800 && c < 0xE000)) return -1;
+    if (c < least[n] || c > MAX_CHAR || (c >= 0xD800 && c < 0xE000)) return -1;
     *length = n;
     return c;
 }
 
 static UNUSED void tokenizer_free(Tokenizer *t) {
-    free(t->text), free(t->start), free(t->id_of), free(t->slots), free(t->left), free(t->class_of);
+    free(t->text), free(t->start), free(t->char_id), free(t->slots), free(t->left), free(t->char_class);
     memset(t, 0, sizeof *t);
 }
 
 // Appends a token; the callers see to it that there are at most 65536.
-static UNUSED void add_token(Tokenizer *t, const char *bytes, size_t n) {
+static void add_token(Tokenizer *t, const char *bytes, size_t n) {
     if (!t->start) t->start = resize(NULL, 65537 * sizeof *t->start), t->start[0] = 0;
-    if (t->text_size + n > t->text_capacity) t->text = resize(t->text, t->text_capacity = 2 * (t->text_size + n));
+    if (n > UINT32_MAX - t->text_size) die("the tokens of a tokenizer are longer than 4 GiB together");
+    if (t->text_size + n > t->text_capacity)
+        t->text = resize(t->text, t->text_capacity = 2 * (t->text_size + n));
     memcpy(t->text + t->text_size, bytes, n);
     t->start[++t->vocab_size] = (uint32_t)(t->text_size += n);
 }
 
-static UNUSED void bytes_init(Tokenizer *t) {
+static void bytes_init(Tokenizer *t) {
     t->kind = TOKENIZER_BYTES;
     for (int i = 0; i < 256; i++) add_token(t, &(char){(char)i}, 1);
 }
 
-// Makes a tokenizer of n characters (code points), in this order.
-static UNUSED void chars_init(Tokenizer *t, const int *characters, int n, const char *path) {
-    t->kind = TOKENIZER_CHARS;
-    t->id_of = allocate(MAX_CODE_POINT + 1, sizeof *t->id_of);
-    for (int i = 0; i < n; i++) {
-        char bytes[4];
-        if (t->id_of[characters[i]]) die("%s has the character U+%04X twice", path, characters[i]);
-        add_token(t, bytes, utf8_encode(bytes, characters[i]));
-        t->id_of[characters[i]] = (uint16_t)(i + 1);
-    }
-}
-
 // The code points of a text, in their order.
-static UNUSED void chars_of_text(Tokenizer *t, const char *text, size_t n) {
-    uint8_t *seen = allocate(MAX_CODE_POINT + 1, 1);
-    int *characters = resize(NULL, 65536 * sizeof *characters), length, distinct = 0;
+static void chars_init(Tokenizer *t, const char *text, size_t n, const char *what) {
+    int length;
+    t->kind = TOKENIZER_CHARS;
+    t->char_id = allocate(MAX_CHAR + 1, sizeof *t->char_id);
     for (const char *p = text, *end = text + n; p < end; p += length) {
         int c = utf8_decode(p, end, &length);
-        if (c < 0) die("the text is not UTF-8 at byte %zu; take --tokenizer bytes", (size_t)(p - text));
-        seen[c] = 1;
+        if (c < 0) die("%s is not UTF-8 at byte %zu; take --tokenizer bytes", what, (size_t)(p - text));
+        t->char_id[c] = 1;
     }
-    for (int c = 0; c <= MAX_CODE_POINT && distinct < 65536; c++)
-        if (seen[c]) characters[distinct++] = c;
-    if (distinct < 1 || distinct > 65535) die("the text has %d different characters, not 1 to 65535", distinct);
-    chars_init(t, characters, distinct, "the text");
-    free(characters), free(seen);
+    for (int c = 0; c <= MAX_CHAR; c++) {
+        char bytes[4];
+        if (!t->char_id[c]) continue;
+        if (t->vocab_size == 65535) die("%s has too many different characters; take --tokenizer gpt2", what);
+        add_token(t, bytes, (size_t)utf8_encode(bytes, c));
+        t->char_id[c] = (uint16_t)t->vocab_size;
+    }
+    if (!t->vocab_size) die("%s has no characters to make a tokenizer of", what);
 }
 
-/* GPT-2's byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019). A text is cut into pieces by a pattern; a
-piece starts as single bytes, and again and again the two neighbours are joined whose union is the earliest merge,
-the leftmost of equals, until no union is a token. Tokens are the 256 bytes, then the merges in order, which is
-also their rank, then <|endoftext|>, which ordinary text never becomes.
+// ---- GPT-2's byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019). A text is cut into pieces by a
+// pattern. A piece starts as single bytes; again and again the two neighbours are joined whose union is the
+// earliest merge, the leftmost of equals, until no union is a token. Tokens are the 256 bytes, the merges in
+// order, and <|endoftext|>, which no text is ever encoded to.
 
-The files spell bytes in visible characters: those that are none (0 to 32, 127 to 160, 173) as U+0100 and on. */
-static int byte_to_symbol(int b) { return b < 33 ? 256 + b : b < 127 ? b : b < 161 ? 162 + b : b == 173 ? 323 : b; }
+// Files spell bytes in visible characters; those without one (0 to 32, 127 to 160, 173) become U+0100 and on.
+static int byte_to_symbol(int b) {
+    return b < 33 ? 256 + b : b < 127 ? b : b < 161 ? 162 + b : b == 173 ? 323 : b;
+}
 
-static UNUSED int symbol_to_byte(int s) {
+static int symbol_to_byte(int s) {
     if (s >= 256) return s < 289 ? s - 256 : s < 323 ? s - 162 : s == 323 ? 173 : -1;
     return s >= 0 && byte_to_symbol(s) == s ? s : -1;
 }
 
-// Turns symbols into the bytes they stand for, in place, and returns how many; 0 if that cannot be.
-static UNUSED size_t symbols_to_bytes(char *text, size_t n) {
+// Turns symbols into the bytes they stand for, in place, and returns how many; 0 if one stands for none.
+static size_t symbols_to_bytes(char *text, size_t n) {
     size_t k = 0;
     int length;
     for (const char *p = text, *end = text + n; p < end; p += length) {
@@ -1572,117 +1585,122 @@ static UNUSED size_t symbols_to_bytes(char *text, size_t n) {
     return k;
 }
 
-// The slot of some bytes: it holds 1 + their token, and above it 15 bits of their hash; or it is free, 0.
-static inline uint32_t *find_slot(const Tokenizer *t, const char *bytes, size_t n, uint32_t *tag) {
-    uint64_t h = hash_bytes(0, bytes, n);
-    *tag = (uint32_t)(h >> 32) & 0xFFFE0000u;
-    for (size_t i = h % SLOTS;; i = (i + 1) % SLOTS) {
-        uint32_t *slot = &t->slots[i], id = (*slot & 0x1FFFF) - 1;
+// Where the table has 1 + the token of some bytes, or 0 where they could be put.
+static inline uint32_t *find_slot(const Tokenizer *t, const char *bytes, size_t n) {
+    for (size_t i = hash_bytes(0, bytes, n) % SLOTS;; i = (i + 1) % SLOTS) {
+        uint32_t *slot = &t->slots[i], id = *slot - 1;
         if (!*slot) return slot;
-        if ((*slot & 0xFFFE0000u) == *tag && t->start[id + 1] - t->start[id] == n &&
-            !memcmp(t->text + t->start[id], bytes, n)) return slot;
+        if (t->start[id + 1] - t->start[id] == n && !memcmp(t->text + t->start[id], bytes, n)) return slot;
     }
 }
 
 #define NO_TOKEN UINT32_MAX
 static inline uint32_t find_token(const Tokenizer *t, const char *bytes, size_t n) {
-    uint32_t tag;
-    return n > t->longest ? NO_TOKEN : (*find_slot(t, bytes, n, &tag) & 0x1FFFF) - 1;
+    return n > t->longest ? NO_TOKEN : *find_slot(t, bytes, n) - 1;
 }
 
-static UNUSED void add_gpt2_token(Tokenizer *t, const char *bytes, size_t n) {
-    uint32_t tag, *slot = find_slot(t, bytes, n, &tag);
+static void add_piece(Tokenizer *t, const char *bytes, size_t n) {
+    uint32_t *slot = find_slot(t, bytes, n);
     add_token(t, bytes, n);
-    *slot = tag | (uint32_t)t->vocab_size;
+    *slot = (uint32_t)t->vocab_size;
     t->longest = MAX(t->longest, n);
 }
 
-static UNUSED void gpt2_start(Tokenizer *t) {
+static void gpt2_begin(Tokenizer *t) {
     t->kind = TOKENIZER_GPT2;
     t->slots = allocate(SLOTS, sizeof *t->slots);
     t->left = allocate(65536, sizeof *t->left);
-    t->class_of = allocate(MAX_CODE_POINT + 1, 1);
+    t->char_class = allocate(MAX_CHAR + 1, 1);
     for (size_t i = 0; i < sizeof unicode_ranges / sizeof *unicode_ranges; i++)
-        for (uint32_t c = unicode_ranges[i][0]; c <= unicode_ranges[i][1]; c++) t->class_of[c] = unicode_ranges[i][2];
-    for (int printed = 1; printed >= 0; printed--) // GPT-2's order: first the bytes that stand for themselves
+        for (uint32_t c = unicode_ranges[i][0]; c <= unicode_ranges[i][1]; c++)
+            t->char_class[c] = (uint8_t)unicode_ranges[i][2];
+    for (int visible = 1; visible >= 0; visible--) // first the bytes that stand for themselves
         for (int b = 0; b < 256; b++)
-            if ((byte_to_symbol(b) == b) == printed) add_gpt2_token(t, &(char){(char)b}, 1);
+            if ((byte_to_symbol(b) == b) == visible) add_piece(t, &(char){(char)b}, 1);
 }
 
-// Adds the token that joins two; they are symbols and become bytes in place.
-static UNUSED void add_merge(Tokenizer *t, char *a, size_t a_size, char *b, size_t b_size, const char *path) {
+// Adds the union of tokens a and b, given as symbols, which become bytes in place; in memory a is before b.
+static void add_merge(Tokenizer *t, char *a, size_t a_size, char *b, size_t b_size, const char *path) {
     int number = t->vocab_size - 255;
     size_t n = symbols_to_bytes(a, a_size), m = symbols_to_bytes(b, b_size);
-    if (number > 65535 - 256) die("%s has more merges than tokens of 16 bits can count, %d", path, 65535 - 256);
-    memmove(a + n, b, m); // b stands behind a
+    if (t->vocab_size == 65535) die("%s has more merges than tokens of 16 bits can count", path);
+    memmove(a + n, b, m);
     if (!n || !m || find_token(t, a, n) == NO_TOKEN || find_token(t, a + n, m) == NO_TOKEN)
-        die("%s: merge %d is not of two tokens that come before it: the file is damaged, or not GPT-2's", path, number);
-    if (find_token(t, a, n + m) != NO_TOKEN) die("%s: merge %d repeats a token: the file is damaged", path, number);
+        die("%s: merge %d is not of two tokens before it: the file is damaged, or not GPT-2's", path, number);
+    if (find_token(t, a, n + m) != NO_TOKEN) die("%s: merge %d is there already", path, number);
     t->left[t->vocab_size] = (uint32_t)n;
-    add_gpt2_token(t, a, n + m);
+    add_piece(t, a, n + m);
 }
 
-#define END_OF_TEXT "<|endoftext|>"
+static const char end_of_text[] = "<|endoftext|>";
 
-// vocab.bpe or merges.txt: a line with the version, and then one merge in each line.
-static UNUSED void load_merges(Tokenizer *t, const char *path) {
+// vocab.bpe, also known as merges.txt: a line with the version, then a merge in each line.
+static void load_merges(Tokenizer *t, const char *path) {
     size_t size;
-    char *text = read_file(path, &size), *end = text + size, *next;
-    gpt2_start(t);
-    for (char *line = text; line < end; line = next + 1) {
+    char *text = read_file(path, &size), *line = text, *next;
+    gpt2_begin(t);
+    for (char *end = text + size; line < end; line = next + 1) {
         next = memchr(line, '\n', (size_t)(end - line));
         if (!next) next = end;
-        char *stop = next > line && next[-1] == '\r' ? next - 1 : next, *space = memchr(line, ' ', (size_t)(stop - line));
+        char *stop = next > line && next[-1] == '\r' ? next - 1 : next;
+        char *space = memchr(line, ' ', (size_t)(stop - line));
         if (stop == line || (line == text && !strncmp(line, "#version", 8))) continue;
-        if (!space) die("%s: merge %d is not two tokens with a space between", path, t->vocab_size - 255);
+        if (!space) die("%s: merge %d is not two tokens and a space between", path, t->vocab_size - 255);
         add_merge(t, line, (size_t)(space - line), space + 1, (size_t)(stop - space - 1), path);
     }
-    add_token(t, END_OF_TEXT, strlen(END_OF_TEXT));
+    if (t->vocab_size == 256) die("%s has no merges; give GPT-2's vocab.bpe", path);
+    add_token(t, end_of_text, strlen(end_of_text));
     free(text);
 }
 
-// The class of the character at p: 1 letter, 2 number, 3 white space, 0 anything else, bytes that are not UTF-8 too.
+// What is at p: 1 a letter, 2 a number, 3 white space, 0 anything else, also bytes that are not UTF-8.
 static inline int class_at(const Tokenizer *t, const char *p, const char *end, int *length) {
-    if ((unsigned char)*p < 128) return *length = 1, t->class_of[(unsigned char)*p];
+    if ((unsigned char)*p < 128) return *length = 1, t->char_class[(unsigned char)*p];
     int c = utf8_decode(p, end, length);
-    return c < 0 ? 0 : t->class_of[c];
+    return c < 0 ? 0 : t->char_class[c];
 }
 
 // The end of the piece that starts at p, by GPT-2's pattern:
 //     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 static inline const char *piece_end(const Tokenizer *t, const char *p, const char *end) {
-    if (*p == '\'' && end - p >= 2) {
-        if (strchr("stmd", p[1]) && p[1]) return p + 2;
-        if (end - p >= 3 && (!memcmp(p + 1, "re", 2) || !memcmp(p + 1, "ve", 2) || !memcmp(p + 1, "ll", 2))) return p + 3;
+    if (*p == '\'') {
+        static const char *const endings[] = {"s", "t", "re", "ve", "m", "ll", "d"};
+        for (int i = 0; i < 7; i++) {
+            long n = (long)strlen(endings[i]);
+            if (end - p > n && !memcmp(p + 1, endings[i], (size_t)n)) return p + 1 + n;
+        }
     }
-    int length, last = 1, space = *p == ' ' && end - p >= 2;
-    int class = class_at(t, p + space, end, &length);
-    if (class != 3) {
-        for (p += space + length; p < end && class_at(t, p, end, &length) == class;) p += length;
-        return p;
-    }
+    int length, last = 1, space = *p == ' ' && end - p > 1, kind = class_at(t, p + space, end, &length);
     const char *q = p;
+    if (kind != 3) {
+        for (q += space + length; q < end && class_at(t, q, end, &length) == kind;) q += length;
+        return q;
+    }
     for (; q < end && class_at(t, q, end, &length) == 3; q += length) last = length;
-    return q < end && q - last > p ? q - last : q; // the last space belongs to what follows, if others precede it
+    return q < end && q - last > p ? q - last : q; // the last of several goes to what is behind it
 }
 
-// Scratch memory of join_pairs. Parts of a piece are named by where they begin.
+// A part of a piece, named by where it begins.
 typedef struct {
-    size_t capacity;
-    uint32_t *next, *previous; // the parts beside a part
-    uint32_t *token;           // what a part is
-    uint32_t *joined;          // what it and the next one would be, or NO_TOKEN
-    uint64_t *heap;            // of joined << 32 | part, smallest first; entries of pairs that are no more are skipped
-    size_t heap_size;
-} Parts;
+    uint32_t next, previous; // the parts beside it
+    uint32_t token;          // what it is
+    uint32_t joined;         // what it and the next one would be, or NO_TOKEN
+} Part;
 
-static inline void heap_push(Parts *s, uint64_t x) {
+// Memory for join_pairs; the heap holds joined << 32 | part, smallest first, also of pairs that are no more.
+typedef struct {
+    Part *parts;
+    uint64_t *heap;
+    size_t capacity, heap_size;
+} Joiner;
+
+static inline void heap_push(Joiner *s, uint64_t x) {
     size_t i = s->heap_size++;
     for (; i > 0 && s->heap[(i - 1) / 2] > x; i = (i - 1) / 2) s->heap[i] = s->heap[(i - 1) / 2];
     s->heap[i] = x;
 }
 
-static inline uint64_t heap_pop(Parts *s) {
+static inline uint64_t heap_pop(Joiner *s) {
     uint64_t top = s->heap[0], x = s->heap[--s->heap_size];
     size_t i = 0;
     for (size_t child; (child = 2 * i + 1) < s->heap_size; i = child) {
@@ -1694,109 +1712,111 @@ static inline uint64_t heap_pop(Parts *s) {
     return top;
 }
 
-// Looks up what part i and the next one would be.
-static inline void consider(const Tokenizer *t, Parts *s, const char *p, uint32_t n, uint32_t i) {
-    uint32_t j = s->next[i];
-    s->joined[i] = j < n ? find_token(t, p + i, s->next[j] - i) : NO_TOKEN;
-    if (s->joined[i] != NO_TOKEN) heap_push(s, (uint64_t)s->joined[i] << 32 | i);
+static inline void consider(const Tokenizer *t, Joiner *s, const char *p, uint32_t n, uint32_t i) {
+    uint32_t j = s->parts[i].next, joined = j < n ? find_token(t, p + i, s->parts[j].next - i) : NO_TOKEN;
+    s->parts[i].joined = joined;
+    if (joined != NO_TOKEN) heap_push(s, (uint64_t)joined << 32 | i);
 }
 
-// Encodes a piece of n bytes in O(n log n); returns the number of tokens.
-static UNUSED size_t join_pairs(const Tokenizer *t, Parts *s, const char *p, uint32_t n, uint16_t *ids) {
+// The tokens of a piece of n bytes, in O(n log n).
+static size_t join_pairs(const Tokenizer *t, Joiner *s, const char *p, uint32_t n, uint16_t *ids) {
     if (n > s->capacity) {
         s->capacity = 2 * (size_t)n;
-        uint32_t **arrays[] = {&s->next, &s->previous, &s->token, &s->joined};
-        for (int i = 0; i < 4; i++) *arrays[i] = resize(*arrays[i], s->capacity * sizeof(uint32_t));
-        s->heap = resize(s->heap, 3 * s->capacity * sizeof *s->heap); // n pairs at first, two new ones by each join
+        s->parts = resize(s->parts, s->capacity * sizeof *s->parts);
+        s->heap = resize(s->heap, 3 * s->capacity * sizeof *s->heap); // n pairs at first, two by each join
     }
+    Part *parts = s->parts;
     s->heap_size = 0;
-    for (uint32_t i = 0; i < n; i++) s->next[i] = i + 1, s->previous[i] = i - 1, s->token[i] = find_token(t, p + i, 1);
+    for (uint32_t i = 0; i < n; i++) parts[i] = (Part){i + 1, i - 1, find_token(t, p + i, 1), NO_TOKEN};
     for (uint32_t i = 0; i < n; i++) consider(t, s, p, n, i);
     while (s->heap_size) {
         uint64_t top = heap_pop(s);
-        uint32_t i = (uint32_t)top, j = s->next[i];
-        if (s->joined[i] != top >> 32) continue;
-        s->token[i] = s->joined[i];
-        s->joined[j] = NO_TOKEN;
-        s->next[i] = s->next[j];
-        if (s->next[i] < n) s->previous[s->next[i]] = i;
+        uint32_t i = (uint32_t)top, j = parts[i].next;
+        if (parts[i].joined != top >> 32) continue;
+        parts[i].token = parts[i].joined;
+        parts[i].next = parts[j].next;
+        parts[j].joined = NO_TOKEN;
+        if (parts[i].next < n) parts[parts[i].next].previous = i;
         consider(t, s, p, n, i);
-        if (i > 0) consider(t, s, p, n, s->previous[i]);
+        if (i > 0) consider(t, s, p, n, parts[i].previous);
     }
     size_t count = 0;
-    for (uint32_t i = 0; i < n; i = s->next[i]) ids[count++] = (uint16_t)s->token[i];
+    for (uint32_t i = 0; i < n; i = parts[i].next) ids[count++] = (uint16_t)parts[i].token;
     return count;
 }
 
-// Most pieces of a natural text are tokens as they stand; that a token's own bytes always join to it makes this exact.
-static UNUSED size_t gpt2_encode(const Tokenizer *t, const char *text, size_t n, uint16_t **ids) {
-    Parts scratch = {0};
-    size_t count = 0, capacity = 0;
+// Most pieces of a natural text are tokens as they stand, to which joining would lead as well.
+static uint16_t *gpt2_encode(const Tokenizer *t, const char *text, size_t n, size_t *count) {
+    Joiner joiner = {0};
+    size_t capacity = n / 4 + 16;
+    uint16_t *ids = resize(NULL, capacity * sizeof *ids);
     for (const char *p = text, *end = text + n, *next; p < end; p = next) {
         next = piece_end(t, p, end);
         size_t size = (size_t)(next - p);
-        if (size > UINT32_MAX / 2) die("a word or run of spaces of %zu bytes is too long to encode", size);
-        if (count + size > capacity) *ids = resize(*ids, (capacity = 2 * (count + size) + 1024) * sizeof **ids);
+        if (size > INT32_MAX) die("a word or a run of spaces has %zu bytes, too many to encode", size);
+        if (*count + size > capacity) ids = resize(ids, (capacity = 2 * (*count + size)) * sizeof *ids);
         uint32_t whole = find_token(t, p, size);
-        if (whole != NO_TOKEN) (*ids)[count++] = (uint16_t)whole;
-        else count += join_pairs(t, &scratch, p, (uint32_t)size, *ids + count);
+        if (whole != NO_TOKEN) ids[(*count)++] = (uint16_t)whole;
+        else *count += join_pairs(t, &joiner, p, (uint32_t)size, ids + *count);
     }
-    free(scratch.next), free(scratch.previous), free(scratch.token), free(scratch.joined), free(scratch.heap);
-    return count;
+    free(joiner.parts), free(joiner.heap);
+    return resize(ids, *count * sizeof *ids);
 }
+
+// ---- all kinds
 
 // chars take their vocabulary from the training text, gpt2 from its merges.
 static UNUSED void tokenizer_init(Tokenizer *t, const char *kind, const char *training_text, size_t n,
                                   const char *merges_path) {
     if (!strcmp(kind, "bytes")) bytes_init(t);
-    else if (!strcmp(kind, "chars")) chars_of_text(t, training_text, n);
+    else if (!strcmp(kind, "chars")) chars_init(t, training_text, n, "the training text");
     else if (strcmp(kind, "gpt2")) die("the tokenizer %s is not known; take bytes, chars or gpt2", kind);
-    else if (!merges_path) die("the tokenizer gpt2 needs GPT-2's merges; give --merges vocab.bpe (dev/data/gpt2.sh)");
+    else if (!merges_path) die("GPT-2's tokenizer needs its merges: --merges vocab.bpe (dev/data/gpt2.sh)");
     else load_merges(t, merges_path);
 }
 
 // The bytes of a token.
 static UNUSED const char *tokenizer_token(const Tokenizer *t, int id, size_t *length) {
-    if (id < 0 || id >= t->vocab_size) die("token %d is not in the tokenizer's vocabulary of %d", id, t->vocab_size);
+    if (id < 0 || id >= t->vocab_size) die("token %d is not in the vocabulary of %d", id, t->vocab_size);
     *length = t->start[id + 1] - t->start[id];
     return t->text + t->start[id];
 }
 
 // The tokens of a text; the caller frees them.
 static UNUSED uint16_t *tokenizer_encode(const Tokenizer *t, const char *text, size_t n, size_t *count) {
-    uint16_t *ids = NULL;
-    int length;
     *count = 0;
-    if (t->kind == TOKENIZER_GPT2) return *count = gpt2_encode(t, text, n, &ids), resize(ids, *count * sizeof *ids);
-    ids = resize(ids, n * sizeof *ids);
-    for (const char *p = text, *end = text + n; p < end; p += length) {
-        int c = t->kind == TOKENIZER_CHARS ? utf8_decode(p, end, &length) : (length = 1, (unsigned char)*p);
-        if (c < 0) die("the text is not UTF-8 at byte %zu, but the model's tokenizer knows characters", (size_t)(p - text));
-        if (t->kind == TOKENIZER_CHARS && !t->id_of[c])
-            die("the character %s (U+%04X) at byte %zu is unknown to the tokenizer: its training text lacked it",
-                printable(p, (size_t)length).s, c, (size_t)(p - text));
-        ids[(*count)++] = (uint16_t)(t->kind == TOKENIZER_CHARS ? t->id_of[c] - 1 : c);
+    if (t->kind == TOKENIZER_GPT2) return gpt2_encode(t, text, n, count);
+    uint16_t *ids = resize(NULL, n * sizeof *ids);
+    if (t->kind == TOKENIZER_BYTES)
+        for (; *count < n; ++*count) ids[*count] = (unsigned char)text[*count];
+    int length;
+    for (const char *p = text, *end = text + n; t->kind == TOKENIZER_CHARS && p < end; p += length) {
+        int c = utf8_decode(p, end, &length);
+        if (c < 0 || !t->char_id[c])
+            die("the character %s (U+%04X) at byte %zu of the text is not in the tokenizer; train with it",
+                printable(p, (size_t)length).s, c < 0 ? 0xFFFD : c, (size_t)(p - text));
+        ids[(*count)++] = t->char_id[c] - 1;
     }
-    return resize(ids, *count * sizeof *ids);
+    return ids;
 }
 
-// Writes bytes as the files of tokenizers spell them: as symbols, or as they are if tokens are characters.
-static UNUSED void write_symbols(FILE *f, const Tokenizer *t, const char *bytes, size_t n, int json) {
+// Writes bytes as tokenizers' files spell them: in symbols, or, where tokens are characters, as they are.
+static void write_symbols(FILE *f, const Tokenizer *t, const char *bytes, size_t n, int json) {
     for (size_t i = 0; i < n; i++) {
         int c = (unsigned char)bytes[i];
-        char utf8[4];
-        if (t->kind != TOKENIZER_CHARS) c = byte_to_symbol(c);
+        char utf8[4] = {(char)c};
+        size_t length = 1;
+        if (t->kind != TOKENIZER_CHARS) length = (size_t)utf8_encode(utf8, c = byte_to_symbol(c));
         if (json && (c == '"' || c == '\\')) fputc('\\', f);
         if (json && c < 32) fprintf(f, "\\u%04x", c);
-        else if (t->kind == TOKENIZER_CHARS) fputc(c, f);
-        else fwrite(utf8, 1, (size_t)utf8_encode(utf8, c), f);
+        else fwrite(utf8, 1, length, f);
     }
 }
 
-static UNUSED void write_merges(FILE *f, const Tokenizer *t, int json) {
+static void write_merges(FILE *f, const Tokenizer *t, int json) {
     for (int i = 256; i < t->vocab_size - 1; i++) {
         const char *token = t->text + t->start[i];
-        fputs(!json ? "" : i > 256 ? ",\n[\"" : "[\"", f);
+        if (json) fputs(i > 256 ? ",\n[\"" : "[\"", f);
         write_symbols(f, t, token, t->left[i], json);
         fputs(json ? "\", \"" : " ", f);
         write_symbols(f, t, token + t->left[i], t->start[i + 1] - t->start[i] - t->left[i], json);
@@ -1804,142 +1824,100 @@ static UNUSED void write_merges(FILE *f, const Tokenizer *t, int json) {
     }
 }
 
-static UNUSED void save_merges(const Tokenizer *t, Path path) {
+static void save_merges(const Tokenizer *t, Path path) {
     FILE *f = write_begin(path.s);
     fputs("#version: 0.2\n", f);
     write_merges(f, t, 0);
     write_commit(f, path.s);
 }
 
-// tokenizer.bpe holds GPT-2's merges; tokenizer.txt a line `tokenizer bytes`, or `tokenizer chars N` and then N lines
-// with a code point each.
+// Writes tokenizer.bpe, the merges as in GPT-2's file; or tokenizer.txt: a line `bytes`, or a line `chars`
+// and then each character once, which is a text of this vocabulary. Removes what another kind has left there.
 static UNUSED void tokenizer_save(const Tokenizer *t, const char *folder) {
+    Path txt = path_in(folder, "tokenizer.txt"), bpe = path_in(folder, "tokenizer.bpe");
     if (t->kind == TOKENIZER_GPT2) {
-        save_merges(t, path_in(folder, "tokenizer.bpe"));
+        save_merges(t, bpe);
+        unlink(txt.s);
         return;
     }
-    Path path = path_in(folder, "tokenizer.txt");
-    FILE *f = write_begin(path.s);
-    int length;
-    if (t->kind == TOKENIZER_BYTES) fprintf(f, "tokenizer bytes\n");
-    else fprintf(f, "tokenizer chars %d\n", t->vocab_size);
-    for (int i = 0; t->kind == TOKENIZER_CHARS && i < t->vocab_size; i++)
-        fprintf(f, "U+%04X\n", utf8_decode(t->text + t->start[i], t->text + t->start[i + 1], &length));
-    write_commit(f, path.s);
+    FILE *f = write_begin(txt.s);
+    fputs(t->kind == TOKENIZER_BYTES ? "bytes\n" : "chars\n", f);
+    if (t->kind == TOKENIZER_CHARS) write_bytes(f, t->text, t->text_size);
+    write_commit(f, txt.s);
+    unlink(bpe.s);
 }
 
-static UNUSED void load_tokenizer_txt(Tokenizer *t, const char *path) {
-    const char *chars = "tokenizer chars ";
+static void load_tokenizer_txt(Tokenizer *t, const char *path) {
     size_t size;
-    char *text = read_file(path, &size), *p = text + strlen(chars);
-    if (!strcmp(text, "tokenizer bytes\n")) bytes_init(t);
-    else if (!strncmp(text, chars, strlen(chars))) {
-        long n = strtol(p, &p, 10);
-        if (n < 1 || n > 65535 || *p != '\n') die("%s: line 1 lacks a number of characters from 1 to 65535", path);
-        int *characters = resize(NULL, (size_t)n * sizeof *characters);
-        for (int i = 0; i < n; i++) {
-            long c = !strncmp(p, "\nU+", 3) && isxdigit((unsigned char)p[3]) ? strtol(p + 3, &p, 16) : -1;
-            if (c < 0 || c > MAX_CODE_POINT || *p != '\n' || (c >= 0xD800 && c < 0xE000))
-                die("%s: line %d should hold a code point such as U+0041: the file is damaged", path, i + 2);
-            characters[i] = (int)c;
-        }
-        if (p + 1 != text + size) die("%s goes on after its %ld characters: the file is damaged", path, n);
-        chars_init(t, characters, (int)n, path);
-        free(characters);
-    } else die("%s is no tokenizer file of this program's; remove it or train again", path);
+    char *text = read_file(path, &size);
+    if (!strcmp(text, "bytes\n")) bytes_init(t);
+    else if (strncmp(text, "chars\n", 6)) die("%s is not a tokenizer of this program's; train again", path);
+    else {
+        chars_init(t, text + 6, size - 6, path);
+        if (t->text_size != size - 6 || memcmp(t->text, text + 6, size - 6))
+            die("%s does not hold each character once, in order: it is damaged; train again", path);
+    }
     free(text);
 }
 
-// Checks that a vocabulary of Hugging Face's numbers the tokens of t as t does.
-static UNUSED void check_vocabulary(const Tokenizer *t, const Json *j, size_t vocabulary) {
-    int count = 0;
-    for (size_t key = vocabulary + 1; key < j->nodes[vocabulary].next; key = j->nodes[key + 1].next, count++) {
+// Dies unless a vocabulary {token: number} numbers the tokens as t does.
+static void check_vocabulary(const Tokenizer *t, const Json *j, size_t vocabulary) {
+    if ((int)j->nodes[vocabulary].length != t->vocab_size)
+        die("%s: %zu tokens, but the merges make %d", j->path, j->nodes[vocabulary].length, t->vocab_size);
+    for (size_t key = vocabulary + 1; key < j->nodes[vocabulary].next; key = j->nodes[key + 1].next) {
         JsonNode name = j->nodes[key];
-        int id = (int)json_int(j, key + 1, 0, t->vocab_size - 1, name.text);
-        int special = t->kind == TOKENIZER_GPT2 && id == t->vocab_size - 1;
-        size_t n = special ? name.length : symbols_to_bytes(name.text, name.length);
+        int id = (int)json_int(j, key + 1, 0, t->vocab_size - 1, "a token's number");
+        size_t n = id == t->vocab_size - 1 ? name.length : symbols_to_bytes(name.text, name.length);
         if (n != t->start[id + 1] - t->start[id] || memcmp(name.text, t->text + t->start[id], n))
-            die("%s: token %d is not where GPT-2 has it; only GPT-2's own order of tokens is read", j->path, id);
+            die("%s: token %d is not the one that GPT-2 has there; no other order is read", j->path, id);
     }
-    if (count != t->vocab_size) die("%s has %d tokens, not %d", j->path, count, t->vocab_size);
 }
 
-// tokenizer.json, as gpt2_export_hf writes it for each kind of tokenizer, or as GPT-2 brings it.
-static UNUSED void load_tokenizer_json(Tokenizer *t, const char *path) {
+// GPT-2's tokenizer.json.
+static void load_tokenizer_json(Tokenizer *t, const char *path) {
     Json j = json_read(path);
-    size_t model = json_get(&j, 0, "model"), vocabulary = json_get(&j, model, "vocab");
-    size_t merges = json_get(&j, model, "merges"), cut = json_get(&j, 0, "pre_tokenizer");
-    int byte_level = json_is(&j, json_get(&j, cut, "type"), "ByteLevel");
-    JsonNode *nodes = j.nodes;
-    if (!json_is(&j, json_get(&j, model, "type"), "BPE") || nodes[vocabulary].type != '{' || nodes[merges].type != '[' ||
-        (!byte_level && (nodes[merges].length || nodes[cut].type != 'n')))
-        die("%s is not GPT-2's byte-level BPE, nor a tokenizer that this program wrote; no other is read", path);
-    if (byte_level && nodes[merges].length) {
-        gpt2_start(t);
-        for (size_t i = merges + 1; i < nodes[merges].next; i = nodes[i].next) {
-            JsonNode *a = &nodes[i]; // "left right", or, since 2024, ["left", "right"]
-            char *space = a->type == '"' ? memchr(a->text, ' ', a->length) : NULL;
-            if (space) add_merge(t, a->text, (size_t)(space - a->text), space + 1,
-                                 a->length - (size_t)(space + 1 - a->text), path);
-            else if (a->type == '[' && a->length == 2 && a[1].type == '"' && a[2].type == '"')
-                add_merge(t, a[1].text, a[1].length, a[2].text, a[2].length, path);
-            else die("%s: merge %d is not two tokens", path, t->vocab_size - 255);
-        }
-        add_token(t, END_OF_TEXT, strlen(END_OF_TEXT));
-    } else if (byte_level) bytes_init(t);
-    else {
-        int n = (int)MIN(nodes[vocabulary].length, 65536), *characters = resize(NULL, (size_t)n * sizeof *characters);
-        if (n < 1 || n > 65535) die("%s: %d characters; it must be from 1 to 65535", path, n);
-        for (int i = 0; i < n; i++) characters[i] = -1;
-        for (size_t key = vocabulary + 1; key < nodes[vocabulary].next; key = nodes[key + 1].next) {
-            int length, id = (int)json_int(&j, key + 1, 0, n - 1, "a token's number");
-            int c = nodes[key].length ? utf8_decode(nodes[key].text, nodes[key].text + nodes[key].length, &length) : -1;
-            if (c < 0 || (size_t)length != nodes[key].length || characters[id] >= 0)
-                die("%s: token %d is not one character of its own; no such tokenizer is read", path, id);
-            characters[id] = c;
-        }
-        chars_init(t, characters, n, path);
-        free(characters);
+    size_t model = json_get(&j, 0, "model"), merges = json_get(&j, model, "merges"), next;
+    size_t vocabulary = json_get(&j, model, "vocab"), pattern = json_get(&j, 0, "pre_tokenizer");
+    if (!json_is(&j, json_get(&j, model, "type"), "BPE") || j.nodes[merges].type != '[' || !vocabulary ||
+        !json_is(&j, json_get(&j, pattern, "type"), "ByteLevel"))
+        die("%s is not GPT-2's tokenizer, the only one of this format that is read", path);
+    gpt2_begin(t);
+    for (size_t i = merges + 1; i < j.nodes[merges].next; i = next) { // "left right", or ["left", "right"]
+        JsonNode *a = &j.nodes[i];
+        char *space = a->type == '"' ? memchr(a->text, ' ', a->length) : NULL;
+        next = a->next;
+        if (space) add_merge(t, a->text, (size_t)(space - a->text), space + 1, strlen(space + 1), path);
+        else if (a->type == '[' && a->length == 2 && a[1].type == '"' && a[2].type == '"')
+            add_merge(t, a[1].text, a[1].length, a[2].text, a[2].length, path);
+        else die("%s: merge %d is not of two tokens: the file is damaged", path, t->vocab_size - 255);
     }
-    if (byte_level) check_vocabulary(t, &j, vocabulary);
+    add_token(t, end_of_text, strlen(end_of_text));
+    check_vocabulary(t, &j, vocabulary);
     json_free(&j);
 }
 
-// The tokenizer that stands beside a model (a file or a folder); returns 0 where there is none.
+// The tokenizer that stands beside a model, which is a file or a folder. Returns 0 where there is none.
 static UNUSED int tokenizer_load(Tokenizer *t, const char *model_path) {
-    Path folder = is_folder(model_path) ? path_in(model_path, "") : folder_of(model_path);
     const char *names[] = {"tokenizer.txt", "tokenizer.bpe", "merges.txt", "vocab.bpe", "tokenizer.json"};
-    for (int i = 0; i < 5; i++) {
-        Path path = path_in(folder.s, names[i]), vocabulary = path_in(folder.s, "vocab.json");
-        if (!file_exists(path.s)) continue;
-        if (i == 0) load_tokenizer_txt(t, path.s);
-        else if (i == 4) load_tokenizer_json(t, path.s);
-        else load_merges(t, path.s);
-        if (i == 2 && file_exists(vocabulary.s)) {
-            Json j = json_read(vocabulary.s);
-            check_vocabulary(t, &j, 0);
-            json_free(&j);
-        }
-        return 1;
+    Path folder = is_folder(model_path) ? path_in(model_path, "") : folder_of(model_path), path;
+    int kind = 0;
+    while (kind < 5 && !file_exists((path = path_in(folder.s, names[kind])).s)) kind++;
+    if (kind == 5) return 0;
+    if (kind == 0) load_tokenizer_txt(t, path.s);
+    else if (kind == 4) load_tokenizer_json(t, path.s);
+    else load_merges(t, path.s);
+    Path vocabulary = path_in(folder.s, "vocab.json");
+    if (kind == 2 && file_exists(vocabulary.s)) {
+        Json j = json_read(vocabulary.s);
+        check_vocabulary(t, &j, 0);
+        json_free(&j);
     }
-    return 0;
+    return 1;
 }
 
-// ---- a model and its tokenizer as transformers reads them
+// ---- a model and its tokenizer for Hugging Face's transformers
 
-// w (out,in), written as (in,out).
-static UNUSED void write_transposed(FILE *f, const float *w, int in, int out) {
-    float *rows = resize(NULL, 16 * (size_t)out * sizeof *rows);
-    for (int i = 0; i < in; i += 16) {
-        int n = MIN(16, in - i);
-        for (int o = 0; o < out; o++)
-            for (int k = 0; k < n; k++) rows[(size_t)k * out + o] = w[(size_t)o * in + i + k];
-        write_bytes(f, rows, (size_t)n * out * sizeof *rows);
-    }
-    free(rows);
-}
-
-static UNUSED void export_safetensors(GPT2Config g, const float *params, Path path) {
+static void export_safetensors(GPT2Config g, const float *params, Path path) {
     char *header, name[64];
     size_t size, offset = 0;
     FILE *h = open_memstream(&header, &size), *f = write_begin(path.s);
@@ -1947,59 +1925,60 @@ static UNUSED void export_safetensors(GPT2Config g, const float *params, Path pa
     fputs("{\"__metadata__\":{\"format\":\"pt\"}", h);
     for (int i = 0; i < NUM_TENSORS; i++) {
         TensorShape t = tensor_shape(g, i);
-        for (int l = 0; l < MAX(t.layers, 1); l++) {
+        for (int l = 0; l < MAX(t.layers, 1); l++, offset += layer_size(t) * sizeof(float)) {
             snprintf(name, sizeof name, t.hf_name, l);
             fprintf(h, ",\"transformer.%s\":{\"dtype\":\"F32\",\"shape\":[", name);
             if (!t.cols) fprintf(h, "%d", t.rows);
-            else fprintf(h, "%d,%d", is_conv1d(t) ? t.cols : t.rows, is_conv1d(t) ? t.rows : t.cols);
+            else fprintf(h, "%d,%d", is_linear(t) ? t.cols : t.rows, is_linear(t) ? t.rows : t.cols);
             fprintf(h, "],\"data_offsets\":[%zu,%zu]}", offset, offset + layer_size(t) * sizeof(float));
-            offset += layer_size(t) * sizeof(float);
         }
     }
-    fputs("}       ", h);
+    fputs("}       ", h); // spaces make it a multiple of 8
     if (fclose(h)) die("out of memory");
-    uint64_t padded = size / 8 * 8; // the spaces fill the last 8 bytes
-    write_bytes(f, &padded, 8);
-    write_bytes(f, header, padded);
+    write_bytes(f, &(uint64_t){size / 8 * 8}, 8);
+    write_bytes(f, header, size / 8 * 8);
     free(header);
     for (int i = 0; i < NUM_TENSORS; i++) {
         TensorShape t = tensor_shape(g, i);
-        for (int l = 0; l < MAX(t.layers, 1); l++, params += layer_size(t))
-            if (is_conv1d(t)) write_transposed(f, params, t.cols, t.rows);
-            else write_bytes(f, params, layer_size(t) * sizeof(float));
+        for (int l = 0; l < MAX(t.layers, 1); l++, params += layer_size(t)) {
+            if (!is_linear(t)) write_bytes(f, params, layer_size(t) * sizeof(float));
+            float *row = resize(NULL, (size_t)t.rows * sizeof *row);
+            for (int c = 0; is_linear(t) && c < t.cols; c++) {
+                for (int r = 0; r < t.rows; r++) row[r] = params[(size_t)r * t.cols + c];
+                write_bytes(f, row, (size_t)t.rows * sizeof *row);
+            }
+            free(row);
+        }
     }
     write_commit(f, path.s);
 }
 
-static UNUSED void write_vocabulary(FILE *f, const Tokenizer *t) {
+static void write_vocabulary(FILE *f, const Tokenizer *t) {
     for (int i = 0; i < t->vocab_size; i++) {
-        const char *token = t->text + t->start[i];
         fputs(i ? ",\n\"" : "{\"", f);
-        if (t->kind == TOKENIZER_GPT2 && i == t->vocab_size - 1) fputs(END_OF_TEXT, f);
-        else write_symbols(f, t, token, t->start[i + 1] - t->start[i], 1);
+        if (t->kind == TOKENIZER_GPT2 && i == t->vocab_size - 1) fputs(end_of_text, f);
+        else write_symbols(f, t, t->text + t->start[i], t->start[i + 1] - t->start[i], 1);
         fprintf(f, "\": %d", i);
     }
     fputs("}", f);
 }
 
-// The tokenizer in the terms of Hugging Face's library: byte pairs, with no merges for bytes and characters.
-static UNUSED void export_tokenizer(const Tokenizer *t, int max_seq_len, const char *folder) {
-    const char *byte_level = "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true, \"use_regex\": %s}";
+// For the library the other kinds, too, are byte-pair encodings: without merges.
+static void export_tokenizer(const Tokenizer *t, int max_seq_len, const char *folder) {
     int gpt2 = t->kind == TOKENIZER_GPT2, chars = t->kind == TOKENIZER_CHARS;
     Path path = path_in(folder, "tokenizer.json");
     FILE *f = write_begin(path.s);
-    fputs("{\"version\": \"1.0\", \"truncation\": null, \"padding\": null, \"normalizer\": null,\n\"added_tokens\": [", f);
+    fputs("{\"version\": \"1.0\", \"added_tokens\": [", f);
     if (gpt2)
-        fprintf(f, "{\"id\": %d, \"content\": \"" END_OF_TEXT "\", \"single_word\": false, \"lstrip\": false, "
-                   "\"rstrip\": false, \"normalized\": false, \"special\": true}", t->vocab_size - 1);
+        fprintf(f, "{\"id\": %d, \"content\": \"%s\", \"special\": true, \"normalized\": false,\n"
+                "\"single_word\": false, \"lstrip\": false, \"rstrip\": false}",
+                t->vocab_size - 1, end_of_text);
     fputs("],\n\"pre_tokenizer\": ", f);
-    if (chars) fputs("null", f);
-    else fprintf(f, byte_level, gpt2 ? "true" : "false");
-    fputs(",\n\"post_processor\": null,\n\"decoder\": ", f);
-    if (chars) fputs("{\"type\": \"Fuse\"}", f);
-    else fprintf(f, byte_level, "true");
-    fputs(",\n\"model\": {\"type\": \"BPE\", \"dropout\": null, \"unk_token\": null, \"continuing_subword_prefix\": null, "
-          "\"end_of_word_suffix\": null, \"fuse_unk\": false, \"byte_fallback\": false, \"ignore_merges\": false,\n\"vocab\": ", f);
+    const char *bytes = "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true,\n"
+                        "\"use_regex\": ";
+    if (chars) fputs("null,\n\"decoder\": {\"type\": \"Fuse\"", f);
+    else fprintf(f, "%s%s},\n\"decoder\": %strue", bytes, gpt2 ? "true" : "false", bytes);
+    fputs("},\n\"model\": {\"type\": \"BPE\", \"vocab\": ", f);
     write_vocabulary(f, t);
     fputs(",\n\"merges\": [", f);
     if (gpt2) write_merges(f, t, 1);
@@ -2008,22 +1987,27 @@ static UNUSED void export_tokenizer(const Tokenizer *t, int max_seq_len, const c
 
     path = path_in(folder, "tokenizer_config.json");
     f = write_begin(path.s);
-    fprintf(f, "{\"tokenizer_class\": \"%s\", \"model_max_length\": %d, \"add_prefix_space\": false,\n%s"
-               "\"clean_up_tokenization_spaces\": false}\n", gpt2 ? "GPT2Tokenizer" : "PreTrainedTokenizerFast", max_seq_len,
-            gpt2 ? "\"bos_token\": \"" END_OF_TEXT "\", \"eos_token\": \"" END_OF_TEXT "\", \"unk_token\": \"" END_OF_TEXT "\",\n" : "");
+    fprintf(f, "{\"tokenizer_class\": \"%s\", \"model_max_length\": %d, \"add_prefix_space\": false,\n",
+            gpt2 ? "GPT2Tokenizer" : "PreTrainedTokenizerFast", max_seq_len);
+    if (gpt2) fprintf(f, "\"bos_token\": \"%s\", \"eos_token\": \"%s\",\n", end_of_text, end_of_text);
+    fputs("\"clean_up_tokenization_spaces\": false}\n", f);
     write_commit(f, path.s);
-    if (!gpt2) return;
-
     path = path_in(folder, "vocab.json");
+    Path merges = path_in(folder, "merges.txt");
+    if (!gpt2) { // a tokenizer.txt instead, which this program reads
+        unlink(path.s), unlink(merges.s);
+        return tokenizer_save(t, folder);
+    }
     f = write_begin(path.s);
     write_vocabulary(f, t);
     write_commit(f, path.s);
-    save_merges(t, path_in(folder, "merges.txt"));
+    save_merges(t, merges);
+    unlink(path_in(folder, "tokenizer.txt").s);
 }
 
-// Writes a folder for transformers' from_pretrained: the model, its configuration and its tokenizer (NULL for none).
+// Writes what from_pretrained reads: the model, its configuration and its tokenizer (NULL: none).
 static UNUSED void gpt2_export_hf(GPT2Config g, const float *params, const Tokenizer *t, const char *dir) {
-    char end[32] = "null";
+    char end[16] = "null";
     if (t && t->kind == TOKENIZER_GPT2) snprintf(end, sizeof end, "%d", t->vocab_size - 1);
     make_folder(dir);
     export_safetensors(g, params, path_in(dir, "model.safetensors"));
@@ -2034,12 +2018,12 @@ static UNUSED void gpt2_export_hf(GPT2Config g, const float *params, const Token
     write_commit(f, path.s);
     path = path_in(dir, "config.json");
     f = write_begin(path.s);
-    fprintf(f, "{\"architectures\": [\"GPT2LMHeadModel\"], \"model_type\": \"gpt2\", \"dtype\": \"float32\",\n"
-               "\"vocab_size\": %d, \"n_positions\": %d, \"n_ctx\": %d, \"n_embd\": %d, \"n_layer\": %d, \"n_head\": %d,\n"
-               "\"n_inner\": null, \"activation_function\": \"gelu_new\", \"layer_norm_epsilon\": 1e-05,\n"
-               "\"resid_pdrop\": 0.0, \"embd_pdrop\": 0.0, \"attn_pdrop\": 0.0, \"tie_word_embeddings\": true,\n"
-               "\"bos_token_id\": %s, \"eos_token_id\": %s}\n",
-            g.vocab_size, g.max_seq_len, g.max_seq_len, g.channels, g.num_layers, g.num_heads, end, end);
+    fprintf(f, "{\"model_type\": \"gpt2\", \"architectures\": [\"GPT2LMHeadModel\"],\n"
+            "\"vocab_size\": %d, \"n_positions\": %d, \"n_embd\": %d, \"n_layer\": %d, \"n_head\": %d,\n"
+            "\"activation_function\": \"gelu_new\", \"layer_norm_epsilon\": 1e-05, \"dtype\": \"float32\",\n"
+            "\"tie_word_embeddings\": true, \"resid_pdrop\": 0.0, \"embd_pdrop\": 0.0, \"attn_pdrop\": 0.0,\n"
+            "\"bos_token_id\": %s, \"eos_token_id\": %s}\n",
+            g.vocab_size, g.max_seq_len, g.channels, g.num_layers, g.num_heads, end, end);
     write_commit(f, path.s);
 }
 
@@ -2470,14 +2454,6 @@ static void swap_evaluation_point(Run *run, int enter) {
     m->grads = point_parameters(m->grads_memory, m->config);
 }
 
-static const char *in_folder(const char *folder, const char *file) {
-    static char path[4][4096];
-    static int turn;
-    char *p = path[turn++ % 4];
-    if (snprintf(p, sizeof path[0], "%s/%s", folder, file) >= (int)sizeof path[0]) die("the path %s is too long", folder);
-    return p;
-}
-
 /* DIR/state.bin holds all that a run needs to go on as if it had not stopped:
 
        "GPT2RUN1", what the run is (describe_run), run->now, the training point, the optimizer's blocks, a hash
@@ -2500,8 +2476,9 @@ static void read_part(FILE *f, uint64_t *hash, void *part, uint64_t bytes, const
 }
 
 static void save_state(Run *run) {
-    const char *path = in_folder(run->options.out, "state.bin"), *name;
-    FILE *f = write_begin(path);
+    Path path = path_in(run->options.out, "state.bin");
+    const char *name;
+    FILE *f = write_begin(path.s);
     uint64_t hash = 0;
     void *block;
     size_t bytes;
@@ -2512,7 +2489,7 @@ static void save_state(Run *run) {
     write_part(f, &hash, run->optimizer.params, run->model.num_parameters * sizeof(float));
     for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++) write_part(f, &hash, block, bytes);
     write_bytes(f, &hash, sizeof hash);
-    write_commit(f, path);
+    write_commit(f, path.s);
 }
 
 // Dies with the first line in which two runs differ.
@@ -2527,23 +2504,24 @@ static void compare_identity(const char *ours, const char *theirs, const char *p
 
 // Takes up DIR/state.bin where there is one; a run killed before its first checkpoint starts again. Returns whether there was.
 static int load_state(Run *run) {
-    const char *path = in_folder(run->options.out, "state.bin"), *name;
-    FILE *f = fopen(path, "rb");
+    Path path = path_in(run->options.out, "state.bin");
+    const char *name;
+    FILE *f = fopen(path.s, "rb");
     char magic[8], theirs[1 << 14] = {0};
     uint64_t hash = 0, length, stored;
     void *block;
     size_t bytes;
     if (!f && errno == ENOENT) return 0;
-    if (!f) die("cannot read %s: %s", path, strerror(errno));
-    if (fread(magic, 1, 8, f) != 8 || memcmp(magic, STATE_MAGIC, 8)) die("%s is not a checkpoint of this program", path);
+    if (!f) die("cannot read %s: %s", path.s, strerror(errno));
+    if (fread(magic, 1, 8, f) != 8 || memcmp(magic, STATE_MAGIC, 8)) die("%s is not a checkpoint of this program", path.s);
     if (fread(&length, sizeof length, 1, f) != 1 || length >= sizeof theirs || fread(theirs, 1, length, f) != length)
-        die("%s is cut short or damaged; start anew without --resume", path);
-    compare_identity(run->identity, theirs, path);
+        die("%s is cut short or damaged; start anew without --resume", path.s);
+    compare_identity(run->identity, theirs, path.s);
     hash = hash_bytes(hash, theirs, length);
-    read_part(f, &hash, &run->now, sizeof run->now, path);
-    read_part(f, &hash, run->optimizer.params, run->model.num_parameters * sizeof(float), path);
-    for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++) read_part(f, &hash, block, bytes, path);
-    if (fread(&stored, sizeof stored, 1, f) != 1 || stored != hash) die("%s is damaged; start anew without --resume", path);
+    read_part(f, &hash, &run->now, sizeof run->now, path.s);
+    read_part(f, &hash, run->optimizer.params, run->model.num_parameters * sizeof(float), path.s);
+    for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++) read_part(f, &hash, block, bytes, path.s);
+    if (fread(&stored, sizeof stored, 1, f) != 1 || stored != hash) die("%s is damaged; start anew without --resume", path.s);
     fclose(f);
     run->loader.epoch = run->now.epoch, run->loader.index = run->now.index;
     return 1;
@@ -2552,17 +2530,17 @@ static int load_state(Run *run) {
 // Opens DIR/log.csv for appending, with the rows of steps that the checkpoint has seen; a new run gets an empty one.
 #define LOG_HEADER "step,tokens,seconds,train_loss,val_loss,teacher_loss,lr,grad_norm\n"
 static void open_log(Run *run) {
-    const char *path = in_folder(run->options.out, "log.csv");
+    Path path = path_in(run->options.out, "log.csv");
     size_t n = 0;
-    char *old = run->now.step ? read_file(path, &n) : NULL, *row = old ? strchr(old, '\n') : NULL;
-    FILE *f = write_begin(path);
+    char *old = run->now.step ? read_file(path.s, &n) : NULL, *row = old ? strchr(old, '\n') : NULL;
+    FILE *f = write_begin(path.s);
     write_bytes(f, LOG_HEADER, strlen(LOG_HEADER));
     for (char *end; row && (end = strchr(++row, '\n')) && atol(row) <= run->now.step; row = end)
         write_bytes(f, row, end - row + 1);
-    write_commit(f, path);
+    write_commit(f, path.s);
     free(old);
-    run->log = fopen(path, "a");
-    if (!run->log) die("cannot write %s: %s", path, strerror(errno));
+    run->log = fopen(path.s, "a");
+    if (!run->log) die("cannot write %s: %s", path.s, strerror(errno));
 }
 
 static void log_number(FILE *f, double x, const char *format, char end) {
@@ -2631,7 +2609,7 @@ static void prepare(Run *run) {
     GPT2 *m = &run->model;
     Tokenizer *t = &run->tokenizer;
     if (*o->out) { // one run at a time writes there
-        if (mkdir(o->out, 0777) && errno != EEXIST) die("cannot make the folder %s: %s", o->out, strerror(errno));
+        make_folder(o->out);
         int folder = open(o->out, O_RDONLY | O_DIRECTORY);
         if (folder < 0) die("cannot open the folder %s: %s", o->out, strerror(errno));
         if (flock(folder, LOCK_EX | LOCK_NB)) die("another run is writing to %s; choose another --out", o->out);
@@ -2698,7 +2676,7 @@ static void prepare(Run *run) {
 static void save_checkpoint(Run *run) {
     if (!*run->options.out) return;
     swap_evaluation_point(run, 1);
-    gpt2_save(run->model.config, run->model.params_memory, in_folder(run->options.out, "model.bin"));
+    gpt2_save(run->model.config, run->model.params_memory, path_in(run->options.out, "model.bin").s);
     swap_evaluation_point(run, 0);
     save_state(run);
 }
@@ -2773,8 +2751,8 @@ int main(int argc, char **argv) {
     if (o->resume && load_state(&run)) printf("resumed    at step %ld of %d\n", run.now.step, o->steps);
     if (*o->out) {
         if (!run.now.step) { // what another run left here is no longer a checkpoint
-            unlink(in_folder(o->out, "state.bin"));
-            unlink(in_folder(o->out, "model.bin"));
+            unlink(path_in(o->out, "state.bin").s);
+            unlink(path_in(o->out, "model.bin").s);
         }
         if (run.tokenizer.vocab_size) tokenizer_save(&run.tokenizer, o->out);
         open_log(&run);

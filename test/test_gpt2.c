@@ -263,7 +263,7 @@ static void test_model(void) {
     gpt2_free(&m), gpt2_free(&teacher);
 }
 
-#ifdef _OPENMP
+#if defined(_OPENMP) && !defined(NO_THREAD_CHECK) // OpenBLAS does not promise it
 // The same bits from 1, 2, 3 and 5 threads, on shapes that end in the middle of tiles.
 static void test_threads(void) {
     GPT2Config g = {80, 301, 2, 5, 80};

@@ -143,7 +143,7 @@ static void bench_matmul(int only) {
 // Bytes that one step of an optimizer has to move: each buffer's once for each time that it is read or written.
 static void bench_optim(const char *name) {
     static const struct { const char *name; int reads_and_writes; } traffic[] = {
-        {"adamw", 7}, {"gpa", 9}, {"schedule-free", 7}, {"prodigy", 0},
+        {"adamw", 7}, {"gpa", 9}, {"schedule-free", 7}, {"prodigy", 12},
     };
     Optimizer o;
     GPT2 m;

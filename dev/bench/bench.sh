@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# `make bench`: what this machine can do, and the share of it that training steps, matrix products and optimizers reach.
+# Where PyTorch or OpenBLAS is installed it runs in turns with ours: A B A B A B, medians. About ten minutes.
+# Called from the project's folder, after dev/bench/bench is built.
+set -u
+bench=dev/bench/bench
+turns=${TURNS:-3}
+torch=
+python3 -c 'import torch' 2>/dev/null && torch=python3
+median() { sort -n | awk '{ x[NR] = $1 } END { print x[int((NR + 1) / 2)] }'; }
+ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf b > 0 ? "%.2f" : "-", b > 0 ? a / b : 0 }'; }
+share() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.0f%%", 100 * a / b }'; }
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000} # as the trainer sets it for itself
+
+read -r peak bandwidth < <($bench machine)
+[ -r /proc/cpuinfo ] && grep -m 1 'model name' /proc/cpuinfo | sed 's/.*: //'
+echo "FMA peak $peak GFLOP/s, reads $bandwidth GB/s, $(nproc) cores"
+
+echo
+echo "training step (AdamW, clipping)     tok/s   GFLOP/s  of peak      MB | PyTorch tok/s       MB   ours/PyTorch"
+for model in 124M medium small; do
+    : >/tmp/bench.ours.$$ && : >/tmp/bench.torch.$$
+    for ((i = 0; i < turns; i++)); do
+        read -r speed flops memory < <($bench step $model)
+        echo "$speed $flops $memory" >>/tmp/bench.ours.$$
+        [ "$torch" ] && for mode in eager compiled; do # the better of the two counts
+            $torch dev/bench/peer_torch.py $model $mode 2>/dev/null
+        done | sort -rn | head -n 1 >>/tmp/bench.torch.$$
+    done
+    speed=$(cut -d' ' -f1 /tmp/bench.ours.$$ | median) flops=$(cut -d' ' -f2 /tmp/bench.ours.$$ | median)
+    memory=$(cut -d' ' -f3 /tmp/bench.ours.$$ | median)
+    peer=$(cut -d' ' -f1 /tmp/bench.torch.$$ | median) peer_memory=$(cut -d' ' -f2 /tmp/bench.torch.$$ | median)
+    printf '%-32s %8.0f  %8.1f  %7s  %6.0f | %13s %8s   %s\n' "$model" "$speed" "$flops" "$(share "$flops" "$peak")" "$memory" \
+        "${peer:-not installed}" "${peer_memory:--}" "$(ratio "$speed" "${peer:-0}")"
+    rm -f /tmp/bench.ours.$$ /tmp/bench.torch.$$
+done
+
+echo
+blas=
+echo '#include <cblas.h>' | ${CC:-gcc} -E - >/dev/null 2>&1 && make -s dev/bench/bench_blas && blas=dev/bench/bench_blas
+echo "matrix product                     M      N      K   GFLOP/s  of peak | OpenBLAS   ours/OpenBLAS"
+for ((i = 0; ; i++)); do
+    line=$($bench matmul $i)
+    [ "$line" ] || break
+    IFS='|' read -r what M N K _ <<<"$line"
+    ours=$(for ((t = 0; t < turns; t++)); do
+        $bench matmul $i | cut -d'|' -f5
+        [ "$blas" ] && $blas matmul $i | cut -d'|' -f5 >>/tmp/bench.blas.$$
+    done | median)
+    peer=$([ "$blas" ] && median </tmp/bench.blas.$$)
+    rm -f /tmp/bench.blas.$$
+    printf '%-28s %7d %6d %6d  %8.1f  %7s | %8s   %s\n' "$what" "$M" "$N" "$K" "$ours" "$(share "$ours" "$peak")" "${peer:--}" \
+        "$(ratio "$ours" "${peer:-0}")"
+done
+
+echo
+echo "optimizer step, 124M parameters      s    GB moved   GB/s   of read bandwidth"
+for optimizer in adamw gpa schedule-free prodigy; do
+    read -r seconds gigabytes < <(for ((t = 0; t < turns; t++)); do $bench optim $optimizer; done | sort -n | head -n 1)
+    awk -v n=$optimizer -v s="$seconds" -v g="$gigabytes" -v b="$bandwidth" \
+        'BEGIN { printf "%-30s %8.3f  %8.2f  %6.1f   %.0f%%\n", n, s, g, g / s, 100 * g / s / b }'
+done

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# `make demo [DATA=text.txt]`: a teacher learns a text, a smaller student learns from the teacher's loss without any
+# learning rate, and both write. Runs go to runs/teacher and runs/student. Called from the project's folder.
+set -eu
+data=$1
+start=$SECONDS
+small=(--data "$data" --context 64 --batch 12 --eval-tokens 40000)
+
+say() { printf '\n== %s\n\n' "$1"; }
+# draw RUN...: validation losses as a few lines of text.
+draw() {
+    for run in "$@"; do awk -F, -v run="$run" 'NR > 1 && $5 != "" { print run, $1, $5 }' "$run/log.csv"; done | awk '
+        { if (!($1 in mark)) { mark[$1] = substr("TS", ++runs, 1); name[runs] = $1 }
+          run[NR] = $1; step[NR] = $2; loss[NR] = $3
+          if ($2 > last) last = $2; if (NR == 1 || $3 < low) low = $3; if ($3 > high) high = $3 }
+        END { for (i = 1; i <= NR; i++) {
+                  row = int(11 * (high - loss[i]) / (high - low + 1e-9) + 0.5); column = int(60 * step[i] / last)
+                  at = row "," column; cell[at] = at in cell ? "*" : mark[run[i]] }
+              for (row = 0; row < 12; row++) {
+                  line = ""; for (c = 0; c <= 60; c++) line = line (((row "," c) in cell) ? cell[row "," c] : " ")
+                  printf "%7.3f |%s\n", high - row * (high - low) / 11, line }
+              printf "        +%s step %d\n", substr("------------------------------------------------------------", 1, 60), last
+              for (r = 1; r <= runs; r++) printf "        %s = %s\n", mark[name[r]], name[r] }'
+}
+
+say "1  The text: $data"
+[ "$data" = dev/data/tales.txt ] && dev/data/tales --score "$data"
+head -c 600 "$data"
+printf ' ...\n'
+
+say "2  A teacher: 4 layers, 256 wide, AdamW with warmup and cosine"
+./train_gpt2 "${small[@]}" --layers 4 --channels 256 --lr 2e-3 --steps 800 --eval-every 100 --sample-every 800 --out runs/teacher
+
+say "3  A student: 3 layers, 128 wide. IAM-Adam reads the teacher's loss on each batch, and needs no learning rate"
+./train_gpt2 "${small[@]}" --layers 3 --channels 128 --optimizer iam-adam --teacher runs/teacher --steps 1000 \
+    --eval-every 100 --sample-every 1000 --out runs/student
+
+say "4  Validation loss"
+draw runs/teacher runs/student
+if command -v gnuplot >/dev/null; then printf '\ncurves: %s\n' "$(bash dev/plot.sh runs/demo.png runs/teacher runs/student)"
+else printf '\nmake plot RUNS="runs/teacher runs/student" draws them as a picture once gnuplot-nox is installed\n'; fi
+printf '\nThe demo took %d:%02d.\n' $(((SECONDS - start) / 60)) $(((SECONDS - start) % 60))

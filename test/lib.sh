@@ -1,0 +1,37 @@
+# What the tests in bash share: counting, and the closing line that the suite reads. Sourced.
+passed=0 failed=0 skipped=0
+work=$(mktemp -d) || exit 1
+trap 'rm -rf "$work"' EXIT
+
+# ok MESSAGE COMMAND...: the command must succeed.
+ok() {
+    local message=$1
+    shift
+    if "$@" >"$work/current" 2>&1; then passed=$((passed + 1)); else
+        failed=$((failed + 1))
+        echo "FAILED: $message"
+        tail -n 5 "$work/current"
+    fi
+    mv "$work/current" "$work/last" # a check may read what the one before it printed
+}
+
+# refuses CODE PATTERN COMMAND...: the command must print one line on stderr, `error: ...PATTERN...`, and exit with
+# CODE, within 20 seconds.
+refuses() {
+    local code=$1 pattern=$2
+    shift 2
+    timeout 20 "$@" >"$work/out" 2>"$work/err" </dev/null
+    local got=$?
+    if [ $got = "$code" ] && [ "$(wc -l <"$work/err")" = 1 ] && grep -q "^error: .*$pattern" "$work/err"; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "FAILED: exit $got ($code expected), stderr (error: ...$pattern... expected): $*"
+        head -n 3 "$work/err"
+    fi
+}
+
+finish() {
+    if [ $skipped -gt 0 ]; then echo "$passed passed, $failed failed, $skipped skipped"; else echo "$passed passed, $failed failed"; fi
+    [ $failed = 0 ]
+}

@@ -1,0 +1,349 @@
+// The tokenizers: against tiktoken's answers, against a plain reading of the definition, there and back.
+//   ./test/test_tokenizer [--merges vocab.bpe] [CASES...]    without GPT-2's merges (or $GPT2_MERGES) what
+//                                                            needs them is skipped
+//   ./test/test_tokenizer --merges vocab.bpe --speed TEXT    prints MB/s of encoding on one core
+// CASES (test/golden/bpe_cases.txt) are pairs of lines: a text as a JSON string, and its tokens.
+#define TRAIN_GPT2_NO_MAIN
+#include "../train_gpt2.c"
+#include "check.h"
+#include "forked.h"
+
+static char folder[] = "/tmp/test_tokenizer_XXXXXX";
+
+static void write_file(const char *path, const char *text, size_t n) {
+    FILE *f = write_begin(path);
+    write_bytes(f, text, n);
+    write_commit(f, path);
+}
+
+// decode(encode(text)) == text
+static int there_and_back(const Tokenizer *t, const char *text, size_t n) {
+    size_t count, length, at = 0;
+    uint16_t *ids = tokenizer_encode(t, text, n, &count);
+    int same = 1;
+    for (size_t i = 0; same && i < count; i++, at += length) {
+        const char *token = tokenizer_token(t, ids[i], &length);
+        same = at + length <= n && !memcmp(token, text + at, length);
+    }
+    free(ids);
+    return same && at == n;
+}
+
+// Saves t and loads it again: the same tokens and the same encoding.
+static void check_saved(const Tokenizer *t, const char *text, size_t n, const char *what) {
+    Tokenizer u = {0};
+    size_t a, b;
+    tokenizer_save(t, folder);
+    check(tokenizer_load(&u, folder) == 1, "%s: not loaded again", what);
+    check(u.kind == t->kind && u.vocab_size == t->vocab_size && u.text_size == t->text_size &&
+          !memcmp(u.text, t->text, t->text_size), "%s: loaded with other tokens", what);
+    uint16_t *x = tokenizer_encode(t, text, n, &a), *y = tokenizer_encode(&u, text, n, &b);
+    check(a == b && !memcmp(x, y, a * sizeof *x), "%s: encodes otherwise once loaded", what);
+    free(x), free(y);
+    tokenizer_free(&u);
+    unlink(path_in(folder, t->kind == TOKENIZER_GPT2 ? "tokenizer.bpe" : "tokenizer.txt").s);
+    check(tokenizer_load(&u, folder) == 0, "%s: loaded from an empty folder", what);
+}
+
+// ---- bytes and characters
+
+static void encode_chars(void *text) { // with a tokenizer of "abc"
+    Tokenizer t = {0};
+    size_t count;
+    tokenizer_init(&t, "chars", "abc", 3, NULL);
+    tokenizer_encode(&t, text, strlen(text), &count);
+}
+
+static void make_chars(void *text) {
+    Tokenizer t = {0};
+    tokenizer_init(&t, "chars", text, strlen(text), NULL);
+}
+
+static void make_all_chars(void *unused) { // 70,000 different characters
+    char *text = resize(NULL, 280000);
+    size_t n = 0;
+    (void)unused;
+    for (int c = 0; c < 70000; c++)
+        if (c < 0xD800 || c >= 0xE000) n += (size_t)utf8_encode(text + n, c);
+    Tokenizer t = {0};
+    tokenizer_init(&t, "chars", text, n, NULL);
+}
+
+static void make_kind(void *kind) {
+    Tokenizer t = {0};
+    tokenizer_init(&t, kind, "abc", 3, NULL);
+}
+
+static void test_bytes_and_chars(void) {
+    const char text[] =
+        "na\xC3\xAFve \xE6\x97\xA5\xE6\x9C\xAC \xF0\x9F\x99\x82\n\0 end\r\n"; // naïve 日本 🙂
+    size_t n = sizeof text - 1, count, length;
+    Tokenizer t = {0};
+    tokenizer_init(&t, "bytes", NULL, 0, NULL);
+    check(t.vocab_size == 256 && there_and_back(&t, text, n), "bytes do not come back");
+    check_saved(&t, text, n, "bytes");
+    tokenizer_free(&t);
+    tokenizer_init(&t, "chars", text, n, NULL);
+    check(t.vocab_size == 13 && there_and_back(&t, text, n), "characters do not come back, or are not 13");
+    for (int i = 0, last = -1, c; i < t.vocab_size; i++, last = c) {
+        int used;
+        const char *token = tokenizer_token(&t, i, &length);
+        c = utf8_decode(token, token + length, &used);
+        check(c > last && used == (int)length, "character %d is not in order", i);
+    }
+    uint16_t *ids = tokenizer_encode(&t, text, n, &count);
+    check(count == 18, "%zu characters, not 18", count);
+    free(ids);
+    check_saved(&t, text, n, "chars");
+    write_file(path_in(folder, "tokenizer.bpe").s, "a b\n", 4);
+    check_saved(&t, text, n, "chars beside an old tokenizer.bpe");
+    tokenizer_free(&t);
+    check_refused(encode_chars, "ab\xC3\xA9", "\xC3\xA9 (U+00E9) at byte 2");
+    check_refused(encode_chars, "abcab\n", "U+000A");
+    check_refused(make_chars, "ab\xFF", "not UTF-8 at byte 2");
+    check_refused(make_chars, "ab\xE6\x97", "not UTF-8 at byte 2");
+    check_refused(make_chars, "\xC0\x80", "not UTF-8 at byte 0");
+    check_refused(make_chars, "x\xED\xA0\x80", "not UTF-8 at byte 1");
+    check_refused(make_chars, "x\xF4\x90\x80\x80", "not UTF-8 at byte 1");
+    check_refused(make_chars, "", "no characters");
+    check_refused(make_all_chars, NULL, "too many");
+    check_refused(make_kind, "words", "bytes, chars or gpt2");
+    check_refused(make_kind, "gpt2", "--merges");
+}
+
+// ---- byte pairs against their definition
+
+// Merges of random pairs of tokens, as a file; every union is new.
+static void random_merges(int number, uint64_t seed, char **text, size_t *size) {
+    Tokenizer t = {0};
+    char pair[64];
+    FILE *f = open_memstream(text, size);
+    gpt2_begin(&t);
+    fputs("#version: 0.2\n", f);
+    for (uint64_t draw = 0; number > 0; draw += 2) {
+        int ids[2]; // of letters and spaces mostly, and of what is made of them
+        for (int k = 0; k < 2; k++) {
+            uint64_t r = random_u64(seed, draw + k), late = t.vocab_size - 256;
+            if (late && r % 3 == 0) ids[k] = 256 + (int)(r / 3 % late);
+            else ids[k] = (int)find_token(&t, &"abc e\xC3\xA9\n'"[r / 3 % 9], 1);
+        }
+        size_t n, m;
+        const char *a = tokenizer_token(&t, ids[0], &n), *b = tokenizer_token(&t, ids[1], &m);
+        if (n + m > 40) continue;
+        memcpy(pair, a, n), memcpy(pair + n, b, m);
+        if (find_token(&t, pair, n + m) != NO_TOKEN) continue;
+        write_symbols(f, &t, pair, n, 0), fputc(' ', f), write_symbols(f, &t, pair + n, m, 0), fputc('\n', f);
+        add_piece(&t, pair, n + m);
+        number--;
+    }
+    fclose(f);
+    tokenizer_free(&t);
+}
+
+// Encodes by the words of the definition, in quadratic time.
+static size_t encode_slowly(const Tokenizer *t, const char *text, size_t n, uint16_t *ids) {
+    size_t count = 0;
+    for (const char *p = text, *end = text + n, *next; p < end; p = next) {
+        next = piece_end(t, p, end);
+        size_t parts = (size_t)(next - p), starts[600], where = 0;
+        for (size_t i = 0; i <= parts; i++) starts[i] = i;
+        if (find_token(t, p, parts) != NO_TOKEN) starts[1] = parts, parts = 1;
+        for (uint32_t best;; parts--) {
+            best = NO_TOKEN;
+            for (size_t i = 0; i + 2 <= parts; i++) {
+                uint32_t joined = find_token(t, p + starts[i], starts[i + 2] - starts[i]);
+                if (joined < best) best = joined, where = i;
+            }
+            if (best == NO_TOKEN) break;
+            memmove(starts + where + 1, starts + where + 2, (parts - where - 1) * sizeof *starts);
+        }
+        for (size_t i = 0; i < parts; i++)
+            ids[count++] = (uint16_t)find_token(t, p + starts[i], starts[i + 1] - starts[i]);
+    }
+    return count;
+}
+
+static void test_byte_pairs(void) {
+    for (int round = 0; round < 20; round++) {
+        size_t size, n, count, wrong = 0, lost = 0;
+        char *merges, text[500];
+        random_merges(200, 100 + round, &merges, &size);
+        Path path = path_in(folder, "merges.txt");
+        write_file(path.s, merges, size);
+        Tokenizer t = {0}, u = {0};
+        tokenizer_init(&t, "gpt2", NULL, 0, path.s);
+        check(t.vocab_size == 457, "256 bytes, 200 merges and the end of text make 457 tokens, not %d",
+              t.vocab_size);
+        for (int k = 0; k < 200; k++) {
+            uint16_t slow[500];
+            n = random_u64(k, 0) % 500;
+            for (size_t i = 0; i < n; i++) {
+                uint64_t r = random_u64(k, i + 1);
+                text[i] = k % 4 == 0 ? (char)r : "abc e\xC3\xA9\n'"[r % 9];
+            }
+            uint16_t *ids = tokenizer_encode(&t, text, n, &count);
+            size_t expected = encode_slowly(&t, text, n, slow);
+            wrong += count != expected || memcmp(ids, slow, count * sizeof *ids);
+            lost += !there_and_back(&t, text, n);
+            free(ids);
+        }
+        check(!wrong && !lost, "merges %d: %zu texts are encoded wrong, %zu do not come back", round, wrong,
+              lost);
+        // the same file with carriage returns, and without its first line
+        char *crlf = resize(NULL, 2 * size), *first = strchr(merges, '\n') + 1;
+        n = 0;
+        for (char *p = round % 2 ? first : merges; *p; p++) {
+            if (*p == '\n') crlf[n++] = '\r';
+            crlf[n++] = *p;
+        }
+        write_file(path.s, crlf, n);
+        check(tokenizer_load(&u, folder) == 1 && u.text_size == t.text_size &&
+                  !memcmp(u.text, t.text, t.text_size),
+              "carriage returns change the merges");
+        unlink(path.s);
+        check_saved(&t, text, 400, "random merges");
+        tokenizer_free(&t), tokenizer_free(&u);
+        free(merges), free(crlf);
+    }
+}
+
+static void load_folder(void *path) {
+    Tokenizer t = {0};
+    tokenizer_load(&t, path);
+}
+
+static void test_broken_merges(void) {
+    const char *const cases[][2] = {{"#version: 0.2\na b\nc\n", "merge 2 is not two tokens"},
+                                    {"#version: 0.2\na b\nab cd\n", "merge 2 is not of two tokens before it"},
+                                    {"a b\na b\n", "merge 2 is there already"},
+                                    {"", "has no merges"},
+                                    {"a \n", "merge 1 is not"},
+                                    {" a\n", "merge 1 is not"},
+                                    {"a b c\n", "merge 1 is not"},
+                                    {"a \xE6\x97\xA5\n", "merge 1 is not"},
+                                    {"a \xFF\n", "merge 1 is not"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        write_file(path_in(folder, "tokenizer.bpe").s, cases[i][0], strlen(cases[i][0]));
+        check_refused(load_folder, folder, cases[i][1]);
+    }
+    unlink(path_in(folder, "tokenizer.bpe").s);
+    const char *const broken[] = {
+        "", "bytes", "chars\n", "chars\nba", "chars\naab", "chars\na\xFF", "words\n", "chars 5\nabc"};
+    for (size_t i = 0; i < sizeof broken / sizeof *broken; i++) {
+        write_file(path_in(folder, "tokenizer.txt").s, broken[i], strlen(broken[i]));
+        check_refused(load_folder, folder, "tokenizer.txt");
+    }
+    unlink(path_in(folder, "tokenizer.txt").s);
+}
+
+// The tables are of Unicode 16.0, as in tiktoken 0.14: it finds these numbers of characters.
+static void test_classes(void) {
+    int counts[4] = {0};
+    Tokenizer t = {0};
+    gpt2_begin(&t);
+    for (int c = 0; c <= MAX_CHAR; c++) counts[t.char_class[c]]++;
+    check(counts[1] == 141028 && counts[2] == 1911 && counts[3] == 25, "%d letters, %d numbers, %d spaces",
+          counts[1], counts[2], counts[3]);
+    tokenizer_free(&t);
+}
+
+// ---- GPT-2's own merges
+
+static void test_cases(const Tokenizer *t, const char *path) {
+    size_t size, number = 0, count, wrong = 0;
+    char *text = read_file(path, &size), *line = text;
+    while (*line) {
+        Json j = {.text = line, .p = line, .path = path};
+        JsonNode string = {0};
+        json_string(&j, &string);
+        uint16_t *ids = tokenizer_encode(t, string.text, string.length, &count);
+        size_t k = 0;
+        int same = 1;
+        line = j.p + 1; // the line of tokens
+        for (char *end; *line && *line != '\n'; line = end, k++) {
+            long id = strtol(line, &end, 10);
+            if (end == line) die("%s: case %zu: a token is missing", path, number + 1);
+            same &= k < count && ids[k] == id;
+        }
+        if (!check(same && k == count && there_and_back(t, string.text, string.length), "%s: case %zu: %.60s",
+                   path, number + 1, string.text))
+            wrong++;
+        free(ids);
+        line += *line == '\n';
+        number++;
+    }
+    check(number > 0, "%s has no cases", path);
+    printf("%s: %zu cases, %zu wrong\n", path, number, wrong);
+    free(text);
+}
+
+static void test_gpt2(const char *merges) {
+    Tokenizer t = {0};
+    size_t n = 1 << 20, count;
+    tokenizer_init(&t, "gpt2", NULL, 0, merges);
+    check(t.vocab_size == 50257, "V = %d, not 50257", t.vocab_size);
+    // texts that make slow tokenizers quadratic
+    char *text = resize(NULL, n);
+    const char kinds[] = "a ?\xE6?'"; // the other two: letters, and any bytes
+    for (int k = 0; k < 6; k++) {
+        for (size_t i = 0; i < n; i++)
+            text[i] = k == 2 ? (char)('a' + random_u64(1, i) % 26) :
+                      k == 4 ? (char)random_u64(2, i) : kinds[k];
+        double start = now();
+        uint16_t *ids = tokenizer_encode(&t, text, n, &count);
+        check(now() - start < 10, "a megabyte of kind %d takes %.1f s", k, now() - start);
+        check(there_and_back(&t, text, n), "a megabyte of kind %d does not come back", k);
+        free(ids);
+    }
+    uint16_t *ids = tokenizer_encode(&t, end_of_text, strlen(end_of_text), &count);
+    check(count == 7 && ids[0] == 27, "<|endoftext|> in a text is not ordinary text");
+    const char *token = tokenizer_token(&t, 50256, &n);
+    check(n == 13 && !memcmp(token, "<|endoftext|>", 13), "token 50256 is not <|endoftext|>");
+    check_saved(&t, "Hello world, it's 2024!\n\n  x", 28, "gpt2");
+    free(text), free(ids);
+    tokenizer_free(&t);
+}
+
+static void speed(const char *merges, const char *path) {
+    Tokenizer t = {0};
+    size_t n, count = 0;
+    double best = INFINITY;
+    char *text = read_file(path, &n);
+    tokenizer_init(&t, "gpt2", NULL, 0, merges);
+    for (int i = 0; i < 5; i++) {
+        double start = now();
+        free(tokenizer_encode(&t, text, n, &count));
+        best = fmin(best, now() - start);
+    }
+    printf("%s: %zu bytes, %zu tokens, %.1f MB/s\n", path, n, count, (double)n / best * 1e-6);
+    free(text);
+    tokenizer_free(&t);
+}
+
+int main(int argc, char **argv) {
+    const char *merges = getenv("GPT2_MERGES");
+    int first = 1, timed = 0;
+    if (first + 1 < argc && !strcmp(argv[first], "--merges")) merges = argv[first + 1], first += 2;
+    if (first + 1 < argc && !strcmp(argv[first], "--speed")) timed = 1, first++;
+    if (timed && !merges) die("--speed needs --merges vocab.bpe");
+    for (int i = first; timed && i < argc; i++) speed(merges, argv[i]);
+    if (timed) return 0;
+    if (!mkdtemp(folder)) die("cannot make %s", folder);
+    test_bytes_and_chars();
+    test_byte_pairs();
+    test_broken_merges();
+    test_classes();
+    if (merges && *merges) {
+        Tokenizer t = {0};
+        test_gpt2(merges);
+        tokenizer_init(&t, "gpt2", NULL, 0, merges);
+        for (int i = first; i < argc; i++) test_cases(&t, argv[i]);
+        if (first >= argc) test_cases(&t, "test/golden/bpe_cases.txt");
+        tokenizer_free(&t);
+    } else {
+        printf("skipped: two tests need GPT-2's merges; give --merges vocab.bpe or set GPT2_MERGES\n");
+        skipped += 2;
+    }
+    rmdir(folder);
+    return finish();
+}

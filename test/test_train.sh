@@ -1,0 +1,177 @@
+#!/usr/bin/env bash
+# The trainer as a user runs it: what it writes, resuming, distillation, refused input. $TRAIN names the program;
+# $KILLS is how many random moments a run is killed at.
+set -u
+. "$(dirname "$0")/lib.sh"
+train=${TRAIN:-./train_gpt2}
+kills=${KILLS:-5}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
+
+# A text of 12 kB without any file: numbers and words.
+awk 'BEGIN { for (i = 0; i < 900; i++) printf "%d green bottles, %s\n", i * 7919 % 1000, i % 3 ? "hanging" : "on the wall" }' >"$work/text.txt"
+small=(--data "$work/text.txt" --layers 2 --heads 2 --channels 32 --context 16 --batch 4 --lr 1e-2 --eval-every 20)
+# Two logs agree in all but the seconds.
+same_log() { diff <(cut -d, -f1,2,4- "$1/log.csv") <(cut -d, -f1,2,4- "$2/log.csv"); }
+same_run() { cmp "$1/model.bin" "$2/model.bin" && same_log "$1" "$2"; }
+
+# ---- what a run leaves
+ok "a run" "$train" "${small[@]}" --steps 60 --out "$work/a"
+cp "$work/last" "$work/a.out"
+ok "the last line is the final loss" grep -qE '^final val loss [0-9]+\.[0-9]{4}$' <(tail -n 1 "$work/a.out")
+ok "log.csv's header" [ "$(head -n 1 "$work/a/log.csv")" = step,tokens,seconds,train_loss,val_loss,teacher_loss,lr,grad_norm ]
+ok "a row for each step" [ "$(wc -l <"$work/a/log.csv")" = 61 ]
+ok "validation every 20 steps and at the end" [ "$(awk -F, 'NR > 1 && $5 != ""' "$work/a/log.csv" | wc -l)" = 3 ]
+ok "the loss falls" awk -F, 'NR == 2 { first = $4 } { last = $4 } END { exit !(last < first - 0.5) }' "$work/a/log.csv"
+ok "tokens are counted" [ "$(tail -n 1 "$work/a/log.csv" | cut -d, -f2)" = 3840 ]
+for file in model.bin state.bin tokenizer.txt; do ok "$file is there" [ -s "$work/a/$file" ]; done
+ok "no temporary file stays" [ -z "$(find "$work/a" -name '*.tmp')" ]
+ok "--steps 0 evaluates what it is given" "$train" "${small[@]}" --model "$work/a" --steps 0
+ok "and finds the same loss" diff <(tail -n 1 "$work/last") <(tail -n 1 "$work/a.out")
+ok "--steps 0 saves what it was given" "$train" "${small[@]}" --model "$work/a" --steps 0 --out "$work/copy"
+ok "the same model" cmp "$work/a/model.bin" "$work/copy/model.bin"
+ok "--export-hf" "$train" "${small[@]}" --model "$work/a" --steps 0 --export-hf "$work/hf"
+ok "which is read again" "$train" "${small[@]}" --model "$work/hf" --steps 0
+ok "and gives the same loss" diff <(tail -n 1 "$work/last") <(tail -n 1 "$work/a.out")
+ok "samples of text" "$train" "${small[@]}" --steps 20 --sample-every 20
+ok "the sample is printed" grep -q -- '--- sample at step 20' "$work/last"
+ok "tokenizer bytes" "$train" "${small[@]}" --tokenizer bytes --steps 3
+ok "sequences shorter than the context" "$train" "${small[@]}" --seq-len 8 --steps 3
+ok "--help" "$train" --help
+for name in adamw sgd gpa sps iam iam-adam; do ok "--help $name" "$train" --help "$name"; done
+for schedule in constant cosine linear wsd; do ok "schedule $schedule" "$train" "${small[@]}" --schedule $schedule --steps 4; done
+
+# ---- the same bits for any number of threads, and for a batch given in pieces up to rounding
+for threads in 1 3; do
+    ok "$threads threads" env OMP_NUM_THREADS=$threads "$train" "${small[@]}" --steps 60 --out "$work/t$threads"
+    ok "$threads threads give the same bits" same_run "$work/a" "$work/t$threads"
+done
+ok "accumulation" "$train" "${small[@]}" --batch 2 --accumulate 2 --steps 60 --out "$work/acc"
+ok "learns the same" awk -F, 'FNR == 2 { l[NR > 2] = $4 } END { d = l[0] - l[1]; exit !(d < 1e-4 && d > -1e-4) }' "$work/a/log.csv" "$work/acc/log.csv"
+
+# ---- killed, interrupted, resumed: ends as if nothing had happened
+long=("${small[@]}" --steps 300 --save-every 1 --eval-every 100)
+ok "an unbroken run" "$train" "${long[@]}" --out "$work/whole"
+ok "resuming a finished run changes nothing" "$train" "${long[@]}" --out "$work/whole" --resume
+RANDOM=7
+for ((i = 0; i < kills; i++)); do
+    rm -rf "$work/killed"
+    for attempt in 1 2; do
+        "$train" "${long[@]}" --out "$work/killed" --resume >/dev/null 2>&1 &
+        sleep "0.$((RANDOM % 40 + 5))"
+        kill -9 $! 2>/dev/null
+        wait $! 2>/dev/null
+    done
+    ok "resumed after kill -9" "$train" "${long[@]}" --out "$work/killed" --resume
+    ok "kill $i: the same bits as the unbroken run" same_run "$work/whole" "$work/killed"
+done
+for signal in INT TERM; do
+    rm -rf "$work/stopped"
+    # a background process of a script ignores SIGINT unless it is put into a group of its own
+    setsid "$train" "${long[@]}" --save-every 0 --steps 100000 --out "$work/stopped" >"$work/stopped.out" 2>&1 &
+    sleep 0.7
+    kill -s $signal $!
+    wait $!
+    code=$?
+    ok "SIG$signal: exit 0" [ $code = 0 ]
+    ok "SIG$signal: says how to go on" grep -q 'with --resume goes on' "$work/stopped.out"
+    ok "SIG$signal: a checkpoint" [ -s "$work/stopped/state.bin" ]
+done
+for optimizer in sgd gpa; do
+    ok "$optimizer" "$train" "${small[@]}" --optimizer $optimizer --steps 40 --out "$work/o"
+    ok "$optimizer, killed" timeout -s KILL 20 "$train" "${small[@]}" --optimizer $optimizer --steps 40 --save-every 17 --out "$work/p"
+    ok "$optimizer, from step 34" "$train" "${small[@]}" --optimizer $optimizer --steps 40 --save-every 17 --out "$work/p" --resume
+    ok "$optimizer: the same bits" same_run "$work/o" "$work/p"
+done
+"$train" "${small[@]}" --steps 100000 --out "$work/busy" >/dev/null 2>&1 &
+busy=$!
+sleep 0.5
+refuses 1 "another run is writing" "$train" "${small[@]}" --steps 5 --out "$work/busy"
+kill $busy
+wait $busy 2>/dev/null
+
+# ---- distillation
+ok "a teacher" "$train" "${small[@]}" --steps 150 --channels 64 --out "$work/teacher"
+student=(--data "$work/text.txt" --layers 1 --heads 2 --channels 32 --context 16 --batch 4 --teacher "$work/teacher" --steps 40)
+for optimizer in sps iam iam-adam; do
+    ok "distil with $optimizer" "$train" "${student[@]}" --optimizer $optimizer --out "$work/$optimizer"
+    ok "$optimizer logs the teacher's loss" awk -F, 'NR > 1 && $6 == "" { bad = 1 } END { exit bad }' "$work/$optimizer/log.csv"
+    ok "$optimizer learns" awk -F, 'NR == 2 { first = $4 } { last = $4 } END { exit !(last < first) }' "$work/$optimizer/log.csv"
+done
+ok "soft labels" "$train" "${student[@]}" --distill soft --lr 1e-2
+ok "says how far the student is from the teacher" grep -q 'teacher val loss' "$work/last"
+refuses 2 "needs --teacher" "$train" "${small[@]:0:2}" --optimizer iam
+refuses 1 "the teacher knows" "$train" "${student[@]}" --tokenizer bytes
+refuses 1 "the teacher's context" "$train" "${student[@]}" --context 32
+
+# ---- refused
+refuses 2 "unexpected argument" "$train" text.txt
+refuses 2 "no option" "$train" "${small[@]}" --colour 3
+refuses 2 "mu-x" "$train" "${small[@]}" --mu-x 0.9
+refuses 2 "needs a value" "$train" --steps
+refuses 2 "whole number" "$train" --steps many
+refuses 2 "whole number" "$train" --steps 1.5
+refuses 2 "between" "$train" --layers 0
+refuses 2 "out of range" "$train" --beta1 1.5
+refuses 2 "no optimizer" "$train" --optimizer adamax
+refuses 2 "no schedule" "$train" --schedule exponential
+refuses 2 "does not go with" "$train" --base muon
+refuses 2 "takes loss or soft" "$train" --distill hard
+refuses 2 "needs --out" "$train" --resume
+refuses 1 "heads" "$train" "${small[@]}" --heads 5
+refuses 1 "no file matches" "$train" --data "$work/missing.txt"
+mkdir "$work/folder"
+refuses 1 "folder" "$train" --data "$work/folder"
+: >"$work/empty.txt"
+refuses 1 "empty" "$train" --data "$work/empty.txt"
+printf 'short' >"$work/short.txt"
+refuses 1 "shorter" "$train" --data "$work/short.txt"
+refuses 1 "" "$train" --data "$work/text.txt" --out "$work/text.txt/run"
+refuses 1 "" "$train" --data "$work/text.txt" --model "$work/text.txt"
+refuses 1 "" "$train" --data "$work/text.txt" --model "$work/missing"
+printf 'h\351llo' >"$work/latin1.txt"
+refuses 1 "UTF-8" "$train" --data "$work/latin1.txt"
+head -c 3000 "$work/a/model.bin" >"$work/cut.bin"
+refuses 1 "" "$train" --data "$work/text.txt" --model "$work/cut.bin"
+refuses 1 "not a number" "$train" "${small[@]}" --steps 200 --clip 0 --optimizer sgd --lr 1e30
+ok "which leaves no model" [ ! -e "$work/nan/model.bin" ]
+for part in cut wrong changed; do
+    rm -rf "$work/broken"
+    cp -r "$work/whole" "$work/broken"
+    [ $part = cut ] && truncate -s -100 "$work/broken/state.bin"
+    [ $part = wrong ] && printf 'WHATEVER' | dd of="$work/broken/state.bin" conv=notrunc status=none
+    [ $part = changed ] && printf 'x' | dd of="$work/broken/state.bin" bs=1 seek=20000 conv=notrunc status=none
+    refuses 1 "state.bin" "$train" "${long[@]}" --out "$work/broken" --resume
+done
+refuses 1 "belongs to another run" "$train" "${long[@]}" --out "$work/whole" --resume --seed 8
+refuses 1 "belongs to another run" "$train" "${long[@]}" --out "$work/whole" --resume --beta1 0.5
+head -c 8000 "$work/text.txt" >"$work/other.txt"
+refuses 1 "belongs to another run" "$train" "${long[@]}" --data "$work/other.txt" --tokenizer chars --out "$work/whole" --resume
+python_shard() { # llm.c's token file of N tokens, from awk alone
+    awk -v n="$2" 'function le(x, bytes,  i) { for (i = 0; i < bytes; i++) { printf "%c", x % 256; x = int(x / 256) } }
+        BEGIN { le(20240520, 4); le(1, 4); le(n, 4); for (i = 3; i < 256; i++) le(0, 4); for (i = 0; i < n; i++) le(i * i % 90, 2) }' >"$1"
+}
+export LC_ALL=C
+python_shard "$work/one.bin" 3000
+python_shard "$work/two.bin" 2000
+shards=(--data "$work/[ot]*.bin" --layers 1 --heads 2 --channels 16 --context 16 --batch 4)
+ok "token shards by a pattern" "$train" "${shards[@]}" --steps 3 --eval-tokens 64
+truncate -s -7 "$work/two.bin"
+refuses 1 "promises" "$train" "${shards[@]}" --steps 3
+printf 'abcdefgh' | dd of="$work/one.bin" conv=notrunc status=none
+refuses 1 "not a token file" "$train" "${shards[@]}" --steps 3
+
+# ---- a full disk (a limit on file sizes stands for it): the last good checkpoint stays, and no half-written file
+cat >"$work/full.sh" <<'END'
+trap '' XFSZ
+ulimit -f 60
+exec "$@"
+END
+rm -rf "$work/full"
+timeout -s KILL 0.4 "$train" "${long[@]}" --out "$work/full" >/dev/null 2>&1
+cp -r "$work/full" "$work/before"
+refuses 1 "write" bash "$work/full.sh" "$train" "${long[@]}" --out "$work/full" --resume
+ok "the checkpoint is the one from before" cmp "$work/before/state.bin" "$work/full/state.bin"
+ok "no half-written file stays" [ -z "$(find "$work/full" -name '*.tmp')" ]
+ok "with room again it goes on" "$train" "${long[@]}" --out "$work/full" --resume
+ok "to the same end" same_run "$work/whole" "$work/full"
+finish
