@@ -26,11 +26,14 @@ FLAGS += -DUSE_BLAS
 LIBS += -lopenblas
 endif
 TRAINER = train_gpt2.c optim.h dev/unicode_tables.h
-TESTS = test/test_gpt2 test/test_optim test/test_tokenizer test/test_files
+TESTS = test/test_gpt2 test/test_optim test/test_tokenizer test/test_files test/test_decode
 
-all: train_gpt2 dev/data/tales.txt
+all: train_gpt2 decode_ppd dev/data/tales.txt
 
 train_gpt2: $(TRAINER)
+	$(CC) $(FLAGS) $< -o $@ $(LIBS)
+
+decode_ppd: decode_ppd.c $(TRAINER)
 	$(CC) $(FLAGS) $< -o $@ $(LIBS)
 
 dev/data/tales: dev/data/tales.c
@@ -47,6 +50,8 @@ dev/bench/bench: dev/bench/bench.c $(TRAINER)
 
 dev/bench/bench_blas: dev/bench/bench.c $(TRAINER)
 	$(CC) $(FLAGS) -DUSE_BLAS $< -o $@ $(LIBS) -lopenblas
+
+test/test_decode: decode_ppd.c
 
 test/test_%: test/test_%.c test/check.h $(TRAINER)
 	$(CC) $(FLAGS) $< -o $@ $(LIBS)
@@ -72,6 +77,6 @@ bench: dev/bench/bench
 	bash dev/bench/bench.sh
 
 clean:
-	rm -rf build train_gpt2 dev/data/tales dev/data/tales.txt dev/convex dev/bench/bench dev/bench/bench_blas $(TESTS)
+	rm -rf build train_gpt2 decode_ppd dev/data/tales dev/data/tales.txt dev/convex dev/bench/bench dev/bench/bench_blas $(TESTS)
 
 .PHONY: all demo plot test test-full bench clean

@@ -1128,7 +1128,7 @@ static void prompt_probabilities(const PromptTrainer *t, const PromptHead *a, in
     int C = t->m->config.channels, HS = C / t->m->config.num_heads, P = prompt_rows(t), T = t->T;
     long ld = 3L * C;
     float scale = 1.0f / sqrtf((float)HS);
-    multiply(p, T, a->q, ld, 1, a->k, 1, ld, P, T, HS, plain, NULL);
+    multiply(p, T, a->q, ld, 1, a->k, 1, ld, P, T, HS, plain, NULL, NULL);
     for (int r = 0; r < P; r++) {
         int i = r / t->copies % t->n, seen = t->cut[b * t->cuts + r / (t->n * t->copies)] + 1;
         float *x = p + (size_t)r * T, *y = own + (size_t)r * t->n, max = -INFINITY, sum = 0;
@@ -1156,7 +1156,7 @@ static void prompt_attention_forward(const PromptTrainer *t, float *out, float *
         PromptHead a = prompt_head(t, qkv, bh / NH, bh % NH);
         float *p = resize(NULL, (size_t)P * (T + t->n) * sizeof(float)), *own = p + (size_t)P * T, *o = out + a.out;
         prompt_probabilities(t, &a, bh / NH, lse + a.lse, p, own, 0);
-        multiply(o, C, p, T, 1, a.v, 3L * C, 1, P, HS, T, plain, NULL);
+        multiply(o, C, p, T, 1, a.v, 3L * C, 1, P, HS, T, plain, NULL, NULL);
         for (int r = 0; r < P; r++)
             for (int i = r / t->copies % t->n, e = 0; e <= i; e++) {
                 const float *v = a.own_v + (r - (i - e) * t->copies) * 3L * C;
@@ -1179,17 +1179,17 @@ static void prompt_attention_backward(const PromptTrainer *t, float *dqkv, const
         float *dq = dqkv + a.to_q, *dk = dq + C, *dv = dk + C;
         const float *d_o = dout + a.out, *o = out + a.out;
         prompt_probabilities(t, &a, bh / NH, lse + a.lse, p, own, 1);
-        multiply(dp, T, d_o, C, 1, a.v, 1, ld, P, T, HS, plain, NULL);
+        multiply(dp, T, d_o, C, 1, a.v, 1, ld, P, T, HS, plain, NULL, NULL);
         for (int r = 0; r < P; r++)
             for (int c = 0; c < HS; c++) dk[r * ld + c] = dv[r * ld + c] = 0;
         for (int r = 0; r < P; r++) {
             float D = dot(o + (size_t)r * C, d_o + (size_t)r * C, HS), *pr = p + (size_t)r * T, *dpr = dp + (size_t)r * T;
             for (int j = 0; j < T; j++) dpr[j] = pr[j] * (dpr[j] - D) * scale;
         }
-        multiply(dq, ld, dp, T, 1, a.k, ld, 1, P, HS, T, plain, NULL);
+        multiply(dq, ld, dp, T, 1, a.k, ld, 1, P, HS, T, plain, NULL, NULL);
         if (t->joint) {
-            multiply(dqkv + a.to_k, ld, dp, 1, T, a.q, ld, 1, T, HS, P, accumulate, NULL);
-            multiply(dqkv + a.to_k + C, ld, p, 1, T, d_o, C, 1, T, HS, P, accumulate, NULL);
+            multiply(dqkv + a.to_k, ld, dp, 1, T, a.q, ld, 1, T, HS, P, accumulate, NULL, NULL);
+            multiply(dqkv + a.to_k + C, ld, p, 1, T, d_o, C, 1, T, HS, P, accumulate, NULL, NULL);
         }
         for (int r = 0; r < P; r++)
             for (int i = r / t->copies % t->n, e = 0; e <= i; e++) {
@@ -1890,7 +1890,8 @@ static int train_command(const DecodeOptions *o) {
              t->heads, t->n, t->copies, t->B, T, t->cuts, t->joint, t->weight, o->optimizer, o->base, o->schedule, o->steps, o->warmup,
              o->final_lr, o->clip, o->seed);
     char state[4096];
-    if (snprintf(state, sizeof state, "%s.state", o->out) >= (int)sizeof state) die("the path %s is too long", o->out);
+    if (is_folder(o->out)) die("%s is a folder; --out names the file to write", o->out);
+    if (snprintf(state, sizeof state, "%s.state", o->out) >= (int)sizeof state) die("the path %.60s... is too long", o->out);
     if (o->resume) prompt_state_load(&run, state), printf("resumed at step %ld of %d\n", run.now.step, o->steps);
     printf("%zu trained numbers, %.6f%% of the model's %zu; %d texts of %d tokens, %d cuts each\n",
            guesser_size(t->heads, t->n, t->copies, m.config.channels), 100.0 * guesser_size(t->heads, t->n, t->copies, m.config.channels) /
@@ -1921,7 +1922,7 @@ static int train_command(const DecodeOptions *o) {
     if (o->joint) {
         printf("val loss %.4f after\n", evaluate(&m, &val, T, 50000));
         make_folder(o->out_model);
-        gpt2_save(m.config, m.params_memory, in_folder(o->out_model, "model.bin"));
+        gpt2_save(m.config, m.params_memory, path_in(o->out_model, "model.bin").s);
         tokenizer_save(&engine.tokenizer, o->out_model);
     }
     engine.prompts.header = (PromptsHeader){PROMPTS_MAGIC, t->heads, t->n, t->copies, m.config.channels, model_hash(&m), run.now.step};
