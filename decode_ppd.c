@@ -1,12 +1,12 @@
 /* decode_ppd.c: text from a GPT-2, several tokens a pass, with the same words.
 
 A language model makes a token from each pass over its weights, and on a CPU the pass costs the time that the
-weights take to come from memory. So this program does two things: it streams the weights at memory speed, and it
-gets more than one token out of a pass. Parallel prompt decoding (PPD, arXiv 2405.18628) trains a few embeddings,
-"prompt tokens", that are appended to the text and make the frozen model guess the tokens after the next one. The
-next pass then verifies a tree of such guesses, and the text is what plain decoding would have written, to the last
-token: a row of a pass is rounded alike whatever other rows are in the pass, and a guess counts only if it is the
-token that was going to be drawn.
+weights take to come from memory. So this program does two things: it streams the weights at memory speed, and
+it gets more than one token out of a pass. Parallel prompt decoding (PPD, arXiv 2405.18628) trains a few
+embeddings, "prompt tokens", that are appended to the text and make the frozen model guess the tokens after
+the next one. The next pass then verifies a tree of such guesses, and the text is what plain decoding would
+have written, to the last token: a row of a pass is rounded alike whatever other rows are in the pass, and a
+guess counts only if it is the token that was going to be drawn.
 
    1  weights in three kinds, and their product with a few rows
    2  the decoder: a pass of rows that form a tree, over a cache of keys and values
@@ -17,8 +17,8 @@ token that was going to be drawn.
    7  the prompts file
    8  command line: train, run, bench
 
-Everything about models, tokenizers, files and optimizers comes from train_gpt2.c, which is included. Shapes as
-there; R is the number of rows in a pass, n the number of prompt tokens. */
+Everything about models, tokenizers, files and optimizers comes from train_gpt2.c, which is included. Shapes
+as there; R is the number of rows in a pass, n the number of prompt tokens. */
 
 #define TRAIN_GPT2_NO_MAIN
 #pragma GCC diagnostic push
@@ -36,13 +36,14 @@ static inline int omp_get_num_threads(void) { return 1; }
 // ============================================================================================================
 // 1  Weights in three kinds, and their product with a few rows
 
-/* A weight matrix (N outputs, K inputs) is stored as a pass reads it: in quads of 4 outputs whose vectors alternate,
+/* A weight matrix (N outputs, K inputs) is stored as a pass reads it, in quads of 4 outputs in turns:
 
        quad 0:  k 0.. of output 0 | k 0.. of output 1 | of 2 | of 3 | next k of output 0 | ...    quad 1:  ...
 
-so that a core reads one to four long streams. A vector holds `step` inputs: VEC as f32; 2 VEC as bf16; 4 VEC as
-int8, whose outputs have a scale each (the row's largest weight is 127). Padding is zero. bf16 numbers k and k + VEC
-of a step share a 32-bit word, low and high, which a shift and a mask turn back into two vectors of f32. */
+so that a core reads one to four long streams. A vector holds `step` inputs: VEC as f32; 2 VEC as bf16; 4 VEC
+as int8, whose outputs have a scale each (the row's largest weight is 127). Padding is zero. bf16 numbers k
+and k + VEC of a step share a 32-bit word, low and high, which a shift and a mask turn back into two vectors
+of f32. */
 typedef enum { WEIGHTS_F32, WEIGHTS_BF16, WEIGHTS_INT8 } WeightKind;
 static const char *const kind_names[] = {"f32", "bf16", "int8"};
 
@@ -56,13 +57,17 @@ typedef struct {
 } Matrix;
 
 #define VECTOR ((int)sizeof(vec))
-static int kind_step(WeightKind kind) { return kind == WEIGHTS_F32 ? VEC : kind == WEIGHTS_BF16 ? 2 * VEC : 4 * VEC; }
+static int kind_step(WeightKind kind) {
+    return kind == WEIGHTS_F32 ? VEC : kind == WEIGHTS_BF16 ? 2 * VEC : 4 * VEC;
+}
 static int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
 // Where input k of output n is stored.
 static inline char *matrix_at(const Matrix *m, int n, int k) {
     int step = kind_step(m->kind), lane = k % step;
-    size_t within = m->kind == WEIGHTS_F32 ? 4 * lane : m->kind == WEIGHTS_BF16 ? lane % VEC * 4 + lane / VEC * 2 : lane;
+    size_t within = m->kind == WEIGHTS_F32    ? 4 * lane
+                    : m->kind == WEIGHTS_BF16 ? lane % VEC * 4 + lane / VEC * 2
+                                              : lane;
     return m->data + n / 4 * m->quad + (size_t)(k / step * 4 + n % 4) * VECTOR + within;
 }
 
@@ -101,7 +106,9 @@ static void matrix_row(const Matrix *m, int n, float *out) {
         const char *at = matrix_at(m, n, k);
         union { uint32_t u; float f; } bits = {0};
         if (m->kind == WEIGHTS_BF16) bits.u = (uint32_t)*(const uint16_t *)at << 16;
-        out[k] = m->kind == WEIGHTS_F32 ? *(const float *)at : m->kind == WEIGHTS_BF16 ? bits.f : m->scale[n] * *(const int8_t *)at;
+        out[k] = m->kind == WEIGHTS_F32    ? *(const float *)at
+                 : m->kind == WEIGHTS_BF16 ? bits.f
+                                           : m->scale[n] * *(const int8_t *)at;
     }
 }
 
@@ -110,18 +117,25 @@ static size_t matrix_bytes(const Matrix *m) {
     return (size_t)m->N * m->K * (m->kind == WEIGHTS_F32 ? 4 : m->kind == WEIGHTS_BF16 ? 2 : 1);
 }
 
-// Each of the sums c += the four products of bytes in that 32-bit lane. Where the machine multiplies only unsigned by
-// signed bytes, activations are stored with 128 added (`offset` takes that off again); elsewhere they are signed.
+// Each of the sums c += the four products of bytes in that 32-bit lane. Where the machine multiplies only
+// unsigned by signed bytes, activations are stored with 128 added (`offset` takes that off again); elsewhere
+// they are signed.
 #if VEC == 16 && defined(__AVX512VNNI__)
 #define ACTIVATION_OFFSET 128
-static inline vec_i dot4(vec_i c, vec_i x, vec_i w) { return (vec_i)_mm512_dpbusd_epi32((__m512i)c, (__m512i)x, (__m512i)w); }
+static inline vec_i dot4(vec_i c, vec_i x, vec_i w) {
+    return (vec_i)_mm512_dpbusd_epi32((__m512i)c, (__m512i)x, (__m512i)w);
+}
 #elif VEC == 8 && defined(__AVXVNNI__)
 #define ACTIVATION_OFFSET 128
-static inline vec_i dot4(vec_i c, vec_i x, vec_i w) { return (vec_i)_mm256_dpbusd_avx_epi32((__m256i)c, (__m256i)x, (__m256i)w); }
-#elif VEC == 8 && defined(__AVX2__)
-#define ACTIVATION_OFFSET 0 // x w = |x| (sign(x) w); pairs of such products fit 16 bits, for none is beyond 127^2
 static inline vec_i dot4(vec_i c, vec_i x, vec_i w) {
-    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)x), _mm256_sign_epi8((__m256i)w, (__m256i)x));
+    return (vec_i)_mm256_dpbusd_avx_epi32((__m256i)c, (__m256i)x, (__m256i)w);
+}
+#elif VEC == 8 && defined(__AVX2__)
+#define ACTIVATION_OFFSET 0
+// x w = |x| (sign(x) w); two such products, of at most 127^2 each, fit 16 bits
+static inline vec_i dot4(vec_i c, vec_i x, vec_i w) {
+    __m256i pairs =
+        _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)x), _mm256_sign_epi8((__m256i)w, (__m256i)x));
     return c + (vec_i)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 #else
@@ -134,18 +148,20 @@ static inline vec_i dot4(vec_i c, vec_i x, vec_i w) {
 }
 #endif
 
-// Element i of the result is the sum of c[i]: neighbours are added in halves, as in train_gpt2.c's transpose_block.
+// Element i of the result is the sum of c[i]: neighbours are added in halves, as in train_gpt2.c's
+// transpose_block.
 #define REDUCE(c)                                                                              \
     _Pragma("GCC unroll 4") for (int half = VEC / 2; half; half /= 2)                          \
         _Pragma("GCC unroll 8") for (int i = 0; i < half; i++)                                 \
             c[i] = SHUFFLE(c[i], c[i + half], LOW) + SHUFFLE(c[i], c[i + half], HIGH);
 
-/* Products of NB outputs (weights from w on) and RB rows of activations (from x on, `row` bytes apart); NB RB = VEC,
-so that one vector holds the results, [row][output]. The first four arguments are constants. Each product is summed in
-one accumulator over k, and the accumulator's lanes in one order: a row's rounding does not depend on NB and RB. The
-block after this one is fetched meanwhile, where asked for. */
-static inline __attribute__((always_inline)) vec_i tile(const WeightKind kind, const int NB, const int RB, const int fetch,
-                                                        int steps, const char *w, size_t quad, const char *x, size_t row) {
+/* Products of NB outputs (weights from w on) and RB rows of activations (from x on, `row` bytes apart); NB RB
+= VEC, so that one vector holds the results, [row][output]. The first four arguments are constants. Each
+product is summed in one accumulator over k, and the accumulator's lanes in one order: a row's rounding does
+not depend on NB and RB. The block after this one is fetched meanwhile, where asked for. */
+static inline __attribute__((always_inline)) vec_i tile(const WeightKind kind, const int NB, const int RB,
+                                                        const int fetch, int steps, const char *w,
+                                                        size_t quad, const char *x, size_t row) {
     vec c[VEC];
     vec_i sums[VEC];
     size_t ahead = (size_t)(VEC / 4) * quad;
@@ -178,13 +194,15 @@ static inline __attribute__((always_inline)) vec_i tile(const WeightKind kind, c
 }
 
 // Block b of VEC outputs for all rows: raw sums (float, or int32 for int8) into out (R, ld).
-static inline __attribute__((always_inline)) void block_product(const WeightKind kind, float *out, int ld, const Matrix *m, int b,
-                                                                const char *x, size_t row, int rows) {
+static inline __attribute__((always_inline)) void block_product(const WeightKind kind, float *out, int ld,
+                                                                const Matrix *m, int b, const char *x,
+                                                                size_t row, int rows) {
     const char *w = m->data + (size_t)b * (VEC / 4) * m->quad;
     int four = rows / 4 * 4, r = 0;
     out += (size_t)b * VEC;
-#define STORE(NB, RB, sub)                                                                                    \
-    for (int j = 0; j < RB; j++) memcpy(out + (size_t)(r + j) * ld + (sub) * NB, (float *)&sums + j * NB, NB * sizeof(float))
+#define STORE(NB, RB, sub)                                                                                  \
+    for (int j = 0; j < RB; j++)                                                                            \
+        memcpy(out + (size_t)(r + j) * ld + (sub) * NB, (float *)&sums + j * NB, NB * sizeof(float))
     for (int sub = 0; sub < 4 && four; sub++) { // a quarter of the block stays in L1 for all rows
         const char *part = w + sub * (VEC / 4) / 4 * m->quad + sub * (VEC / 4) % 4 * VECTOR;
         for (r = 0; r < four; r += 4) {
@@ -208,13 +226,16 @@ static inline __attribute__((always_inline)) void block_product(const WeightKind
 #undef STORE
 }
 
-static __attribute__((noinline)) void product_f32(float *out, int ld, const Matrix *m, int b, const char *x, size_t row, int rows) {
+static __attribute__((noinline)) void product_f32(float *out, int ld, const Matrix *m, int b, const char *x,
+                                                  size_t row, int rows) {
     block_product(WEIGHTS_F32, out, ld, m, b, x, row, rows);
 }
-static __attribute__((noinline)) void product_bf16(float *out, int ld, const Matrix *m, int b, const char *x, size_t row, int rows) {
+static __attribute__((noinline)) void product_bf16(float *out, int ld, const Matrix *m, int b, const char *x,
+                                                   size_t row, int rows) {
     block_product(WEIGHTS_BF16, out, ld, m, b, x, row, rows);
 }
-static __attribute__((noinline)) void product_int8(float *out, int ld, const Matrix *m, int b, const char *x, size_t row, int rows) {
+static __attribute__((noinline)) void product_int8(float *out, int ld, const Matrix *m, int b, const char *x,
+                                                   size_t row, int rows) {
     block_product(WEIGHTS_INT8, out, ld, m, b, x, row, rows);
 }
 
@@ -244,10 +265,10 @@ static void operand_set(Operand *o, const float *x, int ld, int rows, int K, Wei
     }
 }
 
-// This thread's part of out (R, ld) = x w' + bias, or out += with add; then a GELU. Called by all threads of a team,
-// who own ranges of outputs and meet at the end. raw (R, raw_ld) is room for the sums.
-static void linear_rows(float *out, int ld, float *raw, int raw_ld, const Operand *x, const Matrix *m, const float *bias, int rows,
-                        int add, int with_gelu) {
+// This thread's part of out (R, ld) = x w' + bias, or out += with add; then a GELU. Called by all threads of
+// a team, who own ranges of outputs and meet at the end. raw (R, raw_ld) is room for the sums.
+static void linear_rows(float *out, int ld, float *raw, int raw_ld, const Operand *x, const Matrix *m,
+                        const float *bias, int rows, int add, int with_gelu) {
     int blocks = round_up(m->N, VEC) / VEC, threads = omp_get_num_threads(), t = omp_get_thread_num();
     int first = (int)((long)blocks * t / threads), last = (int)((long)blocks * (t + 1) / threads);
     for (int b = first; b < last; b++)
@@ -279,10 +300,10 @@ static void linear_rows(float *out, int ld, float *raw, int raw_ld, const Operan
 // ============================================================================================================
 // 2  The decoder
 
-/* A pass takes R rows that form a tree. A row is a token, or a prompt token, that stands after its parent: an earlier
-row, or the last token in the cache. It sees the cache, its ancestors and itself; its key and value go into the slots
-behind the cache. Logits are made for groups of neighbouring rows, whose last hidden states are averaged first: copies
-of a prompt token, for the mean of logits is the logits of the mean. */
+/* A pass takes R rows that form a tree. A row is a token, or a prompt token, that stands after its parent: an
+earlier row, or the last token in the cache. It sees the cache, its ancestors and itself; its key and value go
+into the slots behind the cache. Logits are made for groups of neighbouring rows, whose last hidden states are
+averaged first: copies of a prompt token, for the mean of logits is the logits of the mean. */
 #define MAX_ROWS 64
 
 typedef struct {
@@ -353,7 +374,8 @@ static void decoder_init(Decoder *d, const GPT2 *m, WeightKind kind) {
         to += tensor_size(t);
     }
     d->wte = matrix_pack(m->params.wte, g.vocab_size, C, kind);
-    d->qkv = allocate(4 * L, sizeof(Matrix)), d->attproj = d->qkv + L, d->fc = d->qkv + 2 * L, d->fcproj = d->qkv + 3 * L;
+    d->qkv = allocate(4 * L, sizeof(Matrix)), d->attproj = d->qkv + L, d->fc = d->qkv + 2 * L,
+    d->fcproj = d->qkv + 3 * L;
     for (int l = 0; l < L; l++) {
         size_t w = (size_t)l * C * C;
         d->qkv[l] = matrix_pack(m->params.qkvw + 3 * w, 3 * C, C, kind);
@@ -363,7 +385,7 @@ static void decoder_init(Decoder *d, const GPT2 *m, WeightKind kind) {
     }
     int HS = C / g.num_heads;
     d->head_stride = round_up(HS, VEC);
-    d->capacity = round_up(g.max_seq_len + MAX_ROWS, 4 * VEC) + 16; // not a power of two: keys would share cache sets
+    d->capacity = round_up(g.max_seq_len + MAX_ROWS, 4 * VEC) + 16; // no power of two: keys would share sets
     d->keys = allocate_floats((size_t)L * C * d->capacity + 4 * VEC);
     d->values = allocate_floats((size_t)L * g.num_heads * d->capacity * d->head_stride);
     d->residual = allocate_floats((size_t)MAX_ROWS * d->stride);
@@ -373,7 +395,7 @@ static void decoder_init(Decoder *d, const GPT2 *m, WeightKind kind) {
     d->fch = allocate_floats((size_t)MAX_ROWS * d->wide);
     d->logits_stride = round_up(g.vocab_size, 64);
     d->logits = allocate_floats((size_t)MAX_ROWS * d->logits_stride);
-    d->threads = (int)MIN((size_t)omp_get_max_threads(), 1 + decoder_bytes(d) / (4 << 20)); // less is not worth the waiting
+    d->threads = (int)MIN((size_t)omp_get_max_threads(), 1 + decoder_bytes(d) / (4 << 20)); // each with work
     d->scratch = allocate(d->threads, sizeof *d->scratch);
     for (int t = 0; t < d->threads; t++) {
         d->scratch[t].normed = allocate_floats((size_t)MAX_ROWS * d->stride);
@@ -387,8 +409,10 @@ static void decoder_free(Decoder *d) {
     for (int l = 0; l < 4 * d->config.num_layers; l++) matrix_free(&d->qkv[l]);
     matrix_free(&d->wte);
     for (int t = 0; t < d->threads; t++)
-        free(d->scratch[t].normed), free(d->scratch[t].scores), free(d->scratch[t].bytes), free(d->scratch[t].operand.scale);
-    void *owned[] = {d->small_memory, d->qkv, d->keys, d->values, d->residual, d->atty, d->hidden, d->raw, d->fch, d->logits, d->scratch};
+        free(d->scratch[t].normed), free(d->scratch[t].scores), free(d->scratch[t].bytes),
+            free(d->scratch[t].operand.scale);
+    void *owned[] = {d->small_memory, d->qkv, d->keys, d->values, d->residual, d->atty,
+                     d->hidden,       d->raw, d->fch,  d->logits, d->scratch};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
     memset(d, 0, sizeof *d);
 }
@@ -405,26 +429,29 @@ static void normalize_row(float *out, const float *x, const float *weight, const
     for (int c = 0; c < C; c++) out[c] = (x[c] - mean) * scale * weight[c] + bias[c];
 }
 
-// This thread's operand: the layer norm of x, or x itself without weights. Every thread makes all of it for itself:
-// cheaper than to wait for one another.
-static const Operand *prepare_operand(Decoder *d, const float *x, int ld, int rows, int K, const float *weight, const float *bias) {
+// This thread's operand: the layer norm of x, or x itself without weights. Every thread makes all of it for
+// itself: cheaper than to wait for one another.
+static const Operand *prepare_operand(Decoder *d, const float *x, int ld, int rows, int K,
+                                      const float *weight, const float *bias) {
     struct Scratch *s = &d->scratch[omp_get_thread_num()];
     if (weight)
-        for (int r = 0; r < rows; r++) normalize_row(s->normed + (size_t)r * d->stride, x + (size_t)r * ld, weight, bias, K);
+        for (int r = 0; r < rows; r++)
+            normalize_row(s->normed + (size_t)r * d->stride, x + (size_t)r * ld, weight, bias, K);
     operand_set(&s->operand, weight ? s->normed : x, weight ? d->stride : ld, rows, K, d->kind, s->bytes);
     return &s->operand;
 }
 
-// out (HS) = softmax(q k' / sqrt(HS)) v for a row that sees `past` tokens and then the slots ancestors[0..count), the
-// last one its own. keys (HS,capacity), values (capacity,head_stride). Scores stand in the order of positions before
-// they are summed, so it does not matter in which slots the ancestors are.
-static void attend(float *out, const float *q, const float *keys, const float *values, int capacity, int HS, int head_stride,
-                   int past, const int *ancestors, int count, float *scores) {
+// out (HS) = softmax(q k' / sqrt(HS)) v for a row that sees `past` tokens and then the slots
+// ancestors[0..count), the last one its own. keys (HS,capacity), values (capacity,head_stride). Scores stand
+// in the order of positions before they are summed, so it does not matter in which slots the ancestors are.
+static void attend(float *out, const float *q, const float *keys, const float *values, int capacity, int HS,
+                   int head_stride, int past, const int *ancestors, int count, float *scores) {
     int n = past + count;
     for (int j = 0; j <= ancestors[count - 1]; j += 4 * VEC) {
         vec s[4] = {{0}};
         for (int c = 0; c < HS; c++)
-            for (int i = 0; i < 4; i++) s[i] += q[c] * *(const vec_u *)(keys + (size_t)c * capacity + j + i * VEC);
+            for (int i = 0; i < 4; i++)
+                s[i] += q[c] * *(const vec_u *)(keys + (size_t)c * capacity + j + i * VEC);
         for (int i = 0; i < 4; i++) *(vec_u *)(scores + j + i * VEC) = s[i];
     }
     for (int i = 0; i < count; i++) scores[past + i] = scores[ancestors[i]]; // ancestors[i] >= past + i
@@ -447,7 +474,8 @@ static void attend(float *out, const float *q, const float *keys, const float *v
     }
 }
 
-// This thread's heads: keys and values of the rows go into the cache, then every row attends. raw holds q, k, v.
+// This thread's heads: keys and values of the rows go into the cache, then every row attends. raw holds q, k,
+// v.
 static void attention_rows(Decoder *d, const Batch *b, int layer, int (*ancestors)[MAX_ROWS]) {
     int C = d->config.channels, NH = d->config.num_heads, HS = C / NH;
 #pragma omp for schedule(static)
@@ -460,12 +488,14 @@ static void attention_rows(Decoder *d, const Batch *b, int layer, int (*ancestor
             memcpy(values + (size_t)(d->past + r) * d->head_stride, k + C, HS * sizeof(float));
         }
         for (int r = 0; r < b->rows; r++)
-            attend(d->atty + (size_t)r * d->stride + h * HS, d->raw + (size_t)r * d->wide + h * HS, keys, values, d->capacity, HS,
-                   d->head_stride, d->past, ancestors[r], b->depth[r] + 1, d->scratch[omp_get_thread_num()].scores);
+            attend(d->atty + (size_t)r * d->stride + h * HS, d->raw + (size_t)r * d->wide + h * HS, keys,
+                   values, d->capacity, HS, d->head_stride, d->past, ancestors[r], b->depth[r] + 1,
+                   d->scratch[omp_get_thread_num()].scores);
     }
 }
 
-// The rows' hidden states into d->residual, their keys and values into the cache, the outputs' logits into d->logits.
+// The rows' hidden states into d->residual, their keys and values into the cache, the outputs' logits into
+// d->logits.
 static void decoder_pass(Decoder *d, const Batch *b) {
     GPT2Config g = d->config;
     ParameterTensors p = d->small;
@@ -479,21 +509,25 @@ static void decoder_pass(Decoder *d, const Batch *b) {
     {
 #pragma omp for schedule(static)
         for (int r = 0; r < rows; r++) {
-            float *x = d->residual + (size_t)r * d->stride, *position = p.wpe + (size_t)(d->past + b->depth[r]) * C;
+            float *x = d->residual + (size_t)r * d->stride,
+                  *position = p.wpe + (size_t)(d->past + b->depth[r]) * C;
             if (b->token[r] >= 0) matrix_row(&d->wte, b->token[r], x);
             else memcpy(x, d->prompts + (size_t)~b->token[r] * C, C * sizeof(float));
             for (int c = 0; c < C; c++) x[c] += position[c];
         }
         for (int l = 0; l < g.num_layers; l++) {
-            const Operand *x = prepare_operand(d, d->residual, d->stride, rows, C, p.ln1w + l * C, p.ln1b + l * C);
+            const Operand *x =
+                prepare_operand(d, d->residual, d->stride, rows, C, p.ln1w + l * C, p.ln1b + l * C);
             linear_rows(d->raw, d->wide, d->raw, d->wide, x, &d->qkv[l], p.qkvb + l * 3 * C, rows, 0, 0);
             attention_rows(d, b, l, ancestors);
             x = prepare_operand(d, d->atty, d->stride, rows, C, NULL, NULL);
-            linear_rows(d->residual, d->stride, d->hidden, d->stride, x, &d->attproj[l], p.attprojb + l * C, rows, 1, 0);
+            linear_rows(d->residual, d->stride, d->hidden, d->stride, x, &d->attproj[l], p.attprojb + l * C,
+                        rows, 1, 0);
             x = prepare_operand(d, d->residual, d->stride, rows, C, p.ln2w + l * C, p.ln2b + l * C);
             linear_rows(d->fch, d->wide, d->raw, d->wide, x, &d->fc[l], p.fcb + l * 4 * C, rows, 0, 1);
             x = prepare_operand(d, d->fch, d->wide, rows, 4 * C, NULL, NULL);
-            linear_rows(d->residual, d->stride, d->hidden, d->stride, x, &d->fcproj[l], p.fcprojb + l * C, rows, 1, 0);
+            linear_rows(d->residual, d->stride, d->hidden, d->stride, x, &d->fcproj[l], p.fcprojb + l * C,
+                        rows, 1, 0);
         }
 #pragma omp for schedule(static)
         for (int o = 0; o < b->outputs; o++) {
@@ -505,12 +539,14 @@ static void decoder_pass(Decoder *d, const Batch *b) {
                 for (int c = 0; c < C; c++) h[c] += normed[c] / (float)b->count[o];
             }
         }
-        for (int o = 0, end; o < b->outputs; o = end) { // hidden += silu(W hidden + bias), for neighbours of one head
+        for (int o = 0, end; o < b->outputs;
+             o = end) { // hidden += silu(W hidden + bias), for neighbours of one head
             for (end = o + 1; end < b->outputs && b->head[end] == b->head[o];) end++;
             if (b->head[o] < 0) continue;
             float *h = d->hidden + (size_t)o * d->stride;
             const Operand *x = prepare_operand(d, h, d->stride, end - o, C, NULL, NULL);
-            linear_rows(d->fch, d->wide, d->raw, d->wide, x, &d->heads[b->head[o]], d->heads_bias + b->head[o] * C, end - o, 0, 0);
+            linear_rows(d->fch, d->wide, d->raw, d->wide, x, &d->heads[b->head[o]],
+                        d->heads_bias + b->head[o] * C, end - o, 0, 0);
 #pragma omp for schedule(static)
             for (int r = 0; r < end - o; r++)
                 for (int c = 0; c < C; c++) {
@@ -520,28 +556,34 @@ static void decoder_pass(Decoder *d, const Batch *b) {
         }
         if (b->outputs) {
             const Operand *x = prepare_operand(d, d->hidden, d->stride, b->outputs, C, NULL, NULL);
-            linear_rows(d->logits, d->logits_stride, d->logits, d->logits_stride, x, &d->wte, NULL, b->outputs, 0, 0);
+            linear_rows(d->logits, d->logits_stride, d->logits, d->logits_stride, x, &d->wte, NULL,
+                        b->outputs, 0, 0);
         }
     }
 }
 
-// After a pass: the rows path[0..n), each the parent of the next, become part of the text; all others are forgotten.
+// After a pass: the rows path[0..n), each the parent of the next, become part of the text; all others are
+// forgotten.
 static void decoder_accept(Decoder *d, const int *path, int n) {
     int NH = d->config.num_heads, HS = d->config.channels / NH;
     for (int i = 0; i < n; i++) {
-        int from = d->past + path[i], to = d->past + i; // from >= to: nothing that is still needed is overwritten
+        int from = d->past + path[i],
+            to = d->past + i; // from >= to: nothing that is still needed is overwritten
         if (from == to) continue;
         for (int lh = 0; lh < d->config.num_layers * NH; lh++) {
-            float *keys = d->keys + (size_t)lh * HS * d->capacity, *values = d->values + (size_t)lh * d->capacity * d->head_stride;
-            for (int c = 0; c < HS; c++) keys[(size_t)c * d->capacity + to] = keys[(size_t)c * d->capacity + from];
-            memcpy(values + (size_t)to * d->head_stride, values + (size_t)from * d->head_stride, HS * sizeof(float));
+            float *keys = d->keys + (size_t)lh * HS * d->capacity,
+                  *values = d->values + (size_t)lh * d->capacity * d->head_stride;
+            for (int c = 0; c < HS; c++)
+                keys[(size_t)c * d->capacity + to] = keys[(size_t)c * d->capacity + from];
+            memcpy(values + (size_t)to * d->head_stride, values + (size_t)from * d->head_stride,
+                   HS * sizeof(float));
         }
     }
     d->past += n;
 }
 
-// Brings tokens into the cache, in passes of MAX_ROWS rows: from some 16 rows on arithmetic bounds a pass, and larger
-// ones would gain nothing.
+// Brings tokens into the cache, in passes of MAX_ROWS rows: from some 16 rows on arithmetic bounds a pass,
+// and larger ones would gain nothing.
 static void decoder_prefill(Decoder *d, const uint16_t *tokens, int n) {
     for (int first = 0; first < n; first += MAX_ROWS) {
         Batch b = {0};
@@ -595,8 +637,8 @@ static int by_probability(const void *a, const void *b) {
     return x->p != y->p ? (x->p < y->p ? 1 : -1) : x->id - y->id;
 }
 
-// Draws the token number `index` of a text. The number alone decides what is drawn from given logits, so that a text
-// does not depend on how many tokens each pass has made.
+// Draws the token number `index` of a text. The number alone decides what is drawn from given logits, so that
+// a text does not depend on how many tokens each pass has made.
 static int choose(const Sampling *s, const float *logits, int V, uint64_t index) {
     if (s->temperature == 0) return argmax(logits, V);
     double u = random_uniform(s->seed + 11, index), total = 0, kept = 0;
@@ -638,7 +680,8 @@ typedef struct {
 
 static void writer_put(Writer *w, int token) {
     size_t length = 0;
-    const char *bytes = token < w->tokenizer->vocab_size ? tokenizer_token(w->tokenizer, token, &length) : NULL;
+    const char *bytes =
+        token < w->tokenizer->vocab_size ? tokenizer_token(w->tokenizer, token, &length) : NULL;
     for (size_t i = 0; i < length; i++) {
         unsigned char c = (unsigned char)bytes[i];
         if ((c & 0xC0) != 0x80) fwrite(w->held, 1, w->n, w->file), w->n = 0; // a new character
@@ -655,14 +698,16 @@ static void writer_end(Writer *w) { fwrite(w->held, 1, w->n, w->file), w->n = 0,
 // ============================================================================================================
 // 4  Guesses; generation
 
-/* A pass verifies a tree. Its root is the newest token of the text, whose logits nobody has seen yet; a node is a guess
-of what follows its parent. A node may carry a chain of prompt tokens, whose outputs guess the tokens after the next one:
+/* A pass verifies a tree. Its root is the newest token of the text, whose logits nobody has seen yet; a node
+is a guess of what follows its parent. A node may carry a chain of prompt tokens P, whose outputs guess the
+tokens after the next one:
 
-      text ... root --+-- "the" --+-- "king"          the logits of a node choose the next token; if a child is that
-                P P P |   P P     +-- "lord" P        token, it is accepted, and its logits choose the next one.
-                      +-- "a" P                       The chain at the last accepted node guesses the next tree.
+      text ... root --+-- "the" --+-- "king"     The logits of a node choose the next token; if a child is
+                P P P |   P P     +-- "lord"     that token, it is accepted, and its logits choose the next
+                      |                 P        one. The chain at the last accepted node guesses the nodes
+                      +-- "a" P                  of the next tree.
 
-Which nodes and chains, a template says: there is one for each state, the number of guessed distances at hand. */
+Which nodes and chains there are, a template says; one for each state, the number of distances guessed. */
 #define MAX_PROMPTS 8
 #define RANKS 10 // guesses kept for each distance
 
@@ -708,13 +753,14 @@ static void generator_text(Generator *g, const uint16_t *tokens, int n) {
 }
 
 static void generator_append(Generator *g, int token) {
-    if (g->length == g->capacity) g->text = resize(g->text, (size_t)(g->capacity = 2 * g->length + 1024) * sizeof *g->text);
+    if (g->length == g->capacity)
+        g->text = resize(g->text, (size_t)(g->capacity = 2 * g->length + 1024) * sizeof *g->text);
     g->text[g->length++] = (uint16_t)token;
 }
 
-// Makes the cache hold the text but for its last few tokens. When the context is full, its last half is kept and
-// computed anew from position 0; a pass that makes several tokens never goes past that point, so the text slides at
-// the same places however it is made.
+// Makes the cache hold the text but for its last few tokens. When the context is full, its last half is kept
+// and computed anew from position 0; a pass that makes several tokens never goes past that point, so the text
+// slides at the same places however it is made.
 static void generator_prefill(Generator *g) {
     Decoder *d = g->decoder;
     int context = d->config.max_seq_len;
@@ -727,22 +773,24 @@ static void generator_prefill(Generator *g) {
 static int tree_add(Tree *t, int parent, int token, int chain, int copies) {
     for (int v = 1; v < t->nodes; v++)
         if (t->parent[v] == parent && t->token[v] == token) return v;
-    if (t->rows + 1 + chain * copies > MAX_ROWS - 8) return -1; // rows of the text before the root come on top
+    if (t->rows + 1 + chain * copies > MAX_ROWS - 8) return -1; // the text before the root has rows, too
     int v = t->nodes++;
-    t->token[v] = token, t->parent[v] = parent, t->chain[v] = chain, t->depth[v] = v ? t->depth[parent] + 1 : 0;
+    t->token[v] = token, t->parent[v] = parent, t->chain[v] = chain,
+    t->depth[v] = v ? t->depth[parent] + 1 : 0;
     t->rows += 1 + chain * copies;
     return v;
 }
 
-// What followed the last `size` tokens when they stood in the text before, at the latest such place; 0: nowhere.
+// What followed the last `size` tokens when they stood in the text before, at the latest such place; 0:
+// nowhere.
 static int find_ngram(const uint16_t *text, int length, int size) {
     for (int at = length - size - 1; at >= 0; at--)
         if (!memcmp(text + at, text + length - size, size * sizeof *text)) return at + size;
     return 0;
 }
 
-// How many proposals pay: the g with the most expected tokens for the time, where each is right with the measured
-// probability if those before it are.
+// How many proposals pay: the g with the most expected tokens for the time, where each is right with the
+// measured probability if those before it are.
 static int best_proposals(const Generator *g, int rows) {
     double a = (g->accepted + 1) / (g->proposed + 2), expected = 1, power = 1, best = 0;
     int length = 0;
@@ -756,14 +804,14 @@ static int best_proposals(const Generator *g, int rows) {
 
 static int generator_step(Generator *g, int limit);
 
-// Lets the draft model go on from our text, and returns its tokens. What it had written of its own is taken back to where
-// the texts part.
+// Lets the draft model go on from our text, and returns its tokens. What it had written of its own is taken
+// back to where the texts part.
 static int propose_by_draft(Generator *g, int count, const uint16_t **tokens) {
     Generator *s = g->draft;
     int most = MIN(s->length, g->length), same = MIN(most, s->base), added;
     double start = now();
     while (same < most && s->text[same] == g->text[same]) same++;
-    added = same < s->length ? s->state : MIN(s->state, g->length - same); // distances whose guesses are void or past
+    added = same < s->length ? s->state : MIN(s->state, g->length - same); // distances: void, or past now
     s->state -= added;
     memmove(s->guess, s->guess + added, s->state * sizeof *s->guess);
     if (s->base > same) s->base = 0, s->decoder->past = 0;
@@ -785,7 +833,8 @@ static int add_proposals(Generator *g, Tree *t, int room) {
     if (g->draft) count = propose_by_draft(g, count, &tokens);
     else {
         int found = 0;
-        for (int size = 4; size >= 2 && !found && size < g->length; size--) found = find_ngram(g->text, g->length, size);
+        for (int size = 4; size >= 2 && !found && size < g->length; size--)
+            found = find_ngram(g->text, g->length, size);
         if (!found) return 0;
         tokens = g->text + found;
         count = MIN(count, g->length - found);
@@ -799,7 +848,8 @@ static int add_proposals(Generator *g, Tree *t, int room) {
 // min(0.09, 0.3 exp(-entropy)). It does not keep the model's distribution.
 static int typical_child(const Generator *g, const Tree *t, int v, const float *logits) {
     int V = g->decoder->config.vocab_size, best = -1;
-    float temperature = g->sampling.temperature > 0 ? (float)g->sampling.temperature : 1, lse = log_sum_exp(logits, V, temperature);
+    float temperature = g->sampling.temperature > 0 ? (float)g->sampling.temperature : 1,
+          lse = log_sum_exp(logits, V, temperature);
     double entropy = 0, most = 0;
     for (int i = 0; i < V; i++) {
         double log_p = logits[i] / temperature - lse;
@@ -886,22 +936,25 @@ static int generator_step(Generator *g, int limit) {
 // ============================================================================================================
 // 5  The best sparse tree
 
-/* Given: accuracy a[d][r], the probability that the guess of rank r for distance d+1 is right if the guesses before it
-were. A node's probability is the product along its path. With budget s rows, which tree should each state k have?
+/* Given: accuracy a[d][r], the probability that the guess of rank r for distance d+1 is right if the guesses
+before it were. A node's probability is the product along its path. With budget s rows, which tree should each
+state k have?
 
-The states form a Markov decision process: a tree of state k brings 1 + sum of its nodes' probabilities tokens, and
-leads to state m if the last accepted node carries m prompt tokens. The long-run tokens a pass, tau(s), are largest if
+The states form a Markov decision process: a tree of state k brings 1 + sum of its nodes' probabilities
+tokens, and leads to state m if the last accepted node carries m prompt tokens. The long-run tokens a pass,
+tau(s), are largest if
 
-    tau + h[k] = max over trees of ( tokens + sum over nodes of P(node is the last accepted) h[its chain] ),  h[0] = 0
+    tau + h[k] = max over trees of (tokens + sum over nodes of P(node is the last accepted) h[its chain])
 
-(Howard 1960). For given h the best tree is found exactly, for all budgets at once, by a knapsack over ranks at each
-depth: with G(d, b) the best value behind a right node of depth d whose subtree has b rows,
+with h[0] = 0 (Howard 1960). For given h the best tree is found exactly, for all budgets at once, by a
+knapsack over ranks at each depth: with G(d, b) the best value behind a right node of depth d whose subtree
+has b rows,
 
     G(d, b) = max over chains m of  h[m] + W(b - 1 - m copies),
-    W(b) = max over rows b_r given to each rank, their sum at most b, of  sum_r a[d][r] (1 + G(d+1, b_r) - h[m])
+    W(b) = max over rows b_r for each rank, at most b in all, of  sum_r a[d][r] (1 + G(d+1, b_r) - h[m])
 
-for if the child of rank r is right, the node is not the last one and h[m] is lost. h is found by value iteration. The
-authors enumerate (arXiv 2405.18628, section 4); this is the optimum, in a few milliseconds. */
+for if the child of rank r is right, the node is not the last one and h[m] is lost. h is found by value
+iteration. The authors enumerate (arXiv 2405.18628, section 4); this is the optimum, in a few milliseconds. */
 typedef struct {
     int n, copies;                          // copies = rows of a prompt token: 0 for heads, which take none
     double accuracy[MAX_PROMPTS][RANKS];
@@ -910,7 +963,7 @@ typedef struct {
 typedef struct {
     double value[MAX_PROMPTS + 1][MAX_ROWS + 1];            // G(d, b)
     int8_t chain[MAX_PROMPTS + 1][MAX_ROWS + 1];            // the m that attains it
-    int8_t given[MAX_PROMPTS + 1][MAX_PROMPTS + 1][RANKS][MAX_ROWS + 1]; // b_r: depth, chain, rank, rows for ranks 0..r
+    int8_t given[MAX_PROMPTS + 1][MAX_PROMPTS + 1][RANKS][MAX_ROWS + 1]; // b_r: depth, chain, r, rows
 } TreeTable;
 
 // Fills the table for state k and budgets up to s.
@@ -924,7 +977,8 @@ static void fill_table(TreeTable *t, const TreeModel *model, int k, int s, const
                     double best = w[b];
                     int rows = 0;
                     for (int give = 1; give <= b; give++) {
-                        double value = w[b - give] + model->accuracy[d][r] * (1 + t->value[d + 1][give] - h[m]);
+                        double value =
+                            w[b - give] + model->accuracy[d][r] * (1 + t->value[d + 1][give] - h[m]);
                         if (value > best + 1e-12) best = value, rows = give;
                     }
                     w[b] = best;
@@ -939,7 +993,8 @@ static void fill_table(TreeTable *t, const TreeModel *model, int k, int s, const
 }
 
 // Appends the subtree that the table has for a node of depth d and b rows.
-static void read_table(const TreeTable *t, const TreeModel *model, int k, int d, int b, int parent, int rank, Template *out) {
+static void read_table(const TreeTable *t, const TreeModel *model, int k, int d, int b, int parent, int rank,
+                       Template *out) {
     int v = out->nodes++, m = t->chain[d][b];
     out->parent[v] = parent, out->rank[v] = rank, out->depth[v] = d, out->chain[v] = m;
     out->rows += 1 + m * model->copies;
@@ -964,7 +1019,8 @@ static double tree_odds(const Template *t, const TreeModel *model, double *last)
 }
 
 // Tokens and seconds a pass in the long run, if state k uses trees[k]; seconds may be NULL where latency is.
-static double long_run(const Template *trees, const TreeModel *model, const double *latency, double *seconds) {
+static double long_run(const Template *trees, const TreeModel *model, const double *latency,
+                       double *seconds) {
     int n = model->n;
     double share[MAX_PROMPTS + 1] = {1}, tokens[MAX_PROMPTS + 1], last[MAX_ROWS], tau = 0;
     double move[MAX_PROMPTS + 1][MAX_PROMPTS + 1] = {{0}};
@@ -1013,9 +1069,10 @@ static void search_trees(const TreeModel *model, int s, Template *trees) {
     }
 }
 
-// The budget with the most tokens a second, for passes of `latency` seconds; heads have n and no chains, and every node
-// of theirs has n+1 outputs. Returns tau; *speedup is predicted against one row a pass.
-static double best_trees(const TreeModel *model, const double *latency, int most, Template *trees, double *speedup) {
+// The budget with the most tokens a second, for passes of `latency` seconds; heads have n and no chains, and
+// every node of theirs has n+1 outputs. Returns tau; *speedup is predicted against one row a pass.
+static double best_trees(const TreeModel *model, const double *latency, int most, Template *trees,
+                         double *speedup) {
     double best = 0, tau = 0;
     for (int s = 1; s <= most; s += s < 16 ? 1 : s < 32 ? 2 : 4) {
         Template candidates[MAX_PROMPTS + 1];
@@ -1030,8 +1087,8 @@ static double best_trees(const TreeModel *model, const double *latency, int most
     return tau;
 }
 
-// Measures seconds of a pass of 1 to MAX_ROWS rows, all with an output, behind `past` tokens; between the measured
-// sizes, the line through the neighbours.
+// Measures seconds of a pass of 1 to MAX_ROWS rows, all with an output, behind `past` tokens; between the
+// measured sizes, the line through the neighbours.
 static void measure_latency(Decoder *d, double *latency) {
     static const int sizes[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64};
     int context = d->config.max_seq_len, saved = d->past, known = 0;
@@ -1052,7 +1109,8 @@ static void measure_latency(Decoder *d, double *latency) {
         int s = sizes[i];
         if (known) latency[s - 1] = fmax(latency[s - 1], latency[known - 1]);
         for (int r = known + 1; known && r < s; r++)
-            latency[r - 1] = latency[known - 1] + (latency[s - 1] - latency[known - 1]) * (r - known) / (s - known);
+            latency[r - 1] =
+                latency[known - 1] + (latency[s - 1] - latency[known - 1]) * (r - known) / (s - known);
         known = s;
     }
     d->past = saved;
@@ -1061,18 +1119,19 @@ static void measure_latency(Decoder *d, double *latency) {
 // ============================================================================================================
 // 6  Training the prompt tokens
 
-/* B texts of T tokens go through the model once, and with them, as further rows of the same matrices, the prompt tokens
-of `cuts` random places of each text: rows B*T + ((b*cuts + c)*n + i)*copies + j. Prompt i of a cut stands at position
-cut+1+i and sees the text up to the cut, and copy j of the prompts before it. Nothing of the text sees a prompt.
+/* B texts of T tokens go through the model once, and with them, as further rows of the same matrices, the
+prompt tokens of `cuts` random places of each text: rows B*T + ((b*cuts + c)*n + i)*copies + j. Prompt i of a
+cut stands at position cut+1+i and sees the text up to the cut, and copy j of the prompts before it. Nothing
+of the text sees a prompt.
 
-    loss = sum_i 0.8^i / n  mean over cuts of KL( model at cut+1+i || prompt i ),  i from 0         (arXiv 2405.18628)
+    loss = sum_i 0.8^i / n  mean over cuts of KL(model at cut+1+i || prompt i),  i from 0  (arXiv 2405.18628)
 
-The model's own distribution at cut+1+i is that of the token i+2 after the cut, whose guess is prompt i's. Backward,
-only prompt rows have gradients, unless the model is trained too ("joint"); then text rows have them as well, and
-those of the prompts flow into the keys and values of the text. */
+The model's own distribution at cut+1+i is that of the token i+2 after the cut, whose guess is prompt i's.
+Backward, only prompt rows have gradients, unless the model is trained too ("joint"); then text rows have them
+as well, and those of the prompts flow into the keys and values of the text. */
 typedef struct {
     GPT2 *m;
-    int n, copies, cuts, B, T, heads;    // heads: train n of them in place of prompt tokens (arXiv 2401.10774)
+    int n, copies, cuts, B, T, heads; // heads: train n of them in place of prompt tokens (arXiv 2401.10774)
     int joint;
     float weight;                        // of the prompts' loss
     float *params, *grads;               // (n,copies,C), or heads (n,C,C) and then (n,C)
@@ -1081,11 +1140,15 @@ typedef struct {
     float *teacher_logits, *scratch;     // (chunk,V), (2C)
     int chunk;
     double kl;                           // of the last step, weighted
-    double top1[MAX_PROMPTS], top5[MAX_PROMPTS]; // shares of cuts where the model's likeliest token is among the guesses
+    double top1[MAX_PROMPTS], top5[MAX_PROMPTS]; // shares of cuts whose likeliest token is among the guesses
 } PromptTrainer;
 
-static size_t guesser_size(int heads, int n, int copies, int C) { return heads ? (size_t)n * (C * (size_t)C + C) : (size_t)n * copies * C; }
-static int prompt_rows(const PromptTrainer *t) { return t->heads ? 0 : t->cuts * t->n * t->copies; } // of a text
+static size_t guesser_size(int heads, int n, int copies, int C) {
+    return heads ? (size_t)n * (C * (size_t)C + C) : (size_t)n * copies * C;
+}
+
+// Of a text.
+static int prompt_rows(const PromptTrainer *t) { return t->heads ? 0 : t->cuts * t->n * t->copies; }
 
 static void trainer_allocate(PromptTrainer *t) {
     GPT2 *m = t->m;
@@ -1100,7 +1163,8 @@ static void trainer_allocate(PromptTrainer *t) {
     t->scratch = allocate_floats(2 * (size_t)C);
 }
 
-// What attention of the prompts of text b in a head works on: rows of q, k, v (3C apart) and of outputs (C apart).
+// What attention of the prompts of text b in a head works on: rows of q, k, v (3C apart) and of outputs (C
+// apart).
 typedef struct {
     const float *q, *k, *v, *own_k, *own_v; // own: keys and values of the prompt rows
     size_t out, lse, to_q, to_k;            // where outputs, lse, and gradients of own q and text k begin
@@ -1109,7 +1173,8 @@ typedef struct {
 static PromptHead prompt_head(const PromptTrainer *t, const float *qkv, int b, int h) {
     int C = t->m->config.channels, NH = t->m->config.num_heads, HS = C / NH, P = prompt_rows(t);
     size_t row = (size_t)t->B * t->T + (size_t)b * P;
-    PromptHead p = {.to_q = row * 3 * C + h * HS, .to_k = (size_t)b * t->T * 3 * C + C + h * HS, .out = row * C + h * HS};
+    PromptHead p = {
+        .to_q = row * 3 * C + h * HS, .to_k = (size_t)b * t->T * 3 * C + C + h * HS, .out = row * C + h * HS};
     p.q = qkv + p.to_q, p.own_k = p.q + C, p.own_v = p.own_k + C, p.k = qkv + p.to_k, p.v = p.k + C;
     p.lse = (size_t)t->B * t->T * NH + ((size_t)b * NH + h) * P;
     return p;
@@ -1122,9 +1187,10 @@ static float dot(const float *a, const float *b, int n) {
     return sum;
 }
 
-// Probabilities of a head's prompt rows: p (P,T) over the text, own (P,n) over the chain up to itself. lse (P) is
-// written, or with again = 1 read.
-static void prompt_probabilities(const PromptTrainer *t, const PromptHead *a, int b, float *lse, float *p, float *own, int again) {
+// Probabilities of a head's prompt rows: p (P,T) over the text, own (P,n) over the chain up to itself. lse
+// (P) is written, or with again = 1 read.
+static void prompt_probabilities(const PromptTrainer *t, const PromptHead *a, int b, float *lse, float *p,
+                                 float *own, int again) {
     int C = t->m->config.channels, HS = C / t->m->config.num_heads, P = prompt_rows(t), T = t->T;
     long ld = 3L * C;
     float scale = 1.0f / sqrtf((float)HS);
@@ -1154,7 +1220,8 @@ static void prompt_attention_forward(const PromptTrainer *t, float *out, float *
 #pragma omp parallel for schedule(dynamic)
     for (int bh = 0; bh < t->B * NH; bh++) {
         PromptHead a = prompt_head(t, qkv, bh / NH, bh % NH);
-        float *p = resize(NULL, (size_t)P * (T + t->n) * sizeof(float)), *own = p + (size_t)P * T, *o = out + a.out;
+        float *p = resize(NULL, (size_t)P * (T + t->n) * sizeof(float)), *own = p + (size_t)P * T,
+              *o = out + a.out;
         prompt_probabilities(t, &a, bh / NH, lse + a.lse, p, own, 0);
         multiply(o, C, p, T, 1, a.v, 3L * C, 1, P, HS, T, plain, NULL, NULL);
         for (int r = 0; r < P; r++)
@@ -1167,15 +1234,16 @@ static void prompt_attention_forward(const PromptTrainer *t, float *out, float *
 }
 
 // dqkv of the prompt rows from dout; jointly, dk and dv of the text are added to.
-static void prompt_attention_backward(const PromptTrainer *t, float *dqkv, const float *dout, const float *qkv, const float *out,
-                                      float *lse) {
+static void prompt_attention_backward(const PromptTrainer *t, float *dqkv, const float *dout,
+                                      const float *qkv, const float *out, float *lse) {
     int C = t->m->config.channels, NH = t->m->config.num_heads, HS = C / NH, P = prompt_rows(t), T = t->T;
     long ld = 3L * C;
     float scale = 1.0f / sqrtf((float)HS);
 #pragma omp parallel for schedule(dynamic)
     for (int bh = 0; bh < t->B * NH; bh++) {
         PromptHead a = prompt_head(t, qkv, bh / NH, bh % NH);
-        float *p = resize(NULL, (size_t)P * (2 * T + t->n) * sizeof(float)), *dp = p + (size_t)P * T, *own = dp + (size_t)P * T;
+        float *p = resize(NULL, (size_t)P * (2 * T + t->n) * sizeof(float)), *dp = p + (size_t)P * T,
+              *own = dp + (size_t)P * T;
         float *dq = dqkv + a.to_q, *dk = dq + C, *dv = dk + C;
         const float *d_o = dout + a.out, *o = out + a.out;
         prompt_probabilities(t, &a, bh / NH, lse + a.lse, p, own, 1);
@@ -1183,7 +1251,8 @@ static void prompt_attention_backward(const PromptTrainer *t, float *dqkv, const
         for (int r = 0; r < P; r++)
             for (int c = 0; c < HS; c++) dk[r * ld + c] = dv[r * ld + c] = 0;
         for (int r = 0; r < P; r++) {
-            float D = dot(o + (size_t)r * C, d_o + (size_t)r * C, HS), *pr = p + (size_t)r * T, *dpr = dp + (size_t)r * T;
+            float D = dot(o + (size_t)r * C, d_o + (size_t)r * C, HS), *pr = p + (size_t)r * T,
+                  *dpr = dp + (size_t)r * T;
             for (int j = 0; j < T; j++) dpr[j] = pr[j] * (dpr[j] - D) * scale;
         }
         multiply(dq, ld, dp, T, 1, a.k, ld, 1, P, HS, T, plain, NULL, NULL);
@@ -1218,31 +1287,39 @@ static void prompt_forward(PromptTrainer *t, const uint16_t *tokens) {
 #pragma omp parallel for schedule(static)
     for (int r = text; r < rows; r++) {
         int which = (r - text) % (t->n * t->copies), cut = t->cut[(r - text) / (t->n * t->copies)];
-        const float *prompt = t->params + (size_t)which * C, *position = p.wpe + (size_t)(cut + 1 + which / t->copies) * C;
+        const float *prompt = t->params + (size_t)which * C,
+                    *position = p.wpe + (size_t)(cut + 1 + which / t->copies) * C;
         for (int c = 0; c < C; c++) m->residual[(size_t)r * C + c] = prompt[c] + position[c];
     }
     for (int l = 0; l < g.num_layers; l++) {
         size_t at = (size_t)l * rows, w = (size_t)l * C * C;
-        float *x = m->residual + at * C, *x2 = m->residual2 + at * C, *qkv = m->qkv + at * 3 * C, *atty = m->atty + at * C;
+        float *x = m->residual + at * C, *x2 = m->residual2 + at * C, *qkv = m->qkv + at * 3 * C,
+              *atty = m->atty + at * C;
         float *lse = m->lse + at * g.num_heads;
-        layernorm_forward(m->normed, m->ln1_mean + at, m->ln1_rstd + at, x, p.ln1w + l * C, p.ln1b + l * C, rows, C);
-        linear_forward(qkv, m->normed, p.qkvw + 3 * w, rows, C, 3 * C, (Epilogue){.bias = p.qkvb + l * 3 * C});
+        layernorm_forward(m->normed, m->ln1_mean + at, m->ln1_rstd + at, x, p.ln1w + l * C, p.ln1b + l * C,
+                          rows, C);
+        linear_forward(qkv, m->normed, p.qkvw + 3 * w, rows, C, 3 * C,
+                       (Epilogue){.bias = p.qkvb + l * 3 * C});
         attention_forward(atty, lse, qkv, t->B, t->T, C, g.num_heads);
         if (rows > text) prompt_attention_forward(t, atty, lse, qkv);
-        linear_forward(x2, atty, p.attprojw + w, rows, C, C, (Epilogue){.bias = p.attprojb + l * C, .residual = x});
-        layernorm_forward(m->normed, m->ln2_mean + at, m->ln2_rstd + at, x2, p.ln2w + l * C, p.ln2b + l * C, rows, C);
+        linear_forward(x2, atty, p.attprojw + w, rows, C, C,
+                       (Epilogue){.bias = p.attprojb + l * C, .residual = x});
+        layernorm_forward(m->normed, m->ln2_mean + at, m->ln2_rstd + at, x2, p.ln2w + l * C, p.ln2b + l * C,
+                          rows, C);
         linear_forward(m->fch + at * 4 * C, m->normed, p.fcw + 4 * w, rows, C, 4 * C,
                        (Epilogue){.bias = p.fcb + l * 4 * C, .gelu = m->fch_gelu});
         linear_forward(x + (size_t)rows * C, m->fch_gelu, p.fcprojw + 4 * w, rows, 4 * C, C,
                        (Epilogue){.bias = p.fcprojb + l * C, .residual = x2});
     }
-    layernorm_forward(m->lnf, m->lnf_mean, m->lnf_rstd, m->residual + (size_t)g.num_layers * rows * C, p.lnfw, p.lnfb, rows, C);
+    layernorm_forward(m->lnf, m->lnf_mean, m->lnf_rstd, m->residual + (size_t)g.num_layers * rows * C, p.lnfw,
+                      p.lnfb, rows, C);
 }
 
 // A head's output for cut hidden states: student = x + silu(z), z = x W' + bias; z is kept.
 static void heads_forward(PromptTrainer *t, int i, int rows) {
     int C = t->m->config.channels;
-    linear_forward(t->z, t->student, t->params + (size_t)i * C * C, rows, C, C, (Epilogue){.bias = t->params + (size_t)t->n * C * C + i * C});
+    linear_forward(t->z, t->student, t->params + (size_t)i * C * C, rows, C, C,
+                   (Epilogue){.bias = t->params + (size_t)t->n * C * C + i * C});
 #pragma omp parallel for simd schedule(static)
     for (int k = 0; k < rows * C; k++) t->student[k] += t->z[k] / (1.0f + exp_f32(-t->z[k]));
 }
@@ -1260,8 +1337,8 @@ static void heads_backward(PromptTrainer *t, int i, int rows) {
         for (int c = 0; c < C; c++) t->grads[(size_t)t->n * C * C + i * C + c] += t->z[(size_t)r * C + c];
 }
 
-// KL of all guesses after prompt_forward, in chunks of cuts; their gradients, times t->weight, go into the prompt rows of
-// m->dnormed, into grads.wte (jointly), or into the heads.
+// KL of all guesses after prompt_forward, in chunks of cuts; their gradients, times t->weight, go into the
+// prompt rows of m->dnormed, into grads.wte (jointly), or into the heads.
 static void prompt_loss(PromptTrainer *t) {
     GPT2 *m = t->m;
     int C = m->config.channels, V = m->config.vocab_size, all = t->B * t->cuts;
@@ -1276,20 +1353,25 @@ static void prompt_loss(PromptTrainer *t) {
             for (int r = 0; r < rows; r++) {
                 int b = (first + r) / t->cuts, cut = t->cut[first + r];
                 float *student = t->student + (size_t)r * C;
-                memcpy(t->teacher + (size_t)r * C, m->lnf + ((size_t)b * t->T + cut + 1 + i) * C, C * sizeof(float));
+                memcpy(t->teacher + (size_t)r * C, m->lnf + ((size_t)b * t->T + cut + 1 + i) * C,
+                       C * sizeof(float));
                 memset(student, 0, C * sizeof(float));
-                const float *own = t->heads ? m->lnf + ((size_t)b * t->T + cut) * C
-                                            : m->lnf + (text + ((size_t)(first + r) * t->n + i) * t->copies) * C;
+                const float *own = t->heads
+                                       ? m->lnf + ((size_t)b * t->T + cut) * C
+                                       : m->lnf + (text + ((size_t)(first + r) * t->n + i) * t->copies) * C;
                 for (int j = 0; j < (t->heads ? 1 : t->copies); j++)
-                    for (int c = 0; c < C; c++) student[c] += own[j * C + c] / (float)(t->heads ? 1 : t->copies);
+                    for (int c = 0; c < C; c++)
+                        student[c] += own[j * C + c] / (float)(t->heads ? 1 : t->copies);
             }
             linear_forward(t->teacher_logits, t->teacher, m->params.wte, rows, C, V, plain);
-            if (t->heads) memcpy(t->teacher, t->student, (size_t)rows * C * sizeof(float)), heads_forward(t, i, rows);
+            if (t->heads)
+                memcpy(t->teacher, t->student, (size_t)rows * C * sizeof(float)), heads_forward(t, i, rows);
             linear_forward(m->logits, t->student, m->params.wte, rows, C, V, plain);
 #pragma omp parallel for schedule(static)
             for (int r = 0; r < rows; r++) {
                 float *x = m->logits + (size_t)r * V, *y = t->teacher_logits + (size_t)r * V;
-                float x_lse = log_sum_exp(x, V, 1), y_lse = log_sum_exp(y, V, 1), likeliest = x[argmax(y, V)], sum = 0;
+                float x_lse = log_sum_exp(x, V, 1), y_lse = log_sum_exp(y, V, 1), likeliest = x[argmax(y, V)],
+                      sum = 0;
                 int before = 0;
 #pragma omp simd reduction(+ : before)
                 for (int v = 0; v < V; v++) before += x[v] > likeliest;
@@ -1317,19 +1399,20 @@ static void prompt_loss(PromptTrainer *t) {
 }
 
 // dx = dout w; jointly also dw and dbias +=. Rows from `first` on.
-static void backward_linear(const PromptTrainer *t, float *dx, float *dw, float *db, const float *dout, const float *x, const float *w,
-                            int rows, int K, int N, Epilogue e) {
+static void backward_linear(const PromptTrainer *t, float *dx, float *dw, float *db, const float *dout,
+                            const float *x, const float *w, int rows, int K, int N, Epilogue e) {
     if (t->joint) linear_backward(dx, dw, db, dout, x, w, rows, K, N, e, accumulate);
     else matmul(dx, dout, w, rows, K, N, 0, 0, e);
 }
 
-// Forward and backward: t->grads = the gradient of weight * KL; jointly, m->grads = that of the text's loss + weight * KL.
-// Returns the text's loss, or NaN. Mirrors gpt2_backward, for rows from `first` on only.
+// Forward and backward: t->grads = the gradient of weight * KL; jointly, m->grads = that of the text's loss +
+// weight * KL. Returns the text's loss, or NaN. Mirrors gpt2_backward, for rows from `first` on only.
 static double prompt_step(PromptTrainer *t, const uint16_t *tokens, const uint16_t *targets) {
     GPT2 *m = t->m;
     GPT2Config g = m->config;
     ParameterTensors p = m->params, d = m->grads;
-    int C = g.channels, text = t->B * t->T, rows = text + t->B * prompt_rows(t), first = t->joint ? 0 : text, n = rows - first;
+    int C = g.channels, text = t->B * t->T, rows = text + t->B * prompt_rows(t), first = t->joint ? 0 : text,
+        n = rows - first;
     double loss = NAN;
     prompt_forward(t, tokens);
     memset(t->grads, 0, guesser_size(t->heads, t->n, t->copies, C) * sizeof(float));
@@ -1337,41 +1420,55 @@ static double prompt_step(PromptTrainer *t, const uint16_t *tokens, const uint16
         memset(m->grads_memory, 0, m->num_parameters * sizeof(float));
         loss = classifier(m, targets, 1.0f / (float)text, 0, NULL);
     } else { // what the kernels would add to, and nobody reads
-        d = (ParameterTensors){.ln1w = t->scratch, .ln1b = t->scratch + C, .ln2w = t->scratch, .ln2b = t->scratch + C,
-                               .lnfw = t->scratch, .lnfb = t->scratch + C};
+        d = (ParameterTensors){.ln1w = t->scratch,
+                               .ln1b = t->scratch + C,
+                               .ln2w = t->scratch,
+                               .ln2b = t->scratch + C,
+                               .lnfw = t->scratch,
+                               .lnfb = t->scratch + C};
     }
     prompt_loss(t);
     if (!n) return loss;
     size_t layer = t->joint ? C : 0;
     float *dx = m->dresidual, *dnormed = m->dnormed + (size_t)first * C, *dwide = m->dwide;
     memset(dx, 0, (size_t)n * C * sizeof(float));
-    layernorm_backward(dx, d.lnfw, d.lnfb, m->partial, dnormed, m->residual + ((size_t)g.num_layers * rows + first) * C, p.lnfw,
-                       m->lnf_mean + first, m->lnf_rstd + first, n, C);
+    layernorm_backward(dx, d.lnfw, d.lnfb, m->partial, dnormed,
+                       m->residual + ((size_t)g.num_layers * rows + first) * C, p.lnfw, m->lnf_mean + first,
+                       m->lnf_rstd + first, n, C);
     for (int l = g.num_layers - 1; l >= 0; l--) {
         size_t at = (size_t)l * rows + first, w = (size_t)l * C * C, dw = t->joint ? w : 0;
         float *x = m->residual + at * C, *x2 = m->residual2 + at * C, *fch = m->fch + at * 4 * C;
-        float *qkv = m->qkv + (at - first) * 3 * C, *atty = m->atty + (at - first) * C, *lse = m->lse + (at - first) * g.num_heads;
-        float *mean1 = m->ln1_mean + at, *rstd1 = m->ln1_rstd + at, *mean2 = m->ln2_mean + at, *rstd2 = m->ln2_rstd + at;
+        float *qkv = m->qkv + (at - first) * 3 * C, *atty = m->atty + (at - first) * C,
+              *lse = m->lse + (at - first) * g.num_heads;
+        float *mean1 = m->ln1_mean + at, *rstd1 = m->ln1_rstd + at, *mean2 = m->ln2_mean + at,
+              *rstd2 = m->ln2_rstd + at;
         float *ln1w = p.ln1w + l * C, *ln2w = p.ln2w + l * C;
         gelu_again(m->fch_gelu, fch, (size_t)n * 4 * C);
-        backward_linear(t, dwide, d.fcprojw + 4 * dw, d.fcprojb + l * layer, dx, m->fch_gelu, p.fcprojw + 4 * w, n, 4 * C, C,
-                        (Epilogue){.times = fch});
+        backward_linear(t, dwide, d.fcprojw + 4 * dw, d.fcprojb + l * layer, dx, m->fch_gelu,
+                        p.fcprojw + 4 * w, n, 4 * C, C, (Epilogue){.times = fch});
         if (t->joint) layernorm_again(m->normed, x2, ln2w, p.ln2b + l * C, mean2, rstd2, n, C);
-        backward_linear(t, dnormed, d.fcw + 4 * dw, d.fcb + l * 4 * layer, dwide, m->normed, p.fcw + 4 * w, n, C, 4 * C, plain);
-        layernorm_backward(dx, d.ln2w + l * layer, d.ln2b + l * layer, m->partial, dnormed, x2, ln2w, mean2, rstd2, n, C);
-        backward_linear(t, dnormed, d.attprojw + dw, d.attprojb + l * layer, dx, atty + (size_t)first * C, p.attprojw + w, n, C, C, plain);
+        backward_linear(t, dnormed, d.fcw + 4 * dw, d.fcb + l * 4 * layer, dwide, m->normed, p.fcw + 4 * w, n,
+                        C, 4 * C, plain);
+        layernorm_backward(dx, d.ln2w + l * layer, d.ln2b + l * layer, m->partial, dnormed, x2, ln2w, mean2,
+                           rstd2, n, C);
+        backward_linear(t, dnormed, d.attprojw + dw, d.attprojb + l * layer, dx, atty + (size_t)first * C,
+                        p.attprojw + w, n, C, C, plain);
         if (t->joint) attention_backward(dwide, dnormed, qkv, atty, lse, t->B, t->T, C, g.num_heads);
-        prompt_attention_backward(t, dwide - (size_t)first * 3 * C, dnormed - (size_t)first * C, qkv, atty, lse);
+        prompt_attention_backward(t, dwide - (size_t)first * 3 * C, dnormed - (size_t)first * C, qkv, atty,
+                                  lse);
         if (t->joint) layernorm_again(m->normed, x, ln1w, p.ln1b + l * C, mean1, rstd1, n, C);
-        backward_linear(t, dnormed, d.qkvw + 3 * dw, d.qkvb + l * 3 * layer, dwide, m->normed, p.qkvw + 3 * w, n, C, 3 * C, plain);
-        layernorm_backward(dx, d.ln1w + l * layer, d.ln1b + l * layer, m->partial, dnormed, x, ln1w, mean1, rstd1, n, C);
+        backward_linear(t, dnormed, d.qkvw + 3 * dw, d.qkvb + l * 3 * layer, dwide, m->normed, p.qkvw + 3 * w,
+                        n, C, 3 * C, plain);
+        layernorm_backward(dx, d.ln1w + l * layer, d.ln1b + l * layer, m->partial, dnormed, x, ln1w, mean1,
+                           rstd1, n, C);
     }
     if (t->joint) encoder_backward(d.wte, d.wpe, dx, tokens, t->B, t->T, C);
     dx -= (size_t)first * C;
     for (int r = text; r < rows; r++) {
         int which = (r - text) % (t->n * t->copies), cut = t->cut[(r - text) / (t->n * t->copies)];
         for (int c = 0; c < C; c++) t->grads[(size_t)which * C + c] += dx[(size_t)r * C + c];
-        for (int c = 0; c < C && t->joint; c++) d.wpe[(size_t)(cut + 1 + which / t->copies) * C + c] += dx[(size_t)r * C + c];
+        for (int c = 0; c < C && t->joint; c++)
+            d.wpe[(size_t)(cut + 1 + which / t->copies) * C + c] += dx[(size_t)r * C + c];
     }
     return loss;
 }
@@ -1379,15 +1476,16 @@ static double prompt_step(PromptTrainer *t, const uint16_t *tokens, const uint16
 // Random cuts of the step's texts; each leaves room for the prompts and for what they guess.
 static void draw_cuts(PromptTrainer *t, uint64_t seed, long step) {
     for (int i = 0; i < t->B * t->cuts; i++)
-        t->cut[i] = (int)(random_u64(seed + 5, (uint64_t)step * t->B * t->cuts + i) % (uint64_t)(t->T - t->n));
+        t->cut[i] =
+            (int)(random_u64(seed + 5, (uint64_t)step * t->B * t->cuts + i) % (uint64_t)(t->T - t->n));
 }
 
 // ============================================================================================================
 // 7  The prompts file
 
-/* A PROMPTS file: PromptsHeader, n*copies*C floats (heads: n*(C*C+C)), PromptsTables, a hash of all before it. It belongs to
-one model, whose hash it has. How often a guess of some rank was right is counted on text that the model itself wrote
-after held-out beginnings: greedy text is what the guesses will meet. */
+/* A PROMPTS file: PromptsHeader, n*copies*C floats (heads: n*(C*C+C)), PromptsTables, a hash of all before
+it. It belongs to one model, whose hash it has. How often a guess of some rank was right is counted on text
+that the model itself wrote after held-out beginnings: greedy text is what the guesses will meet. */
 #define PROMPTS_MAGIC "PPDFILE1"
 typedef struct {
     char magic[8];
@@ -1396,10 +1494,10 @@ typedef struct {
 } PromptsHeader;
 
 typedef struct {
-    uint32_t seen[MAX_PROMPTS], right[MAX_PROMPTS][RANKS];             // for each distance, whatever came before
-    uint32_t seen_after[MAX_PROMPTS], right_after[MAX_PROMPTS][RANKS]; // where all nearer tokens were among the first 3 guesses
-    uint64_t machine[3];                                               // that the latencies are of; 0: none measured
-    float latency[3][MAX_ROWS];                                        // for each kind of weights, seconds of a pass
+    uint32_t seen[MAX_PROMPTS], right[MAX_PROMPTS][RANKS]; // for each distance, whatever came before
+    uint32_t seen_after[MAX_PROMPTS], right_after[MAX_PROMPTS][RANKS]; // nearer ones in the first 3
+    uint64_t machine[3];                                   // that the latencies are of; 0: none measured
+    float latency[3][MAX_ROWS];                            // for each kind of weights, seconds of a pass
 } PromptsTables;
 
 typedef struct {
@@ -1409,8 +1507,10 @@ typedef struct {
 } Prompts;
 
 static void prompts_save(const Prompts *p, const char *path) {
-    size_t bytes = guesser_size(p->header.heads, p->header.n, p->header.copies, p->header.channels) * sizeof(float);
-    uint64_t hash = hash_bytes(hash_bytes(hash_bytes(0, &p->header, sizeof p->header), p->params, bytes), &p->tables, sizeof p->tables);
+    size_t bytes =
+        guesser_size(p->header.heads, p->header.n, p->header.copies, p->header.channels) * sizeof(float);
+    uint64_t hash = hash_bytes(hash_bytes(hash_bytes(0, &p->header, sizeof p->header), p->params, bytes),
+                               &p->tables, sizeof p->tables);
     FILE *f = write_begin(path);
     write_bytes(f, &p->header, sizeof p->header);
     write_bytes(f, p->params, bytes);
@@ -1426,25 +1526,34 @@ static void prompts_load(Prompts *p, const char *path, GPT2Config g, uint64_t mo
     PromptsHeader *h = &p->header;
     if (fread(h, sizeof *h, 1, f) != 1 || memcmp(h->magic, PROMPTS_MAGIC, 8))
         die("%s is not a file of prompt tokens; `decode_ppd train` makes one", path);
-    if ((h->heads != 0 && h->heads != 1) || h->n < 1 || h->n > MAX_PROMPTS || h->copies < 1 || h->copies > MAX_ROWS || h->n * h->copies > 48)
+    if ((h->heads != 0 && h->heads != 1) || h->n < 1 || h->n > MAX_PROMPTS || h->copies < 1 ||
+        h->copies > MAX_ROWS || h->n * h->copies > 48)
         die("%s: %d prompts of %d copies cannot be: the file is damaged", path, h->n, h->copies);
     if (h->channels != g.channels)
-        die("%s is for a model of %d channels, this one has %d; give the model it was trained for", path, h->channels, g.channels);
-    size_t count = guesser_size(h->heads, h->n, h->copies, h->channels), expected = sizeof *h + count * 4 + sizeof p->tables + 8;
-    if (size != expected) die("%s has %zu bytes, its shape asks for %zu: the file is damaged", path, size, expected);
-    if (h->model != model) die("%s was trained for another model; give that one, or train prompts for this one", path);
+        die("%s is for a model of %d channels, this one has %d; give the model it was trained for", path,
+            h->channels, g.channels);
+    size_t count = guesser_size(h->heads, h->n, h->copies, h->channels),
+           expected = sizeof *h + count * 4 + sizeof p->tables + 8;
+    if (size != expected)
+        die("%s has %zu bytes, its shape asks for %zu: the file is damaged", path, size, expected);
+    if (h->model != model)
+        die("%s was trained for another model; give that one, or train prompts for this one", path);
     p->params = allocate_floats(count);
     read_floats(f, p->params, count, F32, path, "the prompts");
-    if (fread(&p->tables, sizeof p->tables, 1, f) != 1 || fread(&stored, 8, 1, f) != 1) die("%s is cut short", path);
+    if (fread(&p->tables, sizeof p->tables, 1, f) != 1 || fread(&stored, 8, 1, f) != 1)
+        die("%s is cut short", path);
     fclose(f);
-    if (stored != hash_bytes(hash_bytes(hash_bytes(0, h, sizeof *h), p->params, count * 4), &p->tables, sizeof p->tables))
+    if (stored != hash_bytes(hash_bytes(hash_bytes(0, h, sizeof *h), p->params, count * 4), &p->tables,
+                             sizeof p->tables))
         die("%s is damaged: its checksum is wrong; train the prompts again", path);
     for (int k = 0; k < 3 * MAX_ROWS; k++)
-        if (!(p->tables.latency[k / MAX_ROWS][k % MAX_ROWS] >= 0)) die("%s: a latency is not a number: the file is damaged", path);
+        if (!(p->tables.latency[k / MAX_ROWS][k % MAX_ROWS] >= 0))
+            die("%s: a latency is not a number: the file is damaged", path);
 }
 
 static uint64_t model_hash(const GPT2 *m) {
-    return hash_bytes(hash_bytes(0, &m->config, sizeof m->config), m->params_memory, m->num_parameters * sizeof(float));
+    return hash_bytes(hash_bytes(0, &m->config, sizeof m->config), m->params_memory,
+                      m->num_parameters * sizeof(float));
 }
 
 // A number for this machine and its threads, so that latencies of another one are not believed.
@@ -1472,7 +1581,8 @@ static void engine_trees(Engine *e) {
     const PromptsTables *t = &e->prompts.tables;
     TreeModel model = {.n = g->n, .copies = g->kind == GUESS_HEADS ? 0 : g->copies};
     for (int d = 0; d < g->n; d++)
-        for (int r = 0; r < RANKS; r++) model.accuracy[d][r] = t->right_after[d][r] / (t->seen_after[d] + 1.0);
+        for (int r = 0; r < RANKS; r++)
+            model.accuracy[d][r] = t->right_after[d][r] / (t->seen_after[d] + 1.0);
     int most = g->kind == GUESS_HEADS ? MAX_ROWS / (1 + g->n) : MAX_ROWS - 16;
     e->tau = best_trees(&model, e->latency, most, g->templates, &e->speedup);
 }
@@ -1487,11 +1597,13 @@ static void engine_guess(Engine *e) {
     g->kind = p->header.heads ? GUESS_HEADS : GUESS_PROMPTS;
     if (!p->header.heads) d->prompts = p->params;
     else {
-        for (int i = 0; i < g->n; i++) e->heads[i] = matrix_pack(p->params + (size_t)i * C * C, C, C, d->kind);
+        for (int i = 0; i < g->n; i++)
+            e->heads[i] = matrix_pack(p->params + (size_t)i * C * C, C, C, d->kind);
         d->heads = e->heads, d->heads_bias = p->params + (size_t)g->n * C * C;
     }
     for (int k = 0; k <= g->n; k++)
-        g->templates[k] = (Template){.nodes = 1, .rows = 1 + g->n * g->copies, .chain = {g->n}, .parent = {-1}};
+        g->templates[k] =
+            (Template){.nodes = 1, .rows = 1 + g->n * g->copies, .chain = {g->n}, .parent = {-1}};
 }
 
 // Latencies from the file where it has this machine's, or measured now. Returns whether they were measured.
@@ -1515,9 +1627,11 @@ static void engine_start(Engine *e, const GPT2 *m, WeightKind kind) {
 static void engine_load(Engine *e, const char *path, const char *prompts, WeightKind kind) {
     GPT2 m;
     gpt2_load(&m, path);
-    if (!tokenizer_load(&e->tokenizer, path)) die("%s has no tokenizer beside it (tokenizer.txt, tokenizer.bpe or tokenizer.json)", path);
+    if (!tokenizer_load(&e->tokenizer, path))
+        die("%s has no tokenizer beside it (tokenizer.txt, tokenizer.bpe or tokenizer.json)", path);
     if (e->tokenizer.vocab_size > m.config.vocab_size)
-        die("%s: the tokenizer has %d tokens, the model knows %d", path, e->tokenizer.vocab_size, m.config.vocab_size);
+        die("%s: the tokenizer has %d tokens, the model knows %d", path, e->tokenizer.vocab_size,
+            m.config.vocab_size);
     engine_start(e, &m, kind);
     if (*prompts) {
         prompts_load(&e->prompts, prompts, m.config, model_hash(&m));
@@ -1528,11 +1642,13 @@ static void engine_load(Engine *e, const char *path, const char *prompts, Weight
     gpt2_free(&m);
 }
 
-// Counts into the tables how often guesses are right, on `tokens` tokens that the model writes after beginnings in `d`.
+// Counts into the tables how often guesses are right, on `tokens` tokens that the model writes after
+// beginnings in `d`.
 static void measure_accuracy(Engine *e, const Dataset *data, int tokens) {
     Generator *g = &e->generator;
     PromptsTables *t = &e->prompts.tables;
-    int context = e->decoder.config.max_seq_len, begin = MAX(1, MIN(64, context / 4)), length = MAX(g->n + 1, MIN(128, context / 2));
+    int context = e->decoder.config.max_seq_len, begin = MAX(1, MIN(64, context / 4)),
+        length = MAX(g->n + 1, MIN(128, context / 2));
     int (*guesses)[MAX_PROMPTS][RANKS] = resize(NULL, (size_t)length * sizeof *guesses);
     Shard shard = data->shards[0];
     if (shard.count < (size_t)begin) die("the held-out text is shorter than %d tokens", begin);
@@ -1565,8 +1681,8 @@ static double top_share(const PromptsTables *t, int distance, int k) {
 
 static void print_accuracy(const Prompts *p) {
     for (int d = 0; d < p->header.n; d++)
-        printf("distance %d  top-1 %.3f  top-5 %.3f  top-10 %.3f   of the model's own text\n", d + 1, top_share(&p->tables, d, 1),
-               top_share(&p->tables, d, 5), top_share(&p->tables, d, 10));
+        printf("distance %d  top-1 %.3f  top-5 %.3f  top-10 %.3f   of the model's own text\n", d + 1,
+               top_share(&p->tables, d, 1), top_share(&p->tables, d, 5), top_share(&p->tables, d, 10));
 }
 
 // ============================================================================================================
@@ -1620,7 +1736,8 @@ static const OptionRow decode_rows[] = {
     {"warmup", 'i', AT(warmup), "20", "N", "steps of linear warmup", 0, 1e9, 1},
     {"final-lr", 'd', AT(final_lr), "0", "FRACTION", "of the rate at the end", 0, 1, 1},
     {"clip", 'd', AT(clip), "1", "X", "largest gradient norm; 0: none", 0, 1e30, 1},
-    {"save-every", 'i', AT(save_every), "100", "N", "steps between checkpoints (PROMPTS.state); 0: none", 0, 1e9, 1},
+    {"save-every", 'i', AT(save_every), "100", "N", "steps between checkpoints (PROMPTS.state); 0: none", 0,
+     1e9, 1},
     {"resume", 'f', AT(resume), "0", "", "go on from PROMPTS.state", 0, 0, 1},
     {"seed", 'i', AT(seed), "1337", "N", "of what is drawn", 0, 1e9, 7},
 };
@@ -1654,7 +1771,9 @@ static DecodeOptions decode_options(int argc, char **argv, int command) {
         const char *name = argv[i] + 2;
         if (!strcmp(name, "help")) decode_help(), exit(0);
         int row = 0;
-        while (row < NUM_DECODE && (strcmp(decode_rows[row].name, name) || !(decode_rows[row].identity >> command & 1))) row++;
+        while (row < NUM_DECODE &&
+               (strcmp(decode_rows[row].name, name) || !(decode_rows[row].identity >> command & 1)))
+            row++;
         int flag = row < NUM_DECODE && decode_rows[row].type == 'f';
         if (!flag && i + 1 == argc) die_usage("--%s needs a value; see --help", name);
         const char *value = flag ? "1" : argv[++i];
@@ -1713,8 +1832,8 @@ static int run_command(const DecodeOptions *o) {
     if (*o->draft) {
         engine_load(&draft, o->draft, o->draft_ppd, kind);
         if (draft.decoder.config.vocab_size != engine.decoder.config.vocab_size)
-            die("the draft knows %d tokens, the model %d; they must read the same text alike", draft.decoder.config.vocab_size,
-                engine.decoder.config.vocab_size);
+            die("the draft knows %d tokens, the model %d; they must read the same text alike",
+                draft.decoder.config.vocab_size, engine.decoder.config.vocab_size);
         g->draft = &draft.generator;
     }
     if ((g->draft || g->ngram) && !g->latency) engine_latency(&engine);
@@ -1728,7 +1847,8 @@ static int run_command(const DecodeOptions *o) {
         while (!*o->prompt && length && (line[length - 1] == '\n' || line[length - 1] == '\r')) length--;
         if (length == 0) continue;
         uint16_t *tokens = tokenizer_encode(&engine.tokenizer, text, (size_t)length, &count);
-        if (count == 0 || count > INT32_MAX / 4) die("a prompt of %zu tokens; it must have some, and not billions", count);
+        if (count == 0 || count > INT32_MAX / 4)
+            die("a prompt of %zu tokens; it must have some, and not billions", count);
         Writer w = {.tokenizer = &engine.tokenizer, .file = stdout};
         made += write_text(&engine, tokens, count, o->tokens, &w, &seconds);
         putchar('\n');
@@ -1739,7 +1859,8 @@ static int run_command(const DecodeOptions *o) {
     if (!prompts) die("the prompt is empty; give --prompt TEXT, or lines on standard input");
     if (fflush(stdout)) die("cannot write the text: %s", strerror(errno));
     if (g->kind || g->draft || g->ngram)
-        fprintf(stderr, "%.2f tokens a pass of %.1f rows\n", made / (double)MAX(1, g->passes), g->rows / (double)MAX(1, g->passes));
+        fprintf(stderr, "%.2f tokens a pass of %.1f rows\n", made / (double)MAX(1, g->passes),
+                g->rows / (double)MAX(1, g->passes));
     fprintf(stderr, "%ld tokens in %.2f s, %.1f tokens/s\n", made, seconds, made / fmax(seconds, 1e-9));
     return 0;
 }
@@ -1784,23 +1905,26 @@ static void prompt_state_load(PromptRun *r, const char *path) {
     uint64_t hash = 0, stored;
     FILE *f = fopen(path, "rb");
     if (!f) die("cannot open %s: %s; start without --resume", path, strerror(errno));
-    if (fread(magic, 1, 8, f) != 8 || memcmp(magic, PROMPT_STATE_MAGIC, 8)) die("%s is not a checkpoint of this program", path);
+    if (fread(magic, 1, 8, f) != 8 || memcmp(magic, PROMPT_STATE_MAGIC, 8))
+        die("%s is not a checkpoint of this program", path);
     read_part(f, &hash, theirs, sizeof theirs, path);
     theirs[sizeof theirs - 1] = 0;
     compare_identity(r->identity, theirs, path);
     state_parts(r, f, &hash, path, 1);
-    if (fread(&stored, 8, 1, f) != 1 || stored != hash) die("%s is damaged; start anew without --resume", path);
+    if (fread(&stored, 8, 1, f) != 1 || stored != hash)
+        die("%s is damaged; start anew without --resume", path);
     fclose(f);
     r->loader.epoch = r->now.epoch, r->loader.index = r->now.index;
 }
 
-// Puts everything that is trained into one flat array, and starts the optimizer on it. Prompts begin near the mean of
-// the tokens' embeddings, heads as the identity.
+// Puts everything that is trained into one flat array, and starts the optimizer on it. Prompts begin near the
+// mean of the tokens' embeddings, heads as the identity.
 static void start_prompts(PromptRun *r, const DecodeOptions *o) {
     PromptTrainer *t = &r->trainer;
     GPT2 *m = t->m;
     GPT2Config g = m->config;
-    size_t model = t->joint ? m->num_parameters : 0, own = guesser_size(t->heads, t->n, t->copies, g.channels), offset = 0;
+    size_t model = t->joint ? m->num_parameters : 0,
+           own = guesser_size(t->heads, t->n, t->copies, g.channels), offset = 0;
     r->count = model + own;
     r->params = allocate_floats(r->count), r->grads = allocate_floats(r->count);
     t->params = r->params + model, t->grads = r->grads + model;
@@ -1818,7 +1942,8 @@ static void start_prompts(PromptRun *r, const DecodeOptions *o) {
         random_normal(t->params, own, 0.01f, o->seed + 3);
         for (int c = 0; c < g.channels; c++) {
             double mean = 0;
-            for (int v = 0; v < g.vocab_size; v++) mean += m->params.wte[(size_t)v * g.channels + c] / g.vocab_size;
+            for (int v = 0; v < g.vocab_size; v++)
+                mean += m->params.wte[(size_t)v * g.channels + c] / g.vocab_size;
             for (int i = 0; i < t->n * t->copies; i++) t->params[(size_t)i * g.channels + c] += (float)mean;
         }
     }
@@ -1829,15 +1954,19 @@ static void start_prompts(PromptRun *r, const DecodeOptions *o) {
         m->grads_memory = r->grads, m->grads = point_parameters(r->grads, g);
     }
     optim_matmul = muon_matmul;
-    if (optim_init(&r->optimizer, o->optimizer)) die_usage("no optimizer is called '%s'; see train_gpt2 --help", o->optimizer);
-    if (*o->base && optim_set_base(&r->optimizer, o->base)) die_usage("--base %s does not go with %s", o->base, o->optimizer);
+    if (optim_init(&r->optimizer, o->optimizer))
+        die_usage("no optimizer is called '%s'; see train_gpt2 --help", o->optimizer);
+    if (*o->base && optim_set_base(&r->optimizer, o->base))
+        die_usage("--base %s does not go with %s", o->base, o->optimizer);
     optim_set(&r->optimizer, "lr", t->joint ? 3e-4 : t->heads ? 1e-3 : 1e-2);
     for (int i = 0; i < o->num_hyper; i++)
         if (optim_set(&r->optimizer, o->hyper_name[i], o->hyper_value[i]))
-            die_usage("--%s %g is no option of train, nor of %s in that range", o->hyper_name[i], o->hyper_value[i], o->optimizer);
+            die_usage("--%s %g is no option of train, nor of %s in that range", o->hyper_name[i],
+                      o->hyper_value[i], o->optimizer);
     if (optim_start(&r->optimizer, r->params, r->count, segments, n)) die("out of memory for the optimizer");
     free(segments);
-    if (isnan(optim_schedule(o->schedule, 0, 1, 0, 0))) die_usage("no schedule is called '%s' here; see --help", o->schedule);
+    if (isnan(optim_schedule(o->schedule, 0, 1, 0, 0)))
+        die_usage("no schedule is called '%s' here; see --help", o->schedule);
 }
 
 // The evaluation point in the place of the parameters; `swap` keeps those.
@@ -1859,7 +1988,8 @@ static void show_prompt_step(const PromptRun *r, const DecodeOptions *o, double 
     if (t->joint) printf(" | loss %.4f", loss);
     printf(" | top-1/5");
     for (int i = 0; i < t->n; i++) printf(" %.2f/%.2f", t->top1[i], t->top5[i]);
-    printf(" | %.0f tok/s | %.0f s left%s", rate, (o->steps - r->now.step) * (double)t->B * t->T / rate, terminal && !last ? "" : "\n");
+    printf(" | %.0f tok/s | %.0f s left%s", rate, (o->steps - r->now.step) * (double)t->B * t->T / rate,
+           terminal && !last ? "" : "\n");
     fflush(stdout);
 }
 
@@ -1872,30 +2002,45 @@ static int train_command(const DecodeOptions *o) {
     if (!*o->out) die_usage("train needs --out PROMPTS, the file to write");
     if (o->joint && o->heads) die_usage("--joint goes with prompt tokens only");
     if (o->joint && !*o->out_model) die_usage("--joint needs --out-model DIR, for the model that it trains");
-    if (o->prompts * o->copies > 48) die_usage("%d prompts of %d copies do not fit a pass; 48 rows at most", o->prompts, o->copies);
+    if (o->prompts * o->copies > 48)
+        die_usage("%d prompts of %d copies do not fit a pass; 48 rows at most", o->prompts, o->copies);
     gpt2_load(&m, o->model);
-    if (!tokenizer_load(&engine.tokenizer, o->model) && !is_shards(o->data)) die("%s has no tokenizer beside it", o->model);
+    if (!tokenizer_load(&engine.tokenizer, o->model) && !is_shards(o->data))
+        die("%s has no tokenizer beside it", o->model);
     load_data(o, &engine.tokenizer, &train, &val);
     int T = o->seq_len ? o->seq_len : MIN(256, m.config.max_seq_len);
     if (T > m.config.max_seq_len || T <= o->prompts + 1)
-        die("--seq-len %d: it must be above --prompts + 1 and at most the model's context of %d", T, m.config.max_seq_len);
-    *t = (PromptTrainer){.m = &m, .n = o->prompts, .copies = o->heads ? 1 : o->copies, .cuts = o->cuts, .B = o->batch, .T = T,
-                         .heads = o->heads, .joint = o->joint, .weight = o->joint ? (float)o->prompt_weight : 1};
+        die("--seq-len %d: it must be above --prompts + 1 and at most the model's context of %d", T,
+            m.config.max_seq_len);
+    *t = (PromptTrainer){.m = &m,
+                         .n = o->prompts,
+                         .copies = o->heads ? 1 : o->copies,
+                         .cuts = o->cuts,
+                         .B = o->batch,
+                         .T = T,
+                         .heads = o->heads,
+                         .joint = o->joint,
+                         .weight = o->joint ? (float)o->prompt_weight : 1};
     trainer_allocate(t);
     start_prompts(&run, o);
     run.loader = (DataLoader){&train, T, o->seed, 0, 0};
     uint64_t hash = o->joint ? 0 : model_hash(&m);
-    snprintf(run.identity, sizeof run.identity, "model %016llx %s\ndata %016llx\nshape %d %d %d\nbatch %d %d %d\njoint %d %g\n"
-             "optimizer %s %s\nschedule %s %d %d %g %g\nseed %d\n", (unsigned long long)hash, o->model, (unsigned long long)train.hash,
-             t->heads, t->n, t->copies, t->B, T, t->cuts, t->joint, t->weight, o->optimizer, o->base, o->schedule, o->steps, o->warmup,
+    snprintf(run.identity, sizeof run.identity,
+             "model %016llx %s\ndata %016llx\nshape %d %d %d\nbatch %d %d %d\njoint %d %g\n"
+             "optimizer %s %s\nschedule %s %d %d %g %g\nseed %d\n",
+             (unsigned long long)hash, o->model, (unsigned long long)train.hash, t->heads, t->n, t->copies,
+             t->B, T, t->cuts, t->joint, t->weight, o->optimizer, o->base, o->schedule, o->steps, o->warmup,
              o->final_lr, o->clip, o->seed);
     char state[4096];
     if (is_folder(o->out)) die("%s is a folder; --out names the file to write", o->out);
-    if (snprintf(state, sizeof state, "%s.state", o->out) >= (int)sizeof state) die("the path %.60s... is too long", o->out);
-    if (o->resume) prompt_state_load(&run, state), printf("resumed at step %ld of %d\n", run.now.step, o->steps);
+    if (snprintf(state, sizeof state, "%s.state", o->out) >= (int)sizeof state)
+        die("the path %.60s... is too long", o->out);
+    if (o->resume)
+        prompt_state_load(&run, state), printf("resumed at step %ld of %d\n", run.now.step, o->steps);
     printf("%zu trained numbers, %.6f%% of the model's %zu; %d texts of %d tokens, %d cuts each\n",
-           guesser_size(t->heads, t->n, t->copies, m.config.channels), 100.0 * guesser_size(t->heads, t->n, t->copies, m.config.channels) /
-           m.num_parameters, m.num_parameters, t->B, T, t->cuts);
+           guesser_size(t->heads, t->n, t->copies, m.config.channels),
+           100.0 * guesser_size(t->heads, t->n, t->copies, m.config.channels) / m.num_parameters,
+           m.num_parameters, t->B, T, t->cuts);
     if (o->joint && !run.now.step) printf("val loss %.4f before\n", evaluate(&m, &val, T, 50000));
     uint16_t *x = allocate((size_t)t->B * T, sizeof *x), *y = allocate((size_t)t->B * T, sizeof *y);
     double rate = 0;
@@ -1904,17 +2049,21 @@ static int train_command(const DecodeOptions *o) {
         loader_next(&run.loader, x, y, t->B, m.config.vocab_size);
         draw_cuts(t, o->seed, run.now.step);
         double loss = prompt_step(t, x, y), norm = sqrt(optim_norm2(run.grads, run.count));
-        if (!isfinite(norm) || !isfinite(t->kl)) die("the loss is not a number at step %ld; lower --lr", run.now.step + 1);
+        if (!isfinite(norm) || !isfinite(t->kl))
+            die("the loss is not a number at step %ld; lower --lr", run.now.step + 1);
         optim_step(&run.optimizer, run.grads, o->clip > 0 && norm > o->clip ? (float)(o->clip / norm) : 1,
-                   optim_schedule(o->schedule, run.now.step, o->steps, o->warmup, o->final_lr), t->joint ? loss : t->kl, 0);
+                   optim_schedule(o->schedule, run.now.step, o->steps, o->warmup, o->final_lr),
+                   t->joint ? loss : t->kl, 0);
         run.now.step++;
         double speed = t->B * (double)T / (now() - start);
         rate = rate ? 0.9 * rate + 0.1 * speed : speed;
         show_prompt_step(&run, o, loss, rate);
-        if (o->save_every && (run.now.step % o->save_every == 0 || interrupted)) prompt_state_save(&run, state);
+        if (o->save_every && (run.now.step % o->save_every == 0 || interrupted))
+            prompt_state_save(&run, state);
     }
     if (interrupted && run.now.step < o->steps) {
-        printf("\nstopped at step %ld of %d%s\n", run.now.step, o->steps, o->save_every ? "; the same command with --resume goes on" : "");
+        printf("\nstopped at step %ld of %d%s\n", run.now.step, o->steps,
+               o->save_every ? "; the same command with --resume goes on" : "");
         return 0;
     }
     float *swap = resize(NULL, run.count * sizeof(float));
@@ -1925,7 +2074,8 @@ static int train_command(const DecodeOptions *o) {
         gpt2_save(m.config, m.params_memory, path_in(o->out_model, "model.bin").s);
         tokenizer_save(&engine.tokenizer, o->out_model);
     }
-    engine.prompts.header = (PromptsHeader){PROMPTS_MAGIC, t->heads, t->n, t->copies, m.config.channels, model_hash(&m), run.now.step};
+    engine.prompts.header = (PromptsHeader){PROMPTS_MAGIC,     t->heads,       t->n,        t->copies,
+                                            m.config.channels, model_hash(&m), run.now.step};
     engine.prompts.params = t->params;
     for (int kind = 2; kind >= 0; kind--) { // latencies of all kinds; guesses are counted with f32
         if (kind < 2) decoder_free(&engine.decoder);
@@ -1938,7 +2088,9 @@ static int train_command(const DecodeOptions *o) {
     unlink(state);
     print_accuracy(&engine.prompts);
     engine_trees(&engine);
-    printf("%.2f tokens a pass, %.2f times as fast as plain decoding with f32 weights: predicted for this machine\n", engine.tau, engine.speedup);
+    printf("%.2f tokens a pass, %.2f times as fast as plain decoding with f32 weights: predicted for this "
+           "machine\n",
+           engine.tau, engine.speedup);
     return 0;
 }
 
@@ -1968,7 +2120,8 @@ static double perplexity(Decoder *d, const uint16_t *tokens, int n) {
     d->past = 0;
     for (int first = 0; first + 1 < n; first += MAX_ROWS) {
         Batch b = {0};
-        for (int i = first; i < MIN(n - 1, first + MAX_ROWS); i++) batch_output(&b, batch_add(&b, tokens[i], b.rows - 1), 1, -1);
+        for (int i = first; i < MIN(n - 1, first + MAX_ROWS); i++)
+            batch_output(&b, batch_add(&b, tokens[i], b.rows - 1), 1, -1);
         decoder_pass(d, &b);
         for (int r = 0; r < b.rows; r++) {
             const float *logits = d->logits + (size_t)r * d->logits_stride;
@@ -2005,12 +2158,15 @@ static void method_enter(const Method *w) {
     g->kind = !w->prompts ? GUESS_NOTHING : w->engine->prompts.header.heads ? GUESS_HEADS : GUESS_PROMPTS;
     g->state = 0, g->ngram = w->ngram, g->draft = w->draft ? &w->draft->generator : NULL;
     g->accepted = g->proposed = 0;
-    if (w->draft) w->draft->generator.kind = w->draft_prompts ? GUESS_PROMPTS : GUESS_NOTHING, w->draft->generator.length = 0;
+    if (w->draft)
+        w->draft->generator.kind = w->draft_prompts ? GUESS_PROMPTS : GUESS_NOTHING,
+        w->draft->generator.length = 0;
 }
 
 static void bench_kinds(const GPT2 *m, const uint16_t *tokens, int n, int make) {
     double bandwidth = read_bandwidth(), base = 0;
-    printf("weights  bytes a token   tokens/s   GB/s   share of %.1f GB/s read   perplexity (%d tokens)\n", bandwidth / 1e9, n);
+    printf("weights  bytes a token   tokens/s   GB/s   share of %.1f GB/s read   perplexity (%d tokens)\n",
+           bandwidth / 1e9, n);
     for (int kind = 0; kind < 3; kind++) {
         Engine e = {0};
         engine_start(&e, m, kind);
@@ -2024,8 +2180,9 @@ static void bench_kinds(const GPT2 *m, const uint16_t *tokens, int n, int make) 
             fastest = fmin(fastest, (now() - start) / make);
         }
         double speed = decoder_bytes(&e.decoder) / fastest;
-        printf("%-8s %8.1f MB    %8.1f   %5.1f   %3.0f%%                     %.3f (%+.3f)\n", kind_names[kind], decoder_bytes(&e.decoder) / 1e6,
-               1 / fastest, speed / 1e9, 100 * speed / bandwidth, ppl, ppl - base);
+        printf("%-8s %8.1f MB    %8.1f   %5.1f   %3.0f%%                     %.3f (%+.3f)\n",
+               kind_names[kind], decoder_bytes(&e.decoder) / 1e6, 1 / fastest, speed / 1e9,
+               100 * speed / bandwidth, ppl, ppl - base);
         decoder_free(&e.decoder);
         free(e.generator.text);
     }
@@ -2042,14 +2199,16 @@ static int bench_command(const DecodeOptions *o) {
     if (*o->heads_file) engine_load(&heads, o->model, o->heads_file, kind);
     if (*o->draft) {
         engine_load(&draft, o->draft, o->draft_ppd, kind);
-        if (draft.decoder.config.vocab_size != engine.decoder.config.vocab_size) die("the draft's vocabulary is not the model's");
+        if (draft.decoder.config.vocab_size != engine.decoder.config.vocab_size)
+            die("the draft's vocabulary is not the model's");
     }
     load_data(o, &engine.tokenizer, &train, &val);
     int context = engine.decoder.config.max_seq_len, begin = MIN(64, MAX(1, context / 4));
     Shard text = val.shards[0];
     if (text.count < (size_t)begin + 9) die("the held-out text has only %zu tokens", text.count);
     gpt2_load(&m, o->model);
-    bench_kinds(&m, text.tokens, (int)MIN(text.count, (size_t)MIN(512, context)), MIN(o->tokens, context / 2));
+    bench_kinds(&m, text.tokens, (int)MIN(text.count, (size_t)MIN(512, context)),
+                MIN(o->tokens, context / 2));
     gpt2_free(&m);
 
     int ppd = *o->ppd != 0, own = ppd && *o->draft_ppd;
@@ -2060,14 +2219,22 @@ static int bench_command(const DecodeOptions *o) {
         {.name = "PPD", .engine = ppd ? &engine : NULL, .prompts = 1},
         {.name = "PPD + n-gram", .engine = ppd ? &engine : NULL, .prompts = 1, .ngram = 1},
         {.name = "draft", .engine = *o->draft ? &engine : NULL, .draft = &draft},
-        {.name = "draft with PPD", .engine = *o->draft_ppd ? &engine : NULL, .draft = &draft, .draft_prompts = 1},
+        {.name = "draft with PPD",
+         .engine = *o->draft_ppd ? &engine : NULL,
+         .draft = &draft,
+         .draft_prompts = 1},
         {.name = "PPD + draft", .engine = ppd && *o->draft ? &engine : NULL, .prompts = 1, .draft = &draft},
-        {.name = "PPD + draft with PPD", .engine = own ? &engine : NULL, .prompts = 1, .draft = &draft, .draft_prompts = 1},
+        {.name = "PPD + draft with PPD",
+         .engine = own ? &engine : NULL,
+         .prompts = 1,
+         .draft = &draft,
+         .draft_prompts = 1},
     };
     int count = sizeof methods / sizeof *methods, looping = 0;
     uint16_t *plain_text = resize(NULL, (size_t)o->tokens * sizeof *plain_text);
     for (int i = 0; i < count; i++) methods[i].identical = 1;
-    for (int n = 0; n < o->texts && !interrupted; n++) { // text by text, in turns: what else the machine does hits all alike
+    for (int n = 0; n < o->texts && !interrupted;
+         n++) { // text by text, in turns: what else the machine does hits all alike
         const uint16_t *from = text.tokens + (text.count - begin) / (size_t)o->texts * n;
         int loop = 0;
         for (int i = 0; i < count; i++) {
@@ -2084,31 +2251,41 @@ static int bench_command(const DecodeOptions *o) {
             if (i == 0) {
                 memcpy(plain_text, g->text + begin, (size_t)o->tokens * sizeof *plain_text);
                 looping += loop = loops(plain_text, o->tokens);
-            } else if (memcmp(plain_text, g->text + begin, (size_t)o->tokens * sizeof *plain_text)) w->identical = 0;
+            } else if (memcmp(plain_text, g->text + begin, (size_t)o->tokens * sizeof *plain_text))
+                w->identical = 0;
             w->seconds[loop] += took, w->made[loop] += o->tokens, w->passes[loop] += g->passes - passes;
         }
     }
-    printf("\n%d texts of %d tokens, greedy, %s weights; %d of them loop (8 tokens in a row come twice) and are counted apart\n"
-           "%-22s %18s %18s %14s %18s %10s\n", o->texts, o->tokens, o->weights, looping, "", "tokens/s (loops)", "speedup (loops)",
+    printf("\n%d texts of %d tokens, greedy, %s weights; %d of them loop (8 tokens in a row come twice) and "
+           "are counted apart\n"
+           "%-22s %18s %18s %14s %18s %10s\n",
+           o->texts, o->tokens, o->weights, looping, "", "tokens/s (loops)", "speedup (loops)",
            "a pass (loops)", "trained, added MB", "identical");
     for (int i = 0; i < count; i++) {
         Method *w = &methods[i], *p = &methods[0];
         double rate[2], base[2];
         if (!w->engine) continue;
-        for (int l = 0; l < 2; l++) rate[l] = w->made[l] / fmax(w->seconds[l], 1e-12), base[l] = p->made[l] / fmax(p->seconds[l], 1e-12);
+        for (int l = 0; l < 2; l++)
+            rate[l] = w->made[l] / fmax(w->seconds[l], 1e-12),
+            base[l] = p->made[l] / fmax(p->seconds[l], 1e-12);
         PromptsHeader h = w->engine->prompts.header, hd = draft.prompts.header;
         size_t trained = w->prompts ? guesser_size(h.heads, h.n, h.copies, h.channels) : 0;
         double added = trained * 4.0 + (w->prompts ? sizeof w->engine->generator.templates : 0);
         if (w->draft) added += decoder_bytes(&draft.decoder);
         if (w->draft_prompts) trained += guesser_size(0, hd.n, hd.copies, hd.channels);
-        printf("%-22s %8.1f (%7.1f) %8.2f (%7.2f) %6.2f (%5.2f) %9zu %8.3f %10s\n", w->name, rate[0], rate[1], rate[0] / fmax(base[0], 1e-12),
-               rate[1] / fmax(base[1], 1e-12), w->made[0] / fmax(w->passes[0], 1), w->made[1] / fmax(w->passes[1], 1), trained, added / 1e6,
+        printf("%-22s %8.1f (%7.1f) %8.2f (%7.2f) %6.2f (%5.2f) %9zu %8.3f %10s\n", w->name, rate[0], rate[1],
+               rate[0] / fmax(base[0], 1e-12), rate[1] / fmax(base[1], 1e-12),
+               w->made[0] / fmax(w->passes[0], 1), w->made[1] / fmax(w->passes[1], 1), trained, added / 1e6,
                w->identical ? "yes" : "no");
     }
     for (int i = 0; i < 3; i++) {
         Engine *e = i == 0 ? &engine : i == 1 ? &heads : &draft;
         if (!e->prompts.params) continue;
-        printf("\n%s: %.2f tokens a pass and speedup %.2f predicted\n", i == 0 ? "PPD" : i == 1 ? "heads" : "the draft's PPD", e->tau, e->speedup);
+        printf("\n%s: %.2f tokens a pass and speedup %.2f predicted\n",
+               i == 0   ? "PPD"
+               : i == 1 ? "heads"
+                        : "the draft's PPD",
+               e->tau, e->speedup);
         print_accuracy(&e->prompts);
     }
     int identical = 1;

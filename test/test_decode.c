@@ -31,8 +31,10 @@ static void test_products(void) {
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
         for (int kind = 0; kind < 3; kind++) {
             int N = sizes[s][0], K = sizes[s][1], rows = 23, ld = round_up(MAX(N, K), 64), changed = 0;
-            float *w = random_floats((size_t)N * K, 1, 1), *x = allocate_floats((size_t)rows * ld), *bias = random_floats(N, 1, 3);
-            float *out = allocate_floats((size_t)rows * ld), *alone = allocate_floats(ld), *raw = allocate_floats((size_t)rows * ld);
+            float *w = random_floats((size_t)N * K, 1, 1), *x = allocate_floats((size_t)rows * ld),
+                  *bias = random_floats(N, 1, 3);
+            float *out = allocate_floats((size_t)rows * ld), *alone = allocate_floats(ld),
+                  *raw = allocate_floats((size_t)rows * ld);
             char *bytes = allocate((size_t)rows * ld, 1);
             Operand operand = {.scale = allocate_floats(rows)};
             Matrix m = matrix_pack(w, N, K, kind);
@@ -57,7 +59,8 @@ static void test_products(void) {
             double allowed[] = {2e-6, 0.02, 0.06}, kept[] = {0, 0.02, 0.03};
             check(error < allowed[kind], "%s product %d x %d is off by %g", kind_names[kind], N, K, error);
             check(stored <= kept[kind], "%s keeps a weight with error %g", kind_names[kind], stored);
-            check(!changed, "%s %d x %d: %d rows are rounded otherwise when alone", kind_names[kind], N, K, changed);
+            check(!changed, "%s %d x %d: %d rows are rounded otherwise when alone", kind_names[kind], N, K,
+                  changed);
             matrix_free(&m);
             free(w), free(x), free(bias), free(out), free(alone), free(raw), free(bytes), free(operand.scale);
         }
@@ -77,7 +80,8 @@ static void test_tree_attention(int HS) {
         decoder_init(&plain_decoder, &m, kind);
         decoder_prefill(&d, tokens, 9);
         Batch b = {0};
-        for (int r = 0; r < 14; r++) batch_output(&b, batch_add(&b, tokens[9 + r], r ? (int)(random_u64(3, r) % r) : -1), 1, -1);
+        for (int r = 0; r < 14; r++)
+            batch_output(&b, batch_add(&b, tokens[9 + r], r ? (int)(random_u64(3, r) % r) : -1), 1, -1);
         decoder_pass(&d, &b);
         double error = 0, largest = 0;
         int changed = 0;
@@ -103,8 +107,10 @@ static void test_tree_attention(int HS) {
             }
             changed += memcmp(logits, plain_decoder.logits, g.vocab_size * sizeof(float)) != 0;
         }
-        if (kind == WEIGHTS_F32) check(error < 2e-5 * largest, "logits of a tree are off by %g of %g", error, largest);
-        check(!changed, "%s, heads of %d: %d rows of a tree differ from plain decoding", kind_names[kind], HS, changed);
+        if (kind == WEIGHTS_F32)
+            check(error < 2e-5 * largest, "logits of a tree are off by %g of %g", error, largest);
+        check(!changed, "%s, heads of %d: %d rows of a tree differ from plain decoding", kind_names[kind], HS,
+              changed);
         decoder_free(&d), decoder_free(&plain_decoder);
     }
     gpt2_free(&m);
@@ -163,7 +169,8 @@ static void test_identity(void) {
             Engine reference = {0}, e = {0}, draft = {0};
             engine_start(&reference, &m, kind), engine_start(&e, &m, kind), engine_start(&draft, &s, kind);
             Prompts p = {.header = {"", 0, 3, copies, 32, 0, 0}}, q = {.header = {"", 0, 2, 1, 16, 0, 0}};
-            p.params = random_floats(guesser_size(0, 3, copies, 32), 0.1f, 7), q.params = random_floats(32, 0.1f, 8);
+            p.params = random_floats(guesser_size(0, 3, copies, 32), 0.1f, 7),
+            q.params = random_floats(32, 0.1f, 8);
             e.prompts = p, draft.prompts = q;
             engine_guess(&e), engine_guess(&draft);
             TreeModel model = some_accuracies(3, copies, 0.9, 0.6), own = some_accuracies(2, 1, 0.9, 0.6);
@@ -172,17 +179,22 @@ static void test_identity(void) {
                 uint16_t begin[80];
                 int n = 1 + text * 7, wrong = 0, length = 120;
                 random_tokens(begin, 80, 61, 100 + text);
-                Sampling sampling = {.temperature = text % 3 ? 0 : 0.7, .top_k = text % 2 ? 7 : 0, .top_p = 1, .seed = text};
+                Sampling sampling = {
+                    .temperature = text % 3 ? 0 : 0.7, .top_k = text % 2 ? 7 : 0, .top_p = 1, .seed = text};
                 e.generator.sampling = reference.generator.sampling = sampling;
                 e.generator.drawn = reference.generator.drawn = 0;
                 e.generator.ngram = text % 4 == 1;
                 e.generator.draft = text % 4 >= 2 ? &draft.generator : NULL;
                 draft.generator.kind = text % 4 == 3 ? GUESS_PROMPTS : GUESS_NOTHING;
-                generator_text(&e.generator, begin, MIN(n, 80)), generator_text(&reference.generator, begin, MIN(n, 80));
+                generator_text(&e.generator, begin, MIN(n, 80)),
+                    generator_text(&reference.generator, begin, MIN(n, 80));
                 while (reference.generator.length < n + length) generator_step(&reference.generator, 1);
-                while (e.generator.length < n + length) generator_step(&e.generator, n + length - e.generator.length);
-                for (int i = 0; i < n + length; i++) wrong += e.generator.text[i] != reference.generator.text[i];
-                check(!wrong, "%s, %d copies, text %d: %d tokens differ from plain decoding", kind_names[kind], copies, text, wrong);
+                while (e.generator.length < n + length)
+                    generator_step(&e.generator, n + length - e.generator.length);
+                for (int i = 0; i < n + length; i++)
+                    wrong += e.generator.text[i] != reference.generator.text[i];
+                check(!wrong, "%s, %d copies, text %d: %d tokens differ from plain decoding",
+                      kind_names[kind], copies, text, wrong);
             }
             passes += e.generator.passes, tokens += (long)e.generator.drawn;
             decoder_free(&reference.decoder), decoder_free(&e.decoder), decoder_free(&draft.decoder);
@@ -223,7 +235,8 @@ static void test_chi_square(void) {
         for (int b = 0; b < V; b++) expected[a][b] = p[0][a] * p[1][b] * DRAWS;
     }
     generator_text(&e.generator, text, 3);
-    for (int i = 0; i < DRAWS; i++) { // the tree of guesses for what follows 1 5 2 stays that of the last pass
+    for (int i = 0; i < DRAWS;
+         i++) { // the tree of guesses for what follows 1 5 2 stays that of the last pass
         e.generator.length = 3, e.generator.decoder->past = MIN(2, e.generator.decoder->past);
         e.generator.state = i ? 2 : 0;
         int made = generator_step(&e.generator, 2);
@@ -267,7 +280,8 @@ static void test_sampling(void) {
     check(!wrong, "top-p draws outside of the nucleus");
     double kept = 0, error = 0;
     for (int i = 0; i < 5; i++) kept += exp(logits[ids[i]] - lse);
-    for (int i = 0; i < 5; i++) error = fmax(error, fabs(counts[ids[i]] / 20000.0 - exp(logits[ids[i]] - lse) / kept));
+    for (int i = 0; i < 5; i++)
+        error = fmax(error, fabs(counts[ids[i]] / 20000.0 - exp(logits[ids[i]] - lse) / kept));
     check(error < 0.015, "top-k draws with other shares, by %g", error);
 }
 
@@ -283,7 +297,8 @@ static void test_writer(void) {
     int wrong = 0;
     for (int i = 0; bytes[i]; i++) writer_put(&w, (unsigned char)bytes[i]), wrong += size != whole[i];
     writer_end(&w);
-    check(!wrong && size == strlen(bytes) && !memcmp(text, bytes, size), "bytes do not come as whole characters");
+    check(!wrong && size == strlen(bytes) && !memcmp(text, bytes, size),
+          "bytes do not come as whole characters");
     fclose(f);
     free(text);
     tokenizer_free(&t);
@@ -298,13 +313,22 @@ static void test_gradients(void) {
     random_tokens(x, B * T, 23, 1), random_tokens(y, B * T, 23, 2);
     for (int mode = 0; mode < 4; mode++) { // prompts; copies; heads; jointly
         GPT2 m = random_model(g, 5, 1);
-        PromptTrainer t = {.m = &m, .n = 3, .copies = mode == 1 ? 2 : 1, .cuts = 3, .B = B, .T = T, .heads = mode == 2, .joint = mode == 3};
-        size_t n = guesser_size(t.heads, 3, t.copies, 12), text = (size_t)B * T * 12, model = t.joint ? m.num_parameters : 0;
+        PromptTrainer t = {.m = &m,
+                           .n = 3,
+                           .copies = mode == 1 ? 2 : 1,
+                           .cuts = 3,
+                           .B = B,
+                           .T = T,
+                           .heads = mode == 2,
+                           .joint = mode == 3};
+        size_t n = guesser_size(t.heads, 3, t.copies, 12), text = (size_t)B * T * 12,
+               model = t.joint ? m.num_parameters : 0;
         t.weight = 1, t.params = random_floats(n, 0.3f, 3), t.grads = allocate_floats(n);
         trainer_allocate(&t);
         draw_cuts(&t, 1, 0);
         prompt_step(&t, x, y);
-        float *own = memcpy(malloc(n * 4), t.grads, n * 4), *teacher = memcpy(malloc(text * 4), m.lnf, text * 4), *joint = NULL;
+        float *own = memcpy(malloc(n * 4), t.grads, n * 4),
+              *teacher = memcpy(malloc(text * 4), m.lnf, text * 4), *joint = NULL;
         if (model) { // what the prompts add to the gradient of the text's loss
             joint = memcpy(malloc(model * 4), m.grads_memory, model * 4);
             t.weight = 0;
@@ -318,7 +342,8 @@ static void test_gradients(void) {
             gpt2_backward(&same, y, 1.0f / (B * T), 0, NULL);
             double off = 0;
             for (size_t i = 0; i < model; i++) off = fmax(off, fabs(alone[i] - same.grads_memory[i]));
-            check(off < 1e-5, "without weight, joint training has another gradient than the trainer, by %g", off);
+            check(off < 1e-5, "without weight, joint training has another gradient than the trainer, by %g",
+                  off);
             gpt2_free(&same);
             t.weight = 1;
         }
@@ -351,14 +376,16 @@ static void test_gradients(void) {
 static Template all_trees[4096];
 static int num_trees;
 
-// Every set of children and chains: nodes are added in order, each under a node that is not before the last parent.
+// Every set of children and chains: nodes are added in order, each under a node that is not before the last
+// parent.
 static void enumerate(Template t, const TreeModel *m, int k, int s, int parent, int rank) {
     Template chains = t;
     int options = 1;
     for (int v = 0; v < t.nodes; v++) options *= m->n + 1;
     for (int code = 0; code < options; code++) {
         chains.rows = t.nodes;
-        for (int v = 0, c = code; v < t.nodes; v++, c /= m->n + 1) chains.chain[v] = c % (m->n + 1), chains.rows += c % (m->n + 1) * m->copies;
+        for (int v = 0, c = code; v < t.nodes; v++, c /= m->n + 1)
+            chains.chain[v] = c % (m->n + 1), chains.rows += c % (m->n + 1) * m->copies;
         if (chains.rows <= s) all_trees[num_trees++] = chains;
     }
     if (t.nodes == s) return;
@@ -387,7 +414,8 @@ static void test_tree_search(void) {
         first[3] = num_trees;
         double best = 0; // over all triples, by a walk that is exact: only the triples' transitions matter
         Template trees[MAX_PROMPTS + 1], found[MAX_PROMPTS + 1];
-        for (int round = 0; round < 4; round++) // each state in turn, the others as they are: policy improvement
+        for (int round = 0; round < 4;
+             round++) // each state in turn, the others as they are: policy improvement
             for (int k = 0; k <= 2; k++)
                 for (int i = first[k]; i < first[k + 1]; i++) {
                     int chosen[3];
@@ -397,14 +425,16 @@ static void test_tree_search(void) {
                     if (tau > best) best = tau, memcpy(best_of, chosen, sizeof chosen);
                 }
         for (uint64_t i = 0; i < 20000; i++) { // and random triples
-            for (int j = 0; j <= 2; j++) trees[j] = all_trees[first[j] + random_u64(trial, 3 * i + j) % (first[j + 1] - first[j])];
+            for (int j = 0; j <= 2; j++)
+                trees[j] = all_trees[first[j] + random_u64(trial, 3 * i + j) % (first[j + 1] - first[j])];
             best = fmax(best, long_run(trees, &m, NULL, NULL));
         }
         search_trees(&m, s, found);
         double tau = long_run(found, &m, NULL, NULL);
         int fits = 1;
         for (int k = 0; k <= 2; k++) fits &= found[k].rows <= s;
-        check(fits && tau > best - 1e-4, "%d rows, %d trees: found %.5f tokens a pass, brute force %.5f", s, num_trees, tau, best);
+        check(fits && tau > best - 1e-4, "%d rows, %d trees: found %.5f tokens a pass, brute force %.5f", s,
+              num_trees, tau, best);
     }
     TreeModel m = some_accuracies(3, 1, 0.9, 0.55);
     double latency[MAX_ROWS], speedup, start = now();
@@ -423,7 +453,8 @@ static Prompts some_prompts(GPT2Config g) {
     return p;
 }
 
-// Runs f in a child; returns its exit code (128 + signal if killed) and puts what it wrote on stderr into text.
+// Runs f in a child; returns its exit code (128 + signal if killed) and puts what it wrote on stderr into
+// text.
 static int in_child(void (*f)(const char *), const char *argument, char *text, size_t size) {
     int ends[2], status;
     fflush(stdout);
@@ -455,7 +486,9 @@ static void test_prompts_files(int mutations) {
     Prompts p = some_prompts(file_config), q = {0};
     prompts_save(&p, path);
     prompts_load(&q, path, file_config, 77);
-    check(!memcmp(p.params, q.params, guesser_size(0, 3, 2, 8) * 4) && !memcmp(&p.tables, &q.tables, sizeof p.tables), "read otherwise");
+    check(!memcmp(p.params, q.params, guesser_size(0, 3, 2, 8) * 4) &&
+              !memcmp(&p.tables, &q.tables, sizeof p.tables),
+          "read otherwise");
     size_t size;
     char *file = read_file(path, &size);
     int bad = 0;
@@ -483,6 +516,7 @@ static void test_prompts_files(int mutations) {
 
 int main(int argc, char **argv) {
     int mutations = 300, goldens = 0;
+    if (!getenv("GOMP_SPINCOUNT") && !setenv("GOMP_SPINCOUNT", "10000", 1)) execv("/proc/self/exe", argv);
     test_products();
     test_tree_attention(8), test_tree_attention(20), test_tree_attention(70);
     test_sampling();
