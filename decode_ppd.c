@@ -193,36 +193,41 @@ static inline __attribute__((always_inline)) vec_i tile(const WeightKind kind, c
     return (vec_i)c[0];
 }
 
-// Block b of VEC outputs for all rows: raw sums (float, or int32 for int8) into out (R, ld).
+// Block b of VEC outputs for all rows: raw sums (float, or int32 for int8) into out (R, ld). Both x and out have
+// a multiple of 4 rows.
 static inline __attribute__((always_inline)) void block_product(const WeightKind kind, float *out, int ld,
                                                                 const Matrix *m, int b, const char *x,
                                                                 size_t row, int rows) {
     const char *w = m->data + (size_t)b * (VEC / 4) * m->quad;
-    int four = rows / 4 * 4, r = 0;
+    int four = rows % 4 == 3 ? rows + 1 : rows / 4 * 4, r = 0; // three rows take longer than four
     out += (size_t)b * VEC;
 #define STORE(NB, RB, sub)                                                                                  \
     for (int j = 0; j < RB; j++)                                                                            \
         memcpy(out + (size_t)(r + j) * ld + (sub) * NB, (float *)&sums + j * NB, NB * sizeof(float))
+    // expanded twice: what comes first fetches the next block
+#define TILE(NB, RB, part)                                                                                   \
+    r == 0 ? tile(kind, NB, RB, 1, m->steps, part, m->quad, x, row)                                          \
+           : tile(kind, NB, RB, 0, m->steps, part, m->quad, x + r * row, row)
     for (int sub = 0; sub < 4 && four; sub++) { // a quarter of the block stays in L1 for all rows
         const char *part = w + sub * (VEC / 4) / 4 * m->quad + sub * (VEC / 4) % 4 * VECTOR;
         for (r = 0; r < four; r += 4) {
-            vec_i sums = tile(kind, VEC / 4, 4, 0, m->steps, part, m->quad, x + r * row, row);
+            vec_i sums = TILE(VEC / 4, 4, part);
             STORE(VEC / 4, 4, sub);
         }
     }
     if (rows - r >= 2) {
         for (int sub = 0; sub < 2; sub++) {
             const char *part = w + sub * (VEC / 2) / 4 * m->quad + sub * (VEC / 2) % 4 * VECTOR;
-            vec_i sums = tile(kind, VEC / 2, 2, 0, m->steps, part, m->quad, x + r * row, row);
+            vec_i sums = TILE(VEC / 2, 2, part);
             STORE(VEC / 2, 2, sub);
         }
         r += 2;
     }
     if (r < rows) {
-        vec_i sums = rows == 1 ? tile(kind, VEC, 1, 1, m->steps, w, m->quad, x + r * row, row)
-                               : tile(kind, VEC, 1, 0, m->steps, w, m->quad, x + r * row, row);
+        vec_i sums = TILE(VEC, 1, w);
         STORE(VEC, 1, 0);
     }
+#undef TILE
 #undef STORE
 }
 
@@ -390,7 +395,7 @@ static void decoder_init(Decoder *d, const GPT2 *m, WeightKind kind) {
     d->values = allocate_floats((size_t)L * g.num_heads * d->capacity * d->head_stride);
     d->residual = allocate_floats((size_t)MAX_ROWS * d->stride);
     d->atty = allocate_floats((size_t)MAX_ROWS * d->stride);
-    d->hidden = allocate_floats((size_t)MAX_ROWS * d->stride);
+    d->hidden = allocate_floats((size_t)(MAX_ROWS + 4) * d->stride);
     d->raw = allocate_floats((size_t)MAX_ROWS * d->wide);
     d->fch = allocate_floats((size_t)MAX_ROWS * d->wide);
     d->logits_stride = round_up(g.vocab_size, 64);

@@ -31,11 +31,11 @@ static void test_products(void) {
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
         for (int kind = 0; kind < 3; kind++) {
             int N = sizes[s][0], K = sizes[s][1], rows = 23, ld = round_up(MAX(N, K), 64), changed = 0;
-            float *w = random_floats((size_t)N * K, 1, 1), *x = allocate_floats((size_t)rows * ld),
+            float *w = random_floats((size_t)N * K, 1, 1), *x = allocate_floats((size_t)(rows + 4) * ld),
                   *bias = random_floats(N, 1, 3);
-            float *out = allocate_floats((size_t)rows * ld), *alone = allocate_floats(ld),
-                  *raw = allocate_floats((size_t)rows * ld);
-            char *bytes = allocate((size_t)rows * ld, 1);
+            float *out = allocate_floats((size_t)(rows + 4) * ld), *alone = allocate_floats(ld),
+                  *raw = allocate_floats((size_t)(rows + 4) * ld);
+            char *bytes = allocate((size_t)(rows + 4) * ld, 1);
             Operand operand = {.scale = allocate_floats(rows)};
             Matrix m = matrix_pack(w, N, K, kind);
             for (int r = 0; r < rows; r++) random_normal(x + (size_t)r * ld, K, 1, 10 + r);
