@@ -29,7 +29,7 @@ ok "top-k 1 is greedy" diff <(text --prompt "12 green" --tokens 40 --temperature
 ok "a tiny top-p is greedy" diff <(text --prompt "12 green" --tokens 40 --temperature 1 --top-p 0.000001) "$work/plain"
 
 # ---- prompt tokens
-tokens=(--data "$work/text.txt" --steps 40 --batch 2 --cuts 8 --save-every 10)
+tokens=(--data "$work/text.txt" --own-tokens 1000 --steps 40 --batch 2 --cuts 8 --save-every 10)
 ok "train" "$decode" train --model "$work/model" "${tokens[@]}" --out "$work/p"
 ok "accuracies are printed" grep -q '^distance 3 ' "$work/last"
 ok "no checkpoint stays" [ ! -e "$work/p.state" ]
