@@ -193,8 +193,8 @@ static inline __attribute__((always_inline)) vec_i tile(const WeightKind kind, c
     return (vec_i)c[0];
 }
 
-// Block b of VEC outputs for all rows: raw sums (float, or int32 for int8) into out (R, ld). Both x and out have
-// a multiple of 4 rows.
+// Block b of VEC outputs for all rows: raw sums (float, or int32 for int8) into out (R, ld). Both x and out
+// have a multiple of 4 rows.
 static inline __attribute__((always_inline)) void block_product(const WeightKind kind, float *out, int ld,
                                                                 const Matrix *m, int b, const char *x,
                                                                 size_t row, int rows) {
@@ -725,7 +725,7 @@ typedef struct {
 } Template;
 
 typedef struct {
-    int nodes, rows;
+    int nodes, rows, most; // rows used, and that there may be
     int token[MAX_ROWS], parent[MAX_ROWS], depth[MAX_ROWS], chain[MAX_ROWS];
 } Tree;
 
@@ -778,7 +778,7 @@ static void generator_prefill(Generator *g) {
 static int tree_add(Tree *t, int parent, int token, int chain, int copies) {
     for (int v = 1; v < t->nodes; v++)
         if (t->parent[v] == parent && t->token[v] == token) return v;
-    if (t->rows + 1 + chain * copies > MAX_ROWS - 8) return -1; // the text before the root has rows, too
+    if (t->rows + 1 + chain * copies > t->most) return -1;
     int v = t->nodes++;
     t->token[v] = token, t->parent[v] = parent, t->chain[v] = chain,
     t->depth[v] = v ? t->depth[parent] + 1 : 0;
@@ -875,7 +875,8 @@ static int generator_step(Generator *g, int limit) {
     generator_prefill(g);
     int prefix = g->length - g->base - d->past; // tokens that the cache lacks; the last one is the root
     int room = d->config.max_seq_len - d->past - prefix;  // positions left behind the root
-    Tree t = {0};
+    // the text before the root has rows, too; a node with heads has outputs for each
+    Tree t = {.most = g->kind == GUESS_HEADS ? MAX_ROWS / (1 + g->n) : MAX_ROWS - 8};
     const Template *shape = &g->templates[g->state];
     int node_of[MAX_ROWS];
     tree_add(&t, -1, g->text[g->length - 1], g->kind == GUESS_PROMPTS ? shape->chain[0] : 0, g->copies);
@@ -1729,7 +1730,8 @@ static const OptionRow decode_rows[] = {
     {"copies", 'i', AT(copies), "1", "N", "copies of each, averaged (EPT)", 1, 16, 1},
     {"heads", 'f', AT(heads), "0", "", "train Medusa-like heads instead", 0, 0, 1},
     {"joint", 'f', AT(joint), "0", "", "train the model on, together with its prompts", 0, 0, 1},
-    {"own-tokens", 'i', AT(own_tokens), "20000", "N", "train on N tokens that the model writes (0: on the text)", 0, 1e9, 1},
+    {"own-tokens", 'i', AT(own_tokens), "20000", "N",
+     "train on N tokens that the model writes (0: on the text)", 0, 1e9, 1},
     {"out-model", 's', AT(out_model), "", "DIR", "where --joint writes the model", 0, 0, 1},
     {"prompt-weight", 'd', AT(prompt_weight), "0.3", "X", "of the prompts' loss with --joint", 0, 1e3, 1},
     {"steps", 'i', AT(steps), "600", "N", "optimizer steps", 0, 1e9, 1},
@@ -1803,7 +1805,8 @@ static void load_data(const DecodeOptions *o, const Tokenizer *t, Dataset *train
     dataset_load(train, o->data, t, NULL, 0);
     if (*o->val) dataset_load(val, o->val, t, NULL, 0);
     else dataset_split(train, val);
-    if (!dataset_tokens(train) || !dataset_tokens(val)) die("%s is too short to hold out a tenth of it", o->data);
+    if (!dataset_tokens(train) || !dataset_tokens(val))
+        die("%s is too short to hold out a tenth of it", o->data);
 }
 
 // Writes up to `tokens` tokens after a prompt; returns how many. *seconds is the time after the prompt.
@@ -1964,7 +1967,7 @@ static void start_prompts(PromptRun *r, const DecodeOptions *o) {
         die_usage("no optimizer is called '%s'; see train_gpt2 --help", o->optimizer);
     if (*o->base && optim_set_base(&r->optimizer, o->base))
         die_usage("--base %s does not go with %s", o->base, o->optimizer);
-    optim_set(&r->optimizer, "lr", t->joint ? 3e-4 : t->heads ? 1e-3 : 1e-2);
+    optim_set(&r->optimizer, "lr", t->joint ? 3e-4 : t->heads ? 1e-3 : 3e-2);
     for (int i = 0; i < o->num_hyper; i++)
         if (optim_set(&r->optimizer, o->hyper_name[i], o->hyper_value[i]))
             die_usage("--%s %g is no option of train, nor of %s in that range", o->hyper_name[i],
@@ -1999,9 +2002,9 @@ static void show_prompt_step(const PromptRun *r, const DecodeOptions *o, double 
     fflush(stdout);
 }
 
-// Replaces the training text by what the model itself writes, greedily, after places of it: that is the text in
-// which guesses will be wanted. On the demands of greedy decoding, prompts learn more from 20,000 such tokens than
-// from all of the text itself. int8 weights and n-grams only make it faster.
+// Replaces the training text by what the model itself writes, greedily, after places of it: that is the text
+// in which guesses will be wanted. On the demands of greedy decoding, prompts learn more from 20,000 such
+// tokens than from all of the text itself. int8 weights and n-grams only make it faster.
 static void write_own_text(const GPT2 *m, Dataset *train, int tokens, uint64_t seed) {
     static Engine e;
     Shard from = train->shards[0];
@@ -2013,7 +2016,8 @@ static void write_own_text(const GPT2 *m, Dataset *train, int tokens, uint64_t s
     e.generator.ngram = 1;
     while (made < tokens && !interrupted) {
         Generator *g = &e.generator;
-        uint64_t at = random_u64(seed + 9, (uint64_t)made) % MAX((uint64_t)1, from.count - MIN(from.count, (uint64_t)begin));
+        uint64_t at = random_u64(seed + 9, (uint64_t)made) %
+                      MAX((uint64_t)1, from.count - MIN(from.count, (uint64_t)begin));
         generator_text(g, from.tokens + at, (int)MIN((size_t)begin, from.count));
         while (g->length < length) generator_step(g, length - g->length);
         memcpy(own + made, g->text, (size_t)length * sizeof *own);
@@ -2057,7 +2061,8 @@ static int train_command(const DecodeOptions *o) {
     for (int i = 0; i < train.num_shards; i++)
         for (size_t k = 0; k < train.shards[i].count; k++)
             if (train.shards[i].tokens[k] >= m.config.vocab_size)
-                die("%s has token %d, the model knows %d tokens", o->data, train.shards[i].tokens[k], m.config.vocab_size);
+                die("%s has token %d, the model knows %d tokens", o->data, train.shards[i].tokens[k],
+                    m.config.vocab_size);
     if (o->own_tokens && !o->joint) write_own_text(&m, &train, o->own_tokens, o->seed);
     trainer_allocate(t);
     start_prompts(&run, o);
@@ -2254,6 +2259,7 @@ static int bench_command(const DecodeOptions *o) {
         {.name = "plain", .engine = &engine},
         {.name = "n-gram", .engine = &engine, .ngram = 1},
         {.name = "heads", .engine = *o->heads_file ? &heads : NULL, .prompts = 1},
+        {.name = "heads + n-gram", .engine = *o->heads_file ? &heads : NULL, .prompts = 1, .ngram = 1},
         {.name = "PPD", .engine = ppd ? &engine : NULL, .prompts = 1},
         {.name = "PPD + n-gram", .engine = ppd ? &engine : NULL, .prompts = 1, .ngram = 1},
         {.name = "draft", .engine = *o->draft ? &engine : NULL, .draft = &draft},
