@@ -353,9 +353,11 @@ static __attribute__((noinline)) void pack_strips(float *strips, const float *a,
     int whole = row == 1 ? rows / MR * MR : 0;
     for (int k = 0; k < K; k++)
         for (int i = 0; i < whole; i += MR) memcpy(strips + i * K + k * MR, a + k * col + i, MR * sizeof(float));
-    for (int i = whole; i < rows; i += MR)
-        for (int k = 0; k < K; k++)
-            for (int r = 0; r < MR; r++) strips[i * K + k * MR + r] = i + r < rows ? a[(i + r) * row + k * col] : 0.0f;
+    for (int i = whole; i < rows; i += MR) {
+        if (rows - i < MR) memset(strips + i * K, 0, (size_t)K * MR * sizeof(float));
+        for (int r = 0; r < MIN(MR, rows - i); r++)
+            for (int k = 0; k < K; k++) strips[i * K + k * MR + r] = a[(i + r) * row + k * col];
+    }
 }
 
 // A block of A or B that will be packed or read soon: element (i,j) is at[i*row + j*col], and one of row and col is 1.
@@ -2221,6 +2223,19 @@ static double teacher_loss(GPT2 *teacher, const uint16_t *x, const uint16_t *y, 
     return gpt2_loss(teacher, y);
 }
 
+/* A cheaper proxy for the objective (Woodworth, Mishchenko and Bach 2023, arXiv 2302.03542): with g_t the gradient of a
+batch of the objective f at x_t, and h the proxy,
+
+       x_{t+1} ~ argmin_x <g_t - grad h(x_t), x> + h(x) + |x - x_t|^2 / (2 eta),
+
+by K steps of any optimizer on grad h(x) + (g_t - grad h(x_t)) + (x - x_t)/eta. The K batches of the proxy are drawn
+before, for grad h(x_t), and serve the K steps again, so that their noise cancels as long as x is near x_t. */
+typedef struct {
+    Dataset data;
+    DataLoader loader;
+    float *x_t, *g_t, *h_t; // (num_parameters): the point, the gradients of objective and proxy there
+} Proxy;
+
 // ============================================================================================================
 // 11  Command line
 
@@ -2232,6 +2247,9 @@ typedef struct {
     double final_lr, clip;
     const char *teacher, *distill;
     double temperature, soft_weight;
+    const char *proxy;
+    int proxy_steps;
+    double proxy_eta;
     int eval_every, eval_tokens, sample_every, save_every, resume;
     const char *out, *export_hf;
     int num_hyper; // the optimizer's own options, as given
@@ -2274,6 +2292,9 @@ static const OptionRow option_rows[] = {
     {"distill", 's', FIELD(distill), "loss", "loss|soft", "read only its loss (sps, iam), or its probabilities", 0, 0, 1},
     {"temperature", 'd', FIELD(temperature), "2", "X", "of soft labels", 1e-3, 1e3, 1},
     {"soft-weight", 'd', FIELD(soft_weight), "0.5", "X", "of soft labels against the text's", 0, 1, 1},
+    {"proxy", 's', FIELD(proxy), "", "FILE|GLOB", "cheaper data: most steps are taken on it (arXiv 2302.03542)", 0, 0, 1},
+    {"proxy-steps", 'i', FIELD(proxy_steps), "4", "K", "optimizer steps on it for each gradient of --data", 1, 1e6, 1},
+    {"proxy-eta", 'd', FIELD(proxy_eta), "0", "X", "pull back to x_t by (x - x_t)/eta; 0: none", 0, 1e9, 1},
     {"eval-every", 'i', FIELD(eval_every), "250", "N", "steps between validations (0: at the end)", 0, 1e9, 0},
     {"eval-tokens", 'i', FIELD(eval_tokens), "0", "N", "tokens of a validation (0: all)", 0, 2e9, 0},
     {"sample-every", 'i', FIELD(sample_every), "0", "N", "steps between samples of text (0: at the end)", 0, 1e9, 0},
@@ -2405,13 +2426,14 @@ typedef struct {
     Tokenizer tokenizer; // vocab_size 0: token shards without --merges, whose text cannot be shown
     Dataset train, val;
     DataLoader loader;
+    Proxy proxy; // x_t is NULL without one
     double *schedule; // the refined schedule's factors, or NULL
     int B, T;
     uint16_t *x, *y; // (B,T)
     char *identity;
     FILE *log;
     // what changes from step to step, and stands in a checkpoint
-    struct { long step; uint64_t epoch, index; double seconds, val_loss; } now;
+    struct { long step; uint64_t epoch, index, proxy_epoch, proxy_index; double seconds, val_loss; } now;
 } Run;
 
 static volatile sig_atomic_t interrupted;
@@ -2483,6 +2505,7 @@ static void save_state(Run *run) {
     void *block;
     size_t bytes;
     run->now.epoch = run->loader.epoch, run->now.index = run->loader.index;
+    run->now.proxy_epoch = run->proxy.loader.epoch, run->now.proxy_index = run->proxy.loader.index;
     write_bytes(f, STATE_MAGIC, 8);
     write_part(f, &hash, run->identity, strlen(run->identity));
     write_part(f, &hash, &run->now, sizeof run->now);
@@ -2524,6 +2547,7 @@ static int load_state(Run *run) {
     if (fread(&stored, sizeof stored, 1, f) != 1 || stored != hash) die("%s is damaged; start anew without --resume", path.s);
     fclose(f);
     run->loader.epoch = run->now.epoch, run->loader.index = run->now.index;
+    run->proxy.loader.epoch = run->now.proxy_epoch, run->proxy.loader.index = run->now.proxy_index;
     return 1;
 }
 
@@ -2603,6 +2627,29 @@ static void show_progress(const Run *run, double loss, double tokens_per_second)
     fflush(stdout);
 }
 
+// The schedule that the gradient norms of a finished run suggest (optim_refined), from its log.csv. The log has l2
+// norms; for Adam's kind, where the theory has the l1 norm, they stand for it: the two keep about the same ratio.
+static double *refined_schedule(const char *path, int steps, const Optimizer *optimizer) {
+    size_t size, rows = 0;
+    char *text = read_file(path, &size), *row = strchr(text, '\n');
+    double *norms = allocate(size / 8 + 1, sizeof(double)), *stretched = allocate(steps + 1, sizeof(double));
+    if (strncmp(text, LOG_HEADER, strlen(LOG_HEADER))) die("%s is not the log.csv of a run", path);
+    for (char *end; row && (end = strchr(row + 1, '\n')); row = end) {
+        char *comma = end;
+        while (comma > row && *comma != ',') comma--;
+        double norm = strtod(comma + 1, NULL);
+        if (!(norm > 0 && isfinite(norm))) die("%s: row %zu has no gradient norm", path, rows + 1);
+        norms[rows++] = norm;
+    }
+    if (rows < 2) die("%s has fewer than two steps; a finished run is needed", path);
+    for (int i = 0; i < steps; i++) stretched[i] = norms[(size_t)i * rows / steps];
+    double *factors = allocate(steps + 1, sizeof(double));
+    int sgd = isnan(optim_get(optimizer, "beta2"));
+    if (steps > 1 && optim_refined(stretched, steps, sgd ? "l2" : "l1", 0.1, factors)) die("out of memory");
+    free(text), free(norms), free(stretched);
+    return factors;
+}
+
 // Reads data, makes or loads the model, and everything else that the loop needs.
 static void prepare(Run *run) {
     Options *o = &run->options;
@@ -2656,8 +2703,15 @@ static void prepare(Run *run) {
     run->x = allocate((size_t)run->B * run->T, sizeof *run->x);
     run->y = allocate((size_t)run->B * run->T, sizeof *run->y);
     run->loader = (DataLoader){&run->train, run->T, o->seed, 0, 0};
+    if (*o->proxy) {
+        size_t n = m->num_parameters;
+        dataset_load(&run->proxy.data, o->proxy, t, NULL, 0);
+        run->proxy.loader = (DataLoader){&run->proxy.data, run->T, (uint64_t)o->seed + 1, 0, 0};
+        run->proxy.x_t = allocate_floats(n), run->proxy.g_t = allocate_floats(n), run->proxy.h_t = allocate_floats(n);
+    }
+    if (!strncmp(o->schedule, "refined:", 8)) run->schedule = refined_schedule(o->schedule + 8, o->steps, &run->optimizer);
     run->now.val_loss = NAN;
-    run->identity = describe_run(o, &run->optimizer, g, run->train.hash);
+    run->identity = describe_run(o, &run->optimizer, g, run->train.hash ^ run->proxy.data.hash);
 
     printf("model      %d layers, %d heads, %d channels, context %d, %d tokens: %zu parameters\n", g.num_layers, g.num_heads,
            g.channels, g.max_seq_len, g.vocab_size, m->num_parameters);
@@ -2681,30 +2735,64 @@ static void save_checkpoint(Run *run) {
     save_state(run);
 }
 
-typedef struct { double loss, teacher_loss, lr, grad_norm; } StepResult; // NaN where not measured
-
-// One optimizer step: gradients of `accumulate` micro-batches, clipping, update.
-static StepResult train_step(Run *run) {
+// The mean gradient of `count` micro-batches, into m->grads_memory; returns their mean loss. The teacher's goes to
+// *teacher, unless that is NULL.
+static double gradient(Run *run, DataLoader *loader, int count, double *teacher) {
     const Options *o = &run->options;
     GPT2 *m = &run->model;
-    int soft = run->teacher.params_memory && !strcmp(o->distill, "soft");
+    int soft = teacher && !strcmp(o->distill, "soft");
     SoftLabels labels = {&run->teacher, (float)o->temperature, (float)o->soft_weight};
-    double loss = 0, teacher = 0;
-    for (int micro = 0; micro < o->accumulate; micro++) {
-        loader_next(&run->loader, run->x, run->y, run->B, m->config.vocab_size);
-        if (run->teacher.params_memory) teacher += teacher_loss(&run->teacher, run->x, run->y, run->B, run->T) / o->accumulate;
+    double loss = 0;
+    for (int i = 0; i < count; i++) {
+        loader_next(loader, run->x, run->y, run->B, m->config.vocab_size);
+        if (teacher) *teacher += teacher_loss(&run->teacher, run->x, run->y, run->B, run->T) / count;
         gpt2_forward(m, run->x, run->B, run->T);
-        float scale = 1.0f / ((float)run->B * (float)run->T * (float)o->accumulate);
-        loss += gpt2_backward(m, run->y, scale, micro > 0, soft ? &labels : NULL) / o->accumulate;
+        float scale = 1.0f / ((float)run->B * (float)run->T * (float)count);
+        loss += gpt2_backward(m, run->y, scale, i > 0, soft ? &labels : NULL) / count;
     }
-    double norm = sqrt(optim_norm2(m->grads_memory, m->num_parameters));
-    if (!isfinite(loss) || !isfinite(norm))
-        die("the loss or its gradient is not a number at step %ld; lower --lr, or look at the data", run->now.step + 1);
-    float clip = o->clip > 0 && norm > o->clip ? (float)(o->clip / norm) : 1.0f;
-    double factor = run->schedule ? run->schedule[run->now.step]
-                                  : optim_schedule(o->schedule, run->now.step, o->steps, o->warmup, o->final_lr);
-    optim_step(&run->optimizer, m->grads_memory, clip, factor, loss, teacher);
-    return (StepResult){loss, run->teacher.params_memory ? teacher : NAN, optim_rate(&run->optimizer, factor), norm};
+    return loss;
+}
+
+typedef struct { double loss, teacher_loss, lr, grad_norm; } StepResult; // NaN where not measured
+
+// Clips the gradient in m->grads_memory and lets the optimizer take its step.
+static void update(Run *run, StepResult *r) {
+    const Options *o = &run->options;
+    long step = run->now.step;
+    r->grad_norm = sqrt(optim_norm2(run->model.grads_memory, run->model.num_parameters));
+    if (!isfinite(r->loss) || !isfinite(r->grad_norm))
+        die("the loss or its gradient is not a number at step %ld; lower --lr, or look at the data", step + 1);
+    float clip = o->clip > 0 && r->grad_norm > o->clip ? (float)(o->clip / r->grad_norm) : 1.0f;
+    double factor = run->schedule ? run->schedule[step] : optim_schedule(o->schedule, step, o->steps, o->warmup, o->final_lr);
+    optim_step(&run->optimizer, run->model.grads_memory, clip, factor, r->loss, r->teacher_loss);
+    r->lr = optim_rate(&run->optimizer, factor);
+}
+
+// One gradient of the objective, and one update with it; or, with a proxy, several.
+static StepResult train_step(Run *run) {
+    const Options *o = &run->options;
+    StepResult r = {0};
+    int has_teacher = run->teacher.params_memory != NULL;
+    r.loss = gradient(run, &run->loader, o->accumulate, has_teacher ? &r.teacher_loss : NULL);
+    if (!run->proxy.x_t) update(run, &r);
+    else {
+        Proxy *p = &run->proxy;
+        GPT2 *m = &run->model;
+        size_t n = m->num_parameters;
+        DataLoader again = p->loader;
+        double eta = o->proxy_eta > 0 ? o->proxy_eta : INFINITY;
+        memcpy(p->g_t, m->grads_memory, n * sizeof(float));
+        memcpy(p->x_t, m->params_memory, n * sizeof(float));
+        gradient(run, &p->loader, o->proxy_steps, NULL);
+        memcpy(p->h_t, m->grads_memory, n * sizeof(float));
+        for (int k = 0; k < o->proxy_steps; k++) {
+            gradient(run, &again, 1, NULL);
+            optim_proxy_gradient(m->grads_memory, m->grads_memory, p->g_t, p->h_t, m->params_memory, p->x_t, eta, n);
+            update(run, &r);
+        }
+    }
+    if (!has_teacher) r.teacher_loss = NAN;
+    return r;
 }
 
 static void train(Run *run) {

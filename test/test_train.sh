@@ -12,6 +12,7 @@ awk 'BEGIN { for (i = 0; i < 900; i++) printf "%d green bottles, %s\n", i * 7919
 small=(--data "$work/text.txt" --layers 2 --heads 2 --channels 32 --context 16 --batch 4 --lr 1e-2 --eval-every 20)
 # Two logs agree in all but the seconds.
 same_log() { diff <(cut -d, -f1,2,4- "$1/log.csv") <(cut -d, -f1,2,4- "$2/log.csv"); }
+untuned=(--data "$work/text.txt" --layers 2 --heads 2 --channels 32 --context 16 --batch 4)
 same_run() { cmp "$1/model.bin" "$2/model.bin" && same_log "$1" "$2"; }
 
 # ---- what a run leaves
@@ -76,10 +77,20 @@ for signal in INT TERM; do
     ok "SIG$signal: says how to go on" grep -q 'with --resume goes on' "$work/stopped.out"
     ok "SIG$signal: a checkpoint" [ -s "$work/stopped/state.bin" ]
 done
-for optimizer in sgd gpa; do
-    ok "$optimizer" "$train" "${small[@]}" --optimizer $optimizer --steps 40 --out "$work/o"
-    ok "$optimizer, killed" timeout -s KILL 20 "$train" "${small[@]}" --optimizer $optimizer --steps 40 --save-every 17 --out "$work/p"
-    ok "$optimizer, from step 34" "$train" "${small[@]}" --optimizer $optimizer --steps 40 --save-every 17 --out "$work/p" --resume
+ok "a schedule refined from a run's log" "$train" "${small[@]}" --schedule "refined:$work/a/log.csv" --steps 40 --out "$work/refined"
+ok "it anneals to zero" [ "$(tail -n 1 "$work/refined/log.csv" | cut -d, -f7)" = 0 ]
+refuses 1 "log.csv" "$train" "${small[@]}" --schedule "refined:$work/text.txt" --steps 40
+refuses 1 "missing" "$train" "${small[@]}" --schedule "refined:$work/missing/log.csv" --steps 40
+
+# ---- every optimizer resumes to the same bits, and so does a run with a proxy
+for optimizer in sgd gpa muon diloco schedule-free prodigy dadapt-adam resetting dog dowg adgd "adamw --proxy $work/text.txt"; do
+    ok "$optimizer" "$train" "${untuned[@]}" --optimizer $optimizer --steps 40 --out "$work/o"
+    rm -rf "$work/p"
+    "$train" "${untuned[@]}" --optimizer $optimizer --steps 40 --save-every 1 --out "$work/p" >/dev/null 2>&1 &
+    until [ -e "$work/p/state.bin" ] || ! kill -0 $! 2>/dev/null; do sleep 0.01; done
+    kill -9 $! 2>/dev/null
+    wait $! 2>/dev/null
+    ok "$optimizer, resumed" "$train" "${untuned[@]}" --optimizer $optimizer --steps 40 --save-every 1 --out "$work/p" --resume
     ok "$optimizer: the same bits" same_run "$work/o" "$work/p"
 done
 "$train" "${small[@]}" --steps 100000 --out "$work/busy" >/dev/null 2>&1 &
