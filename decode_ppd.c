@@ -795,13 +795,13 @@ static int find_ngram(const uint16_t *text, int length, int size) {
 }
 
 // How many proposals pay: the g with the most expected tokens for the time, where each is right with the
-// measured probability if those before it are.
+// measured probability if those before it are. It begins high: what is never tried is never learned.
 static int best_proposals(const Generator *g, int rows) {
-    double a = (g->accepted + 1) / (g->proposed + 2), expected = 1, power = 1, best = 0;
+    double a = (g->accepted + 3) / (g->proposed + 4), expected = 1, power = 1, best = 0;
     int length = 0;
     if (!g->latency) return 4;
     for (int n = 0; n <= 16 && rows + n <= MAX_ROWS - 8; n++, expected += power *= a) {
-        double rate = expected / (g->latency[rows + n - 1] + n * g->draft_cost);
+        double rate = expected / (g->latency[rows + n - 1] + (g->draft ? n * g->draft_cost : 0));
         if (rate > best) best = rate, length = n;
     }
     return MAX(length, g->passes % 16 == 0); // now and then one anyway, to learn what it would be worth
@@ -826,7 +826,8 @@ static int propose_by_draft(Generator *g, int count, const uint16_t **tokens) {
     s->decoder->past = MIN(s->decoder->past, s->length - 1 - s->base);
     while (s->length < g->length + count) generator_step(s, g->length + count - s->length);
     *tokens = s->text + g->length;
-    g->draft_cost += 0.1 * ((now() - start) / count - g->draft_cost);
+    double cost = (now() - start) / count;
+    g->draft_cost = g->draft_cost > 0 ? 0.9 * g->draft_cost + 0.1 * cost : cost;
     return count;
 }
 
@@ -1100,7 +1101,8 @@ static void measure_latency(Decoder *d, double *latency) {
     int context = d->config.max_seq_len, saved = d->past, known = 0;
     double begin = now();
     d->past = context / 4;
-    for (int round = -1; round < 2 || (round < 8 && now() - begin < 2); round++) // in turns: noise hits all alike
+    // all sizes in turns, so that what else the machine does hits them alike
+    for (int round = -1; round < 2 || (round < 8 && now() - begin < 2); round++)
         for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
             Batch b = {0};
             for (int r = 0; r < sizes[i]; r++) {
@@ -2201,7 +2203,7 @@ static void method_enter(const Method *w) {
     Generator *g = &w->engine->generator;
     g->kind = !w->prompts ? GUESS_NOTHING : w->engine->prompts.header.heads ? GUESS_HEADS : GUESS_PROMPTS;
     g->state = 0, g->ngram = w->ngram, g->draft = w->draft ? &w->draft->generator : NULL;
-    g->accepted = g->proposed = 0;
+    g->accepted = g->proposed = g->draft_cost = 0;
     if (w->draft)
         w->draft->generator.kind = w->draft_prompts ? GUESS_PROMPTS : GUESS_NOTHING,
         w->draft->generator.length = 0;
