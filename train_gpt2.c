@@ -1,9 +1,9 @@
 /* train_gpt2.c: GPT-2 training on a CPU, the whole program in one file.
 
 It reads text, trains a GPT-2 on it with any optimizer of optim.h, learns from a teacher where one is given,
-saves what llm.c and Hugging Face's transformers open, and is fast: everything that costs time goes through one
-matrix product (chapter 2). It is not a framework: there is no graph and no autograd. Every layer's backward
-pass stands beside its forward pass, so that the formulas can be checked against each other.
+saves what llm.c and Hugging Face's transformers open, and is fast: everything that costs time goes through
+one matrix product (chapter 2). It is not a framework: there is no graph and no autograd. Every layer's
+backward pass stands beside its forward pass, so that the formulas can be checked against each other.
 
 Read it top to bottom. Data flows one way through the chapters:
 
@@ -16,8 +16,8 @@ Read it top to bottom. Data flows one way through the chapters:
    7  tokenizers
    8  data
    9  teacher and proxy
-  11  command line
-  12  the training loop
+  10  command line
+  11  the training loop
 
 Shapes: B sequences of T tokens, C channels, NH heads of HS = C/NH channels, L layers, V tokens in the
 vocabulary; rows = B*T. Every array is row-major float32. (B,T,C) stands for float x[B][T][C].
@@ -59,7 +59,7 @@ static inline int omp_get_max_threads(void) { return 1; }
 #define UNUSED __attribute__((unused))
 #define DEFAULT_DATA "dev/data/tales.txt" // what dev/data/tales makes
 
-// ============================================================================================================
+// ===========================================================================================================
 // 1  Memory, errors, random numbers
 
 // A file being written, under its temporary name: die() removes it, so that no half-written file stays.
@@ -84,7 +84,8 @@ static size_t allocated_bytes; // by allocate(), for the plan that is printed at
 // which a pass over 124M parameters spends a tenth of its time on page-table walks.
 static void *allocate(size_t count, size_t size) {
     size_t alignment = 64, bytes;
-    if (__builtin_mul_overflow(count, size, &bytes) || bytes > SIZE_MAX / 2) die("a size overflows: %zu x %zu", count, size);
+    if (__builtin_mul_overflow(count, size, &bytes) || bytes > SIZE_MAX / 2)
+        die("a size overflows: %zu x %zu", count, size);
     if (bytes >= (1 << 22)) alignment = 1 << 21;
     bytes = (bytes + alignment - 1) / alignment * alignment + (bytes == 0) * alignment;
     void *p = NULL;
@@ -100,8 +101,8 @@ static void *allocate(size_t count, size_t size) {
 
 static float *allocate_floats(size_t count) { return allocate(count, sizeof(float)); }
 
-// Random numbers by counter (Steele, Lea, Flood 2014, "splitmix64"): number i of a stream is a hash of both, so
-// the whole state that a checkpoint keeps is the counter.
+// Random numbers by counter (Steele, Lea, Flood 2014, "splitmix64"): number i of a stream is a hash of both,
+// so the whole state that a checkpoint keeps is the counter.
 static uint64_t random_u64(uint64_t stream, uint64_t i) {
     uint64_t z = stream * 0xD1342543DE82EF95ull + (i + 1) * 0x9E3779B97F4A7C15ull;
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
@@ -110,7 +111,9 @@ static uint64_t random_u64(uint64_t stream, uint64_t i) {
 }
 
 // Uniform in [0, 1).
-static double random_uniform(uint64_t stream, uint64_t i) { return (double)(random_u64(stream, i) >> 11) * 0x1p-53; }
+static double random_uniform(uint64_t stream, uint64_t i) {
+    return (double)(random_u64(stream, i) >> 11) * 0x1p-53;
+}
 
 // x[0..n) = normal numbers of mean 0 (Box and Muller).
 static void random_normal(float *x, size_t n, float std, uint64_t stream) {
@@ -127,7 +130,7 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-// ============================================================================================================
+// ===========================================================================================================
 // 2  Vectors, threads, matrix multiplication
 
 // A vector register's worth of floats, in the vector extensions that GCC and Clang share. A width that the
@@ -146,8 +149,8 @@ typedef float vec_u __attribute__((vector_size(4 * VEC), aligned(4), may_alias))
 typedef int32_t vec_i __attribute__((vector_size(4 * VEC)));
 
 // exp(x) to 1 ulp, without branches, so that loops over it become vector code. With n = round(x / ln 2) and
-// r = x - n ln 2: exp(x) = 2^n exp(r); exp(r) by a polynomial on |r| <= ln 2 / 2; 2^n is put together as bits.
-// Below -87.3 (results under the smallest normal float) it is 0, above 88.7 infinity; NaN stays NaN.
+// r = x - n ln 2: exp(x) = 2^n exp(r); exp(r) by a polynomial on |r| <= ln 2 / 2; 2^n is put together as
+// bits. Below -87.3 (results under the smallest normal float) it is 0, above 88.7 infinity; NaN stays NaN.
 static inline float exp_f32(float x) {
     const float shift = 0x1.8p23f; // adding it rounds to an integer, which then stands in the low bits
     float clamped = x > 88.8f ? 88.8f : x;
@@ -206,7 +209,7 @@ static float largest_of(const float *x, int n) {
     return m[0];
 }
 
-/* Matrix multiplication after Goto and van de Geijn (2008), in BLIS's words:  C (M x N) = A (M x K) B (K x N).
+/* Matrix multiplication after Goto and van de Geijn (2008), in BLIS's words: C (M x N) = A (M x K) B (K x N).
 
 C is cut into tasks of about 256 x 128, each one thread's work without any waiting for others. A task goes
 through K in blocks of KC and packs its part of B into panels, in the order in which they will be read:
@@ -218,11 +221,12 @@ through K in blocks of KC and packs its part of B into panels, in the order in w
   MR |strip1|            ...        ...                   for each strip of MR rows
      |  ... |                                               microkernel: an MR x NR tile of C
 
-The microkernel keeps the tile of C in registers: for each k it loads NR = 2 vectors of B, and for each of the MR
-rows one number of A, which multiplies both: 2 MR fused multiply-adds for 2 + MR loads. Rows of A are read
+The microkernel keeps the tile of C in registers: for each k it loads NR = 2 vectors of B, and for each of the
+MR rows one number of A, which multiplies both: 2 MR fused multiply-adds for 2 + MR loads. Rows of A are read
 where they stand; they are packed, MR numbers for each k side by side, only if A is transposed or the strip is
-cut short by the end of the matrix. While a panel is worked on, the next one is fetched from memory. An element
-of C is summed in the same order whoever computes it, so the cuts into tasks may depend on the threads. */
+cut short by the end of the matrix. While a panel is worked on, the next one is fetched from memory. An
+element of C is summed in the same order whoever computes it, so the cuts into tasks may depend on the
+threads. */
 #if VEC == 4 && !defined(__aarch64__) || VEC == 8
 #define MR 6 // 12 of 16 registers hold the tile
 #else
@@ -233,8 +237,8 @@ of C is summed in the same order whoever computes it, so the cuts into tasks may
 #define MC 48
 #define NT 256 // columns of a task at most
 
-// tile (MR x nv vectors) = a strip of A times a panel of B; A[i][k] is a[i*row + k*col]. nv is a constant where
-// this is expanded, so that the tile lives in registers.
+// tile (MR x nv vectors) = a strip of A times a panel of B; A[i][k] is a[i*row + k*col]. nv is a constant
+// where this is expanded, so that the tile lives in registers.
 static inline __attribute__((always_inline)) void microkernel(const int nv, int K, const float *a, long row,
                                                               long col, const float *b, vec *tile) {
     vec c[MR][2];
@@ -272,10 +276,12 @@ static inline void store(float *p, vec v, int n) {
         for (int i = 0; i < n; i++) p[i] = v[i];
 }
 
-// C[row..row+rows)[col..col+cols) from one tile; first and last tell which block of K this was. nv and cols are
-// constants for whole tiles, so that nothing but vector instructions remains.
-static inline __attribute__((always_inline)) void write_tile(const vec *tile, const int nv, float *C, long ldc, int row,
-        int rows, int col, const int cols, const Epilogue *e, int first, int last) {
+// C[row..row+rows)[col..col+cols) from one tile; first and last tell which block of K this was. nv and cols
+// are constants for whole tiles, so that nothing but vector instructions remains.
+static inline __attribute__((always_inline)) void write_tile(const vec *tile, const int nv, float *C,
+                                                             long ldc, int row, int rows, int col,
+                                                             const int cols, const Epilogue *e, int first,
+                                                             int last) {
     int add = !first || e->accumulate;
     const float *bias = first ? e->bias : NULL, *residual = first ? e->residual : NULL;
     const float *times = last ? e->times : NULL;
@@ -314,8 +320,8 @@ static inline __attribute__((always_inline)) void write_tile(const vec *tile, co
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vec_i){__VA_ARGS__})
 #endif
 
-// Transposes VEC rows of VEC floats in registers. A perfect shuffle of row i with row i + VEC/2 rotates the bits
-// of an element's address (row, column) by one place; log2(VEC) of them swap row and column.
+// Transposes VEC rows of VEC floats in registers. A perfect shuffle of row i with row i + VEC/2 rotates the
+// bits of an element's address (row, column) by one place; log2(VEC) of them swap row and column.
 static inline void transpose_block(float *out, long out_stride, const float *in, long in_stride, int rows) {
     vec x[VEC], y[VEC];
     for (int i = 0; i < VEC; i++) x[i] = i < rows ? (vec) * (const vec_u *)(in + i * in_stride) : (vec){0};
@@ -335,24 +341,28 @@ static inline void transpose_block(float *out, long out_stride, const float *in,
 // is 1. The panel is one or two vectors wide; columns past the end become zeros.
 static int panel_width(int cols) { return cols <= VEC ? VEC : NR; }
 
-static __attribute__((noinline)) void pack_panel(float *panel, const float *b, long row, long col, int K, int cols) {
+static __attribute__((noinline)) void pack_panel(float *panel, const float *b, long row, long col, int K,
+                                                 int cols) {
     int width = panel_width(cols), k = 0;
     if (row == 1) // transposed: columns of B are contiguous
         for (; k + VEC <= K; k += VEC)
             for (int j = 0; j < width; j += VEC)
-                transpose_block(panel + k * width + j, width, b + k + j * col, col, MAX(0, MIN(VEC, cols - j)));
+                transpose_block(panel + k * width + j, width, b + k + j * col, col,
+                                MAX(0, MIN(VEC, cols - j)));
     else if (cols == NR)
         for (; k < K; k++) memcpy(panel + k * NR, b + k * row, NR * sizeof(float));
     for (; k < K; k++)
         for (int j = 0; j < width; j++) panel[k * width + j] = j < cols ? b[k * row + j * col] : 0.0f;
 }
 
-// Strips of A: for each MR rows, K times MR numbers side by side; rows past the end become zeros. noinline: its loop
-// then has the registers to itself.
-static __attribute__((noinline)) void pack_strips(float *strips, const float *a, long row, long col, int K, int rows) {
+// Strips of A: for each MR rows, K times MR numbers side by side; rows past the end become zeros. noinline:
+// its loop then has the registers to itself.
+static __attribute__((noinline)) void pack_strips(float *strips, const float *a, long row, long col, int K,
+                                                  int rows) {
     int whole = row == 1 ? rows / MR * MR : 0;
     for (int k = 0; k < K; k++)
-        for (int i = 0; i < whole; i += MR) memcpy(strips + i * K + k * MR, a + k * col + i, MR * sizeof(float));
+        for (int i = 0; i < whole; i += MR)
+            memcpy(strips + i * K + k * MR, a + k * col + i, MR * sizeof(float));
     for (int i = whole; i < rows; i += MR) {
         if (rows - i < MR) memset(strips + i * K, 0, (size_t)K * MR * sizeof(float));
         for (int r = 0; r < MIN(MR, rows - i); r++)
@@ -360,7 +370,8 @@ static __attribute__((noinline)) void pack_strips(float *strips, const float *a,
     }
 }
 
-// A block of A or B that will be packed or read soon: element (i,j) is at[i*row + j*col], and one of row and col is 1.
+// A block of A or B that will be packed or read soon: element (i,j) is at[i*row + j*col], and one of row and
+// col is 1.
 typedef struct {
     const float *at; // NULL: none
     long row, col;
@@ -370,31 +381,36 @@ typedef struct {
 // Asks for share `part` of `parts` of a block to be brought to L2, while other work goes on.
 static void prefetch_block(Block b, int part, int parts) {
     if (!b.at) return;
-    long lines = b.row == 1 ? b.cols : b.rows, length = b.row == 1 ? b.rows : b.cols, stride = b.row == 1 ? b.col : b.row;
+    long lines = b.row == 1 ? b.cols : b.rows, length = b.row == 1 ? b.rows : b.cols,
+         stride = b.row == 1 ? b.col : b.row;
     for (long line = lines * part / parts; line < lines * (part + 1) / parts; line++)
-        for (long i = 0; i < length + 15; i += 16) __builtin_prefetch(b.at + line * stride + MIN(i, length - 1), 0, 2);
+        for (long i = 0; i < length + 15; i += 16)
+            __builtin_prefetch(b.at + line * stride + MIN(i, length - 1), 0, 2);
 }
 
-// C (M,N; rows ldc apart) = A B, and the epilogue; one thread's work. A[i][k] is a[i*a_row + k*a_col], B[k][j] is
-// b[k*b_row + j*b_col]; of each pair of strides one is 1. a_next, b_next: where the operands of the product that will
-// follow begin, or NULL.
-static void multiply(float *C, long ldc, const float *a, long a_row, long a_col, const float *b, long b_row, long b_col,
-                     int M, int N, int K, Epilogue e, const float *a_next, const float *b_next) {
+// C (M,N; rows ldc apart) = A B, and the epilogue; one thread's work. A[i][k] is a[i*a_row + k*a_col],
+// B[k][j] is b[k*b_row + j*b_col]; of each pair of strides one is 1. a_next, b_next: where the operands of
+// the product that will follow begin, or NULL.
+static void multiply(float *C, long ldc, const float *a, long a_row, long a_col, const float *b, long b_row,
+                     long b_col, int M, int N, int K, Epilogue e, const float *a_next, const float *b_next) {
     static _Thread_local float panels[NT * KC] __attribute__((aligned(64)));
     static _Thread_local float strips[MC * KC] __attribute__((aligned(64)));
     vec tile[2 * MR];
     for (; N > NT; N -= NT, b += NT * b_col, C += NT) // heads wider than NT, which have no epilogue
         multiply(C, ldc, a, a_row, a_col, b, b_row, b_col, M, NT, K, e, NULL, NULL);
     for (int k0 = 0; k0 < K; k0 += KC) {
-        int kc = MIN(KC, K - k0), first = k0 == 0, last = k0 + kc == K, next_kc = last ? MIN(KC, K) : MIN(KC, K - k0 - kc);
+        int kc = MIN(KC, K - k0), first = k0 == 0, last = k0 + kc == K,
+            next_kc = last ? MIN(KC, K) : MIN(KC, K - k0 - kc);
         Block next_b = {last ? b_next : b + (k0 + kc) * b_row, b_row, b_col, next_kc, N};
         for (int j = 0; j < N; j += NR)
             pack_panel(panels + j * kc, b + k0 * b_row + j * b_col, b_row, b_col, kc, MIN(NR, N - j));
         for (int m = 0; m < M; m += MC) {
-            int mc = MIN(MC, M - m), direct = a_row == 1 ? 0 : mc / MR * MR; // rows of A that are read in place
+            int mc = MIN(MC, M - m),
+                direct = a_row == 1 ? 0 : mc / MR * MR; // rows of A that are read in place
             const float *block = a + m * a_row + k0 * a_col;
             Block next_a = {block + MC * a_row, a_row, a_col, MIN(MC, M - m - MC), kc};
-            if (m + MC >= M) next_a = (Block){last ? a_next : a + (k0 + kc) * a_col, a_row, a_col, MIN(MC, M), next_kc};
+            if (m + MC >= M)
+                next_a = (Block){last ? a_next : a + (k0 + kc) * a_col, a_row, a_col, MIN(MC, M), next_kc};
             pack_strips(strips + direct * kc, block + direct * a_row, a_row, a_col, kc, mc - direct);
             prefetch_block(next_b, m / MC, (M + MC - 1) / MC);
             for (int j = 0; j < N; j += NR) {
@@ -414,7 +430,8 @@ static void multiply(float *C, long ldc, const float *a, long a_row, long a_col,
     }
 }
 
-// The size of equal parts of n, each at most `most` and a multiple of `unit`, their number a multiple of `threads` if possible.
+// The size of equal parts of n, each at most `most` and a multiple of `unit`, their number a multiple of
+// `threads` if possible.
 static int share(int n, int threads, int most, int unit) {
     int parts = threads * ((n + threads * most - 1) / (threads * most));
     return ((n + parts - 1) / parts + unit - 1) / unit * unit;
@@ -422,12 +439,13 @@ static int share(int n, int threads, int most, int unit) {
 
 static const Epilogue plain = {0}, accumulate = {.accumulate = 1};
 
-// C (M,N) = op(A) (M,K) op(B) (K,N), then the epilogue. op transposes where asked for: A is then stored (K,M), B
-// (N,K). Neither operand may overlap C.
-static void matmul(float *C, const float *A, const float *B, int M, int N, int K, int trans_a, int trans_b, Epilogue e) {
+// C (M,N) = op(A) (M,K) op(B) (K,N), then the epilogue. op transposes where asked for: A is then stored
+// (K,M), B (N,K). Neither operand may overlap C.
+static void matmul(float *C, const float *A, const float *B, int M, int N, int K, int trans_a, int trans_b,
+                   Epilogue e) {
 #ifdef USE_BLAS
-    cblas_sgemm(CblasRowMajor, trans_a ? CblasTrans : CblasNoTrans, trans_b ? CblasTrans : CblasNoTrans, M, N, K,
-                1.0f, A, trans_a ? M : K, B, trans_b ? K : N, e.accumulate ? 1.0f : 0.0f, C, N);
+    cblas_sgemm(CblasRowMajor, trans_a ? CblasTrans : CblasNoTrans, trans_b ? CblasTrans : CblasNoTrans, M, N,
+                K, 1.0f, A, trans_a ? M : K, B, trans_b ? K : N, e.accumulate ? 1.0f : 0.0f, C, N);
     e.accumulate = 0;
     if (!e.bias && !e.residual && !e.times && !e.gelu) return;
 #pragma omp parallel for schedule(static)
@@ -440,33 +458,40 @@ static void matmul(float *C, const float *A, const float *B, int M, int N, int K
         }
 #else
     long a_row = trans_a ? 1 : K, a_col = trans_a ? M : 1, b_row = trans_b ? 1 : N, b_col = trans_b ? K : 1;
-    // Tasks: rows are shared out first where A is the larger operand, so that a thread works on the rows that it has
-    // in cache from the layer before; columns where B is, so that it is packed once. mt and nt are multiples of MR and NR.
+    // Tasks: rows are shared out first where A is the larger operand, so that a thread works on the rows that
+    // it has in cache from the layer before; columns where B is, so that it is packed once. mt and nt are
+    // multiples of MR and NR.
     int threads = omp_get_max_threads(), by_rows = M >= N && !trans_a;
-    int mt = share(M, by_rows ? threads : 1, 264, MR), nt = share(N, by_rows ? 1 : threads, trans_a ? NT : NT / 2, NR);
-    if (!by_rows && (N + nt - 1) / nt < 2 * threads) mt = share(M, threads, 132, MR); // too few columns for all
+    int mt = share(M, by_rows ? threads : 1, 264, MR),
+        nt = share(N, by_rows ? 1 : threads, trans_a ? NT : NT / 2, NR);
+    if (!by_rows && (N + nt - 1) / nt < 2 * threads)
+        mt = share(M, threads, 132, MR); // too few columns for all
     int row_tasks = (M + mt - 1) / mt, col_tasks = (N + nt - 1) / nt;
 #pragma omp parallel for schedule(static)
     for (int task = 0; task < row_tasks * col_tasks; task++) {
-        int i = (by_rows ? task / col_tasks : task % row_tasks) * mt, j = (by_rows ? task % col_tasks : task / row_tasks) * nt;
+        int i = (by_rows ? task / col_tasks : task % row_tasks) * mt,
+            j = (by_rows ? task % col_tasks : task / row_tasks) * nt;
         Epilogue part = e;
         size_t at = (size_t)i * N + j;
         if (e.bias) part.bias += j;
         if (e.residual) part.residual += at;
         if (e.times) part.times += at;
         if (e.gelu) part.gelu += at;
-        multiply(C + at, N, A + i * a_row, a_row, a_col, B + j * b_col, b_row, b_col, MIN(mt, M - i), MIN(nt, N - j), K,
-                 part, i + mt < M ? A + (i + mt) * a_row : NULL, j + 2 * nt <= N ? B + (j + nt) * b_col : NULL);
+        multiply(C + at, N, A + i * a_row, a_row, a_col, B + j * b_col, b_row, b_col, MIN(mt, M - i),
+                 MIN(nt, N - j), K, part, i + mt < M ? A + (i + mt) * a_row : NULL,
+                 j + 2 * nt <= N ? B + (j + nt) * b_col : NULL);
     }
 #endif
 }
 
-// ============================================================================================================
-// 3  Layers, forward beside backward. Gradients of parameters are added to, gradients of activations too where
+// ===========================================================================================================
+// 3  Layers, forward beside backward. Gradients of parameters are added to, gradients of activations too
+// where
 //    the name starts with "d" and the comment says +=.
 
 // out (B,T,C) = wte[token] + wpe[position]; wte (V,C), wpe (maxT,C).
-static void encoder_forward(float *out, const uint16_t *tokens, const float *wte, const float *wpe, int B, int T, int C) {
+static void encoder_forward(float *out, const uint16_t *tokens, const float *wte, const float *wpe, int B,
+                            int T, int C) {
 #pragma omp parallel for schedule(static)
     for (int r = 0; r < B * T; r++) {
         const float *token = wte + (size_t)tokens[r] * C, *position = wpe + (size_t)(r % T) * C;
@@ -474,8 +499,10 @@ static void encoder_forward(float *out, const uint16_t *tokens, const float *wte
     }
 }
 
-// dwte[token] += dout, dwpe[position] += dout. A thread owns some channels of all rows, so rows are added in order.
-static void encoder_backward(float *dwte, float *dwpe, const float *dout, const uint16_t *tokens, int B, int T, int C) {
+// dwte[token] += dout, dwpe[position] += dout. A thread owns some channels of all rows, so rows are added in
+// order.
+static void encoder_backward(float *dwte, float *dwpe, const float *dout, const uint16_t *tokens, int B,
+                             int T, int C) {
 #pragma omp parallel for schedule(static)
     for (int c0 = 0; c0 < C; c0 += 32)
         for (int r = 0; r < B * T; r++) {
@@ -510,10 +537,12 @@ static void layernorm_forward(float *out, float *mean, float *rstd, const float 
 
 // dx += the gradient of x; dweight, dbias (C) += theirs. With n = (x - mean) rstd and dn = dout * weight:
 //    dx = rstd (dn - mean(dn) - n mean(dn * n)),  dweight = sum over rows of dout * n,  dbias = sum of dout.
-// The sums over rows are taken over groups of GROUP rows first (partial: (groups, 2, C)), then over groups, in order.
+// The sums over rows are taken over groups of GROUP rows first (partial: (groups, 2, C)), then over groups,
+// in order.
 #define GROUP 64
 static void layernorm_backward(float *dx, float *dweight, float *dbias, float *partial, const float *dout,
-                               const float *x, const float *weight, const float *mean, const float *rstd, int rows, int C) {
+                               const float *x, const float *weight, const float *mean, const float *rstd,
+                               int rows, int C) {
     int groups = (rows + GROUP - 1) / GROUP;
 #pragma omp parallel
     {
@@ -549,8 +578,8 @@ static void layernorm_backward(float *dx, float *dweight, float *dbias, float *p
 }
 
 // out = the layer norm of x once more, from the saved mean and rstd.
-static void layernorm_again(float *out, const float *x, const float *weight, const float *bias, const float *mean,
-                            const float *rstd, int rows, int C) {
+static void layernorm_again(float *out, const float *x, const float *weight, const float *bias,
+                            const float *mean, const float *rstd, int rows, int C) {
 #pragma omp parallel for schedule(static)
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < C; c++)
@@ -563,9 +592,10 @@ static void linear_forward(float *out, const float *x, const float *w, int rows,
 }
 
 // dx (rows,K) = dout w (times e.times, the derivative of what made x);  dbias (N) += the sum of dout's rows;
-// dw (N,K) = dout' x, or += with dw_e = accumulate: the first micro-batch of a step spares zeroing and reading it.
-static void linear_backward(float *dx, float *dw, float *dbias, const float *dout, const float *x, const float *w,
-                            int rows, int K, int N, Epilogue e, Epilogue dw_e) {
+// dw (N,K) = dout' x, or += with dw_e = accumulate: the first micro-batch of a step spares zeroing and
+// reading it.
+static void linear_backward(float *dx, float *dw, float *dbias, const float *dout, const float *x,
+                            const float *w, int rows, int K, int N, Epilogue e, Epilogue dw_e) {
     matmul(dw, dout, x, N, K, rows, 1, 0, dw_e);
     matmul(dx, dout, w, rows, K, N, 0, 0, e);
 #pragma omp parallel for schedule(static)
@@ -588,9 +618,11 @@ static void gelu_again(float *out, float *x, size_t n) {
     }
 }
 
-// ============================================================================================================
-// 4  Attention. The T x T matrix is never stored: it is made in blocks of BLOCK queries by BLOCK keys, with the
-//    softmax carried along from block to block (Milakov and Gimelshein 2018, "online softmax"; Dao et al. 2022).
+// ===========================================================================================================
+// 4  Attention. The T x T matrix is never stored: it is made in blocks of BLOCK queries by BLOCK keys, with
+// the
+//    softmax carried along from block to block (Milakov and Gimelshein 2018, "online softmax"; Dao et al.
+//    2022).
 
 #define BLOCK 64
 
@@ -612,7 +644,8 @@ static void attention_forward(float *out, float *lse, const float *qkv, int B, i
                 int nk = MIN(BLOCK, q0 + nq - k0);
                 multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain, NULL, NULL);
                 for (int i = 0; i < nq; i++) {
-                    // keys after the query count as -infinity, so the loops go over whole blocks, without a tail
+                    // keys after the query count as -infinity, so the loops go over whole blocks, without a
+                    // tail
                     float *row = p + i * BLOCK, total = 0;
                     for (int j = MIN(nk, q0 + i - k0 + 1); j < BLOCK; j++) row[j] = -INFINITY;
                     float m = MAX(max[i], largest_of(row, BLOCK) * scale);
@@ -624,7 +657,8 @@ static void attention_forward(float *out, float *lse, const float *qkv, int B, i
                     if (k0)
                         for (int c = 0; c < HS; c++) o[(size_t)(q0 + i) * C + c] *= shrink;
                 }
-                multiply(o + (size_t)q0 * C, C, p, BLOCK, 1, v + k0 * ld, ld, 1, nq, HS, nk, k0 ? accumulate : plain, NULL, NULL);
+                multiply(o + (size_t)q0 * C, C, p, BLOCK, 1, v + k0 * ld, ld, 1, nq, HS, nk,
+                         k0 ? accumulate : plain, NULL, NULL);
             }
             for (int i = 0; i < nq; i++) {
                 for (int c = 0; c < HS; c++) o[(size_t)(q0 + i) * C + c] *= 1.0f / sum[i];
@@ -636,8 +670,8 @@ static void attention_forward(float *out, float *lse, const float *qkv, int B, i
 
 // dqkv (B,T,3C) from dout (B,T,C). With P the probabilities, dP = dout v', D = the row sums of dout * out:
 //    dS = P * (dP - D) / sqrt(HS),  dq = dS k,  dk = dS' q,  dv = P' dout.
-static void attention_backward(float *dqkv, const float *dout, const float *qkv, const float *out, const float *lse,
-                               int B, int T, int C, int NH) {
+static void attention_backward(float *dqkv, const float *dout, const float *qkv, const float *out,
+                               const float *lse, int B, int T, int C, int NH) {
     int HS = C / NH;
     long ld = 3L * C;
     float scale = 1.0f / sqrtf((float)HS);
@@ -652,15 +686,18 @@ static void attention_backward(float *dqkv, const float *dout, const float *qkv,
             for (int i = 0; i < nq; i++) {
                 float sum = 0;
 #pragma omp simd reduction(+ : sum)
-                for (int c = 0; c < HS; c++) sum += o[(size_t)(q0 + i) * C + c] * d_o[(size_t)(q0 + i) * C + c];
+                for (int c = 0; c < HS; c++)
+                    sum += o[(size_t)(q0 + i) * C + c] * d_o[(size_t)(q0 + i) * C + c];
                 D[i] = sum;
             }
             for (int k0 = 0; k0 < q0 + nq; k0 += BLOCK) {
                 int nk = MIN(BLOCK, q0 + nq - k0);
                 multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain, NULL, NULL);
-                multiply(dp, BLOCK, d_o + (size_t)q0 * C, C, 1, v + k0 * ld, 1, ld, nq, nk, HS, plain, NULL, NULL);
+                multiply(dp, BLOCK, d_o + (size_t)q0 * C, C, 1, v + k0 * ld, 1, ld, nq, nk, HS, plain, NULL,
+                         NULL);
                 for (int i = 0; i < nq; i++) {
-                    float *pr = p + i * BLOCK, *dpr = dp + i * BLOCK, l = lse[(size_t)bh * T + q0 + i], Di = D[i];
+                    float *pr = p + i * BLOCK, *dpr = dp + i * BLOCK, l = lse[(size_t)bh * T + q0 + i],
+                          Di = D[i];
                     for (int j = MIN(nk, q0 + i - k0 + 1); j < BLOCK; j++) pr[j] = -INFINITY, dpr[j] = 0;
 #pragma omp simd
                     for (int j = 0; j < BLOCK; j++) {
@@ -670,15 +707,17 @@ static void attention_backward(float *dqkv, const float *dout, const float *qkv,
                 }
                 // the first query block to see these keys writes their gradients, later ones add
                 Epilogue add = q0 > k0 ? accumulate : plain;
-                multiply(dv + k0 * ld, ld, p, 1, BLOCK, d_o + (size_t)q0 * C, C, 1, nk, HS, nq, add, NULL, NULL);
+                multiply(dv + k0 * ld, ld, p, 1, BLOCK, d_o + (size_t)q0 * C, C, 1, nk, HS, nq, add, NULL,
+                         NULL);
                 multiply(dk + k0 * ld, ld, dp, 1, BLOCK, q + q0 * ld, ld, 1, nk, HS, nq, add, NULL, NULL);
-                multiply(dq + q0 * ld, ld, dp, BLOCK, 1, k + k0 * ld, ld, 1, nq, HS, nk, k0 ? accumulate : plain, NULL, NULL);
+                multiply(dq + q0 * ld, ld, dp, BLOCK, 1, k + k0 * ld, ld, 1, nq, HS, nk,
+                         k0 ? accumulate : plain, NULL, NULL);
             }
         }
     }
 }
 
-// ============================================================================================================
+// ===========================================================================================================
 // 5  The model
 
 typedef struct {
@@ -756,18 +795,18 @@ typedef struct {
     ParameterTensors params, grads;
 
     int max_rows, max_T; // room for B*T rows, T at most max_T
-    int keep;            // 1: activations of all layers are kept for backward; 0: each layer uses the same memory
+    int keep; // 1: activations of all layers are kept for backward; 0: each layer uses the same memory
     // kept for backward
-    float *residual;                                     // (L+1,B,T,C) what enters each layer; the last: what leaves
+    float *residual; // (L+1,B,T,C) what enters each layer; the last: what leaves
     float *residual2;                                    // (L,B,T,C) after attention
     float *ln1_mean, *ln1_rstd, *ln2_mean, *ln2_rstd;    // (L,B,T)
-    float *qkv, *atty, *lse, *fch;                       // (L,B,T,3C), (L,B,T,C), (L,B,NH,T), (L,B,T,4C) before the GELU
+    float *qkv, *atty, *lse, *fch; // (L,B,T,3C), (L,B,T,C), (L,B,NH,T), (L,B,T,4C) before the GELU
     float *lnf, *lnf_mean, *lnf_rstd;                    // (B,T,C), (B,T), (B,T)
     float *losses;                                       // (B,T) cross entropy of each target, in nats
     // recomputed, or needed only for a moment
     float *normed, *fch_gelu;                            // (B,T,C), (B,T,4C)
     float *dresidual, *dnormed, *dwide, *partial;        // (B,T,C), (B,T,C), (B,T,4C), (groups,2,C)
-    float *logits;                                       // (logit_rows,V): the classifier works in chunks of rows
+    float *logits; // (logit_rows,V): the classifier works in chunks of rows
     int logit_rows;
     const uint16_t *tokens; // of the last forward pass, (B,T)
     int B, T;
@@ -782,7 +821,8 @@ static void gpt2_allocate(GPT2 *m, GPT2Config config) {
     m->params = point_parameters(m->params_memory, config);
 }
 
-// Room for passes over up to B sequences of up to T tokens. training = 0: forward only, a layer's worth of memory.
+// Room for passes over up to B sequences of up to T tokens. training = 0: forward only, a layer's worth of
+// memory.
 static void gpt2_allocate_activations(GPT2 *m, int B, int T, int training) {
     GPT2Config g = m->config;
     size_t rows = (size_t)B * T, C = g.channels, kept = training ? g.num_layers : 1;
@@ -815,8 +855,9 @@ static void gpt2_allocate_activations(GPT2 *m, int B, int T, int training) {
 
 static UNUSED void gpt2_free(GPT2 *m) {
     float *owned[] = {m->params_memory, m->grads_memory, m->residual, m->residual2, m->ln1_mean, m->ln1_rstd,
-                      m->ln2_mean, m->ln2_rstd, m->qkv, m->atty, m->lse, m->fch, m->lnf, m->lnf_mean, m->lnf_rstd,
-                      m->losses, m->normed, m->fch_gelu, m->dresidual, m->dnormed, m->dwide, m->partial, m->logits};
+                      m->ln2_mean,      m->ln2_rstd,     m->qkv,      m->atty,      m->lse,      m->fch,
+                      m->lnf,           m->lnf_mean,     m->lnf_rstd, m->losses,    m->normed,   m->fch_gelu,
+                      m->dresidual,     m->dnormed,      m->dwide,    m->partial,   m->logits};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
     memset(m, 0, sizeof *m);
 }
@@ -848,12 +889,15 @@ static void gpt2_forward(GPT2 *m, const uint16_t *tokens, int B, int T) {
         size_t at = (size_t)l * m->keep * rows; // rows of the activations of the layers before
         float *x = m->residual + at * C, *x2 = m->residual2 + at * C, *fch = m->fch + at * 4 * C;
         float *out = m->keep ? x + (size_t)rows * C : x, *qkv = m->qkv + at * 3 * C, *atty = m->atty + at * C;
-        layernorm_forward(m->normed, m->ln1_mean + at, m->ln1_rstd + at, x, p.ln1w + l * C, p.ln1b + l * C, rows, C);
-        linear_forward(qkv, m->normed, p.qkvw + (size_t)l * 3 * C * C, rows, C, 3 * C, (Epilogue){.bias = p.qkvb + l * 3 * C});
+        layernorm_forward(m->normed, m->ln1_mean + at, m->ln1_rstd + at, x, p.ln1w + l * C, p.ln1b + l * C,
+                          rows, C);
+        linear_forward(qkv, m->normed, p.qkvw + (size_t)l * 3 * C * C, rows, C, 3 * C,
+                       (Epilogue){.bias = p.qkvb + l * 3 * C});
         attention_forward(atty, m->lse + at * g.num_heads, qkv, B, T, C, g.num_heads);
         linear_forward(x2, atty, p.attprojw + (size_t)l * C * C, rows, C, C,
                        (Epilogue){.bias = p.attprojb + l * C, .residual = x});
-        layernorm_forward(m->normed, m->ln2_mean + at, m->ln2_rstd + at, x2, p.ln2w + l * C, p.ln2b + l * C, rows, C);
+        layernorm_forward(m->normed, m->ln2_mean + at, m->ln2_rstd + at, x2, p.ln2w + l * C, p.ln2b + l * C,
+                          rows, C);
         linear_forward(fch, m->normed, p.fcw + (size_t)l * 4 * C * C, rows, C, 4 * C,
                        (Epilogue){.bias = p.fcb + l * 4 * C, .gelu = m->fch_gelu});
         linear_forward(out, m->fch_gelu, p.fcprojw + (size_t)l * 4 * C * C, rows, 4 * C, C,
@@ -884,10 +928,12 @@ static float log_sum_exp(const float *x, int n, float temperature) {
     return max * scale + logf(sum);
 }
 
-// Cross entropy of the targets (B,T) after gpt2_forward, in chunks of rows whose logits exist only for a moment.
-// With grad_scale != 0 the chunk's logits turn into grad_scale times the loss's gradient, from which come
-// m->dnormed (B,T,C) = the gradient of m->lnf, and grads.wte (= or += by `add`). Returns the mean in nats.
-static double classifier(GPT2 *m, const uint16_t *targets, float grad_scale, int add, const SoftLabels *soft) {
+// Cross entropy of the targets (B,T) after gpt2_forward, in chunks of rows whose logits exist only for a
+// moment. With grad_scale != 0 the chunk's logits turn into grad_scale times the loss's gradient, from which
+// come m->dnormed (B,T,C) = the gradient of m->lnf, and grads.wte (= or += by `add`). Returns the mean in
+// nats.
+static double classifier(GPT2 *m, const uint16_t *targets, float grad_scale, int add,
+                         const SoftLabels *soft) {
     int C = m->config.channels, V = m->config.vocab_size, rows = m->B * m->T;
     for (int first = 0; first < rows; first += m->logit_rows) {
         int n = MIN(m->logit_rows, rows - first);
@@ -901,8 +947,10 @@ static double classifier(GPT2 *m, const uint16_t *targets, float grad_scale, int
             if (grad_scale == 0) continue;
             if (soft) {
                 float *y = soft->teacher->logits + (size_t)r * V, t = 1.0f / soft->temperature;
-                float x_lse = log_sum_exp(x, V, soft->temperature), y_lse = log_sum_exp(y, V, soft->temperature);
-                float hard = (1.0f - soft->weight) * grad_scale, kl = soft->weight * soft->temperature * grad_scale;
+                float x_lse = log_sum_exp(x, V, soft->temperature),
+                      y_lse = log_sum_exp(y, V, soft->temperature);
+                float hard = (1.0f - soft->weight) * grad_scale,
+                      kl = soft->weight * soft->temperature * grad_scale;
 #pragma omp simd
                 for (int i = 0; i < V; i++)
                     x[i] = hard * (exp_f32(x[i] - lse) - (float)(i == target)) +
@@ -913,7 +961,8 @@ static double classifier(GPT2 *m, const uint16_t *targets, float grad_scale, int
             }
         }
         if (grad_scale == 0) continue;
-        matmul(m->grads.wte, m->logits, m->lnf + (size_t)first * C, V, C, n, 1, 0, first || add ? accumulate : plain);
+        matmul(m->grads.wte, m->logits, m->lnf + (size_t)first * C, V, C, n, 1, 0,
+               first || add ? accumulate : plain);
         matmul(m->dnormed + (size_t)first * C, m->logits, m->params.wte, n, C, V, 0, 0, plain);
     }
     double sum = 0;
@@ -924,9 +973,10 @@ static double classifier(GPT2 *m, const uint16_t *targets, float grad_scale, int
 // The mean loss of targets (B,T) after gpt2_forward, in nats per token.
 static double gpt2_loss(GPT2 *m, const uint16_t *targets) { return classifier(m, targets, 0.0f, 0, NULL); }
 
-// After gpt2_forward: grads = grad_scale times the gradient of the summed loss, or grads += with add. Returns the mean
-// loss. Takes the layers last to first; dresidual is the gradient of the residual stream all along.
-static double gpt2_backward(GPT2 *m, const uint16_t *targets, float grad_scale, int add, const SoftLabels *soft) {
+// After gpt2_forward: grads = grad_scale times the gradient of the summed loss, or grads += with add. Returns
+// the mean loss. Takes the layers last to first; dresidual is the gradient of the residual stream all along.
+static double gpt2_backward(GPT2 *m, const uint16_t *targets, float grad_scale, int add,
+                            const SoftLabels *soft) {
     GPT2Config g = m->config;
     ParameterTensors p = m->params, d = m->grads;
     int C = g.channels, rows = m->B * m->T;
@@ -938,42 +988,48 @@ static double gpt2_backward(GPT2 *m, const uint16_t *targets, float grad_scale, 
     }
     double loss = classifier(m, targets, grad_scale, add, soft);
     memset(m->dresidual, 0, (size_t)rows * C * sizeof(float));
-    layernorm_backward(m->dresidual, d.lnfw, d.lnfb, m->partial, m->dnormed, m->residual + (size_t)g.num_layers * rows * C,
-                       p.lnfw, m->lnf_mean, m->lnf_rstd, rows, C);
+    layernorm_backward(m->dresidual, d.lnfw, d.lnfb, m->partial, m->dnormed,
+                       m->residual + (size_t)g.num_layers * rows * C, p.lnfw, m->lnf_mean, m->lnf_rstd, rows,
+                       C);
     for (int l = g.num_layers - 1; l >= 0; l--) {
         size_t at = (size_t)l * rows, w = (size_t)l * C * C;
         float *x = m->residual + at * C, *x2 = m->residual2 + at * C, *fch = m->fch + at * 4 * C;
-        float *qkv = m->qkv + at * 3 * C, *atty = m->atty + at * C, *ln1w = p.ln1w + l * C, *ln2w = p.ln2w + l * C;
-        float *mean1 = m->ln1_mean + at, *rstd1 = m->ln1_rstd + at, *mean2 = m->ln2_mean + at, *rstd2 = m->ln2_rstd + at;
+        float *qkv = m->qkv + at * 3 * C, *atty = m->atty + at * C, *ln1w = p.ln1w + l * C,
+              *ln2w = p.ln2w + l * C;
+        float *mean1 = m->ln1_mean + at, *rstd1 = m->ln1_rstd + at, *mean2 = m->ln2_mean + at,
+              *rstd2 = m->ln2_rstd + at;
         // the MLP
         gelu_again(m->fch_gelu, fch, (size_t)rows * 4 * C);
-        linear_backward(m->dwide, d.fcprojw + 4 * w, d.fcprojb + l * C, m->dresidual, m->fch_gelu, p.fcprojw + 4 * w,
-                        rows, 4 * C, C, (Epilogue){.times = fch}, dw);
+        linear_backward(m->dwide, d.fcprojw + 4 * w, d.fcprojb + l * C, m->dresidual, m->fch_gelu,
+                        p.fcprojw + 4 * w, rows, 4 * C, C, (Epilogue){.times = fch}, dw);
         layernorm_again(m->normed, x2, ln2w, p.ln2b + l * C, mean2, rstd2, rows, C);
-        linear_backward(m->dnormed, d.fcw + 4 * w, d.fcb + l * 4 * C, m->dwide, m->normed, p.fcw + 4 * w, rows, C, 4 * C,
-                        plain, dw);
-        layernorm_backward(m->dresidual, d.ln2w + l * C, d.ln2b + l * C, m->partial, m->dnormed, x2, ln2w, mean2, rstd2, rows, C);
+        linear_backward(m->dnormed, d.fcw + 4 * w, d.fcb + l * 4 * C, m->dwide, m->normed, p.fcw + 4 * w,
+                        rows, C, 4 * C, plain, dw);
+        layernorm_backward(m->dresidual, d.ln2w + l * C, d.ln2b + l * C, m->partial, m->dnormed, x2, ln2w,
+                           mean2, rstd2, rows, C);
         // attention
-        linear_backward(m->dnormed, d.attprojw + w, d.attprojb + l * C, m->dresidual, atty, p.attprojw + w, rows, C, C,
-                        plain, dw);
-        attention_backward(m->dwide, m->dnormed, qkv, atty, m->lse + at * g.num_heads, m->B, m->T, C, g.num_heads);
+        linear_backward(m->dnormed, d.attprojw + w, d.attprojb + l * C, m->dresidual, atty, p.attprojw + w,
+                        rows, C, C, plain, dw);
+        attention_backward(m->dwide, m->dnormed, qkv, atty, m->lse + at * g.num_heads, m->B, m->T, C,
+                           g.num_heads);
         layernorm_again(m->normed, x, ln1w, p.ln1b + l * C, mean1, rstd1, rows, C);
-        linear_backward(m->dnormed, d.qkvw + 3 * w, d.qkvb + l * 3 * C, m->dwide, m->normed, p.qkvw + 3 * w, rows, C, 3 * C,
-                        plain, dw);
-        layernorm_backward(m->dresidual, d.ln1w + l * C, d.ln1b + l * C, m->partial, m->dnormed, x, ln1w, mean1, rstd1, rows, C);
+        linear_backward(m->dnormed, d.qkvw + 3 * w, d.qkvb + l * 3 * C, m->dwide, m->normed, p.qkvw + 3 * w,
+                        rows, C, 3 * C, plain, dw);
+        layernorm_backward(m->dresidual, d.ln1w + l * C, d.ln1b + l * C, m->partial, m->dnormed, x, ln1w,
+                           mean1, rstd1, rows, C);
     }
     encoder_backward(d.wte, d.wpe, m->dresidual, m->tokens, m->B, m->T, C);
     return loss;
 }
 
-// Floating-point operations of a training step for each token: 6 for each weight that multiplies (the embedding once, as the
-// classifier), and 6 L C T for causal attention.
+// Floating-point operations of a training step for each token: 6 for each weight that multiplies (the
+// embedding once, as the classifier), and 6 L C T for causal attention.
 static double flops_per_token(GPT2Config g, int T) {
     double weights = (double)count_parameters(g) - (double)g.max_seq_len * g.channels;
     return 6.0 * weights + 6.0 * g.num_layers * g.channels * T;
 }
 
-// ============================================================================================================
+// ===========================================================================================================
 // 6  Checkpoints
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -1481,7 +1537,7 @@ static UNUSED void gpt2_load(GPT2 *m, const char *path) {
     else die("%s has neither model.bin nor config.json; give a run's folder or a Hugging Face model", path);
 }
 
-// ============================================================================================================
+// ===========================================================================================================
 // 7  Tokenizers: bytes, the characters of a text, or GPT-2's byte-pair encoding
 
 #include "dev/unicode_tables.h" // unicode_ranges: letters, numbers, white space
@@ -2029,7 +2085,7 @@ static UNUSED void gpt2_export_hf(GPT2Config g, const float *params, const Token
     write_commit(f, path.s);
 }
 
-// ============================================================================================================
+// ===========================================================================================================
 // 8  Data
 
 // A stretch of tokens: a text, or a llm.c shard mapped into memory.
@@ -2067,21 +2123,25 @@ static void dataset_add_shard(Dataset *d, const char *path) {
     int fd = open(path, O_RDONLY);
     struct stat info;
     if (fd < 0 || fstat(fd, &info)) die("cannot read %s: %s", path, strerror(errno));
-    if (!S_ISREG(info.st_mode) || info.st_size < 1024) die("%s is not a token file of llm.c: no header", path);
+    if (!S_ISREG(info.st_mode) || info.st_size < 1024)
+        die("%s is not a token file of llm.c: no header", path);
     int32_t *header = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
     close(fd);
     if (header == MAP_FAILED) die("cannot map %s: %s", path, strerror(errno));
     if (header[0] != 20240520 || header[1] != 1)
-        die("%s is not a token file of llm.c (magic %d, version %d; 20240520 and 1 expected)", path, header[0], header[1]);
+        die("%s is not a token file of llm.c (magic %d, version %d; 20240520 and 1 expected)", path,
+            header[0], header[1]);
     if (header[2] < 0 || (size_t)info.st_size != 1024 + 2 * (size_t)header[2])
-        die("%s: the header promises %d tokens, the file has %zd bytes of them", path, header[2], (size_t)info.st_size - 1024);
+        die("%s: the header promises %d tokens, the file has %zd bytes of them", path, header[2],
+            (size_t)info.st_size - 1024);
     dataset_add(d, (uint16_t *)(header + 256), (size_t)header[2]);
 }
 
 static glob_t expand(const char *pattern) {
     glob_t g;
     if (glob(pattern, 0, NULL, &g) || g.gl_pathc == 0) {
-        if (!strcmp(pattern, DEFAULT_DATA)) die("%s is missing; `make %s` writes it, or give a text with --data", pattern, pattern);
+        if (!strcmp(pattern, DEFAULT_DATA))
+            die("%s is missing; `make %s` writes it, or give a text with --data", pattern, pattern);
         die("no file matches %s", pattern);
     }
     return g;
@@ -2109,7 +2169,8 @@ static char *read_texts(const char *pattern, size_t *length) {
 }
 
 // Text or shards, whole, into d. `text` is the text if the caller has read it already.
-static void dataset_load(Dataset *d, const char *pattern, const Tokenizer *tokenizer, const char *text, size_t length) {
+static void dataset_load(Dataset *d, const char *pattern, const Tokenizer *tokenizer, const char *text,
+                         size_t length) {
     if (is_shards(pattern)) {
         glob_t g = expand(pattern);
         for (size_t i = 0; i < g.gl_pathc; i++) dataset_add_shard(d, g.gl_pathv[i]);
@@ -2138,8 +2199,8 @@ static void dataset_split(Dataset *train, Dataset *val) {
     free(all.shards);
 }
 
-// Draws windows of T+1 tokens without replacement: an epoch starts at a random offset below T, cuts every shard
-// into windows, and takes them in a random order across all shards. The state is two numbers.
+// Draws windows of T+1 tokens without replacement: an epoch starts at a random offset below T, cuts every
+// shard into windows, and takes them in a random order across all shards. The state is two numbers.
 typedef struct {
     const Dataset *data;
     int T;
@@ -2147,8 +2208,8 @@ typedef struct {
     uint64_t epoch, index; // the next window is number `index` of the epoch's order
 } DataLoader;
 
-// Element i of a random permutation of 0..n-1 that takes no memory: a Feistel network permutes the next power of
-// four, and numbers beyond n are sent through again (Black and Rogaway 2002, "cycle walking").
+// Element i of a random permutation of 0..n-1 that takes no memory: a Feistel network permutes the next power
+// of four, and numbers beyond n are sent through again (Black and Rogaway 2002, "cycle walking").
 static uint64_t permute(uint64_t i, uint64_t n, uint64_t key) {
     int half = 1;
     while (half < 31 && (1ull << 2 * half) < n) half++;
@@ -2165,7 +2226,9 @@ static uint64_t permute(uint64_t i, uint64_t n, uint64_t key) {
     return i;
 }
 
-static uint64_t windows_of(size_t count, uint64_t offset, int T) { return count > offset ? (count - 1 - offset) / T : 0; }
+static uint64_t windows_of(size_t count, uint64_t offset, int T) {
+    return count > offset ? (count - 1 - offset) / T : 0;
+}
 
 // x, y (B,T): tokens and the tokens after them. Dies if a token is not below vocab_size.
 static void loader_next(DataLoader *l, uint16_t *x, uint16_t *y, int B, int vocab_size) {
@@ -2185,13 +2248,14 @@ static void loader_next(DataLoader *l, uint16_t *x, uint16_t *y, int B, int voca
         memcpy(x + (size_t)b * l->T, from, l->T * sizeof *x);
         memcpy(y + (size_t)b * l->T, from + 1, l->T * sizeof *y);
         for (int t = 0; t <= l->T; t++)
-            if (from[t] >= vocab_size) die("the data holds token %d, the model knows %d tokens", from[t], vocab_size);
+            if (from[t] >= vocab_size)
+                die("the data holds token %d, the model knows %d tokens", from[t], vocab_size);
         if (++l->index == n) l->index = 0, l->epoch++;
     }
 }
 
-// Mean loss over the first max_tokens of the dataset (0: all) in windows of T that do not overlap; each shard's last window
-// may be shorter.
+// Mean loss over the first max_tokens of the dataset (0: all) in windows of T that do not overlap; each
+// shard's last window may be shorter.
 static double evaluate(GPT2 *m, const Dataset *d, int T, size_t max_tokens) {
     double sum = 0;
     size_t count = 0;
@@ -2199,11 +2263,13 @@ static double evaluate(GPT2 *m, const Dataset *d, int T, size_t max_tokens) {
     for (int s = 0; s < d->num_shards && count < max_tokens; s++) {
         size_t n = MIN(d->shards[s].count, max_tokens - count + 1);
         for (size_t at = 0; at + 1 < n;) {
-            int t = (int)MIN((size_t)T, n - 1 - at), b = t < T ? 1 : (int)MIN((size_t)(m->max_rows / T), (n - 1 - at) / T);
+            int t = (int)MIN((size_t)T, n - 1 - at),
+                b = t < T ? 1 : (int)MIN((size_t)(m->max_rows / T), (n - 1 - at) / T);
             const uint16_t *x = d->shards[s].tokens + at;
             for (int i = 0; i <= b * t; i++)
                 if (x[i] >= m->config.vocab_size)
-                    die("the validation data holds token %d, the model knows %d tokens", x[i], m->config.vocab_size);
+                    die("the validation data holds token %d, the model knows %d tokens", x[i],
+                        m->config.vocab_size);
             gpt2_forward(m, x, b, t);
             sum += gpt2_loss(m, x + 1) * b * t;
             at += (size_t)b * t;
@@ -2213,31 +2279,32 @@ static double evaluate(GPT2 *m, const Dataset *d, int T, size_t max_tokens) {
     return count ? sum / (double)count : NAN;
 }
 
-// ============================================================================================================
+// ===========================================================================================================
 // 9  Teacher and proxy
 
-// The teacher's mean loss on a batch: all that black-box distillation reads of it, f*_t in the step of SPS*, IAM and
-// IAM-Adam (optim.h). The teacher is another GPT2 with room for forward passes only.
+// The teacher's mean loss on a batch: all that black-box distillation reads of it, f*_t in the step of SPS*,
+// IAM and IAM-Adam (optim.h). The teacher is another GPT2 with room for forward passes only.
 static double teacher_loss(GPT2 *teacher, const uint16_t *x, const uint16_t *y, int B, int T) {
     gpt2_forward(teacher, x, B, T);
     return gpt2_loss(teacher, y);
 }
 
-/* A cheaper proxy for the objective (Woodworth, Mishchenko and Bach 2023, arXiv 2302.03542): with g_t the gradient of a
-batch of the objective f at x_t, and h the proxy,
+/* A cheaper proxy for the objective (Woodworth, Mishchenko and Bach 2023, arXiv 2302.03542): with g_t the
+gradient of a batch of the objective f at x_t, and h the proxy,
 
        x_{t+1} ~ argmin_x <g_t - grad h(x_t), x> + h(x) + |x - x_t|^2 / (2 eta),
 
-by K steps of any optimizer on grad h(x) + (g_t - grad h(x_t)) + (x - x_t)/eta. The K batches of the proxy are drawn
-before, for grad h(x_t), and serve the K steps again, so that their noise cancels as long as x is near x_t. */
+by K steps of any optimizer on grad h(x) + (g_t - grad h(x_t)) + (x - x_t)/eta. The K batches of the proxy are
+drawn before, for grad h(x_t), and serve the K steps again, so that their noise cancels as long as x is near
+x_t. */
 typedef struct {
     Dataset data;
     DataLoader loader;
     float *x_t, *g_t, *h_t; // (num_parameters): the point, the gradients of objective and proxy there
 } Proxy;
 
-// ============================================================================================================
-// 11  Command line
+// ===========================================================================================================
+// 10  Command line
 
 typedef struct {
     const char *data, *val, *tokenizer, *merges, *model;
@@ -2269,35 +2336,48 @@ typedef struct {
 #define FIELD(name) offsetof(Options, name)
 static const OptionRow option_rows[] = {
     {"data", 's', FIELD(data), DEFAULT_DATA, "FILE|GLOB", "text, or llm.c token shards (*.bin)", 0, 0, 0},
-    {"val", 's', FIELD(val), "", "FILE|GLOB", "validation data; without it, the last tenth of --data", 0, 0, 0},
-    {"tokenizer", 's', FIELD(tokenizer), "", "bytes|chars|gpt2", "default: the model's, the teacher's, or chars", 0, 0, 1},
-    {"merges", 's', FIELD(merges), "", "FILE", "GPT-2's vocab.bpe or merges.txt, for --tokenizer gpt2", 0, 0, 0},
-    {"model", 's', FIELD(model), "", "FILE|DIR", "start from this model: .bin, Hugging Face folder, run", 0, 0, 1},
+    {"val", 's', FIELD(val), "", "FILE|GLOB", "validation data; without it, the last tenth of --data", 0, 0,
+     0},
+    {"tokenizer", 's', FIELD(tokenizer), "", "bytes|chars|gpt2",
+     "default: the model's, the teacher's, or chars", 0, 0, 1},
+    {"merges", 's', FIELD(merges), "", "FILE", "GPT-2's vocab.bpe or merges.txt, for --tokenizer gpt2", 0, 0,
+     0},
+    {"model", 's', FIELD(model), "", "FILE|DIR", "start from this model: .bin, Hugging Face folder, run", 0,
+     0, 1},
     {"layers", 'i', FIELD(layers), "4", "L", "layers of a new model", 1, 1000, 1},
     {"heads", 'i', FIELD(heads), "4", "NH", "attention heads", 1, 1000, 1},
     {"channels", 'i', FIELD(channels), "128", "C", "width", 1, 65536, 1},
     {"context", 'i', FIELD(context), "64", "T", "longest sequence of a new model", 1, 1 << 20, 1},
-    {"seq-len", 'i', FIELD(seq_len), "0", "T", "tokens of a training sequence (0: the context)", 0, 1 << 20, 1},
+    {"seq-len", 'i', FIELD(seq_len), "0", "T", "tokens of a training sequence (0: the context)", 0, 1 << 20,
+     1},
     {"batch", 'i', FIELD(batch), "12", "B", "sequences of a micro-batch", 1, 1 << 20, 1},
     {"accumulate", 'i', FIELD(accumulate), "1", "N", "micro-batches of a step", 1, 1 << 20, 1},
     {"steps", 'i', FIELD(steps), "2000", "N", "optimizer steps; 0: evaluate, save and export", 0, 1e9, 1},
     {"seed", 'i', FIELD(seed), "1337", "N", "of initialisation, batches and samples", 0, 1e9, 1},
     {"optimizer", 's', FIELD(optimizer), "adamw", "NAME", "see --help NAME for its own options", 0, 0, 1},
     {"base", 's', FIELD(base), "", "adamw|sgd|muon", "what gpa, iam and diloco are built on", 0, 0, 1},
-    {"schedule", 's', FIELD(schedule), "cosine", "NAME", "constant, cosine, linear, wsd or refined:RUN/log.csv", 0, 0, 1},
-    {"warmup", 'i', FIELD(warmup), "-1", "N", "steps of linear warmup (-1: a twentieth of --steps)", -1, 1e9, 1},
+    {"schedule", 's', FIELD(schedule), "cosine", "NAME",
+     "constant, cosine, linear, wsd or refined:RUN/log.csv", 0, 0, 1},
+    {"warmup", 'i', FIELD(warmup), "-1", "N", "steps of linear warmup (-1: a twentieth of --steps)", -1, 1e9,
+     1},
     {"final-lr", 'd', FIELD(final_lr), "0", "FRACTION", "of the rate at the end of the schedule", 0, 1, 1},
-    {"clip", 'd', FIELD(clip), "-1", "X", "largest gradient norm; 0: none (-1: 1, none with Polyak steps)", -1, 1e30, 1},
+    {"clip", 'd', FIELD(clip), "-1", "X", "largest gradient norm; 0: none (-1: 1, none with Polyak steps)",
+     -1, 1e30, 1},
     {"teacher", 's', FIELD(teacher), "", "FILE|DIR", "distil from this model", 0, 0, 1},
-    {"distill", 's', FIELD(distill), "loss", "loss|soft", "read only its loss (sps, iam), or its probabilities", 0, 0, 1},
+    {"distill", 's', FIELD(distill), "loss", "loss|soft",
+     "read only its loss (sps, iam), or its probabilities", 0, 0, 1},
     {"temperature", 'd', FIELD(temperature), "2", "X", "of soft labels", 1e-3, 1e3, 1},
     {"soft-weight", 'd', FIELD(soft_weight), "0.5", "X", "of soft labels against the text's", 0, 1, 1},
-    {"proxy", 's', FIELD(proxy), "", "FILE|GLOB", "cheaper data: most steps are taken on it (arXiv 2302.03542)", 0, 0, 1},
-    {"proxy-steps", 'i', FIELD(proxy_steps), "4", "K", "optimizer steps on it for each gradient of --data", 1, 1e6, 1},
+    {"proxy", 's', FIELD(proxy), "", "FILE|GLOB",
+     "cheaper data: most steps are taken on it (arXiv 2302.03542)", 0, 0, 1},
+    {"proxy-steps", 'i', FIELD(proxy_steps), "4", "K", "optimizer steps on it for each gradient of --data", 1,
+     1e6, 1},
     {"proxy-eta", 'd', FIELD(proxy_eta), "0", "X", "pull back to x_t by (x - x_t)/eta; 0: none", 0, 1e9, 1},
-    {"eval-every", 'i', FIELD(eval_every), "250", "N", "steps between validations (0: at the end)", 0, 1e9, 0},
+    {"eval-every", 'i', FIELD(eval_every), "250", "N", "steps between validations (0: at the end)", 0, 1e9,
+     0},
     {"eval-tokens", 'i', FIELD(eval_tokens), "0", "N", "tokens of a validation (0: all)", 0, 2e9, 0},
-    {"sample-every", 'i', FIELD(sample_every), "0", "N", "steps between samples of text (0: at the end)", 0, 1e9, 0},
+    {"sample-every", 'i', FIELD(sample_every), "0", "N", "steps between samples of text (0: at the end)", 0,
+     1e9, 0},
     {"save-every", 'i', FIELD(save_every), "0", "N", "steps between checkpoints (0: at the end)", 0, 1e9, 0},
     {"out", 's', FIELD(out), "", "DIR", "log.csv, model.bin, tokenizer and state.bin go here", 0, 0, 0},
     {"resume", 'f', FIELD(resume), "0", "", "go on from the checkpoint in --out", 0, 0, 0},
@@ -2361,7 +2441,8 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
         const char *name = argv[i] + 2, *value = argv[i + 1];
         if (!strcmp(name, "help")) {
             if (!value) print_help();
-            else if (optim_init(optimizer, value)) die_usage("no optimizer is called '%s'; see --help", value);
+            else if (optim_init(optimizer, value))
+                die_usage("no optimizer is called '%s'; see --help", value);
             else optim_print_help(stdout, value);
             exit(0);
         }
@@ -2381,15 +2462,21 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
         i++;
     }
     if (optim_init(optimizer, o.optimizer)) die_usage("no optimizer is called '%s'; see --help", o.optimizer);
-    if (*o.base && optim_set_base(optimizer, o.base)) die_usage("--base %s does not go with %s", o.base, o.optimizer);
+    if (*o.base && optim_set_base(optimizer, o.base))
+        die_usage("--base %s does not go with %s", o.base, o.optimizer);
     for (int i = 0; i < o.num_hyper; i++) {
         int wrong = optim_set(optimizer, o.hyper_name[i], o.hyper_value[i]);
-        if (wrong == -1) die_usage("--%s is no option, nor one of %s; see --help and --help %s", o.hyper_name[i], o.optimizer, o.optimizer);
-        if (wrong == -2) die_usage("--%s %g is out of range; see --help %s", o.hyper_name[i], o.hyper_value[i], o.optimizer);
+        if (wrong == -1)
+            die_usage("--%s is no option, nor one of %s; see --help and --help %s", o.hyper_name[i],
+                      o.optimizer, o.optimizer);
+        if (wrong == -2)
+            die_usage("--%s %g is out of range; see --help %s", o.hyper_name[i], o.hyper_value[i],
+                      o.optimizer);
     }
     if (isnan(optim_schedule(o.schedule, 0, 1, 0, 0)) && strncmp(o.schedule, "refined:", 8))
         die_usage("no schedule is called '%s'; see --help", o.schedule);
-    if (strcmp(o.distill, "loss") && strcmp(o.distill, "soft")) die_usage("--distill takes loss or soft, not '%s'", o.distill);
+    if (strcmp(o.distill, "loss") && strcmp(o.distill, "soft"))
+        die_usage("--distill takes loss or soft, not '%s'", o.distill);
     if (o.resume && !*o.out) die_usage("--resume needs --out DIR, the run to go on with");
     if (o.warmup < 0) o.warmup = o.steps / 20;
     return o;
@@ -2403,7 +2490,8 @@ static char *describe_run(const Options *o, const Optimizer *optimizer, GPT2Conf
         const OptionRow *r = &option_rows[i];
         const void *field = (const char *)o + r->field;
         if (!r->identity) continue;
-        if (r->type == 's') n += snprintf(text + n, size - n, "%s %.1000s\n", r->name, *(const char *const *)field);
+        if (r->type == 's')
+            n += snprintf(text + n, size - n, "%s %.1000s\n", r->name, *(const char *const *)field);
         if (r->type == 'i') n += snprintf(text + n, size - n, "%s %d\n", r->name, *(const int *)field);
         if (r->type == 'd') n += snprintf(text + n, size - n, "%s %.17g\n", r->name, *(const double *)field);
     }
@@ -2411,13 +2499,13 @@ static char *describe_run(const Options *o, const Optimizer *optimizer, GPT2Conf
         double x = optim_get(optimizer, optim_keys[i].name);
         if (!isnan(x)) n += snprintf(text + n, size - n, "%s %.17g\n", optim_keys[i].name, x);
     }
-    snprintf(text + n, size - n, "shape %d %d %d %d %d\ndata %016llx\n", g.num_layers, g.num_heads, g.channels,
-             g.max_seq_len, g.vocab_size, (unsigned long long)data_hash);
+    snprintf(text + n, size - n, "shape %d %d %d %d %d\ndata %016llx\n", g.num_layers, g.num_heads,
+             g.channels, g.max_seq_len, g.vocab_size, (unsigned long long)data_hash);
     return text;
 }
 
-// ============================================================================================================
-// 12  The training loop
+// ===========================================================================================================
+// 11  The training loop
 
 typedef struct {
     Options options;
@@ -2440,7 +2528,8 @@ static volatile sig_atomic_t interrupted;
 static void on_signal(int signal) { (void)signal, interrupted = 1; }
 
 // Muon's products by our kernel: C = alpha A op(B) + beta C.
-static void muon_matmul(float *C, const float *A, const float *B, int M, int N, int K, int trans_b, float alpha, float beta) {
+static void muon_matmul(float *C, const float *A, const float *B, int M, int N, int K, int trans_b,
+                        float alpha, float beta) {
     size_t n = (size_t)M * N;
     for (size_t i = 0; beta != 0 && i < n; i++) C[i] *= beta / alpha;
     matmul(C, A, B, M, N, K, 0, trans_b, beta != 0 ? accumulate : plain);
@@ -2461,12 +2550,13 @@ static void start_optimizer(Optimizer *o, GPT2 *m) {
         }
     }
     optim_matmul = muon_matmul;
-    if (optim_start(o, m->params_memory, m->num_parameters, segments, n)) die("out of memory for the optimizer");
+    if (optim_start(o, m->params_memory, m->num_parameters, segments, n))
+        die("out of memory for the optimizer");
     free(segments);
 }
 
-// Puts the evaluation point x in the place of the parameters, or takes it away again. The gradients' memory serves:
-// nothing is copied back, so training goes on with the very bits it had.
+// Puts the evaluation point x in the place of the parameters, or takes it away again. The gradients' memory
+// serves: nothing is copied back, so training goes on with the very bits it had.
 static void swap_evaluation_point(Run *run, int enter) {
     GPT2 *m = &run->model;
     if (enter) optim_eval_params(&run->optimizer, m->grads_memory);
@@ -2478,10 +2568,11 @@ static void swap_evaluation_point(Run *run, int enter) {
 
 /* DIR/state.bin holds all that a run needs to go on as if it had not stopped:
 
-       "GPT2RUN1", what the run is (describe_run), run->now, the training point, the optimizer's blocks, a hash
+       "GPT2RUN1", what the run is (describe_run), run->now, the training point, the optimizer's blocks, a
+   hash
 
-   Each part but the first and the last is preceded by its length in bytes, which is known before it is read. The
-   file is written beside the old one and renamed into place. */
+   Each part but the first and the last is preceded by its length in bytes, which is known before it is read.
+   The file is written beside the old one and renamed into place. */
 #define STATE_MAGIC "GPT2RUN1"
 
 static void write_part(FILE *f, uint64_t *hash, const void *part, uint64_t bytes) {
@@ -2510,7 +2601,8 @@ static void save_state(Run *run) {
     write_part(f, &hash, run->identity, strlen(run->identity));
     write_part(f, &hash, &run->now, sizeof run->now);
     write_part(f, &hash, run->optimizer.params, run->model.num_parameters * sizeof(float));
-    for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++) write_part(f, &hash, block, bytes);
+    for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++)
+        write_part(f, &hash, block, bytes);
     write_bytes(f, &hash, sizeof hash);
     write_commit(f, path.s);
 }
@@ -2525,7 +2617,8 @@ static void compare_identity(const char *ours, const char *theirs, const char *p
     }
 }
 
-// Takes up DIR/state.bin where there is one; a run killed before its first checkpoint starts again. Returns whether there was.
+// Takes up DIR/state.bin where there is one; a run killed before its first checkpoint starts again. Returns
+// whether there was.
 static int load_state(Run *run) {
     Path path = path_in(run->options.out, "state.bin");
     const char *name;
@@ -2536,22 +2629,27 @@ static int load_state(Run *run) {
     size_t bytes;
     if (!f && errno == ENOENT) return 0;
     if (!f) die("cannot read %s: %s", path.s, strerror(errno));
-    if (fread(magic, 1, 8, f) != 8 || memcmp(magic, STATE_MAGIC, 8)) die("%s is not a checkpoint of this program", path.s);
-    if (fread(&length, sizeof length, 1, f) != 1 || length >= sizeof theirs || fread(theirs, 1, length, f) != length)
+    if (fread(magic, 1, 8, f) != 8 || memcmp(magic, STATE_MAGIC, 8))
+        die("%s is not a checkpoint of this program", path.s);
+    if (fread(&length, sizeof length, 1, f) != 1 || length >= sizeof theirs ||
+        fread(theirs, 1, length, f) != length)
         die("%s is cut short or damaged; start anew without --resume", path.s);
     compare_identity(run->identity, theirs, path.s);
     hash = hash_bytes(hash, theirs, length);
     read_part(f, &hash, &run->now, sizeof run->now, path.s);
     read_part(f, &hash, run->optimizer.params, run->model.num_parameters * sizeof(float), path.s);
-    for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++) read_part(f, &hash, block, bytes, path.s);
-    if (fread(&stored, sizeof stored, 1, f) != 1 || stored != hash) die("%s is damaged; start anew without --resume", path.s);
+    for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++)
+        read_part(f, &hash, block, bytes, path.s);
+    if (fread(&stored, sizeof stored, 1, f) != 1 || stored != hash)
+        die("%s is damaged; start anew without --resume", path.s);
     fclose(f);
     run->loader.epoch = run->now.epoch, run->loader.index = run->now.index;
     run->proxy.loader.epoch = run->now.proxy_epoch, run->proxy.loader.index = run->now.proxy_index;
     return 1;
 }
 
-// Opens DIR/log.csv for appending, with the rows of steps that the checkpoint has seen; a new run gets an empty one.
+// Opens DIR/log.csv for appending, with the rows of steps that the checkpoint has seen; a new run gets an
+// empty one.
 #define LOG_HEADER "step,tokens,seconds,train_loss,val_loss,teacher_loss,lr,grad_norm\n"
 static void open_log(Run *run) {
     Path path = path_in(run->options.out, "log.csv");
@@ -2582,14 +2680,15 @@ static int draw(float *logits, int V, float temperature, double u) {
     return V - 1;
 }
 
-// Prints SAMPLE_TOKENS tokens of the model's own, after a line's end. The whole window goes through the model for each
-// token: short and slow; decode_ppd.c is the program for long texts.
+// Prints SAMPLE_TOKENS tokens of the model's own, after a line's end. The whole window goes through the model
+// for each token: short and slow; decode_ppd.c is the program for long texts.
 #define SAMPLE_TOKENS 256
 static void print_sample(Run *run) {
     GPT2 *m = &run->model;
     const Tokenizer *t = &run->tokenizer;
     uint16_t tokens[SAMPLE_TOKENS + 1];
-    int V = m->config.vocab_size, start = t->kind == TOKENIZER_GPT2 ? V - 1 : 0, window = MIN(m->max_T, m->config.max_seq_len);
+    int V = m->config.vocab_size, start = t->kind == TOKENIZER_GPT2 ? V - 1 : 0,
+        window = MIN(m->max_T, m->config.max_seq_len);
     for (int i = 0; i < MIN(V, t->vocab_size); i++) {
         size_t length;
         const char *bytes = tokenizer_token(t, i, &length);
@@ -2601,7 +2700,8 @@ static void print_sample(Run *run) {
         int from = MAX(0, i + 1 - window), n = i + 1 - from;
         gpt2_forward(m, tokens + from, 1, n);
         gpt2_logits(m, m->logits, n - 1, 1);
-        int next = draw(m->logits, V, 0.8f, random_uniform(run->options.seed + 7, (uint64_t)run->now.step << 16 | i));
+        int next = draw(m->logits, V, 0.8f,
+                        random_uniform(run->options.seed + 7, (uint64_t)run->now.step << 16 | i));
         size_t length;
         const char *bytes = next < t->vocab_size ? tokenizer_token(t, next, &length) : NULL;
         if (bytes) fwrite(bytes, 1, length, stdout);
@@ -2616,19 +2716,23 @@ static void show_progress(const Run *run, double loss, double tokens_per_second)
     const Options *o = &run->options;
     long step = run->now.step;
     int terminal = isatty(fileno(stdout));
-    if (terminal ? now() - last_shown < 0.2 && step < o->steps : step % MAX(1, o->steps / 10) && step < o->steps) return;
+    if (terminal ? now() - last_shown < 0.2 && step < o->steps
+                 : step % MAX(1, o->steps / 10) && step < o->steps)
+        return;
     last_shown = now();
     double left = (double)(o->steps - step) * run->B * run->T * o->accumulate / tokens_per_second;
     char val[32] = "";
     if (!isnan(run->now.val_loss)) snprintf(val, sizeof val, " | val %.4f", run->now.val_loss);
-    printf("%sstep %ld/%d | loss %.4f%s | %.0f tok/s | %.0f GFLOP/s | %d:%02d left%s", terminal ? "\r\033[K" : "", step, o->steps,
-           loss, val, tokens_per_second, tokens_per_second * flops_per_token(run->model.config, run->T) / 1e9,
-           (int)left / 60, (int)left % 60, terminal && step < o->steps ? "" : "\n");
+    printf("%sstep %ld/%d | loss %.4f%s | %.0f tok/s | %.0f GFLOP/s | %d:%02d left%s",
+           terminal ? "\r\033[K" : "", step, o->steps, loss, val, tokens_per_second,
+           tokens_per_second * flops_per_token(run->model.config, run->T) / 1e9, (int)left / 60,
+           (int)left % 60, terminal && step < o->steps ? "" : "\n");
     fflush(stdout);
 }
 
-// The schedule that the gradient norms of a finished run suggest (optim_refined), from its log.csv. The log has l2
-// norms; for Adam's kind, where the theory has the l1 norm, they stand for it: the two keep about the same ratio.
+// The schedule that the gradient norms of a finished run suggest (optim_refined), from its log.csv. The log
+// has l2 norms; for Adam's kind, where the theory has the l1 norm, they stand for it: the two keep about the
+// same ratio.
 static double *refined_schedule(const char *path, int steps, const Optimizer *optimizer) {
     size_t size, rows = 0;
     char *text = read_file(path, &size), *row = strchr(text, '\n');
@@ -2659,7 +2763,8 @@ static void prepare(Run *run) {
         make_folder(o->out);
         int folder = open(o->out, O_RDONLY | O_DIRECTORY);
         if (folder < 0) die("cannot open the folder %s: %s", o->out, strerror(errno));
-        if (flock(folder, LOCK_EX | LOCK_NB)) die("another run is writing to %s; choose another --out", o->out);
+        if (flock(folder, LOCK_EX | LOCK_NB))
+            die("another run is writing to %s; choose another --out", o->out);
     }
     if (*o->model) gpt2_load(m, o->model);
     if (*o->teacher) gpt2_load(&run->teacher, o->teacher);
@@ -2684,15 +2789,19 @@ static void prepare(Run *run) {
     }
     GPT2Config g = m->config;
     if (t->vocab_size > g.vocab_size)
-        die("the tokenizer has %d tokens, the model knows %d; use the model's own tokenizer", t->vocab_size, g.vocab_size);
+        die("the tokenizer has %d tokens, the model knows %d; use the model's own tokenizer", t->vocab_size,
+            g.vocab_size);
     run->B = o->batch, run->T = o->seq_len ? o->seq_len : g.max_seq_len;
-    if (run->T > g.max_seq_len) die("--seq-len %d is longer than the model's context of %d", run->T, g.max_seq_len);
+    if (run->T > g.max_seq_len)
+        die("--seq-len %d is longer than the model's context of %d", run->T, g.max_seq_len);
     gpt2_allocate_activations(m, run->B, run->T, 1);
     if (*o->teacher) {
         GPT2Config tg = run->teacher.config;
         if (tg.vocab_size != g.vocab_size)
-            die("the teacher knows %d tokens, the student %d; they must read the same text alike", tg.vocab_size, g.vocab_size);
-        if (tg.max_seq_len < run->T) die("the teacher's context is %d; use --seq-len %d", tg.max_seq_len, tg.max_seq_len);
+            die("the teacher knows %d tokens, the student %d; they must read the same text alike",
+                tg.vocab_size, g.vocab_size);
+        if (tg.max_seq_len < run->T)
+            die("the teacher's context is %d; use --seq-len %d", tg.max_seq_len, tg.max_seq_len);
         gpt2_allocate_activations(&run->teacher, run->B, run->T, 0);
     } else if (optim_is_polyak(&run->optimizer))
         die_usage("%s needs --teacher: its step comes from a teacher's loss", o->optimizer);
@@ -2707,23 +2816,26 @@ static void prepare(Run *run) {
         size_t n = m->num_parameters;
         dataset_load(&run->proxy.data, o->proxy, t, NULL, 0);
         run->proxy.loader = (DataLoader){&run->proxy.data, run->T, (uint64_t)o->seed + 1, 0, 0};
-        run->proxy.x_t = allocate_floats(n), run->proxy.g_t = allocate_floats(n), run->proxy.h_t = allocate_floats(n);
+        run->proxy.x_t = allocate_floats(n), run->proxy.g_t = allocate_floats(n),
+        run->proxy.h_t = allocate_floats(n);
     }
-    if (!strncmp(o->schedule, "refined:", 8)) run->schedule = refined_schedule(o->schedule + 8, o->steps, &run->optimizer);
+    if (!strncmp(o->schedule, "refined:", 8))
+        run->schedule = refined_schedule(o->schedule + 8, o->steps, &run->optimizer);
     run->now.val_loss = NAN;
     run->identity = describe_run(o, &run->optimizer, g, run->train.hash ^ run->proxy.data.hash);
 
-    printf("model      %d layers, %d heads, %d channels, context %d, %d tokens: %zu parameters\n", g.num_layers, g.num_heads,
-           g.channels, g.max_seq_len, g.vocab_size, m->num_parameters);
-    printf("data       %zu training tokens, %zu for validation\n", dataset_tokens(&run->train), dataset_tokens(&run->val));
-    printf("step       %s, %d x %d x %d tokens, %d threads, vectors of %d floats\n", o->optimizer, o->accumulate, run->B,
-           run->T, omp_get_max_threads(), VEC);
+    printf("model      %d layers, %d heads, %d channels, context %d, %d tokens: %zu parameters\n",
+           g.num_layers, g.num_heads, g.channels, g.max_seq_len, g.vocab_size, m->num_parameters);
+    printf("data       %zu training tokens, %zu for validation\n", dataset_tokens(&run->train),
+           dataset_tokens(&run->val));
+    printf("step       %s, %d x %d x %d tokens, %d threads, vectors of %d floats\n", o->optimizer,
+           o->accumulate, run->B, run->T, omp_get_max_threads(), VEC);
     size_t optimizer_bytes = 0, bytes;
     void *block;
     const char *name;
     for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++) optimizer_bytes += bytes;
-    printf("memory     %.0f MB: model, activations %.0f, optimizer %.0f\n", (allocated_bytes + optimizer_bytes) / 1e6,
-           allocated_bytes / 1e6, optimizer_bytes / 1e6);
+    printf("memory     %.0f MB: model, activations %.0f, optimizer %.0f\n",
+           (allocated_bytes + optimizer_bytes) / 1e6, allocated_bytes / 1e6, optimizer_bytes / 1e6);
 }
 
 // Writes DIR/model.bin (the evaluation point) and DIR/state.bin.
@@ -2735,8 +2847,8 @@ static void save_checkpoint(Run *run) {
     save_state(run);
 }
 
-// The mean gradient of `count` micro-batches, into m->grads_memory; returns their mean loss. The teacher's goes to
-// *teacher, unless that is NULL.
+// The mean gradient of `count` micro-batches, into m->grads_memory; returns their mean loss. The teacher's
+// goes to *teacher, unless that is NULL.
 static double gradient(Run *run, DataLoader *loader, int count, double *teacher) {
     const Options *o = &run->options;
     GPT2 *m = &run->model;
@@ -2761,9 +2873,11 @@ static void update(Run *run, StepResult *r) {
     long step = run->now.step;
     r->grad_norm = sqrt(optim_norm2(run->model.grads_memory, run->model.num_parameters));
     if (!isfinite(r->loss) || !isfinite(r->grad_norm))
-        die("the loss or its gradient is not a number at step %ld; lower --lr, or look at the data", step + 1);
+        die("the loss or its gradient is not a number at step %ld; lower --lr, or look at the data",
+            step + 1);
     float clip = o->clip > 0 && r->grad_norm > o->clip ? (float)(o->clip / r->grad_norm) : 1.0f;
-    double factor = run->schedule ? run->schedule[step] : optim_schedule(o->schedule, step, o->steps, o->warmup, o->final_lr);
+    double factor = run->schedule ? run->schedule[step]
+                                  : optim_schedule(o->schedule, step, o->steps, o->warmup, o->final_lr);
     optim_step(&run->optimizer, run->model.grads_memory, clip, factor, r->loss, r->teacher_loss);
     r->lr = optim_rate(&run->optimizer, factor);
 }
@@ -2787,7 +2901,8 @@ static StepResult train_step(Run *run) {
         memcpy(p->h_t, m->grads_memory, n * sizeof(float));
         for (int k = 0; k < o->proxy_steps; k++) {
             gradient(run, &again, 1, NULL);
-            optim_proxy_gradient(m->grads_memory, m->grads_memory, p->g_t, p->h_t, m->params_memory, p->x_t, eta, n);
+            optim_proxy_gradient(m->grads_memory, m->grads_memory, p->g_t, p->h_t, m->params_memory, p->x_t,
+                                 eta, n);
             update(run, &r);
         }
     }
@@ -2804,17 +2919,21 @@ static void train(Run *run) {
         run->now.step++;
         double speed = (double)o->accumulate * run->B * run->T / (now() - start);
         tokens_per_second = tokens_per_second ? 0.9 * tokens_per_second + 0.1 * speed : speed;
-        int last = run->now.step == o->steps, evaluated = last || (o->eval_every && run->now.step % o->eval_every == 0);
+        int last = run->now.step == o->steps,
+            evaluated = last || (o->eval_every && run->now.step % o->eval_every == 0);
         if (evaluated || (o->sample_every && run->now.step % o->sample_every == 0)) {
             swap_evaluation_point(run, 1);
             if (evaluated) run->now.val_loss = evaluate(&run->model, &run->val, run->T, o->eval_tokens);
-            if (o->sample_every && run->tokenizer.vocab_size && (last || run->now.step % o->sample_every == 0)) print_sample(run);
+            if (o->sample_every && run->tokenizer.vocab_size &&
+                (last || run->now.step % o->sample_every == 0))
+                print_sample(run);
             swap_evaluation_point(run, 0);
         }
         run->now.seconds = now() - began;
         show_progress(run, r.loss, tokens_per_second);
         if (run->log) {
-            fprintf(run->log, "%ld,%ld,%.3f,", run->now.step, run->now.step * o->accumulate * run->B * run->T, run->now.seconds);
+            fprintf(run->log, "%ld,%ld,%.3f,", run->now.step, run->now.step * o->accumulate * run->B * run->T,
+                    run->now.seconds);
             log_number(run->log, r.loss, "%.6f", ',');
             log_number(run->log, evaluated ? run->now.val_loss : NAN, "%.6f", ',');
             log_number(run->log, r.teacher_loss, "%.6f", ',');
@@ -2822,15 +2941,17 @@ static void train(Run *run) {
             log_number(run->log, r.grad_norm, "%.6g", '\n');
             if (fflush(run->log)) die("cannot write %s/log.csv: %s", o->out, strerror(errno));
         }
-        if (last || (o->save_every && run->now.step % o->save_every == 0) || interrupted) save_checkpoint(run);
+        if (last || (o->save_every && run->now.step % o->save_every == 0) || interrupted)
+            save_checkpoint(run);
     }
 }
 
 #ifndef TRAIN_GPT2_NO_MAIN
 int main(int argc, char **argv) {
     static Run run;
-    // libgomp's threads spin for milliseconds where they wait for each other. Where other programs run too, that
-    // makes a step up to 40 times slower. The limit is read before main, so the program starts itself once more.
+    // libgomp's threads spin for milliseconds where they wait for each other. Where other programs run too,
+    // that makes a step up to 40 times slower. The limit is read before main, so the program starts itself
+    // once more.
     if (!getenv("GOMP_SPINCOUNT") && !getenv("OMP_WAIT_POLICY") && !setenv("GOMP_SPINCOUNT", "10000", 1))
         execv("/proc/self/exe", argv);
     run.options = parse_command_line(argc, argv, &run.optimizer);

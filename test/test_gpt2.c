@@ -1,4 +1,5 @@
-// The model against PyTorch's golden files, every layer against finite differences, the kernels against plain loops.
+// The model against PyTorch's golden files, every layer against finite differences, the kernels against plain
+// loops.
 //   ./test/test_gpt2 [GOLDEN_DIR...]      a folder with model.bin, state.bin, greedy.txt and hf/
 #define TRAIN_GPT2_NO_MAIN
 #include "../train_gpt2.c"
@@ -45,17 +46,23 @@ static void test_functions(void) {
 // ---- matrix multiplication against plain loops in double, with every epilogue
 
 static void test_matmul(void) {
-    int sizes[][3] = {{1, 1, 1}, {2, 3, 1}, {5, 17, 7}, {12, 32, 256}, {13, 33, 257}, {64, 65, 128}, {1, 97, 48},
-                      {97, 48, 21}, {300, 130, 70}, {130, 300, 513}, {7, 600, 40}};
+    int sizes[][3] = {{1, 1, 1},      {2, 3, 1},       {5, 17, 7},  {12, 32, 256},
+                      {13, 33, 257},  {64, 65, 128},   {1, 97, 48}, {97, 48, 21},
+                      {300, 130, 70}, {130, 300, 513}, {7, 600, 40}};
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
         for (int which = 0; which < 16; which++) {
-            int M = sizes[s][0], N = sizes[s][1], K = sizes[s][2], trans_a = which & 1, trans_b = which >> 1 & 1;
+            int M = sizes[s][0], N = sizes[s][1], K = sizes[s][2], trans_a = which & 1,
+                trans_b = which >> 1 & 1;
             int epilogue = which >> 2;
             float *A = random_floats((size_t)M * K, 1, 1), *B = random_floats((size_t)K * N, 1, 2);
             float *C = random_floats((size_t)M * N, 1, 3), *expected = random_floats((size_t)M * N, 1, 3);
             float *bias = random_floats(N, 1, 4), *other = random_floats((size_t)M * N, 1, 5);
-            float *activated = allocate_floats((size_t)M * N), *expected_activated = allocate_floats((size_t)M * N);
-            Epilogue e[] = {{0}, {.accumulate = 1}, {.bias = bias, .residual = other}, {.bias = bias, .times = other, .gelu = activated}};
+            float *activated = allocate_floats((size_t)M * N),
+                  *expected_activated = allocate_floats((size_t)M * N);
+            Epilogue e[] = {{0},
+                            {.accumulate = 1},
+                            {.bias = bias, .residual = other},
+                            {.bias = bias, .times = other, .gelu = activated}};
             for (int i = 0; i < M; i++)
                 for (int j = 0; j < N; j++) {
                     size_t at = (size_t)i * N + j;
@@ -67,13 +74,16 @@ static void test_matmul(void) {
                     if (epilogue == 2) sum += bias[j] + other[at];
                     if (epilogue == 3) sum = (sum + bias[j]) * other[at];
                     expected[at] = (float)sum;
-                    expected_activated[at] = (float)(0.5 * sum * (1 + tanh(0.7978845608 * (sum + 0.044715 * sum * sum * sum))));
+                    expected_activated[at] = (float)(0.5 * sum *
+                                                     (1 + tanh(0.7978845608 *
+                                                               (sum + 0.044715 * sum * sum * sum))));
                 }
             matmul(C, A, B, M, N, K, trans_a, trans_b, e[epilogue]);
             double error = relative_error(C, expected, (size_t)M * N);
-            if (epilogue == 3) error = fmax(error, relative_error(activated, expected_activated, (size_t)M * N));
-            check(error < 1e-5, "matmul %d x %d x %d, transposed %d %d, epilogue %d: error %g", M, N, K, trans_a, trans_b,
-                  epilogue, error);
+            if (epilogue == 3)
+                error = fmax(error, relative_error(activated, expected_activated, (size_t)M * N));
+            check(error < 1e-5, "matmul %d x %d x %d, transposed %d %d, epilogue %d: error %g", M, N, K,
+                  trans_a, trans_b, epilogue, error);
             float *all[] = {A, B, C, expected, bias, other, activated, expected_activated};
             for (int i = 0; i < 8; i++) free(all[i]);
         }
@@ -89,7 +99,9 @@ typedef struct {
     float *mean, *rstd, *lse, *partial, *scratch;
 } Case;
 
-static void embed_forward(Case *c, float *out) { encoder_forward(out, c->tokens, c->in[0], c->in[1], c->B, c->T, c->C); }
+static void embed_forward(Case *c, float *out) {
+    encoder_forward(out, c->tokens, c->in[0], c->in[1], c->B, c->T, c->C);
+}
 static void embed_backward(Case *c, const float *out) {
     (void)out;
     encoder_backward(c->din[0], c->din[1], c->weights, c->tokens, c->B, c->T, c->C);
@@ -99,20 +111,24 @@ static void norm_forward(Case *c, float *out) {
 }
 static void norm_backward(Case *c, const float *out) {
     layernorm_again(c->scratch, c->in[0], c->in[1], c->in[2], c->mean, c->rstd, c->B * c->T, c->C);
-    check(relative_error(c->scratch, out, c->out_size) < 1e-6, "layernorm_again differs from layernorm_forward");
-    layernorm_backward(c->din[0], c->din[1], c->din[2], c->partial, c->weights, c->in[0], c->in[1], c->mean, c->rstd,
-                       c->B * c->T, c->C);
+    check(relative_error(c->scratch, out, c->out_size) < 1e-6,
+          "layernorm_again differs from layernorm_forward");
+    layernorm_backward(c->din[0], c->din[1], c->din[2], c->partial, c->weights, c->in[0], c->in[1], c->mean,
+                       c->rstd, c->B * c->T, c->C);
 }
 static void line_forward(Case *c, float *out) {
-    linear_forward(out, c->in[0], c->in[1], c->B * c->T, c->C, c->N, (Epilogue){.bias = c->in[2], .residual = c->in[3]});
+    linear_forward(out, c->in[0], c->in[1], c->B * c->T, c->C, c->N,
+                   (Epilogue){.bias = c->in[2], .residual = c->in[3]});
 }
 static void line_backward(Case *c, const float *out) {
     (void)out;
-    linear_backward(c->din[0], c->din[1], c->din[2], c->weights, c->in[0], c->in[1], c->B * c->T, c->C, c->N, plain, plain);
+    linear_backward(c->din[0], c->din[1], c->din[2], c->weights, c->in[0], c->in[1], c->B * c->T, c->C, c->N,
+                    plain, plain);
     memcpy(c->din[3], c->weights, c->size[3] * sizeof(float));
 }
 static void mlp_forward(Case *c, float *out) { // gelu through the epilogue
-    linear_forward(c->scratch, c->in[0], c->in[1], c->B * c->T, c->C, c->N, (Epilogue){.bias = c->in[2], .gelu = out});
+    linear_forward(c->scratch, c->in[0], c->in[1], c->B * c->T, c->C, c->N,
+                   (Epilogue){.bias = c->in[2], .gelu = out});
 }
 static void mlp_backward(Case *c, const float *out) {
     float *again = allocate_floats(c->out_size), *d = allocate_floats(c->out_size);
@@ -120,10 +136,13 @@ static void mlp_backward(Case *c, const float *out) {
     gelu_again(again, c->scratch, c->out_size);
     check(relative_error(again, out, c->out_size) < 1e-6, "gelu_again differs from the epilogue's gelu");
     for (size_t i = 0; i < c->out_size; i++) d[i] = c->weights[i] * c->scratch[i];
-    linear_backward(c->din[0], c->din[1], c->din[2], d, c->in[0], c->in[1], c->B * c->T, c->C, c->N, plain, plain);
+    linear_backward(c->din[0], c->din[1], c->din[2], d, c->in[0], c->in[1], c->B * c->T, c->C, c->N, plain,
+                    plain);
     free(again), free(d);
 }
-static void att_forward(Case *c, float *out) { attention_forward(out, c->lse, c->in[0], c->B, c->T, c->C, c->NH); }
+static void att_forward(Case *c, float *out) {
+    attention_forward(out, c->lse, c->in[0], c->B, c->T, c->C, c->NH);
+}
 static void att_backward(Case *c, const float *out) {
     attention_backward(c->din[0], c->weights, c->in[0], out, c->lse, c->B, c->T, c->C, c->NH);
 }
@@ -135,15 +154,18 @@ static double weighted(Case *c, void (*forward)(Case *, float *), float *out) {
     return sum;
 }
 
-static void test_layer(const char *name, Case c, void (*forward)(Case *, float *), void (*backward)(Case *, const float *)) {
+static void test_layer(const char *name, Case c, void (*forward)(Case *, float *),
+                       void (*backward)(Case *, const float *)) {
     size_t rows = (size_t)c.B * c.T;
     float *out = allocate_floats(c.out_size), *moved = allocate_floats(c.out_size);
     c.tokens = allocate(rows, sizeof *c.tokens);
     for (size_t i = 0; i < rows; i++) c.tokens[i] = (uint16_t)(random_u64(9, i) % 7);
     c.weights = random_floats(c.out_size, 1, 20);
-    c.mean = allocate_floats(rows), c.rstd = allocate_floats(rows), c.lse = allocate_floats(rows * MAX(c.NH, 1));
+    c.mean = allocate_floats(rows), c.rstd = allocate_floats(rows),
+    c.lse = allocate_floats(rows * MAX(c.NH, 1));
     c.partial = allocate_floats((rows + GROUP) * 2 * c.C), c.scratch = allocate_floats(c.out_size);
-    for (int i = 0; i < 4 && c.size[i]; i++) c.in[i] = random_floats(c.size[i], 1, 30 + i), c.din[i] = allocate_floats(c.size[i]);
+    for (int i = 0; i < 4 && c.size[i]; i++)
+        c.in[i] = random_floats(c.size[i], 1, 30 + i), c.din[i] = allocate_floats(c.size[i]);
     forward(&c, out);
     backward(&c, out);
     for (int i = 0; i < 4 && c.size[i]; i++) {
@@ -181,12 +203,14 @@ static void test_attention(int B, int T, int C, int NH) {
                 for (int j = 0; j <= i; j++) {
                     double dot = 0;
                     for (int c = 0; c < HS; c++)
-                        dot += (double)qkv[((size_t)b * T + i) * 3 * C + h * HS + c] * qkv[((size_t)b * T + j) * 3 * C + C + h * HS + c];
+                        dot += (double)qkv[((size_t)b * T + i) * 3 * C + h * HS + c] *
+                               qkv[((size_t)b * T + j) * 3 * C + C + h * HS + c];
                     sum += p[j] = exp(dot / sqrt(HS));
                 }
                 for (int c = 0; c < HS; c++) {
                     double o = 0;
-                    for (int j = 0; j <= i; j++) o += p[j] / sum * qkv[((size_t)b * T + j) * 3 * C + 2 * C + h * HS + c];
+                    for (int j = 0; j <= i; j++)
+                        o += p[j] / sum * qkv[((size_t)b * T + j) * 3 * C + 2 * C + h * HS + c];
                     expected[((size_t)b * T + i) * C + h * HS + c] = (float)o;
                 }
             }
@@ -201,7 +225,8 @@ static void random_tokens(uint16_t *x, size_t n, int V) {
     for (size_t i = 0; i < n; i++) x[i] = (uint16_t)(random_u64(77, i) % V);
 }
 
-// The gradient along random directions against finite differences, plain and with soft labels, and accumulated.
+// The gradient along random directions against finite differences, plain and with soft labels, and
+// accumulated.
 static void test_model(void) {
     GPT2Config g = {24, 31, 2, 3, 24};
     GPT2 m, teacher;
@@ -227,10 +252,12 @@ static void test_model(void) {
             double dot = 0, length = 0, loss[2] = {0};
             random_normal(direction, n, 1, 90 + tensor);
             for (size_t i = 0; i < n; i++) dot += (double)m.grads_memory[offset + i] * direction[i];
-            for (size_t i = 0; i < n; i++) length += (double)m.grads_memory[offset + i] * m.grads_memory[offset + i];
+            for (size_t i = 0; i < n; i++)
+                length += (double)m.grads_memory[offset + i] * m.grads_memory[offset + i];
             for (int side = 0; side < 2; side++) {
                 float h = (side ? -2e-3f : 2e-3f);
-                for (size_t i = 0; i < n; i++) m.params_memory[offset + i] = start[offset + i] + h * direction[i];
+                for (size_t i = 0; i < n; i++)
+                    m.params_memory[offset + i] = start[offset + i] + h * direction[i];
                 gpt2_forward(&m, x, B, T);
                 gpt2_loss(&m, y);
                 gpt2_logits(&m, m.logits, 0, B * T);
@@ -245,8 +272,9 @@ static void test_model(void) {
             }
             memcpy(m.params_memory + offset, start + offset, n * sizeof(float));
             double measured = (loss[0] - loss[1]) / (B * T) / 4e-3;
-            check(fabs(measured - dot) < 0.01 * fabs(dot) + 0.005 * sqrt(length), "model, %s%s: gradient along a direction %g, measured %g",
-                  tensor_shape(g, tensor).name, with_soft ? ", soft labels" : "", dot, measured);
+            check(fabs(measured - dot) < 0.01 * fabs(dot) + 0.005 * sqrt(length),
+                  "model, %s%s: gradient along a direction %g, measured %g", tensor_shape(g, tensor).name,
+                  with_soft ? ", soft labels" : "", dot, measured);
         }
     // two micro-batches added up are one batch
     float *once = direction;
@@ -254,11 +282,13 @@ static void test_model(void) {
     memcpy(once, m.grads_memory, m.num_parameters * sizeof(float));
     gpt2_forward(&m, x, 1, T), gpt2_backward(&m, y, 1.0f / (B * T), 0, NULL);
     gpt2_forward(&m, x + T, 2, T), gpt2_backward(&m, y + T, 1.0f / (B * T), 1, NULL);
-    check(relative_error(m.grads_memory, once, m.num_parameters) < 1e-5, "accumulated gradients differ from one batch's");
+    check(relative_error(m.grads_memory, once, m.num_parameters) < 1e-5,
+          "accumulated gradients differ from one batch's");
     // inference-only activations give the same loss
     double loss = (gpt2_forward(&m, x, B, T), gpt2_loss(&m, y));
     memcpy(teacher.params_memory, m.params_memory, m.num_parameters * sizeof(float));
-    check(loss == (gpt2_forward(&teacher, x, B, T), gpt2_loss(&teacher, y)), "forward without kept activations differs");
+    check(loss == (gpt2_forward(&teacher, x, B, T), gpt2_loss(&teacher, y)),
+          "forward without kept activations differs");
     free(direction), free(start), free(teacher_logits);
     gpt2_free(&m), gpt2_free(&teacher);
 }
@@ -303,7 +333,8 @@ static void test_golden(const char *dir) {
     snprintf(path, sizeof path, "%s/model.bin", dir), snprintf(hf_path, sizeof hf_path, "%s/hf", dir);
     gpt2_load(&m, path);
     gpt2_load(&hf, hf_path);
-    check(m.num_parameters == hf.num_parameters && !memcmp(m.params_memory, hf.params_memory, m.num_parameters * 4),
+    check(m.num_parameters == hf.num_parameters &&
+              !memcmp(m.params_memory, hf.params_memory, m.num_parameters * 4),
           "%s: hf/ and model.bin differ", dir);
     GPT2Config g = m.config;
     int32_t header[256], V = g.vocab_size, padded;
@@ -330,7 +361,8 @@ static void test_golden(const char *dir) {
     gpt2_allocate_activations(&m, B, MAX(T, g.max_seq_len), 1);
     gpt2_forward(&m, x, B, T);
     gpt2_logits(&m, ours, 0, rows);
-    double error = relative_error(ours, logits, (size_t)rows * V), our_loss = gpt2_backward(&m, x + rows, 1.0f / rows, 0, NULL);
+    double error = relative_error(ours, logits, (size_t)rows * V),
+           our_loss = gpt2_backward(&m, x + rows, 1.0f / rows, 0, NULL);
     check(error < 1e-4, "%s: logits are off by %g of the largest", dir, error);
     check(fabs(our_loss - loss) < 1e-4, "%s: loss %.6f, expected %.6f", dir, our_loss, loss);
     float *theirs = grads;
@@ -369,13 +401,22 @@ static void test_golden(const char *dir) {
 int main(int argc, char **argv) {
     test_functions();
     test_matmul();
-    test_layer("encoder", (Case){.B = 3, .T = 5, .C = 19, .size = {7 * 19, 5 * 19}, .out_size = 3 * 5 * 19}, embed_forward, embed_backward);
-    test_layer("layernorm", (Case){.B = 5, .T = 31, .C = 37, .size = {155 * 37, 37, 37}, .out_size = 155 * 37}, norm_forward, norm_backward);
-    test_layer("linear", (Case){.B = 2, .T = 9, .C = 21, .N = 35, .size = {18 * 21, 35 * 21, 35, 18 * 35}, .out_size = 18 * 35},
-               line_forward, line_backward);
-    test_layer("linear and gelu", (Case){.B = 2, .T = 9, .C = 21, .N = 35, .size = {18 * 21, 35 * 21, 35}, .out_size = 18 * 35},
+    test_layer("encoder", (Case){.B = 3, .T = 5, .C = 19, .size = {7 * 19, 5 * 19}, .out_size = 3 * 5 * 19},
+               embed_forward, embed_backward);
+    test_layer("layernorm",
+               (Case){.B = 5, .T = 31, .C = 37, .size = {155 * 37, 37, 37}, .out_size = 155 * 37},
+               norm_forward, norm_backward);
+    test_layer(
+        "linear",
+        (Case){
+            .B = 2, .T = 9, .C = 21, .N = 35, .size = {18 * 21, 35 * 21, 35, 18 * 35}, .out_size = 18 * 35},
+        line_forward, line_backward);
+    test_layer("linear and gelu",
+               (Case){.B = 2, .T = 9, .C = 21, .N = 35, .size = {18 * 21, 35 * 21, 35}, .out_size = 18 * 35},
                mlp_forward, mlp_backward);
-    test_layer("attention", (Case){.B = 2, .T = 70, .C = 24, .NH = 3, .size = {140 * 72}, .out_size = 140 * 24}, att_forward, att_backward);
+    test_layer("attention",
+               (Case){.B = 2, .T = 70, .C = 24, .NH = 3, .size = {140 * 72}, .out_size = 140 * 24},
+               att_forward, att_backward);
     test_attention(2, 150, 24, 3);
     test_attention(1, 5, 300, 1); // a head wider than a block of K
     test_attention(1, 64, 64, 2);

@@ -1,8 +1,8 @@
 // What the machine can do, and what share of it the program reaches.
 //   bench machine         FMA peak in GFLOP/s and read bandwidth in GB/s, the best of some tries
 //   bench step NAME       tokens/s, GFLOP/s and peak memory of training steps: 124M, medium or small
-//   bench matmul [I]      GFLOP/s of every product of these models (built with BLAS=1: the library's), or of product I
-//   bench optim NAME      seconds and bytes of an optimizer's step with 124M parameters
+//   bench matmul [I]      GFLOP/s of every product of these models (built with BLAS=1: the library's), or of
+//   product I bench optim NAME      seconds and bytes of an optimizer's step with 124M parameters
 #define TRAIN_GPT2_NO_MAIN
 #include "../../train_gpt2.c"
 
@@ -65,7 +65,8 @@ static double peak_megabytes(void) {
 #endif
 }
 
-// Whole training steps as the trainer does them: forward, backward, clipping, AdamW. Prints the median step's figures.
+// Whole training steps as the trainer does them: forward, backward, clipping, AdamW. Prints the median step's
+// figures.
 static void bench_step(const char *name, double seconds) {
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         if (strcmp(models[i].name, name)) continue;
@@ -105,29 +106,44 @@ static void bench_step(const char *name, double seconds) {
     die_usage("no model is called '%s'", name);
 }
 
-static const struct { const char *what; int M, N, K, trans_a, trans_b; } products[] = {
-#define LAYER(name, rows, C) \
-    {name " qkv forward", rows, 3 * C, C, 0, 1}, {name " qkv dx", rows, C, 3 * C, 0, 0}, {name " qkv dw", 3 * C, C, rows, 1, 0}, \
-    {name " proj forward", rows, C, C, 0, 1}, {name " proj dx", rows, C, C, 0, 0}, {name " proj dw", C, C, rows, 1, 0}, \
-    {name " fc forward", rows, 4 * C, C, 0, 1}, {name " fc dx", rows, C, 4 * C, 0, 0}, {name " fc dw", 4 * C, C, rows, 1, 0}, \
-    {name " fcproj forward", rows, C, 4 * C, 0, 1}, {name " fcproj dx", rows, 4 * C, C, 0, 0}, {name " fcproj dw", C, 4 * C, rows, 1, 0}
-    LAYER("124M", 256, 768), LAYER("medium", 4096, 384), LAYER("small", 768, 128),
-    {"124M logits forward", 256, 50257, 768, 0, 1}, {"124M logits dx", 256, 768, 50257, 0, 0}, {"124M logits dw", 50257, 768, 256, 1, 0},
-    {"medium logits forward", 4096, 65, 384, 0, 1}, {"medium logits dx", 4096, 384, 65, 0, 0}, {"medium logits dw", 65, 384, 4096, 1, 0},
-    {"small logits forward", 768, 65, 128, 0, 1}, {"small logits dx", 768, 128, 65, 0, 0}, {"small logits dw", 65, 128, 768, 1, 0},
+static const struct { const char *what; int M, N, K, trans_a, trans_b;
+} products[] = {
+#define LAYER(name, rows, C)                                                                                 \
+    {name " qkv forward", rows, 3 * C, C, 0, 1}, {name " qkv dx", rows, C, 3 * C, 0, 0},                     \
+        {name " qkv dw", 3 * C, C, rows, 1, 0}, {name " proj forward", rows, C, C, 0, 1},                    \
+        {name " proj dx", rows, C, C, 0, 0}, {name " proj dw", C, C, rows, 1, 0},                            \
+        {name " fc forward", rows, 4 * C, C, 0, 1}, {name " fc dx", rows, C, 4 * C, 0, 0},                   \
+        {name " fc dw", 4 * C, C, rows, 1, 0}, {name " fcproj forward", rows, C, 4 * C, 0, 1},               \
+        {name " fcproj dx", rows, 4 * C, C, 0, 0}, {                                                         \
+        name " fcproj dw", C, 4 * C, rows, 1, 0                                                              \
+    }
+    LAYER("124M", 256, 768),
+    LAYER("medium", 4096, 384),
+    LAYER("small", 768, 128),
+    {"124M logits forward", 256, 50257, 768, 0, 1},
+    {"124M logits dx", 256, 768, 50257, 0, 0},
+    {"124M logits dw", 50257, 768, 256, 1, 0},
+    {"medium logits forward", 4096, 65, 384, 0, 1},
+    {"medium logits dx", 4096, 384, 65, 0, 0},
+    {"medium logits dw", 65, 384, 4096, 1, 0},
+    {"small logits forward", 768, 65, 128, 0, 1},
+    {"small logits dx", 768, 128, 65, 0, 0},
+    {"small logits dw", 65, 128, 768, 1, 0},
 };
 
 static void bench_matmul(int only) {
     for (int i = 0; i < (int)(sizeof products / sizeof *products); i++) {
         if (only >= 0 && i != only) continue;
         int M = products[i].M, N = products[i].N, K = products[i].K;
-        float *A = allocate_floats((size_t)M * K), *B = allocate_floats((size_t)K * N), *C = allocate_floats((size_t)M * N);
+        float *A = allocate_floats((size_t)M * K), *B = allocate_floats((size_t)K * N),
+              *C = allocate_floats((size_t)M * N);
         random_normal(A, (size_t)M * K, 1, 1), random_normal(B, (size_t)K * N, 1, 2);
         double times[9];
         int repeats = MAX(1, (int)(4e9 / (2.0 * M * N * K)));
         for (int r = 0; r < 9; r++) {
             double start = now();
-            for (int q = 0; q < repeats; q++) matmul(C, A, B, M, N, K, products[i].trans_a, products[i].trans_b, plain);
+            for (int q = 0; q < repeats; q++)
+                matmul(C, A, B, M, N, K, products[i].trans_a, products[i].trans_b, plain);
             times[r] = (now() - start) / repeats;
             for (int b = r; b > 0 && times[b] < times[b - 1]; b--) {
                 double swap = times[b];
@@ -140,7 +156,8 @@ static void bench_matmul(int only) {
     }
 }
 
-// Bytes that one step of an optimizer has to move: each buffer's once for each time that it is read or written.
+// Bytes that one step of an optimizer has to move: each buffer's once for each time that it is read or
+// written.
 static void bench_optim(const char *name) {
     static const struct { const char *name; int reads_and_writes; } traffic[] = {
         {"adamw", 7}, {"gpa", 9}, {"schedule-free", 7}, {"prodigy", 12},
