@@ -26,11 +26,14 @@ FLAGS += -DUSE_BLAS
 LIBS += -lopenblas
 endif
 TRAINER = train_gpt2.c optim.h dev/unicode_tables.h
-TESTS = test/test_gpt2 test/test_optim test/test_tokenizer test/test_files
+TESTS = test/test_gpt2 test/test_optim test/test_tokenizer test/test_files test/test_decode
 
-all: train_gpt2 dev/data/tales.txt
+all: train_gpt2 decode_ppd dev/data/tales.txt
 
 train_gpt2: $(TRAINER)
+	$(CC) $(FLAGS) $< -o $@ $(LIBS)
+
+decode_ppd: decode_ppd.c $(TRAINER)
 	$(CC) $(FLAGS) $< -o $@ $(LIBS)
 
 dev/data/tales: dev/data/tales.c
@@ -84,6 +87,8 @@ test/test_gpt2_cuda: build/cuda_on_cpu.o test/test_gpt2_cuda.c train_gpt2.cu tes
 test/test_train_gpt2_cuda: build/cuda_on_cpu.o build/gpu_program.o
 	$(CXX) $(OPTIMIZE) $^ -o $@ $(LIBS)
 
+test/test_decode: decode_ppd.c
+
 test/test_%: test/test_%.c test/check.h $(TRAINER)
 	$(CC) $(FLAGS) $< -o $@ $(LIBS)
 
@@ -108,7 +113,7 @@ bench: dev/bench/bench
 	bash dev/bench/bench.sh
 
 clean:
-	rm -rf build train_gpt2 dev/data/tales dev/data/tales.txt dev/convex dev/bench/bench dev/bench/bench_blas train_gpt2cu $(TESTS) \
-		test/test_gpt2_cuda test/test_gpt2_cuda_gpu test/test_train_gpt2_cuda
+	rm -rf build train_gpt2 train_gpt2cu decode_ppd dev/data/tales dev/data/tales.txt dev/convex dev/bench/bench \
+		dev/bench/bench_blas $(TESTS) test/test_gpt2_cuda test/test_gpt2_cuda_gpu test/test_train_gpt2_cuda
 
 .PHONY: all demo plot test test-full bench clean

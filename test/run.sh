@@ -91,7 +91,7 @@ if command -v g++ >/dev/null; then
         head -n 10 build/output
     fi
 else skip "CUDA on a CPU" "g++ is not installed"; fi
-if command -v nvcc >/dev/null; then run "CUDA compiled by nvcc" env CUDA_ARCH="$([ "$full" ] && echo "75 80 86 89 90 100 120" || echo 80)" bash test/test_nvcc.sh
+if command -v nvcc >/dev/null; then run "CUDA compiled by nvcc" bash test/test_nvcc.sh $([ "$full" ] && echo sm_75 sm_80 sm_86 sm_89 sm_90 sm_100 sm_120)
 else skip "CUDA compiled by nvcc" "nvcc is not installed"; fi
 
 # ---- optimizers
@@ -116,10 +116,20 @@ variant "files, ASan and UBSan" "$CC $sanitize" test/test_files.c -- --mutations
 if python3 -c 'import transformers, torch' 2>/dev/null; then run "transformers, there and back" python3 test/test_transformers.py
 else skip "transformers, there and back" "python3 cannot import transformers and torch"; fi
 
+# ---- decoding
+run "decoding" test/test_decode "${more_models[@]}"
+variant "decoding, vectors of 8" "$CC $FLAGS -DVEC=8" test/test_decode.c -- --mutations 10
+variant "decoding, no -march" "$CC $plain -O2" test/test_decode.c -- --mutations 10
+variant "decoding, ASan and UBSan" "$CC $sanitize" test/test_decode.c -- --mutations "$([ "$full" ] && echo 3000 || echo 100)"
+if command -v $other >/dev/null; then
+    variant "decoding, $other" "$other $plain -O3 -march=native -fno-math-errno -fno-trapping-math" test/test_decode.c -- --mutations 10
+fi
+
 # ---- programs as a user runs them
 run "the corpus and its oracle" bash test/test_tales.sh
 run "downloads" bash test/test_download.sh
 KILLS=$([ "$full" ] && echo 50 || echo 5) run "training" bash test/test_train.sh
+run "decode_ppd" bash test/test_decode.sh
 if $CC $sanitize train_gpt2.c -o build/train_gpt2_sanitized -lm 2>/dev/null; then
     TRAIN=build/train_gpt2_sanitized KILLS=2 run "training, ASan and UBSan" bash test/test_train.sh
 fi

@@ -1,0 +1,534 @@
+// decode_ppd.c: rounding, trees, sampling, training of prompts, the tree search, prompts files.
+//   ./test/test_decode [--mutations N] [GOLDEN_DIR...]      a folder with model.bin and greedy.txt
+#define DECODE_NO_MAIN
+#include "../decode_ppd.c"
+#include "check.h"
+#include <sys/wait.h>
+
+// A random model of larger weights than at initialisation, so that its texts do not repeat one token.
+static GPT2 random_model(GPT2Config g, float scale, uint64_t seed) {
+    GPT2 m;
+    gpt2_allocate(&m, g);
+    gpt2_initialize(&m, seed);
+    for (size_t i = 0; i < m.num_parameters; i++) m.params_memory[i] *= scale;
+    return m;
+}
+
+static float *random_floats(size_t n, float std, uint64_t stream) {
+    float *x = allocate_floats(n);
+    random_normal(x, n, std, stream);
+    return x;
+}
+
+static void random_tokens(uint16_t *x, int n, int V, uint64_t stream) {
+    for (int i = 0; i < n; i++) x[i] = (uint16_t)(random_u64(stream, i) % V);
+}
+
+// ---- products: against plain loops, and each row alone against the same row among others
+
+static void test_products(void) {
+    int sizes[][2] = {{1, 1}, {37, 50}, {96, 64}, {130, 257}, {64, 768}};
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
+        for (int kind = 0; kind < 3; kind++) {
+            int N = sizes[s][0], K = sizes[s][1], rows = 23, ld = round_up(MAX(N, K), 64), changed = 0;
+            float *w = random_floats((size_t)N * K, 1, 1), *x = allocate_floats((size_t)(rows + 4) * ld),
+                  *bias = random_floats(N, 1, 3);
+            float *out = allocate_floats((size_t)(rows + 4) * ld), *alone = allocate_floats(ld),
+                  *raw = allocate_floats((size_t)(rows + 4) * ld);
+            char *bytes = allocate((size_t)(rows + 4) * ld, 1);
+            Operand operand = {.scale = allocate_floats(rows)};
+            Matrix m = matrix_pack(w, N, K, kind);
+            for (int r = 0; r < rows; r++) random_normal(x + (size_t)r * ld, K, 1, 10 + r);
+            operand_set(&operand, x, ld, rows, K, kind, bytes);
+            linear_rows(out, ld, raw, ld, &operand, &m, bias, rows, 0, 0);
+            double error = 0;
+            for (int r = 0; r < rows; r++) {
+                for (int n = 0; n < N; n++) {
+                    double sum = bias[n];
+                    for (int k = 0; k < K; k++) sum += (double)x[(size_t)r * ld + k] * w[(size_t)n * K + k];
+                    error = fmax(error, fabs(sum - out[(size_t)r * ld + n]) / sqrt(K));
+                }
+                operand_set(&operand, x + (size_t)r * ld, ld, 1, K, kind, bytes);
+                linear_rows(alone, ld, raw, ld, &operand, &m, bias, 1, 0, 0);
+                changed += memcmp(alone, out + (size_t)r * ld, N * sizeof(float)) != 0;
+            }
+            float row[K];
+            double stored = 0;
+            matrix_row(&m, N - 1, row);
+            for (int k = 0; k < K; k++) stored = fmax(stored, fabs(row[k] - w[(size_t)(N - 1) * K + k]));
+            double allowed[] = {2e-6, 0.02, 0.06}, kept[] = {0, 0.02, 0.03};
+            check(error < allowed[kind], "%s product %d x %d is off by %g", kind_names[kind], N, K, error);
+            check(stored <= kept[kind], "%s keeps a weight with error %g", kind_names[kind], stored);
+            check(!changed, "%s %d x %d: %d rows are rounded otherwise when alone", kind_names[kind], N, K,
+                  changed);
+            matrix_free(&m);
+            free(w), free(x), free(bias), free(out), free(alone), free(raw), free(bytes), free(operand.scale);
+        }
+}
+
+// ---- a tree of rows: each row's logits against the model's on its path alone
+
+static void test_tree_attention(int HS) {
+    GPT2Config g = {40, 53, 2, 3, 3 * HS};
+    GPT2 m = random_model(g, 4, 1);
+    gpt2_allocate_activations(&m, 1, 40, 0);
+    uint16_t tokens[40], path[40];
+    random_tokens(tokens, 40, g.vocab_size, 2);
+    for (int kind = 0; kind < 3; kind++) {
+        Decoder d, plain_decoder;
+        decoder_init(&d, &m, kind);
+        decoder_init(&plain_decoder, &m, kind);
+        decoder_prefill(&d, tokens, 9);
+        Batch b = {0};
+        for (int r = 0; r < 14; r++)
+            batch_output(&b, batch_add(&b, tokens[9 + r], r ? (int)(random_u64(3, r) % r) : -1), 1, -1);
+        decoder_pass(&d, &b);
+        double error = 0, largest = 0;
+        int changed = 0;
+        for (int r = 0; r < b.rows; r++) {
+            int n = 9 + b.depth[r] + 1;
+            memcpy(path, tokens, 9 * sizeof *path);
+            for (int v = r; v >= 0; v = b.parent[v]) path[9 + b.depth[v]] = (uint16_t)b.token[v];
+            const float *logits = d.logits + (size_t)r * d.logits_stride;
+            if (kind == WEIGHTS_F32) {
+                gpt2_forward(&m, path, 1, n);
+                gpt2_logits(&m, m.logits, n - 1, 1);
+                for (int v = 0; v < g.vocab_size; v++) {
+                    error = fmax(error, fabs(logits[v] - m.logits[v]));
+                    largest = fmax(largest, fabs(m.logits[v]));
+                }
+            }
+            plain_decoder.past = 0; // token by token: the very same bits
+            for (int i = 0; i < n; i++) {
+                Batch one = {0};
+                batch_output(&one, batch_add(&one, path[i], -1), 1, -1);
+                decoder_pass(&plain_decoder, &one);
+                plain_decoder.past++;
+            }
+            changed += memcmp(logits, plain_decoder.logits, g.vocab_size * sizeof(float)) != 0;
+        }
+        if (kind == WEIGHTS_F32)
+            check(error < 2e-5 * largest, "logits of a tree are off by %g of %g", error, largest);
+        check(!changed, "%s, heads of %d: %d rows of a tree differ from plain decoding", kind_names[kind], HS,
+              changed);
+        decoder_free(&d), decoder_free(&plain_decoder);
+    }
+    gpt2_free(&m);
+}
+
+// ---- golden: the greedy continuation by PyTorch
+
+static void test_golden(const char *dir) {
+    char path[4096], line[4096], *rest;
+    uint16_t prompt[512];
+    int n = 0, made = 0, wrong = 0;
+    snprintf(path, sizeof path, "%s/greedy.txt", dir);
+    FILE *f = fopen(path, "r");
+    if (!f) {
+        skipped++;
+        return;
+    }
+    GPT2 m;
+    snprintf(path, sizeof path, "%s/model.bin", dir);
+    gpt2_load(&m, path);
+    Engine e = {0};
+    engine_start(&e, &m, WEIGHTS_F32);
+    while (fgets(line, sizeof line, f)) {
+        int is_prompt = !strncmp(line, "prompt", 6);
+        if (!is_prompt) generator_text(&e.generator, prompt, n);
+        for (char *p = strchr(line, ' '), *end; p; p = end) {
+            long id = strtol(p, &end, 10);
+            if (end == p) break;
+            if (is_prompt) prompt[n++] = (uint16_t)id;
+            else generator_step(&e.generator, 1), wrong += e.generator.text[n + made++] != id;
+            rest = end;
+        }
+        (void)rest;
+    }
+    fclose(f);
+    check(made > 1 && !wrong, "%s: %d of %d tokens of the greedy continuation differ", dir, wrong, made);
+    decoder_free(&e.decoder);
+    gpt2_free(&m);
+}
+
+// ---- PPD, n-grams, drafts: the same text as plain decoding, past the end of the context too
+
+static TreeModel some_accuracies(int n, int copies, double first, double next) {
+    TreeModel t = {.n = n, .copies = copies};
+    for (int d = 0; d < n; d++)
+        for (int r = 0; r < RANKS; r++) t.accuracy[d][r] = first * pow(0.8, d) * pow(next, r) * (1 - next);
+    return t;
+}
+
+static void test_identity(void) {
+    GPT2Config g = {48, 61, 2, 2, 32}, small = {32, 61, 1, 2, 16};
+    GPT2 m = random_model(g, 3, 4), s = random_model(small, 3, 5);
+    long passes = 0, tokens = 0;
+    for (int kind = 0; kind < 3; kind++)
+        for (int copies = 1; copies <= 3; copies += 2) {
+            Engine reference = {0}, e = {0}, draft = {0};
+            engine_start(&reference, &m, kind), engine_start(&e, &m, kind), engine_start(&draft, &s, kind);
+            Prompts p = {.header = {"", 0, 3, copies, 32, 0, 0}}, q = {.header = {"", 0, 2, 1, 16, 0, 0}};
+            p.params = random_floats(guesser_size(0, 3, copies, 32), 0.1f, 7),
+            q.params = random_floats(32, 0.1f, 8);
+            e.prompts = p, draft.prompts = q;
+            engine_guess(&e), engine_guess(&draft);
+            TreeModel model = some_accuracies(3, copies, 0.9, 0.6), own = some_accuracies(2, 1, 0.9, 0.6);
+            search_trees(&model, 24, e.generator.templates), search_trees(&own, 6, draft.generator.templates);
+            for (int text = 0; text < 12; text++) {
+                uint16_t begin[80];
+                int n = 1 + text * 7, wrong = 0, length = 120;
+                random_tokens(begin, 80, 61, 100 + text);
+                Sampling sampling = {
+                    .temperature = text % 3 ? 0 : 0.7, .top_k = text % 2 ? 7 : 0, .top_p = 1, .seed = text};
+                e.generator.sampling = reference.generator.sampling = sampling;
+                e.generator.drawn = reference.generator.drawn = 0;
+                e.generator.ngram = text % 4 == 1;
+                e.generator.draft = text % 4 >= 2 ? &draft.generator : NULL;
+                draft.generator.kind = text % 4 == 3 ? GUESS_PROMPTS : GUESS_NOTHING;
+                generator_text(&e.generator, begin, MIN(n, 80)),
+                    generator_text(&reference.generator, begin, MIN(n, 80));
+                while (reference.generator.length < n + length) generator_step(&reference.generator, 1);
+                while (e.generator.length < n + length)
+                    generator_step(&e.generator, n + length - e.generator.length);
+                for (int i = 0; i < n + length; i++)
+                    wrong += e.generator.text[i] != reference.generator.text[i];
+                check(!wrong, "%s, %d copies, text %d: %d tokens differ from plain decoding",
+                      kind_names[kind], copies, text, wrong);
+            }
+            passes += e.generator.passes, tokens += (long)e.generator.drawn;
+            decoder_free(&reference.decoder), decoder_free(&e.decoder), decoder_free(&draft.decoder);
+            free(p.params), free(q.params);
+        }
+    printf("PPD on random models: %ld passes, the last texts had %ld tokens\n", passes, tokens);
+    gpt2_free(&m), gpt2_free(&s);
+}
+
+// ---- sampling through a tree keeps the distribution: pairs of tokens, chi-square
+
+static void test_chi_square(void) {
+    enum { V = 9, DRAWS = 120000 };
+    GPT2Config g = {16, V, 1, 2, 8};
+    GPT2 m = random_model(g, 12, 6);
+    gpt2_allocate_activations(&m, 1, 16, 0);
+    Engine e = {0};
+    engine_start(&e, &m, WEIGHTS_F32);
+    e.prompts = (Prompts){.header = {"", 0, 2, 1, 8, 0, 0}, .params = random_floats(16, 0.5f, 3)};
+    engine_guess(&e);
+    TreeModel model = some_accuracies(2, 1, 0.9, 0.7);
+    search_trees(&model, 12, e.generator.templates);
+    e.generator.sampling = (Sampling){.temperature = 2, .top_p = 1, .seed = 99};
+    uint16_t text[8] = {1, 5, 2};
+    static int seen[V][V];
+    double expected[V][V], chi = 0;
+    float logits[V];
+    int cells = 0, two = 0;
+    for (int a = 0; a < V; a++) {
+        double p[2][V];
+        text[3] = (uint16_t)a;
+        for (int i = 0; i < 2; i++) {
+            gpt2_forward(&m, text, 1, 3 + i);
+            gpt2_logits(&m, logits, 2 + i, 1);
+            float lse = log_sum_exp(logits, V, 2);
+            for (int v = 0; v < V; v++) p[i][v] = exp(logits[v] / 2 - lse);
+        }
+        for (int b = 0; b < V; b++) expected[a][b] = p[0][a] * p[1][b] * DRAWS;
+    }
+    generator_text(&e.generator, text, 3);
+    for (int i = 0; i < DRAWS;
+         i++) { // the tree of guesses for what follows 1 5 2 stays that of the last pass
+        e.generator.length = 3, e.generator.decoder->past = MIN(2, e.generator.decoder->past);
+        e.generator.state = i ? 2 : 0;
+        int made = generator_step(&e.generator, 2);
+        two += made == 2;
+        if (made == 1) generator_step(&e.generator, 1);
+        seen[e.generator.text[3]][e.generator.text[4]]++;
+    }
+    for (int a = 0; a < V; a++)
+        for (int b = 0; b < V; b++) {
+            if (expected[a][b] < 5) continue;
+            double d = seen[a][b] - expected[a][b];
+            chi += d * d / expected[a][b];
+            cells++;
+        }
+    double limit = cells + 4 * sqrt(2.0 * cells) + 10; // four standard deviations and more
+    check(chi < limit, "chi-square %.1f over %d pairs, at most %.1f expected", chi, cells, limit);
+    check(two > DRAWS / 20, "only %d of %d passes made two tokens: the test says nothing", two, DRAWS);
+    printf("chi-square %.1f over %d cells, %d draws, %d of them in one pass\n", chi, cells, DRAWS, two);
+    decoder_free(&e.decoder);
+    gpt2_free(&m);
+}
+
+static void test_sampling(void) {
+    float logits[200];
+    int wrong = 0, counts[200] = {0}, ids[200];
+    random_normal(logits, 200, 2, 1);
+    top_tokens(logits, 200, 200, ids);
+    for (int i = 1; i < 200; i++) wrong += logits[ids[i - 1]] < logits[ids[i]];
+    check(!wrong && ids[0] == argmax(logits, 200), "top_tokens is not in order");
+    Sampling k = {.temperature = 1, .top_k = 5, .top_p = 1}, p = {.temperature = 1, .top_p = 0.6};
+    float lse = log_sum_exp(logits, 200, 1);
+    double sum = 0;
+    int nucleus = 0;
+    while (sum < 0.6) sum += exp(logits[ids[nucleus++]] - lse);
+    for (int i = 0; i < 20000; i++) {
+        counts[choose(&k, logits, 200, i)]++;
+        int id = choose(&p, logits, 200, i), in = 0;
+        for (int j = 0; j < nucleus; j++) in |= ids[j] == id;
+        wrong += !in;
+    }
+    check(!wrong, "top-p draws outside of the nucleus");
+    double kept = 0, error = 0;
+    for (int i = 0; i < 5; i++) kept += exp(logits[ids[i]] - lse);
+    for (int i = 0; i < 5; i++)
+        error = fmax(error, fabs(counts[ids[i]] / 20000.0 - exp(logits[ids[i]] - lse) / kept));
+    check(error < 0.015, "top-k draws with other shares, by %g", error);
+}
+
+static void test_writer(void) {
+    Tokenizer t = {0};
+    char *text;
+    size_t size;
+    bytes_init(&t);
+    FILE *f = open_memstream(&text, &size);
+    Writer w = {.tokenizer = &t, .file = f};
+    const char *bytes = "a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80\xFF\xC3";
+    size_t whole[] = {1, 1, 3, 3, 3, 6, 6, 6, 6, 10, 11, 11};
+    int wrong = 0;
+    for (int i = 0; bytes[i]; i++) writer_put(&w, (unsigned char)bytes[i]), wrong += size != whole[i];
+    writer_end(&w);
+    check(!wrong && size == strlen(bytes) && !memcmp(text, bytes, size),
+          "bytes do not come as whole characters");
+    fclose(f);
+    free(text);
+    tokenizer_free(&t);
+}
+
+// ---- gradients
+
+static void test_gradients(void) {
+    enum { T = 14, B = 2 };
+    GPT2Config g = {20, 23, 2, 2, 12};
+    uint16_t x[B * T], y[B * T];
+    random_tokens(x, B * T, 23, 1), random_tokens(y, B * T, 23, 2);
+    for (int mode = 0; mode < 4; mode++) { // prompts; copies; heads; jointly
+        GPT2 m = random_model(g, 5, 1);
+        PromptTrainer t = {.m = &m,
+                           .n = 3,
+                           .copies = mode == 1 ? 2 : 1,
+                           .cuts = 3,
+                           .B = B,
+                           .T = T,
+                           .heads = mode == 2,
+                           .joint = mode == 3};
+        size_t n = guesser_size(t.heads, 3, t.copies, 12), text = (size_t)B * T * 12,
+               model = t.joint ? m.num_parameters : 0;
+        t.weight = 1, t.params = random_floats(n, 0.3f, 3), t.grads = allocate_floats(n);
+        trainer_allocate(&t);
+        draw_cuts(&t, 1, 0);
+        prompt_step(&t, x, y);
+        float *own = memcpy(malloc(n * 4), t.grads, n * 4),
+              *teacher = memcpy(malloc(text * 4), m.lnf, text * 4), *joint = NULL;
+        if (model) { // what the prompts add to the gradient of the text's loss
+            joint = memcpy(malloc(model * 4), m.grads_memory, model * 4);
+            t.weight = 0;
+            prompt_step(&t, x, y);
+            for (size_t i = 0; i < model; i++) joint[i] -= m.grads_memory[i];
+            float *alone = memcpy(malloc(model * 4), m.grads_memory, model * 4);
+            prompt_forward(&t, x);
+            GPT2 same = random_model(g, 5, 1);
+            gpt2_allocate_activations(&same, B, T, 1);
+            gpt2_forward(&same, x, B, T);
+            gpt2_backward(&same, y, 1.0f / (B * T), 0, NULL);
+            double off = 0;
+            for (size_t i = 0; i < model; i++) off = fmax(off, fabs(alone[i] - same.grads_memory[i]));
+            check(off < 1e-5, "without weight, joint training has another gradient than the trainer, by %g",
+                  off);
+            gpt2_free(&same);
+            t.weight = 1;
+        }
+        double worst = 0, largest = 0;
+        for (size_t i = 0; i < n + model; i += i < n ? 3 : 17) {
+            float *at = i < n ? &t.params[i] : &m.params_memory[i - n], saved = *at;
+            if (i >= n && i - n < 23 * 12) continue; // wte makes the teacher's logits, too
+            double kl[2];
+            for (int side = 0; side < 2; side++) {
+                *at = saved + (side ? -3e-3f : 3e-3f);
+                prompt_forward(&t, x);
+                if (!t.heads) memcpy(m.lnf, teacher, text * 4); // the teacher stands still
+                if (model) memset(m.grads_memory, 0, model * 4);
+                prompt_loss(&t);
+                kl[side] = t.kl;
+            }
+            *at = saved;
+            worst = fmax(worst, fabs((kl[0] - kl[1]) / 6e-3 - (i < n ? own[i] : joint[i - n])));
+            largest = fmax(largest, fabs(i < n ? own[i] : joint[i - n]));
+        }
+        check(worst < 0.01 * largest, "gradient, mode %d: off by %g of %g", mode, worst, largest);
+        free(own), free(teacher), free(joint);
+        gpt2_free(&m);
+    }
+}
+
+// ---- the tree search against all trees there are
+
+#define BRUTE_RANKS 2
+static Template all_trees[4096];
+static int num_trees;
+
+// Every set of children and chains: nodes are added in order, each under a node that is not before the last
+// parent.
+static void enumerate(Template t, const TreeModel *m, int k, int s, int parent, int rank) {
+    Template chains = t;
+    int options = 1;
+    for (int v = 0; v < t.nodes; v++) options *= m->n + 1;
+    for (int code = 0; code < options; code++) {
+        chains.rows = t.nodes;
+        for (int v = 0, c = code; v < t.nodes; v++, c /= m->n + 1)
+            chains.chain[v] = c % (m->n + 1), chains.rows += c % (m->n + 1) * m->copies;
+        if (chains.rows <= s) all_trees[num_trees++] = chains;
+    }
+    if (t.nodes == s) return;
+    for (int p = parent; p < t.nodes; p++)
+        for (int r = p == parent ? rank : 0; r < BRUTE_RANKS && t.depth[p] < k; r++) {
+            Template more = t;
+            more.parent[t.nodes] = p, more.rank[t.nodes] = r, more.depth[t.nodes] = t.depth[p] + 1;
+            more.nodes++;
+            enumerate(more, m, k, s, p, r + 1);
+        }
+}
+
+static void test_tree_search(void) {
+    for (int trial = 0; trial < 6; trial++) {
+        int s = 3 + trial % 3, first[4], best_of[3] = {0};
+        TreeModel m = {.n = 2, .copies = 1};
+        for (int d = 0; d < 2; d++) {
+            m.accuracy[d][0] = 0.2 + 0.5 * random_uniform(trial, d);
+            m.accuracy[d][1] = (1 - m.accuracy[d][0]) * random_uniform(trial, 4 + d);
+        }
+        num_trees = 0;
+        for (int k = 0; k <= 2; k++) {
+            first[k] = num_trees;
+            enumerate((Template){.nodes = 1, .parent = {-1}}, &m, k, s, 0, 0);
+        }
+        first[3] = num_trees;
+        double best = 0; // over all triples, by a walk that is exact: only the triples' transitions matter
+        Template trees[MAX_PROMPTS + 1], found[MAX_PROMPTS + 1];
+        for (int round = 0; round < 4;
+             round++) // each state in turn, the others as they are: policy improvement
+            for (int k = 0; k <= 2; k++)
+                for (int i = first[k]; i < first[k + 1]; i++) {
+                    int chosen[3];
+                    for (int j = 0; j <= 2; j++) chosen[j] = j == k ? i : MAX(first[j], best_of[j]);
+                    for (int j = 0; j <= 2; j++) trees[j] = all_trees[chosen[j]];
+                    double tau = long_run(trees, &m, NULL, NULL);
+                    if (tau > best) best = tau, memcpy(best_of, chosen, sizeof chosen);
+                }
+        for (uint64_t i = 0; i < 20000; i++) { // and random triples
+            for (int j = 0; j <= 2; j++)
+                trees[j] = all_trees[first[j] + random_u64(trial, 3 * i + j) % (first[j + 1] - first[j])];
+            best = fmax(best, long_run(trees, &m, NULL, NULL));
+        }
+        search_trees(&m, s, found);
+        double tau = long_run(found, &m, NULL, NULL);
+        int fits = 1;
+        for (int k = 0; k <= 2; k++) fits &= found[k].rows <= s;
+        check(fits && tau > best - 1e-4, "%d rows, %d trees: found %.5f tokens a pass, brute force %.5f", s,
+              num_trees, tau, best);
+    }
+    TreeModel m = some_accuracies(3, 1, 0.9, 0.55);
+    double latency[MAX_ROWS], speedup, start = now();
+    Template trees[MAX_PROMPTS + 1];
+    for (int r = 0; r < MAX_ROWS; r++) latency[r] = 1 + 0.03 * r;
+    double tau = best_trees(&m, latency, MAX_ROWS - 16, trees, &speedup), took = now() - start;
+    check(tau > 1 && speedup > 1 && took < 1, "the search over all sizes took %.2f s", took);
+    printf("tree search %.2f s: %.2f tokens a pass\n", took, tau);
+}
+
+// ---- prompts files
+
+static Prompts some_prompts(GPT2Config g) {
+    Prompts p = {.header = {PROMPTS_MAGIC, 0, 3, 2, g.channels, 77, 5}};
+    p.params = random_floats(guesser_size(0, 3, 2, g.channels), 1, 1);
+    return p;
+}
+
+// Runs f in a child; returns its exit code (128 + signal if killed) and puts what it wrote on stderr into
+// text.
+static int in_child(void (*f)(const char *), const char *argument, char *text, size_t size) {
+    int ends[2], status;
+    fflush(stdout);
+    if (pipe(ends)) return -1;
+    pid_t child = fork();
+    if (child == 0) {
+        dup2(ends[1], 2), close(ends[0]);
+        f(argument);
+        _exit(0);
+    }
+    close(ends[1]);
+    size_t n = 0;
+    for (ssize_t got; n < size - 1 && (got = read(ends[0], text + n, size - 1 - n)) > 0;) n += (size_t)got;
+    text[n] = 0;
+    close(ends[0]);
+    waitpid(child, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+static const GPT2Config file_config = {32, 11, 1, 2, 8};
+static void load_it(const char *path) {
+    Prompts p = {0};
+    prompts_load(&p, path, file_config, 77);
+}
+
+static void test_prompts_files(int mutations) {
+    const char *path = "test/golden_prompts.tmp";
+    char text[512];
+    Prompts p = some_prompts(file_config), q = {0};
+    prompts_save(&p, path);
+    prompts_load(&q, path, file_config, 77);
+    check(!memcmp(p.params, q.params, guesser_size(0, 3, 2, 8) * 4) &&
+              !memcmp(&p.tables, &q.tables, sizeof p.tables),
+          "read otherwise");
+    size_t size;
+    char *file = read_file(path, &size);
+    int bad = 0;
+    for (int i = 0; i < mutations; i++) {
+        char *copy = memcpy(malloc(size + 8), file, size);
+        size_t n = size, at = random_u64(1, i) % (i % 2 ? size : 48);
+        if (i % 5 == 4) n = random_u64(2, i) % size;
+        else if (i % 5 == 3) n = size + 1 + random_u64(2, i) % 7;
+        else copy[at] ^= (char)(1 << random_u64(3, i) % 8);
+        FILE *f = fopen(path, "wb");
+        fwrite(copy, 1, n, f);
+        fclose(f);
+        free(copy);
+        int code = in_child(load_it, path, text, sizeof text);
+        const char *line = strchr(text, '\n');
+        if (code != 1 || strncmp(text, "error: ", 7) || !line || line[1]) {
+            bad++;
+            printf("mutation %d: exit code %d, %s\n", i, code, text);
+        }
+    }
+    check(!bad, "%d of %d mutated prompts files are not refused in one line", bad, mutations);
+    unlink(path);
+    free(file);
+}
+
+int main(int argc, char **argv) {
+    int mutations = 300, goldens = 0;
+    if (!getenv("GOMP_SPINCOUNT") && !setenv("GOMP_SPINCOUNT", "10000", 1)) execv("/proc/self/exe", argv);
+    test_products();
+    test_tree_attention(8), test_tree_attention(20), test_tree_attention(70);
+    test_sampling();
+    test_writer();
+    test_tree_search();
+    test_gradients();
+    test_identity();
+    test_chi_square();
+    for (int i = 1; i < argc; i++)
+        if (!strcmp(argv[i], "--mutations") && i + 1 < argc) mutations = atoi(argv[++i]);
+        else test_golden(argv[i]), goldens++;
+    if (!goldens) test_golden("test/golden/gpt2_tiny");
+    test_prompts_files(mutations);
+    return finish();
+}

@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# decode_ppd as a user runs it: text from plain decoding and from PPD, training of prompts, resuming, refused input.
+# $DECODE and $TRAIN name the programs.
+set -u
+. "$(dirname "$0")/lib.sh"
+decode=${DECODE:-./decode_ppd} train=${TRAIN:-./train_gpt2}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
+
+# A text of 12 kB without any file: numbers and words.
+awk 'BEGIN { for (i = 0; i < 900; i++) printf "%d green bottles, %s\n", i * 7919 % 1000, i % 3 ? "hanging" : "on the wall" }' >"$work/text.txt"
+small=(--data "$work/text.txt" --layers 2 --heads 2 --channels 32 --context 48 --batch 4 --lr 1e-2 --eval-every 0)
+ok "a model" "$train" "${small[@]}" --steps 120 --out "$work/model"
+ok "a draft" "$train" "${small[@]}" --layers 1 --steps 40 --out "$work/draft"
+ok "another model" "$train" "${small[@]}" --channels 16 --steps 2 --out "$work/other"
+ok "one more of the same shape" "$train" "${small[@]}" --steps 2 --seed 2 --out "$work/twin"
+run=("$decode" run --model "$work/model")
+
+# ---- plain decoding
+text() { "${run[@]}" "$@" 2>"$work/speed"; }
+text --prompt "12 green" --tokens 40 >"$work/plain"
+ok "40 characters after the prompt" [ "$(wc -c <"$work/plain")" = 49 ]
+ok "the last line tells the speed" grep -qE '^40 tokens in [0-9]+\.[0-9]{2} s, [0-9]+\.[0-9] tokens/s$' <(tail -n 1 "$work/speed")
+ok "the same again" diff <(text --prompt "12 green" --tokens 40) "$work/plain"
+ok "two lines, two texts" [ "$(printf '12 green\n\nhang\n' | text --tokens 5 | wc -l)" -ge 2 ]
+ok "another seed, another text" bash -c '! diff -q "$1" "$2"' _ <(text --prompt 1 --temperature 1 --seed 1) <(text --prompt 1 --temperature 1 --seed 2)
+ok "past the end of the context" [ "$(text --prompt 12 --tokens 200 | wc -c)" = 203 ]
+ok "a prompt longer than the context" text --prompt "$(head -c 300 "$work/text.txt")" --tokens 3
+ok "top-k 1 is greedy" diff <(text --prompt "12 green" --tokens 40 --temperature 1 --top-k 1) "$work/plain"
+ok "a tiny top-p is greedy" diff <(text --prompt "12 green" --tokens 40 --temperature 1 --top-p 0.000001) "$work/plain"
+
+# ---- prompt tokens
+tokens=(--data "$work/text.txt" --own-tokens 1000 --steps 40 --batch 2 --cuts 8 --save-every 10)
+ok "train" "$decode" train --model "$work/model" "${tokens[@]}" --out "$work/p"
+ok "accuracies are printed" grep -q '^distance 3 ' "$work/last"
+ok "no checkpoint stays" [ ! -e "$work/p.state" ]
+ok "copies" "$decode" train --model "$work/model" "${tokens[@]}" --prompts 2 --copies 3 --out "$work/copies"
+ok "heads" "$decode" train --model "$work/model" "${tokens[@]}" --heads --out "$work/heads"
+ok "the draft's" "$decode" train --model "$work/draft" "${tokens[@]}" --out "$work/draft.p"
+ok "another optimizer" "$decode" train --model "$work/model" "${tokens[@]}" --optimizer prodigy --lr 1 --out "$work/prodigy"
+ok "joint" "$decode" train --model "$work/model" "${tokens[@]}" --joint --lr 1e-3 --out "$work/joint.p" --out-model "$work/joint"
+ok "the joint model's text" "$decode" run --model "$work/joint" --ppd "$work/joint.p" --prompt 12 --tokens 20
+for kind in f32 bf16 int8; do
+    for sampling in "--temperature 0" "--temperature 0.8 --seed 4"; do
+        text --prompt "7 green" --tokens 150 $sampling --weights $kind >"$work/expected"
+        for with in "--ppd $work/p" "--ppd $work/copies" "--ppd $work/heads" "--ppd $work/heads --ngram" "--ngram" "--ppd $work/p --ngram" "--draft $work/draft" \
+            "--draft $work/draft --draft-ppd $work/draft.p" "--ppd $work/p --draft $work/draft --draft-ppd $work/draft.p"; do
+            ok "$kind $sampling ${with//$work\//}: the same text" diff <(text --prompt "7 green" --tokens 150 $sampling --weights $kind $with) "$work/expected"
+        done
+    done
+done
+ok "typical acceptance" "${run[@]}" --ppd "$work/p" --prompt 12 --temperature 1 --typical
+ok "bench" "$decode" bench --model "$work/model" --ppd "$work/p" --heads-file "$work/heads" --draft "$work/draft" \
+    --draft-ppd "$work/draft.p" --data "$work/text.txt" --texts 3 --tokens 40
+ok "all methods write the same" grep -qx 'identical yes' "$work/last"
+
+# ---- resuming: the trained numbers are those of an unbroken run (latencies behind them are not)
+"$decode" train --model "$work/model" "${tokens[@]}" --steps 500 --out "$work/broken" >/dev/null 2>&1 &
+pid=$!
+for i in $(seq 100); do [ -e "$work/broken.state" ] && break || sleep 0.05; done
+kill -INT $pid
+wait $pid
+ok "it goes on" "$decode" train --model "$work/model" "${tokens[@]}" --steps 500 --out "$work/broken" --resume
+ok "from a checkpoint" grep -q '^resumed at step' "$work/last"
+ok "unbroken" "$decode" train --model "$work/model" "${tokens[@]}" --steps 500 --out "$work/whole"
+ok "the same numbers" cmp -n $((40 + 3 * 32 * 4)) "$work/broken" "$work/whole"
+
+# ---- refused
+refuses 1 empty "${run[@]}"
+refuses 1 "not in the tokenizer" "${run[@]}" --prompt "Ω"
+refuses 1 "cannot open" "$decode" run --model "$work/none" --prompt 1
+refuses 1 "cannot open" "${run[@]}" --ppd "$work/none" --prompt 1
+refuses 1 "not a file of prompt tokens" "${run[@]}" --ppd "$work/text.txt" --prompt 1
+refuses 1 "32 channels" "$decode" run --model "$work/other" --ppd "$work/p" --prompt 1
+refuses 1 "another model" "$decode" run --model "$work/twin" --ppd "$work/p" --prompt 1
+head -c 300 "$work/p" >"$work/short"
+refuses 1 "damaged" "${run[@]}" --ppd "$work/short" --prompt 1
+refuses 2 "weights" "${run[@]}" --prompt 1 --weights f64
+refuses 2 "no option of run" "${run[@]}" --prompt 1 --steps 4
+refuses 2 "needs a value" "${run[@]}" --prompt
+refuses 2 "needs --draft" "${run[@]}" --prompt 1 --draft-ppd "$work/draft.p"
+refuses 2 "train, run" "$decode" paint
+refuses 2 "command" "$decode"
+refuses 2 "needs --model" "$decode" run --prompt 1
+refuses 2 "needs --out" "$decode" train --model "$work/model" --data "$work/text.txt"
+refuses 2 "no optimizer" "$decode" train --model "$work/model" "${tokens[@]}" --optimizer magic --out "$work/x"
+refuses 2 "no option of train" "$decode" train --model "$work/model" "${tokens[@]}" --colour 3 --out "$work/x"
+refuses 1 "seq-len" "$decode" train --model "$work/model" "${tokens[@]}" --seq-len 4 --out "$work/x"
+refuses 1 "cannot" "$decode" train --model "$work/model" "${tokens[@]}" --out "$work/no/such/place"
+refuses 1 "no such\|cannot open\|No such" "$decode" train --model "$work/model" "${tokens[@]}" --out "$work/x" --resume
+ok "no temporary file stays" [ -z "$(find "$work" -name '*.tmp')" ]
+ok "--help" "$decode" --help
+finish
