@@ -2765,6 +2765,8 @@ static void prepare(Run *run) {
         if (folder < 0) die("cannot open the folder %s: %s", o->out, strerror(errno));
         if (flock(folder, LOCK_EX | LOCK_NB))
             die("another run is writing to %s; choose another --out", o->out);
+        const char *written[] = {"model.bin.tmp", "state.bin.tmp", "log.csv.tmp"}; // by a run that was killed
+        for (int i = 0; i < 3; i++) unlink(path_in(o->out, written[i]).s);
     }
     if (*o->model) gpt2_load(m, o->model);
     if (*o->teacher) gpt2_load(&run->teacher, o->teacher);
