@@ -54,6 +54,7 @@ variant() {
 
 plain="-std=gnu11 -Wall -Wextra -Wno-unknown-pragmas" # built without OpenMP, unless it is asked for
 sanitize="$plain -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined"
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000} # as train_gpt2 sets it for itself: waiting threads leave the cores to others
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 merges=${GPT2_MERGES:+--merges $GPT2_MERGES}
 more_models=() more_trajectories=()
