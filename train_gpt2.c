@@ -80,8 +80,8 @@ __attribute__((format(printf, 1, 2), noreturn)) static void die(const char *form
 
 static size_t allocated_bytes; // by allocate(), for the plan that is printed at the start
 
-// count zeroed elements of size bytes, aligned to a cache line; the kernel is asked for huge pages, without
-// which a pass over 124M parameters spends a tenth of its time on page-table walks.
+// count zeroed elements of size bytes, aligned to a cache line; large ones ask the kernel for huge pages, which
+// spare passes over hundreds of megabytes most of their page-table walks.
 static void *allocate(size_t count, size_t size) {
     size_t alignment = 64, bytes;
     if (__builtin_mul_overflow(count, size, &bytes) || bytes > SIZE_MAX / 2)
@@ -1225,7 +1225,7 @@ static void load_llmc(GPT2 *m, const char *path) {
 }
 
 // Writes version 3.
-static UNUSED void gpt2_save(const GPT2Config g, const float *params, const char *path) {
+static void gpt2_save(const GPT2Config g, const float *params, const char *path) {
     int Vp = (g.vocab_size + 127) / 128 * 128;
     int32_t header[256] = {MODEL_MAGIC, 3, g.max_seq_len, g.vocab_size, g.num_layers, g.num_heads,
                            g.channels, Vp};
@@ -1530,7 +1530,7 @@ static void load_hf(GPT2 *m, const char *folder) {
 }
 
 // Reads a model: llm.c's .bin, a run's folder (with its model.bin), or a Hugging Face folder.
-static UNUSED void gpt2_load(GPT2 *m, const char *path) {
+static void gpt2_load(GPT2 *m, const char *path) {
     if (!is_folder(path)) load_llmc(m, path);
     else if (file_exists(path_in(path, "model.bin").s)) load_llmc(m, path_in(path, "model.bin").s);
     else if (file_exists(path_in(path, "config.json").s)) load_hf(m, path);
@@ -1824,7 +1824,7 @@ static uint16_t *gpt2_encode(const Tokenizer *t, const char *text, size_t n, siz
 // ---- all kinds
 
 // chars take their vocabulary from the training text, gpt2 from its merges.
-static UNUSED void tokenizer_init(Tokenizer *t, const char *kind, const char *training_text, size_t n,
+static void tokenizer_init(Tokenizer *t, const char *kind, const char *training_text, size_t n,
                                   const char *merges_path) {
     if (!strcmp(kind, "bytes")) bytes_init(t);
     else if (!strcmp(kind, "chars")) chars_init(t, training_text, n, "the training text");
@@ -1834,14 +1834,14 @@ static UNUSED void tokenizer_init(Tokenizer *t, const char *kind, const char *tr
 }
 
 // The bytes of a token.
-static UNUSED const char *tokenizer_token(const Tokenizer *t, int id, size_t *length) {
+static const char *tokenizer_token(const Tokenizer *t, int id, size_t *length) {
     if (id < 0 || id >= t->vocab_size) die("token %d is not in the vocabulary of %d", id, t->vocab_size);
     *length = t->start[id + 1] - t->start[id];
     return t->text + t->start[id];
 }
 
 // The tokens of a text; the caller frees them.
-static UNUSED uint16_t *tokenizer_encode(const Tokenizer *t, const char *text, size_t n, size_t *count) {
+static uint16_t *tokenizer_encode(const Tokenizer *t, const char *text, size_t n, size_t *count) {
     *count = 0;
     if (t->kind == TOKENIZER_GPT2) return gpt2_encode(t, text, n, count);
     uint16_t *ids = resize(NULL, n * sizeof *ids);
@@ -1891,7 +1891,7 @@ static void save_merges(const Tokenizer *t, Path path) {
 
 // Writes tokenizer.bpe, the merges as in GPT-2's file; or tokenizer.txt: a line `bytes`, or a line `chars`
 // and then each character once, which is a text of this vocabulary. Removes what another kind has left there.
-static UNUSED void tokenizer_save(const Tokenizer *t, const char *folder) {
+static void tokenizer_save(const Tokenizer *t, const char *folder) {
     Path txt = path_in(folder, "tokenizer.txt"), bpe = path_in(folder, "tokenizer.bpe");
     if (t->kind == TOKENIZER_GPT2) {
         save_merges(t, bpe);
@@ -1955,7 +1955,7 @@ static void load_tokenizer_json(Tokenizer *t, const char *path) {
 }
 
 // The tokenizer that stands beside a model, which is a file or a folder. Returns 0 where there is none.
-static UNUSED int tokenizer_load(Tokenizer *t, const char *model_path) {
+static int tokenizer_load(Tokenizer *t, const char *model_path) {
     const char *names[] = {"tokenizer.txt", "tokenizer.bpe", "merges.txt", "vocab.bpe", "tokenizer.json"};
     Path folder = is_folder(model_path) ? path_in(model_path, "") : folder_of(model_path), path;
     int kind = 0;
@@ -2064,7 +2064,7 @@ static void export_tokenizer(const Tokenizer *t, int max_seq_len, const char *fo
 }
 
 // Writes what from_pretrained reads: the model, its configuration and its tokenizer (NULL: none).
-static UNUSED void gpt2_export_hf(GPT2Config g, const float *params, const Tokenizer *t, const char *dir) {
+static void gpt2_export_hf(GPT2Config g, const float *params, const Tokenizer *t, const char *dir) {
     char end[16] = "null";
     if (t && t->kind == TOKENIZER_GPT2) snprintf(end, sizeof end, "%d", t->vocab_size - 1);
     make_folder(dir);

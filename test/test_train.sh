@@ -157,13 +157,13 @@ refuses 1 "belongs to another run" "$train" "${long[@]}" --out "$work/whole" --r
 refuses 1 "belongs to another run" "$train" "${long[@]}" --out "$work/whole" --resume --beta1 0.5
 head -c 8000 "$work/text.txt" >"$work/other.txt"
 refuses 1 "belongs to another run" "$train" "${long[@]}" --data "$work/other.txt" --tokenizer chars --out "$work/whole" --resume
-python_shard() { # llm.c's token file of N tokens, from awk alone
+token_shard() { # llm.c's token file of N tokens, from awk alone
     awk -v n="$2" 'function le(x, bytes,  i) { for (i = 0; i < bytes; i++) { printf "%c", x % 256; x = int(x / 256) } }
         BEGIN { le(20240520, 4); le(1, 4); le(n, 4); for (i = 3; i < 256; i++) le(0, 4); for (i = 0; i < n; i++) le(i * i % 90, 2) }' >"$1"
 }
 export LC_ALL=C
-python_shard "$work/one.bin" 3000
-python_shard "$work/two.bin" 2000
+token_shard "$work/one.bin" 3000
+token_shard "$work/two.bin" 2000
 shards=(--data "$work/[ot]*.bin" --layers 1 --heads 2 --channels 16 --context 16 --batch 4)
 ok "token shards by a pattern" "$train" "${shards[@]}" --steps 3 --eval-tokens 64
 truncate -s -7 "$work/two.bin"
