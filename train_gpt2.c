@@ -27,6 +27,7 @@ pieces of fixed size which are added in order. */
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <fnmatch.h>
 #include <glob.h>
 #include <math.h>
 #include <signal.h>
@@ -772,6 +773,35 @@ static TensorShape tensor_shape(GPT2Config g, int i) {
 static size_t layer_size(TensorShape t) { return (size_t)t.rows * (t.cols ? t.cols : 1); }
 static size_t tensor_size(TensorShape t) { return layer_size(t) * (t.layers ? t.layers : 1); }
 
+// Whether a list "PATTERN,PATTERN.." means a layer of tensor i. Patterns are the shell's (*, ?, [0-5]), for
+// Hugging Face's name of the layer's tensor (h.0.attn.c_attn.weight) or llm.c's of all layers' (qkvw).
+static int tensor_matches(const char *patterns, GPT2Config g, int i, int layer) {
+    TensorShape t = tensor_shape(g, i);
+    char name[64], pattern[64];
+    snprintf(name, sizeof name, t.hf_name, layer);
+    for (const char *p = patterns, *end; *p; p = end + (*end == ',')) {
+        end = p + strcspn(p, ",");
+        snprintf(pattern, sizeof pattern, "%.*s", (int)MIN(end - p, 63), p);
+        if (!fnmatch(pattern, name, 0) || !fnmatch(pattern, t.name, 0)) return 1;
+    }
+    return 0;
+}
+
+// Dies if one of the patterns means no tensor.
+static void check_patterns(const char *patterns, GPT2Config g, const char *option) {
+    char pattern[64];
+    for (const char *p = patterns, *end; *p; p = end + (*end == ',')) {
+        int found = 0;
+        end = p + strcspn(p, ",");
+        snprintf(pattern, sizeof pattern, "%.*s", (int)MIN(end - p, 63), p);
+        for (int i = 0; i < NUM_TENSORS && !found; i++)
+            for (int l = 0; l < MAX(tensor_shape(g, i).layers, 1); l++)
+                found |= tensor_matches(pattern, g, i, l);
+        if (!found)
+            die("--%s %s: no tensor is called so; names are wte, fcw, h.0.mlp.c_fc.weight", option, pattern);
+    }
+}
+
 static size_t count_parameters(GPT2Config g) {
     size_t n = 0;
     for (int i = 0; i < NUM_TENSORS; i++) n += tensor_size(tensor_shape(g, i));
@@ -1096,6 +1126,24 @@ static inline uint64_t hash_bytes(uint64_t h, const void *p, size_t n) {
     return h;
 }
 
+// A text shortened and on one line, for messages that quote what a file says.
+static Path printable(const char *text, size_t n) {
+    Path p = {{0}};
+    for (size_t i = 0; i < MIN(n, 200); i++) p.s[i] = iscntrl((unsigned char)text[i]) ? '?' : text[i];
+    return p;
+}
+
+// Dies with the first line in which what a file says of its run is not what this run is.
+static void compare_identity(const char *ours, const char *theirs, const char *path) {
+    while (*ours || *theirs) {
+        int n = (int)strcspn(ours, "\n"), m = (int)strcspn(theirs, "\n");
+        if (n != m || memcmp(ours, theirs, n))
+            die("%s belongs to another run: '%s' there, '%s' here", path, printable(theirs, m).s,
+                printable(ours, n).s);
+        ours += n + (ours[n] != 0), theirs += m + (theirs[m] != 0);
+    }
+}
+
 // Opens a file for reading; the size of a pipe is 0.
 static FILE *open_file(const char *path, size_t *size) {
     struct stat s;
@@ -1378,13 +1426,6 @@ static int64_t json_int(const Json *j, size_t node, int64_t min, int64_t max, co
     if (!(x >= (double)min && x <= (double)max) || x != floor(x))
         die("%s: %s is not a whole number from %lld to %lld", j->path, what, (long long)min, (long long)max);
     return (int64_t)x;
-}
-
-// A text shortened and on one line, for messages that quote what a file says.
-static Path printable(const char *text, size_t n) {
-    Path p = {{0}};
-    for (size_t i = 0; i < MIN(n, 80); i++) p.s[i] = iscntrl((unsigned char)text[i]) ? '?' : text[i];
-    return p;
 }
 
 // ---- Hugging Face's folders
@@ -2289,6 +2330,143 @@ static double teacher_loss(GPT2 *teacher, const uint16_t *x, const uint16_t *y, 
     return gpt2_loss(teacher, y);
 }
 
+// A hash of a model's shape and weights, by which files name it.
+static uint64_t model_hash(const GPT2 *m) {
+    uint64_t shape = hash_bytes(0, &m->config, sizeof m->config);
+    return hash_bytes(shape, m->params_memory, m->num_parameters * sizeof(float));
+}
+
+/* --teacher-cache FILE: the teacher's loss on the batch of each step, so that its forward passes are needed
+once for all runs over the same batches. Which batch a step sees depends on the data and on the order (the
+DataLoader's); the file names both, and one that belongs to others is refused. It is a text, so that losses
+can come from elsewhere, from an API, too:
+
+       teacher losses 1
+       teacher 8c9bf3a0d5e1f274    a hash of the teacher, or any name; compared only where --teacher is given
+       data 52fdfc072182654f       a hash of the training tokens
+       order seed 1337, seq-len 64, batch 12, accumulate 1
+       # a remark
+       1 4.1743872165679932        step 1, and the mean loss on its targets in nats per token
+
+Lines of losses may stand in any order; of two for one step, the first counts. A line is added in one write as
+soon as its loss is known: a run that is killed loses none, and several runs may add to one file. */
+#define CACHE_TITLE "teacher losses 1\nteacher "
+typedef struct {
+    const char *path;
+    char teacher[100]; // who gave the losses
+    double *loss;      // (steps) NaN where not known; NULL without --teacher-cache
+    FILE *file;        // to add to; NULL where nothing is missing
+} TeacherCache;
+
+// Takes a line of n bytes up to its end. Losses of steps beyond this run's are for other runs.
+static void cache_line(TeacherCache *c, const char *line, size_t n, int steps) {
+    char *gap, *end;
+    if (line[0] == '#' || strspn(line, " \t\r") == n) return;
+    double step = strtod(line, &gap), loss = strtod(gap, &end);
+    int numbers = end > gap && step >= 1 && step == floor(step) && loss >= 0 && isfinite(loss);
+    if (!numbers || end + strspn(end, " \t\r") != line + n)
+        die("%s: '%s' is not a step and its loss in nats", c->path, printable(line, n).s);
+    if (step <= steps && isnan(c->loss[(size_t)step - 1])) c->loss[(size_t)step - 1] = loss;
+}
+
+// Writes the windows of every step's batch as remarks `# step "text"`: T targets after one token of context.
+static void cache_request(FILE *f, const Tokenizer *t, DataLoader loader, int windows, int vocab_size,
+                          int steps) {
+    const Tokenizer plain_text = {.kind = TOKENIZER_CHARS};
+    int T = loader.T;
+    uint16_t *x = allocate(T, sizeof *x), *y = allocate(T, sizeof *y);
+    for (long i = 0; i < (long)windows * steps; i++) {
+        loader_next(&loader, x, y, 1, vocab_size);
+        fprintf(f, "# %ld \"", i / windows + 1);
+        for (int k = 0; k <= T; k++) {
+            size_t length;
+            const char *token = tokenizer_token(t, k < T ? x[k] : y[T - 1], &length);
+            write_symbols(f, &plain_text, token, length, 1);
+        }
+        fputs("\"\n", f);
+    }
+    free(x), free(y);
+}
+
+// Opens the file, or begins it, for `steps` steps of `accumulate` batches of B windows. Losses that it lacks
+// will come from the teacher of the name `teacher`; where that is "", none may be missing.
+static void cache_open(TeacherCache *c, const char *path, const char *teacher, const DataLoader *l,
+                       const Tokenizer *t, int B, int accumulate, int vocab_size, int steps) {
+    char order[200], ours[400], *end;
+    size_t n;
+    int known = 0;
+    snprintf(order, sizeof order, "data %016llx\norder seed %llu, seq-len %d, batch %d, accumulate %d\n",
+             (unsigned long long)l->data->hash, (unsigned long long)l->seed, l->T, B, accumulate);
+    if (!file_exists(path)) {
+        if (!*teacher && !t->vocab_size) die("%s is not there; --teacher FILE|DIR makes it", path);
+        FILE *f = write_begin(path);
+        fprintf(f, CACHE_TITLE "%s\n%s", *teacher ? teacher : "?", order);
+        if (!*teacher) cache_request(f, t, *l, B * accumulate, vocab_size, steps);
+        write_commit(f, path);
+        if (!*teacher) die("%s was not there; it has each step's text now: add lines `step loss`", path);
+    }
+    char *text = read_file(path, &n);
+    if (strncmp(text, CACHE_TITLE, strlen(CACHE_TITLE)))
+        die("%s is not a list of a teacher's losses; name one, or a new file", path);
+    const char *name = text + strlen(CACHE_TITLE);
+    snprintf(c->teacher, sizeof c->teacher, "%.*s", (int)MIN(strcspn(name, "\n"), 99), name);
+    snprintf(ours, sizeof ours, CACHE_TITLE "%s\n%s", *teacher ? teacher : c->teacher, order);
+    if (strncmp(text, ours, strlen(ours))) {
+        end = text;
+        for (int line = 0; line < 4; line++) end += strcspn(end, "\n"), end += *end != 0;
+        *end = 0;
+        compare_identity(ours, text, path);
+        die("%s ends after its first lines: it is cut short", path);
+    }
+    c->path = path;
+    c->loss = allocate(steps + 1, sizeof(double));
+    for (int i = 0; i < steps; i++) c->loss[i] = NAN;
+    for (char *p = text + strlen(ours); p < text + n; p = end + 1) {
+        end = memchr(p, '\n', (size_t)(text + n - p));
+        if (!end) die("%s ends within a line: it is cut short; remove the line, or end it", path);
+        cache_line(c, p, (size_t)(end - p), steps);
+    }
+    free(text);
+    while (known < steps && !isnan(c->loss[known])) known++;
+    if (known == steps) return;
+    if (!*teacher) die("%s lacks the loss of step %d; --teacher FILE|DIR adds it", path, known + 1);
+    c->file = fopen(path, "a");
+    if (!c->file) die("cannot add to %s: %s", path, strerror(errno));
+}
+
+static void cache_add(TeacherCache *c, long step, double loss) {
+    fseeko(c->file, 0, SEEK_END);
+    off_t size = ftello(c->file);
+    c->loss[step] = loss;
+    if (fprintf(c->file, "%ld %.17g\n", step + 1, loss) > 0 && !fflush(c->file)) return;
+    int error = errno;
+    if (ftruncate(fileno(c->file), size)) error = errno; // no half line stays
+    die("cannot add to %s: %s; make room", c->path, strerror(error));
+}
+
+/* A student that begins as every second layer of its teacher, as DistilGPT-2 did (Sanh et al. 2019), or as
+other layers evenly spaced: its layer l of N is the teacher's round(l (L-1)/(N-1)) of L, so the first and the
+last are there. Embeddings and the last layer norm are the teacher's; the context may be shorter. */
+static int layer_of_teacher(int l, int N, int L) {
+    return N > 1 ? (2 * l * (L - 1) + N - 1) / (2 * (N - 1)) : 0;
+}
+
+static void start_from_layers(GPT2 *m, const GPT2 *teacher, int layers, int context) {
+    GPT2Config g = teacher->config;
+    int L = g.num_layers;
+    g.num_layers = layers, g.max_seq_len = context;
+    gpt2_allocate(m, g);
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        TensorShape t = tensor_shape(g, i);
+        size_t n = layer_size(t);
+        for (int l = 0; l < MAX(t.layers, 1); l++) {
+            const float *from = ((float **)&teacher->params)[i];
+            if (t.layers) from += layer_of_teacher(l, layers, L) * n;
+            memcpy(((float **)&m->params)[i] + l * n, from, n * sizeof(float));
+        }
+    }
+}
+
 /* A cheaper proxy for the objective (Woodworth, Mishchenko and Bach 2023, arXiv 2302.03542): with g_t the
 gradient of a batch of the objective f at x_t, and h the proxy,
 
@@ -2312,14 +2490,16 @@ typedef struct {
     const char *optimizer, *base, *schedule;
     int warmup;
     double final_lr, clip;
-    const char *teacher, *distill;
+    const char *student_from, *freeze;
+    const char *teacher, *distill, *teacher_cache;
     double temperature, soft_weight;
     const char *proxy;
     int proxy_steps;
     double proxy_eta;
     int eval_every, eval_tokens, sample_every, save_every, resume;
     const char *out, *export_hf;
-    int num_hyper; // the optimizer's own options, as given
+    uint64_t given; // bit i: the command line has option_rows[i]
+    int num_hyper;  // the optimizer's own options, as given
     const char *hyper_name[64];
     double hyper_value[64];
 } Options;
@@ -2344,6 +2524,10 @@ static const OptionRow option_rows[] = {
      0},
     {"model", 's', FIELD(model), "", "FILE|DIR", "start from this model: .bin, Hugging Face folder, run", 0,
      0, 1},
+    {"student-from", 's', FIELD(student_from), "", "FILE|DIR",
+     "start from every second layer of this model, or --layers of them", 0, 0, 1},
+    {"freeze", 's', FIELD(freeze), "", "PATTERN,..", "tensors that stay as they are: 'wte,wpe,h.0.*'", 0, 0,
+     1},
     {"layers", 'i', FIELD(layers), "4", "L", "layers of a new model", 1, 1000, 1},
     {"heads", 'i', FIELD(heads), "4", "NH", "attention heads", 1, 1000, 1},
     {"channels", 'i', FIELD(channels), "128", "C", "width", 1, 65536, 1},
@@ -2363,7 +2547,9 @@ static const OptionRow option_rows[] = {
     {"final-lr", 'd', FIELD(final_lr), "0", "FRACTION", "of the rate at the end of the schedule", 0, 1, 1},
     {"clip", 'd', FIELD(clip), "-1", "X", "largest gradient norm; 0: none (-1: 1, none with Polyak steps)",
      -1, 1e30, 1},
-    {"teacher", 's', FIELD(teacher), "", "FILE|DIR", "distil from this model", 0, 0, 1},
+    {"teacher", 's', FIELD(teacher), "", "FILE|DIR", "distil from this model", 0, 0, 0},
+    {"teacher-cache", 's', FIELD(teacher_cache), "", "FILE",
+     "its losses: read, and added to where some are missing", 0, 0, 0},
     {"distill", 's', FIELD(distill), "loss", "loss|soft",
      "read only its loss (sps, iam), or its probabilities", 0, 0, 1},
     {"temperature", 'd', FIELD(temperature), "2", "X", "of soft labels", 1e-3, 1e3, 1},
@@ -2448,6 +2634,7 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
         }
         int row = 0;
         while (row < NUM_OPTIONS && strcmp(option_rows[row].name, name)) row++;
+        if (row < NUM_OPTIONS) o.given |= 1ull << row;
         if (row < NUM_OPTIONS && option_rows[row].type == 'f') {
             set_option(&o, &option_rows[row], "1");
             continue;
@@ -2477,13 +2664,26 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
         die_usage("no schedule is called '%s'; see --help", o.schedule);
     if (strcmp(o.distill, "loss") && strcmp(o.distill, "soft"))
         die_usage("--distill takes loss or soft, not '%s'", o.distill);
+    if (*o.model && *o.student_from)
+        die_usage("--model and --student-from both say where the student starts; give one");
+    if (*o.teacher_cache && !strcmp(o.distill, "soft"))
+        die_usage("--distill soft needs the teacher's probabilities; --teacher-cache has only its losses");
     if (o.resume && !*o.out) die_usage("--resume needs --out DIR, the run to go on with");
     if (o.warmup < 0) o.warmup = o.steps / 20;
     return o;
 }
 
-// What a run is, a line an option: stored in its checkpoints, and compared when one is resumed.
-static char *describe_run(const Options *o, const Optimizer *optimizer, GPT2Config g, uint64_t data_hash) {
+// Whether the command line itself has an option, which then is no default.
+static int is_given(const Options *o, const char *name) {
+    int row = 0;
+    while (strcmp(option_rows[row].name, name)) row++;
+    return o->given >> row & 1;
+}
+
+// What a run is, a line an option: stored in its checkpoints, and compared when one is resumed. teacher: the
+// name of who gives the teacher's losses.
+static char *describe_run(const Options *o, const Optimizer *optimizer, GPT2Config g, uint64_t data_hash,
+                          const char *teacher) {
     size_t size = 1 << 14, n = 0;
     char *text = allocate(size, 1);
     for (int i = 0; i < NUM_OPTIONS; i++) {
@@ -2499,8 +2699,8 @@ static char *describe_run(const Options *o, const Optimizer *optimizer, GPT2Conf
         double x = optim_get(optimizer, optim_keys[i].name);
         if (!isnan(x)) n += snprintf(text + n, size - n, "%s %.17g\n", optim_keys[i].name, x);
     }
-    snprintf(text + n, size - n, "shape %d %d %d %d %d\ndata %016llx\n", g.num_layers, g.num_heads,
-             g.channels, g.max_seq_len, g.vocab_size, (unsigned long long)data_hash);
+    snprintf(text + n, size - n, "teacher %s\nshape %d %d %d %d %d\ndata %016llx\n", teacher, g.num_layers,
+             g.num_heads, g.channels, g.max_seq_len, g.vocab_size, (unsigned long long)data_hash);
     return text;
 }
 
@@ -2514,6 +2714,7 @@ typedef struct {
     Tokenizer tokenizer; // vocab_size 0: token shards without --merges, whose text cannot be shown
     Dataset train, val;
     DataLoader loader;
+    TeacherCache cache;
     Proxy proxy; // x_t is NULL without one
     double *schedule; // the refined schedule's factors, or NULL
     int B, T;
@@ -2537,19 +2738,23 @@ static void muon_matmul(float *C, const float *A, const float *B, int M, int N, 
 }
 
 // Tells the optimizer where each layer's tensors are: which decay, and which are matrices inside the blocks.
-static void start_optimizer(Optimizer *o, GPT2 *m) {
+// Of frozen tensors it does not know: they get no update and count in no norm.
+static void start_optimizer(Optimizer *o, GPT2 *m, const char *frozen) {
+    check_patterns(frozen, m->config, "freeze");
     OptimSegment *segments = allocate((size_t)NUM_TENSORS * m->config.num_layers, sizeof(OptimSegment));
     size_t offset = 0;
     int n = 0;
     for (int i = 0; i < NUM_TENSORS; i++) {
         TensorShape t = tensor_shape(m->config, i);
-        for (int l = 0; l < MAX(t.layers, 1); l++, n++) {
+        for (int l = 0; l < MAX(t.layers, 1); l++, offset += layer_size(t)) {
+            if (tensor_matches(frozen, m->config, i, l)) continue;
             segments[n] = (OptimSegment){offset, layer_size(t), 0, 0, t.cols > 0};
             if (t.layers && t.cols) segments[n].rows = t.rows, segments[n].cols = t.cols;
-            offset += layer_size(t);
+            n++;
         }
     }
     optim_matmul = muon_matmul;
+    if (n == 0) die("--freeze %s leaves nothing to train", frozen);
     if (optim_start(o, m->params_memory, m->num_parameters, segments, n))
         die("out of memory for the optimizer");
     free(segments);
@@ -2605,16 +2810,6 @@ static void save_state(Run *run) {
         write_part(f, &hash, block, bytes);
     write_bytes(f, &hash, sizeof hash);
     write_commit(f, path.s);
-}
-
-// Dies with the first line in which two runs differ.
-static void compare_identity(const char *ours, const char *theirs, const char *path) {
-    while (*ours || *theirs) {
-        int n = (int)strcspn(ours, "\n"), m = (int)strcspn(theirs, "\n");
-        if (n != m || memcmp(ours, theirs, n))
-            die("%s belongs to another run: '%.*s' there, '%.*s' here", path, m, theirs, n, ours);
-        ours += n + (ours[n] != 0), theirs += m + (theirs[m] != 0);
-    }
 }
 
 // Takes up DIR/state.bin where there is one; a run killed before its first checkpoint starts again. Returns
@@ -2754,6 +2949,24 @@ static double *refined_schedule(const char *path, int steps, const Optimizer *op
     return factors;
 }
 
+// --student-from: a student of --layers layers (half of the model's, unless given), of the same width.
+static void start_student(GPT2 *m, const Options *o) {
+    GPT2 whole;
+    gpt2_load(&whole, o->student_from);
+    GPT2Config g = whole.config;
+    const struct { const char *name; int asked, there, less; } shapes[] = {
+        {"layers", o->layers, g.num_layers, 1}, {"heads", o->heads, g.num_heads, 0},
+        {"channels", o->channels, g.channels, 0}, {"context", o->context, g.max_seq_len, 1}};
+    for (int i = 0; i < 4; i++)
+        if (is_given(o, shapes[i].name) && shapes[i].asked != shapes[i].there &&
+            !(shapes[i].less && shapes[i].asked < shapes[i].there))
+            die("--%s %d: %s has %d, and its student can have %s", shapes[i].name, shapes[i].asked,
+                o->student_from, shapes[i].there, shapes[i].less ? "no more" : "no other number");
+    start_from_layers(m, &whole, is_given(o, "layers") ? o->layers : (g.num_layers + 1) / 2,
+                      is_given(o, "context") ? o->context : g.max_seq_len);
+    gpt2_free(&whole);
+}
+
 // Reads data, makes or loads the model, and everything else that the loop needs.
 static void prepare(Run *run) {
     Options *o = &run->options;
@@ -2769,12 +2982,15 @@ static void prepare(Run *run) {
         for (int i = 0; i < 3; i++) unlink(path_in(o->out, written[i]).s);
     }
     if (*o->model) gpt2_load(m, o->model);
+    if (*o->student_from) start_student(m, o);
     if (*o->teacher) gpt2_load(&run->teacher, o->teacher);
 
     size_t length = 0;
     char *text = is_shards(o->data) ? NULL : read_texts(o->data, &length);
     if (*o->tokenizer) tokenizer_init(t, o->tokenizer, text, length, o->merges);
-    else if (!(*o->model && tokenizer_load(t, o->model)) && !(*o->teacher && tokenizer_load(t, o->teacher))) {
+    else if (!(*o->model && tokenizer_load(t, o->model)) &&
+             !(*o->student_from && tokenizer_load(t, o->student_from)) &&
+             !(*o->teacher && tokenizer_load(t, o->teacher))) {
         if (!text && *o->merges) tokenizer_init(t, "gpt2", NULL, 0, o->merges);
         else if (text) tokenizer_init(t, "chars", text, length, NULL);
     }
@@ -2783,7 +2999,7 @@ static void prepare(Run *run) {
     if (*o->val) dataset_load(&run->val, o->val, t, NULL, 0);
     else dataset_split(&run->train, &run->val);
 
-    if (!*o->model) {
+    if (!m->params_memory) {
         GPT2Config g = {o->context, t->vocab_size ? t->vocab_size : 50257, o->layers, o->heads, o->channels};
         check_config(g, "the command line");
         gpt2_allocate(m, g);
@@ -2805,15 +3021,21 @@ static void prepare(Run *run) {
         if (tg.max_seq_len < run->T)
             die("the teacher's context is %d; use --seq-len %d", tg.max_seq_len, tg.max_seq_len);
         gpt2_allocate_activations(&run->teacher, run->B, run->T, 0);
-    } else if (optim_is_polyak(&run->optimizer))
+    } else if (optim_is_polyak(&run->optimizer) && !*o->teacher_cache)
         die_usage("%s needs --teacher: its step comes from a teacher's loss", o->optimizer);
     else if (!strcmp(o->distill, "soft")) die_usage("--distill soft needs --teacher");
     if (o->clip < 0) o->clip = optim_is_polyak(&run->optimizer) ? 0 : 1;
 
-    start_optimizer(&run->optimizer, m);
+    start_optimizer(&run->optimizer, m, o->freeze);
     run->x = allocate((size_t)run->B * run->T, sizeof *run->x);
     run->y = allocate((size_t)run->B * run->T, sizeof *run->y);
     run->loader = (DataLoader){&run->train, run->T, o->seed, 0, 0};
+    char teacher[20] = "";
+    if (*o->teacher)
+        snprintf(teacher, sizeof teacher, "%016llx", (unsigned long long)model_hash(&run->teacher));
+    if (*o->teacher_cache)
+        cache_open(&run->cache, o->teacher_cache, teacher, &run->loader, t, run->B, o->accumulate,
+                   g.vocab_size, o->steps);
     if (*o->proxy) {
         size_t n = m->num_parameters;
         dataset_load(&run->proxy.data, o->proxy, t, NULL, 0);
@@ -2824,7 +3046,8 @@ static void prepare(Run *run) {
     if (!strncmp(o->schedule, "refined:", 8))
         run->schedule = refined_schedule(o->schedule + 8, o->steps, &run->optimizer);
     run->now.val_loss = NAN;
-    run->identity = describe_run(o, &run->optimizer, g, run->train.hash ^ run->proxy.data.hash);
+    run->identity = describe_run(o, &run->optimizer, g, run->train.hash ^ run->proxy.data.hash,
+                                 *teacher ? teacher : run->cache.teacher);
 
     printf("model      %d layers, %d heads, %d channels, context %d, %d tokens: %zu parameters\n",
            g.num_layers, g.num_heads, g.channels, g.max_seq_len, g.vocab_size, m->num_parameters);
@@ -2873,7 +3096,7 @@ typedef struct { double loss, teacher_loss, lr, grad_norm; } StepResult; // NaN 
 static void update(Run *run, StepResult *r) {
     const Options *o = &run->options;
     long step = run->now.step;
-    r->grad_norm = sqrt(optim_norm2(run->model.grads_memory, run->model.num_parameters));
+    r->grad_norm = sqrt(optim_gradient_norm2(&run->optimizer, run->model.grads_memory));
     if (!isfinite(r->loss) || !isfinite(r->grad_norm))
         die("the loss or its gradient is not a number at step %ld; lower --lr, or look at the data",
             step + 1);
@@ -2888,8 +3111,12 @@ static void update(Run *run, StepResult *r) {
 static StepResult train_step(Run *run) {
     const Options *o = &run->options;
     StepResult r = {0};
-    int has_teacher = run->teacher.params_memory != NULL;
-    r.loss = gradient(run, &run->loader, o->accumulate, has_teacher ? &r.teacher_loss : NULL);
+    const double *cached = run->cache.loss ? &run->cache.loss[run->now.step] : NULL;
+    int known = cached && !isnan(*cached), has_teacher = known || run->teacher.params_memory;
+    r.loss = gradient(run, &run->loader, o->accumulate, has_teacher && !known ? &r.teacher_loss : NULL);
+    if (known) r.teacher_loss = *cached;
+    if (!isfinite(r.teacher_loss)) die("the teacher's loss is not a number at step %ld", run->now.step + 1);
+    if (cached && !known) cache_add(&run->cache, run->now.step, r.teacher_loss);
     if (!run->proxy.x_t) update(run, &r);
     else {
         Proxy *p = &run->proxy;

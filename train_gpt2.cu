@@ -1657,7 +1657,7 @@ static void gpu_prepare(GpuRun *g, int bf16) {
     if (bf16 < 0) bf16 = gpu_has_bf16();
     g->model = move_to_gpu(m, run->B, run->T, 1, bf16);
     if (*o->teacher) g->teacher = move_to_gpu(&run->teacher, run->B, run->T, 0, bf16);
-    start_optimizer(&run->optimizer, m);
+    start_optimizer(&run->optimizer, m, o->freeze);
     run->x = allocate((size_t)run->B * run->T, sizeof *run->x);
     run->y = allocate((size_t)run->B * run->T, sizeof *run->y);
     run->loader = (DataLoader){&run->train, run->T, o->seed, 0, 0};
@@ -1670,7 +1670,7 @@ static void gpu_prepare(GpuRun *g, int bf16) {
     if (!strncmp(o->schedule, "refined:", 8))
         run->schedule = refined_schedule(o->schedule + 8, o->steps, &run->optimizer);
     run->now.val_loss = NAN;
-    run->identity = describe_run(o, &run->optimizer, config, run->train.hash ^ run->proxy.data.hash);
+    run->identity = describe_run(o, &run->optimizer, config, run->train.hash ^ run->proxy.data.hash, "");
 
     printf("model      %d layers, %d heads, %d channels, context %d, %d tokens: %zu parameters\n",
            config.num_layers, config.num_heads, config.channels, config.max_seq_len, config.vocab_size,

@@ -233,6 +233,41 @@ static void test_variants(const float *params) {
     fclose(f);
 }
 
+// A student's layers are the teacher's, evenly spaced: for 6 of 12, DistilGPT-2's.
+static void test_students(const float *params) {
+    const int distilgpt2[6] = {0, 2, 4, 7, 9, 11};
+    for (int l = 0; l < 6; l++)
+        check(layer_of_teacher(l, 6, 12) == distilgpt2[l], "layer %d of 6 is %d of 12", l,
+              layer_of_teacher(l, 6, 12));
+    int wrong = 0;
+    for (int L = 1; L < 50; L++)
+        for (int N = 1; N <= L; N++)
+            for (int l = 0; l < N; l++) {
+                int from = layer_of_teacher(l, N, L), next = l + 1 < N ? layer_of_teacher(l + 1, N, L) : L;
+                wrong += from < 0 || from >= next || (N == L && from != l) || (l == 0 && from != 0) ||
+                    (N > 1 && l == N - 1 && from != L - 1);
+            }
+    check(!wrong, "%d layers are not in order, or the first or last is missing", wrong);
+    GPT2Config deep = small;
+    deep.num_layers = 5;
+    GPT2 teacher, student;
+    gpt2_allocate(&teacher, deep);
+    for (size_t i = 0; i < teacher.num_parameters; i++) teacher.params_memory[i] = params[0] + (float)i;
+    start_from_layers(&student, &teacher, 3, 6);
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        TensorShape t = tensor_shape(student.config, i);
+        const float *a = ((float **)&student.params)[i], *b = ((float **)&teacher.params)[i];
+        for (int l = 0; l < MAX(t.layers, 1); l++, a += layer_size(t), b += 2 * layer_size(t))
+            check(!memcmp(a, b, layer_size(t) * sizeof(float)), "%s of layer %d", t.name, l);
+    }
+    const char *list = "wpe,h.[02].mlp.*";
+    check(tensor_matches(list, small, 10, 0) && !tensor_matches(list, small, 10, 1) &&
+              tensor_matches("x,fcw", small, 10, 1) && !tensor_matches("fc", small, 10, 1) &&
+              !tensor_matches("", small, 10, 0) && tensor_matches("*", small, 0, 0),
+          "tensors by pattern");
+    gpt2_free(&teacher), gpt2_free(&student);
+}
+
 static void test_helpers(void) {
     const char zeros[32] = {0};
     size_t n;
@@ -732,6 +767,7 @@ int main(int argc, char **argv) {
     test_json();
     test_golden(i < argc ? argv[i] : "test/golden/gpt2_tiny");
     test_variants(params);
+    test_students(params);
     test_refused_models(params);
     test_refused_configs(params);
     test_refused_safetensors(params);
