@@ -39,6 +39,9 @@ decode_ppd: decode_ppd.c $(TRAINER)
 dev/data/tales: dev/data/tales.c
 	$(CC) $(WARNINGS) -O2 $< -o $@ -lm
 
+dev/data/tokenize: dev/data/tokenize.c $(TRAINER)
+	$(CC) $(FLAGS) $< -o $@ $(LIBS)
+
 dev/data/tales.txt: dev/data/tales
 	dev/data/tales --bytes 2000000 --out $@
 
@@ -88,6 +91,7 @@ test/test_train_gpt2_cuda: build/cuda_on_cpu.o build/gpu_program.o
 	$(CXX) $(OPTIMIZE) $^ -o $@ $(LIBS)
 
 test/test_decode: decode_ppd.c
+test/test_tokenizer: dev/data/tokenize.c
 
 test/test_%: test/test_%.c test/check.h $(TRAINER)
 	$(CC) $(FLAGS) $< -o $@ $(LIBS)
@@ -102,10 +106,10 @@ plot:
 	bash dev/plot.sh $(or $(PLOT),plot.png) $(RUNS)
 
 # Every check, in a few minutes; with FULL=1 those that take longer too. test/run.sh says what runs.
-test: all $(TESTS) dev/convex
+test: all $(TESTS) dev/convex dev/data/tokenize
 	CC="$(CC)" FLAGS="$(FLAGS)" LIBS="$(LIBS)" bash test/run.sh
 
-test-full: all $(TESTS) dev/convex
+test-full: all $(TESTS) dev/convex dev/data/tokenize
 	FULL=1 CC="$(CC)" FLAGS="$(FLAGS)" LIBS="$(LIBS)" bash test/run.sh
 
 # README's table of speed, for this machine.
@@ -113,7 +117,7 @@ bench: dev/bench/bench
 	bash dev/bench/bench.sh
 
 clean:
-	rm -rf build train_gpt2 train_gpt2cu decode_ppd dev/data/tales dev/data/tales.txt dev/convex dev/bench/bench \
-		dev/bench/bench_blas $(TESTS) test/test_gpt2_cuda test/test_gpt2_cuda_gpu test/test_train_gpt2_cuda
+	rm -rf build train_gpt2 train_gpt2cu decode_ppd dev/data/tales dev/data/tales.txt dev/data/tokenize dev/convex \
+		dev/bench/bench dev/bench/bench_blas $(TESTS) test/test_gpt2_cuda test/test_gpt2_cuda_gpu test/test_train_gpt2_cuda
 
 .PHONY: all demo plot test test-full bench clean

@@ -227,6 +227,20 @@ token_shard "$work/one.bin" 3000
 token_shard "$work/two.bin" 2000
 shards=(--data "$work/[ot]*.bin" --layers 1 --heads 2 --channels 16 --context 16 --batch 4)
 ok "token shards by a pattern" "$train" "${shards[@]}" --steps 3 --eval-tokens 64
+if [ -x dev/data/tokenize ]; then # and shards of a text
+    printf '#version: 0.2\nb o\nbo t\nt l\n' >"$work/vocab.bpe"
+    tokenize=(dev/data/tokenize --merges "$work/vocab.bpe")
+    ok "tokenize" "${tokenize[@]}" --out "$work/new/s" --shard-tokens 9000 "$work/text.txt" "$work/short.txt"
+    ok "counts tokens" grep -q ' in 3 shards' "$work/last"
+    ok "its shards are data" "$train" --data "$work/new/s_*.bin" "${shards[@]:2}" --merges "$work/vocab.bpe" --steps 3
+    refuses 1 "is there already" "${tokenize[@]}" --out "$work/new/s" "$work/text.txt"
+    refuses 1 "cannot open" "${tokenize[@]}" --out "$work/t" "$work/text.txt" "$work/missing"
+    refuses 1 "cannot write" bash -c 'trap "" XFSZ; ulimit -f 8; exec "$@"' _ "${tokenize[@]}" --out "$work/t" "$work/text.txt"
+    ok "and leaves nothing" [ -z "$(ls "$work"/t_* 2>/dev/null)" ]
+    refuses 2 "are needed" "${tokenize[@]}" "$work/text.txt"
+    refuses 2 "no option" "${tokenize[@]}" --input "$work/text.txt"
+    refuses 2 "takes 1 to" "${tokenize[@]}" --shard-tokens 0
+fi
 truncate -s -7 "$work/two.bin"
 refuses 1 "promises" "$train" "${shards[@]}" --steps 3
 printf 'abcdefgh' | dd of="$work/one.bin" conv=notrunc status=none
