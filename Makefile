@@ -26,7 +26,7 @@ FLAGS += -DUSE_BLAS
 LIBS += -lopenblas
 endif
 TRAINER = train_gpt2.c optim.h dev/unicode_tables.h
-TESTS = test/test_gpt2 test/test_optim test/test_tokenizer test/test_files test/test_decode
+TESTS = test/test_gpt2 test/test_optim test/test_tokenizer test/test_files test/test_decode test/test_convex
 
 all: train_gpt2 decode_ppd dev/data/tales.txt
 
@@ -92,6 +92,9 @@ test/test_train_gpt2_cuda: build/cuda_on_cpu.o build/gpu_program.o
 
 test/test_decode: decode_ppd.c
 test/test_tokenizer: dev/data/tokenize.c
+test/test_convex: dev/convex.c
+test/test_files test/test_convex: test/caught.h test/damaged.h
+test/test_files test/test_convex test/test_tokenizer: test/forked.h
 
 test/test_%: test/test_%.c test/check.h $(TRAINER)
 	$(CC) $(FLAGS) $< -o $@ $(LIBS)
