@@ -1,7 +1,7 @@
 // Runs readers of files in this process, thousands of times a second: exit, by which die() ends a program,
-// jumps back here; stderr is a buffer; what the reader has allocated, opened and mapped by then is released. An
-// allocation larger than a test's files can need is a failure at once, as a crash is. Included before the
-// program whose readers are tested. Used by test_files.c, test_convex.c and dev/fuzz.c.
+// jumps back here; stderr is a buffer; what the reader has allocated, opened and mapped by then is
+// released. An allocation that is too large for a test's files is a failure at once, as a crash is.
+// Included before the program whose readers are tested. Used by test_files.c, test_convex.c and dev/fuzz.c.
 #include <setjmp.h>
 #include <signal.h>
 #include <stdint.h>
