@@ -256,6 +256,7 @@ static inline __attribute__((always_inline)) void microkernel(const int nv, int 
 
 // What is done to C as it is written out, while it is still in cache. All pointers may be NULL.
 typedef struct {
+    int bf16;              // before it all: B is of bfloat16 (uint16_t), (N,K), and widened as it is packed
     int accumulate;        // C += A B instead of C = A B
     const float *bias;     // (N) added to each row
     const float *residual; // (M,N) added
@@ -356,6 +357,26 @@ static __attribute__((noinline)) void pack_panel(float *panel, const float *b, l
         for (int j = 0; j < width; j++) panel[k * width + j] = j < cols ? b[k * row + j * col] : 0.0f;
 }
 
+// bfloat16 is the upper half of a float32. Rounds to the nearest, ties to even.
+static inline uint16_t bf16_of(float x) {
+    union { float f; uint32_t u; } bits = {.f = x};
+    return (uint16_t)((bits.u + 0x7FFF + (bits.u >> 16 & 1)) >> 16);
+}
+
+static inline void widen(float *out, const uint16_t *x, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        union { uint32_t u; float f; } bits = {.u = (uint32_t)x[i] << 16};
+        out[i] = bits.f;
+    }
+}
+
+// The same panel of a B of bfloat16 whose columns are contiguous, col apart.
+static void pack_panel_bf16(float *panel, const uint16_t *b, long col, int K, int cols) {
+    static _Thread_local float columns[NR * KC];
+    for (int j = 0; j < cols; j++) widen(columns + j * K, b + j * col, (size_t)K);
+    pack_panel(panel, columns, 1, K, K, cols);
+}
+
 // Strips of A: for each MR rows, K times MR numbers side by side; rows past the end become zeros. noinline:
 // its loop then has the registers to itself.
 static __attribute__((noinline)) void pack_strips(float *strips, const float *a, long row, long col, int K,
@@ -403,8 +424,12 @@ static void multiply(float *C, long ldc, const float *a, long a_row, long a_col,
         int kc = MIN(KC, K - k0), first = k0 == 0, last = k0 + kc == K,
             next_kc = last ? MIN(KC, K) : MIN(KC, K - k0 - kc);
         Block next_b = {last ? b_next : b + (k0 + kc) * b_row, b_row, b_col, next_kc, N};
-        for (int j = 0; j < N; j += NR)
-            pack_panel(panels + j * kc, b + k0 * b_row + j * b_col, b_row, b_col, kc, MIN(NR, N - j));
+        if (e.bf16) next_b.at = NULL;
+        for (int j = 0; j < N; j += NR) {
+            long at = k0 * b_row + j * b_col;
+            if (e.bf16) pack_panel_bf16(panels + j * kc, (const uint16_t *)b + at, b_col, kc, MIN(NR, N - j));
+            else pack_panel(panels + j * kc, b + at, b_row, b_col, kc, MIN(NR, N - j));
+        }
         for (int m = 0; m < M; m += MC) {
             int mc = MIN(MC, M - m),
                 direct = a_row == 1 ? 0 : mc / MR * MR; // rows of A that are read in place
@@ -442,11 +467,16 @@ static const Epilogue plain = {0}, accumulate = {.accumulate = 1};
 
 // C (M,N) = op(A) (M,K) op(B) (K,N), then the epilogue. op transposes where asked for: A is then stored
 // (K,M), B (N,K). Neither operand may overlap C.
-static void matmul(float *C, const float *A, const float *B, int M, int N, int K, int trans_a, int trans_b,
+static void matmul(float *C, const float *A, const void *B, int M, int N, int K, int trans_a, int trans_b,
                    Epilogue e) {
 #ifdef USE_BLAS
+    float *wide = e.bf16 ? malloc((size_t)N * K * sizeof *wide) : NULL;
+    if (e.bf16 && !wide) die("out of memory: a matrix of %zu MiB", ((size_t)N * K * sizeof *wide) >> 20);
+    for (int n = 0; e.bf16 && n < N; n++) widen(wide + (size_t)n * K, (const uint16_t *)B + (size_t)n * K, K);
     cblas_sgemm(CblasRowMajor, trans_a ? CblasTrans : CblasNoTrans, trans_b ? CblasTrans : CblasNoTrans, M, N,
-                K, 1.0f, A, trans_a ? M : K, B, trans_b ? K : N, e.accumulate ? 1.0f : 0.0f, C, N);
+                K, 1.0f, A, trans_a ? M : K, wide ? wide : B, trans_b ? K : N, e.accumulate ? 1.0f : 0.0f, C,
+                N);
+    free(wide);
     e.accumulate = 0;
     if (!e.bias && !e.residual && !e.times && !e.gelu) return;
 #pragma omp parallel for schedule(static)
@@ -478,9 +508,10 @@ static void matmul(float *C, const float *A, const float *B, int M, int N, int K
         if (e.residual) part.residual += at;
         if (e.times) part.times += at;
         if (e.gelu) part.gelu += at;
-        multiply(C + at, N, A + i * a_row, a_row, a_col, B + j * b_col, b_row, b_col, MIN(mt, M - i),
-                 MIN(nt, N - j), K, part, i + mt < M ? A + (i + mt) * a_row : NULL,
-                 j + 2 * nt <= N ? B + (j + nt) * b_col : NULL);
+        const float *b = (const float *)B + j * b_col;
+        if (e.bf16) b = (const float *)((const uint16_t *)B + j * b_col);
+        multiply(C + at, N, A + i * a_row, a_row, a_col, b, b_row, b_col, MIN(mt, M - i), MIN(nt, N - j), K,
+                 part, i + mt < M ? A + (i + mt) * a_row : NULL, j + 2 * nt <= N ? b + nt * b_col : NULL);
     }
 #endif
 }
@@ -497,6 +528,17 @@ static void encoder_forward(float *out, const uint16_t *tokens, const float *wte
     for (int r = 0; r < B * T; r++) {
         const float *token = wte + (size_t)tokens[r] * C, *position = wpe + (size_t)(r % T) * C;
         for (int c = 0; c < C; c++) out[(size_t)r * C + c] = token[c] + position[c];
+    }
+}
+
+// The same from a wte of bfloat16.
+static void encoder_forward_bf16(float *out, const uint16_t *tokens, const uint16_t *wte, const float *wpe,
+                                 int B, int T, int C) {
+#pragma omp parallel for schedule(static)
+    for (int r = 0; r < B * T; r++) {
+        float *x = out + (size_t)r * C;
+        widen(x, wte + (size_t)tokens[r] * C, (size_t)C);
+        for (int c = 0; c < C; c++) x[c] += wpe[(size_t)(r % T) * C + c];
     }
 }
 
@@ -588,7 +630,7 @@ static void layernorm_again(float *out, const float *x, const float *weight, con
 }
 
 // out (rows,N) = x (rows,K) w' + bias; w (N,K). The epilogue may add a residual or a GELU.
-static void linear_forward(float *out, const float *x, const float *w, int rows, int K, int N, Epilogue e) {
+static void linear_forward(float *out, const float *x, const void *w, int rows, int K, int N, Epilogue e) {
     matmul(out, x, w, rows, N, K, 0, 1, e);
 }
 
@@ -739,6 +781,7 @@ typedef struct {
     float *fcprojw, *fcprojb;   // (L,C,4C), (L,C)
     float *lnfw, *lnfb;         // (C)
 } ParameterTensors;
+#define TENSOR(name) (offsetof(ParameterTensors, name) / sizeof(float *)) // its number
 
 typedef struct {
     const char *name, *hf_name; // llm.c's and Hugging Face's, %d is the layer
@@ -823,6 +866,9 @@ typedef struct {
     size_t num_parameters;
     float *params_memory, *grads_memory; // flat, (num_parameters); grads_memory is NULL for inference
     ParameterTensors params, grads;
+    // of a model in bfloat16 (gpt2_to_bf16), which makes forward passes only; elsewhere NULL
+    uint16_t *bf16_memory;
+    uint16_t *bf16[NUM_TENSORS]; // the matrices, in whose place params has NULL
 
     int max_rows, max_T; // room for B*T rows, T at most max_T
     int keep; // 1: activations of all layers are kept for backward; 0: each layer uses the same memory
@@ -849,6 +895,38 @@ static void gpt2_allocate(GPT2 *m, GPT2Config config) {
     m->num_parameters = count_parameters(config);
     m->params_memory = allocate_floats(m->num_parameters);
     m->params = point_parameters(m->params_memory, config);
+}
+
+// Rounds the matrices to bfloat16; the vectors and wpe, which are small, stay as they are.
+static void gpt2_to_bf16(GPT2 *m) {
+    float **tensors = (float **)&m->params, *old = m->params_memory;
+    size_t count = 0;
+    for (size_t i = 0; i < NUM_TENSORS; i++) {
+        TensorShape t = tensor_shape(m->config, (int)i);
+        if (t.cols && i != TENSOR(wpe)) count += tensor_size(t);
+    }
+    uint16_t *half = m->bf16_memory = allocate(count, sizeof *half);
+    float *rest = m->params_memory = allocate_floats(m->num_parameters - count);
+    for (size_t i = 0; i < NUM_TENSORS; i++) {
+        TensorShape t = tensor_shape(m->config, (int)i);
+        size_t n = tensor_size(t);
+        const float *x = tensors[i];
+        if (t.cols && i != TENSOR(wpe)) {
+            for (size_t k = 0; k < n; k++) half[k] = bf16_of(x[k]);
+            m->bf16[i] = half, tensors[i] = NULL, half += n;
+        } else {
+            memcpy(rest, x, n * sizeof *x);
+            tensors[i] = rest, rest += n;
+        }
+    }
+    free(old);
+    allocated_bytes -= m->num_parameters * sizeof(float);
+}
+
+// The matrix of layer l of tensor i, in the type that Epilogue.bf16 tells.
+static const void *weights(const GPT2 *m, int i, int l) {
+    size_t at = l * layer_size(tensor_shape(m->config, i));
+    return m->bf16_memory ? (const void *)(m->bf16[i] + at) : ((float *const *)&m->params)[i] + at;
 }
 
 // Room for passes over up to B sequences of up to T tokens. training = 0: forward only, a layer's worth of
@@ -889,6 +967,7 @@ static UNUSED void gpt2_free(GPT2 *m) {
                       m->lnf,           m->lnf_mean,     m->lnf_rstd, m->losses,    m->normed,   m->fch_gelu,
                       m->dresidual,     m->dnormed,      m->dwide,    m->partial,   m->logits};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
+    free(m->bf16_memory);
     memset(m, 0, sizeof *m);
 }
 
@@ -912,26 +991,27 @@ static void gpt2_initialize(GPT2 *m, uint64_t seed) {
 static void gpt2_forward(GPT2 *m, const uint16_t *tokens, int B, int T) {
     GPT2Config g = m->config;
     ParameterTensors p = m->params;
-    int C = g.channels, rows = B * T;
+    int C = g.channels, rows = B * T, bf16 = m->bf16_memory != NULL;
     m->tokens = tokens, m->B = B, m->T = T;
-    encoder_forward(m->residual, tokens, p.wte, p.wpe, B, T, C);
+    if (bf16) encoder_forward_bf16(m->residual, tokens, m->bf16[TENSOR(wte)], p.wpe, B, T, C);
+    else encoder_forward(m->residual, tokens, p.wte, p.wpe, B, T, C);
     for (int l = 0; l < g.num_layers; l++) {
         size_t at = (size_t)l * m->keep * rows; // rows of the activations of the layers before
         float *x = m->residual + at * C, *x2 = m->residual2 + at * C, *fch = m->fch + at * 4 * C;
         float *out = m->keep ? x + (size_t)rows * C : x, *qkv = m->qkv + at * 3 * C, *atty = m->atty + at * C;
         layernorm_forward(m->normed, m->ln1_mean + at, m->ln1_rstd + at, x, p.ln1w + l * C, p.ln1b + l * C,
                           rows, C);
-        linear_forward(qkv, m->normed, p.qkvw + (size_t)l * 3 * C * C, rows, C, 3 * C,
-                       (Epilogue){.bias = p.qkvb + l * 3 * C});
+        linear_forward(qkv, m->normed, weights(m, TENSOR(qkvw), l), rows, C, 3 * C,
+                       (Epilogue){.bf16 = bf16, .bias = p.qkvb + l * 3 * C});
         attention_forward(atty, m->lse + at * g.num_heads, qkv, B, T, C, g.num_heads);
-        linear_forward(x2, atty, p.attprojw + (size_t)l * C * C, rows, C, C,
-                       (Epilogue){.bias = p.attprojb + l * C, .residual = x});
+        linear_forward(x2, atty, weights(m, TENSOR(attprojw), l), rows, C, C,
+                       (Epilogue){.bf16 = bf16, .bias = p.attprojb + l * C, .residual = x});
         layernorm_forward(m->normed, m->ln2_mean + at, m->ln2_rstd + at, x2, p.ln2w + l * C, p.ln2b + l * C,
                           rows, C);
-        linear_forward(fch, m->normed, p.fcw + (size_t)l * 4 * C * C, rows, C, 4 * C,
-                       (Epilogue){.bias = p.fcb + l * 4 * C, .gelu = m->fch_gelu});
-        linear_forward(out, m->fch_gelu, p.fcprojw + (size_t)l * 4 * C * C, rows, 4 * C, C,
-                       (Epilogue){.bias = p.fcprojb + l * C, .residual = x2});
+        linear_forward(fch, m->normed, weights(m, TENSOR(fcw), l), rows, C, 4 * C,
+                       (Epilogue){.bf16 = bf16, .bias = p.fcb + l * 4 * C, .gelu = m->fch_gelu});
+        linear_forward(out, m->fch_gelu, weights(m, TENSOR(fcprojw), l), rows, 4 * C, C,
+                       (Epilogue){.bf16 = bf16, .bias = p.fcprojb + l * C, .residual = x2});
     }
     float *last = m->residual + (size_t)g.num_layers * m->keep * rows * C;
     layernorm_forward(m->lnf, m->lnf_mean, m->lnf_rstd, last, p.lnfw, p.lnfb, rows, C);
@@ -940,7 +1020,8 @@ static void gpt2_forward(GPT2 *m, const uint16_t *tokens, int B, int T) {
 // Logits (n,V) of n rows of m->lnf from row `first` on.
 static void gpt2_logits(const GPT2 *m, float *logits, int first, int n) {
     int C = m->config.channels;
-    linear_forward(logits, m->lnf + (size_t)first * C, m->params.wte, n, C, m->config.vocab_size, plain);
+    linear_forward(logits, m->lnf + (size_t)first * C, weights(m, TENSOR(wte), 0), n, C, m->config.vocab_size,
+                   (Epilogue){.bf16 = m->bf16_memory != NULL});
 }
 
 // A teacher whose probabilities the student learns too (Hinton et al. 2015): the gradient is that of
@@ -2330,10 +2411,22 @@ static double teacher_loss(GPT2 *teacher, const uint16_t *x, const uint16_t *y, 
     return gpt2_loss(teacher, y);
 }
 
-// A hash of a model's shape and weights, by which files name it.
+// A hash of a model's shape and weights, by which files name it; the same in float32 and in bfloat16 where
+// these are the same numbers.
 static uint64_t model_hash(const GPT2 *m) {
-    uint64_t shape = hash_bytes(0, &m->config, sizeof m->config);
-    return hash_bytes(shape, m->params_memory, m->num_parameters * sizeof(float));
+    uint64_t hash = hash_bytes(0, &m->config, sizeof m->config);
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        TensorShape t = tensor_shape(m->config, i);
+        size_t cols = t.cols ? t.cols : t.rows;
+        float *wide = resize(NULL, cols * sizeof *wide);
+        for (size_t at = 0; at < tensor_size(t); at += cols) {
+            if (m->bf16[i]) widen(wide, m->bf16[i] + at, cols);
+            else memcpy(wide, ((float *const *)&m->params)[i] + at, cols * sizeof *wide);
+            hash = hash_bytes(hash, wide, cols * sizeof *wide);
+        }
+        free(wide);
+    }
+    return hash;
 }
 
 /* --teacher-cache FILE: the teacher's loss on the batch of each step, so that its forward passes are needed
@@ -2491,7 +2584,7 @@ typedef struct {
     int warmup;
     double final_lr, clip;
     const char *student_from, *freeze;
-    const char *teacher, *distill, *teacher_cache;
+    const char *teacher, *teacher_weights, *distill, *teacher_cache;
     double temperature, soft_weight;
     const char *proxy;
     int proxy_steps;
@@ -2548,6 +2641,7 @@ static const OptionRow option_rows[] = {
     {"clip", 'd', FIELD(clip), "-1", "X", "largest gradient norm; 0: none (-1: 1, none with Polyak steps)",
      -1, 1e30, 1},
     {"teacher", 's', FIELD(teacher), "", "FILE|DIR", "distil from this model", 0, 0, 0},
+    {"teacher-weights", 's', FIELD(teacher_weights), "f32", "f32|bf16", "bf16: half the memory", 0, 0, 0},
     {"teacher-cache", 's', FIELD(teacher_cache), "", "FILE",
      "its losses: read, and added to where some are missing", 0, 0, 0},
     {"distill", 's', FIELD(distill), "loss", "loss|soft",
@@ -2664,6 +2758,8 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
         die_usage("no schedule is called '%s'; see --help", o.schedule);
     if (strcmp(o.distill, "loss") && strcmp(o.distill, "soft"))
         die_usage("--distill takes loss or soft, not '%s'", o.distill);
+    if (strcmp(o.teacher_weights, "f32") && strcmp(o.teacher_weights, "bf16"))
+        die_usage("--teacher-weights takes f32 or bf16, not '%s'", o.teacher_weights);
     if (*o.model && *o.student_from)
         die_usage("--model and --student-from both say where the student starts; give one");
     if (*o.teacher_cache && !strcmp(o.distill, "soft"))
@@ -2952,6 +3048,7 @@ static double *refined_schedule(const char *path, int steps, const Optimizer *op
 // --student-from: a student of --layers layers (half of the model's, unless given), of the same width.
 static void start_student(GPT2 *m, const Options *o) {
     GPT2 whole;
+    size_t before = allocated_bytes;
     gpt2_load(&whole, o->student_from);
     GPT2Config g = whole.config;
     const struct { const char *name; int asked, there, less; } shapes[] = {
@@ -2965,6 +3062,7 @@ static void start_student(GPT2 *m, const Options *o) {
     start_from_layers(m, &whole, is_given(o, "layers") ? o->layers : (g.num_layers + 1) / 2,
                       is_given(o, "context") ? o->context : g.max_seq_len);
     gpt2_free(&whole);
+    allocated_bytes = before + m->num_parameters * sizeof(float);
 }
 
 // Reads data, makes or loads the model, and everything else that the loop needs.
@@ -2984,6 +3082,7 @@ static void prepare(Run *run) {
     if (*o->model) gpt2_load(m, o->model);
     if (*o->student_from) start_student(m, o);
     if (*o->teacher) gpt2_load(&run->teacher, o->teacher);
+    if (*o->teacher && !strcmp(o->teacher_weights, "bf16")) gpt2_to_bf16(&run->teacher);
 
     size_t length = 0;
     char *text = is_shards(o->data) ? NULL : read_texts(o->data, &length);

@@ -398,6 +398,39 @@ static void test_golden(const char *dir) {
     gpt2_free(&m), gpt2_free(&hf);
 }
 
+// A model in bfloat16 gives the very logits of the same numbers in float32.
+static void test_bf16(void) {
+    const float cases[][2] = {{1, 1}, {-0.0f, -0.0f}, {0x1.fffp10f, 0x1p11f}, {0x1.010002p0f, 0x1.02p0f},
+                              {0x1.01p0f, 0x1p0f}, {-0x1.03p-126f, -0x1.04p-126f}}; // ties to even
+    for (int i = 0; i < 6; i++) {
+        float back;
+        widen(&back, &(uint16_t){bf16_of(cases[i][0])}, 1);
+        check(back == cases[i][1], "bfloat16 of %a is %a, not %a", cases[i][0], back, cases[i][1]);
+    }
+    GPT2Config g = {40, 333, 2, 3, 288};
+    GPT2 m, half;
+    uint16_t x[81];
+    random_tokens(x, 81, 333);
+    gpt2_allocate(&m, g), gpt2_allocate(&half, g);
+    gpt2_initialize(&m, 5), gpt2_initialize(&half, 5);
+    gpt2_to_bf16(&half);
+    check(model_hash(&m) != model_hash(&half), "rounding does not change the hash");
+    for (int i = 0; i < NUM_TENSORS; i++)
+        if (half.bf16[i]) widen(((float **)&m.params)[i], half.bf16[i], tensor_size(tensor_shape(g, i)));
+    check(model_hash(&m) == model_hash(&half), "the same weights have two hashes");
+    gpt2_allocate_activations(&m, 2, 40, 0), gpt2_allocate_activations(&half, 2, 40, 0);
+    for (int T = 1; T <= 40; T += 13) {
+        gpt2_forward(&m, x, 2, T), gpt2_forward(&half, x, 2, T);
+        double a = gpt2_loss(&m, x + 1), b = gpt2_loss(&half, x + 1);
+        gpt2_logits(&m, m.logits, 0, MIN(2 * T, m.logit_rows));
+        gpt2_logits(&half, half.logits, 0, MIN(2 * T, m.logit_rows));
+        size_t n = (size_t)MIN(2 * T, m.logit_rows) * 333;
+        check(a == b && !memcmp(m.logits, half.logits, n * sizeof(float)),
+              "bfloat16, T %d: loss %.9g, float32 has %.9g", T, b, a);
+    }
+    gpt2_free(&m), gpt2_free(&half);
+}
+
 int main(int argc, char **argv) {
     test_functions();
     test_matmul();
@@ -421,6 +454,7 @@ int main(int argc, char **argv) {
     test_attention(1, 5, 300, 1); // a head wider than a block of K
     test_attention(1, 64, 64, 2);
     test_model();
+    test_bf16();
     test_threads();
     for (int i = 1; i < argc; i++) test_golden(argv[i]);
     if (argc == 1) test_golden("test/golden/gpt2_tiny");
