@@ -2242,20 +2242,17 @@ static int has_suffix(const char *s, const char *suffix) {
 
 // llm.c's token file: 256 ints (magic 20240520, version 1, count), then the tokens as uint16.
 static void dataset_add_shard(Dataset *d, const char *path) {
-    int fd = open(path, O_RDONLY);
-    struct stat info;
-    if (fd < 0 || fstat(fd, &info)) die("cannot read %s: %s", path, strerror(errno));
-    if (!S_ISREG(info.st_mode) || info.st_size < 1024)
-        die("%s is not a token file of llm.c: no header", path);
-    int32_t *header = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-    close(fd);
+    size_t size;
+    FILE *f = open_file(path, &size);
+    if (size < 1024) die("%s is not a token file of llm.c: no header", path);
+    int32_t *header = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fileno(f), 0);
+    fclose(f);
     if (header == MAP_FAILED) die("cannot map %s: %s", path, strerror(errno));
     if (header[0] != 20240520 || header[1] != 1)
         die("%s is not a token file of llm.c (magic %d, version %d; 20240520 and 1 expected)", path,
             header[0], header[1]);
-    if (header[2] < 0 || (size_t)info.st_size != 1024 + 2 * (size_t)header[2])
-        die("%s: the header promises %d tokens, the file has %zd bytes of them", path, header[2],
-            (size_t)info.st_size - 1024);
+    if (header[2] < 0 || size != 1024 + 2 * (size_t)header[2])
+        die("%s: the header promises %d tokens, the file has %zu bytes of them", path, header[2], size - 1024);
     dataset_add(d, (uint16_t *)(header + 256), (size_t)header[2]);
 }
 

@@ -1,6 +1,7 @@
 // Damaged files: a good one with one to three changes of the kinds that find bugs in parsers. A reader has to
 // take it, or to refuse it with one line, `error: ...`. Included after caught.h, the program and forked.h.
 #include <ctype.h>
+#include <sys/time.h>
 
 static char damaged_now[100]; // what is being read, for the message where the program ends by it
 
@@ -76,8 +77,8 @@ static char *mutate(const char *good, size_t n, size_t range, uint64_t seed, siz
     return bad;
 }
 
-// Reads `times` damaged versions of the file at `path` by loader(argument), each of which is given at most 10
-// seconds. The file is good again at the end; where the program ends by one, that one stays.
+// Reads `times` damaged versions of the file at `path` by loader(argument), each of which is given 10 seconds
+// of processor time. The file is good again at the end; where the program ends by one, that one stays.
 static void test_damaged(const char *what, const char *path, void (*loader)(void *), void *argument,
                          size_t range, int times) {
     FILE *f = fopen(path, "rb");
@@ -87,7 +88,7 @@ static void test_damaged(const char *what, const char *path, void (*loader)(void
     if (fread(good, 1, (size_t)n, f) != (size_t)n) abort();
     fclose(f);
     int loaded = 0, before = failed;
-    signal(SIGALRM, damaged_announce);
+    signal(SIGPROF, damaged_announce);
     signal(SIGABRT, damaged_announce);
 #ifndef UNDER_ASAN
     signal(SIGSEGV, damaged_announce);
@@ -102,9 +103,9 @@ static void test_damaged(const char *what, const char *path, void (*loader)(void
         if (!f || fwrite(bad, 1, size, f) != size || fclose(f)) abort();
         free(bad);
         snprintf(damaged_now, sizeof damaged_now, "%s, number %d, at %.60s", what, i, path);
-        alarm(10);
+        setitimer(ITIMER_PROF, &(struct itimerval){.it_value.tv_sec = 10}, NULL);
         o.code = caught(loader, argument, o.error, sizeof o.error);
-        alarm(0);
+        setitimer(ITIMER_PROF, &(struct itimerval){0}, NULL);
         loaded += o.code == 0;
         check((o.code == 0 && !o.error[0]) || (i >= 0 && is_refusal(&o)), "%s: exit %d: %s", damaged_now,
               o.code, o.error);
