@@ -1560,11 +1560,6 @@ static void prompts_load(Prompts *p, const char *path, GPT2Config g, uint64_t mo
             die("%s: a latency is not a number: the file is damaged", path);
 }
 
-static uint64_t model_hash(const GPT2 *m) {
-    return hash_bytes(hash_bytes(0, &m->config, sizeof m->config), m->params_memory,
-                      m->num_parameters * sizeof(float));
-}
-
 // A number for this machine and its threads, so that latencies of another one are not believed.
 static uint64_t machine_hash(int threads) {
     char line[256] = "";

@@ -867,7 +867,8 @@ typedef struct {
     float *params_memory, *grads_memory; // flat, (num_parameters); grads_memory is NULL for inference
     ParameterTensors params, grads;
     // of a model in bfloat16 (gpt2_to_bf16), which makes forward passes only; elsewhere NULL
-    uint16_t *bf16_memory;
+    uint16_t *bf16_memory; // (bf16_count)
+    size_t bf16_count;
     uint16_t *bf16[NUM_TENSORS]; // the matrices, in whose place params has NULL
 
     int max_rows, max_T; // room for B*T rows, T at most max_T
@@ -900,13 +901,12 @@ static void gpt2_allocate(GPT2 *m, GPT2Config config) {
 // Rounds the matrices to bfloat16; the vectors and wpe, which are small, stay as they are.
 static void gpt2_to_bf16(GPT2 *m) {
     float **tensors = (float **)&m->params, *old = m->params_memory;
-    size_t count = 0;
     for (size_t i = 0; i < NUM_TENSORS; i++) {
         TensorShape t = tensor_shape(m->config, (int)i);
-        if (t.cols && i != TENSOR(wpe)) count += tensor_size(t);
+        if (t.cols && i != TENSOR(wpe)) m->bf16_count += tensor_size(t);
     }
-    uint16_t *half = m->bf16_memory = allocate(count, sizeof *half);
-    float *rest = m->params_memory = allocate_floats(m->num_parameters - count);
+    uint16_t *half = m->bf16_memory = allocate(m->bf16_count, sizeof *half);
+    float *rest = m->params_memory = allocate_floats(m->num_parameters - m->bf16_count);
     for (size_t i = 0; i < NUM_TENSORS; i++) {
         TensorShape t = tensor_shape(m->config, (int)i);
         size_t n = tensor_size(t);
@@ -2408,22 +2408,12 @@ static double teacher_loss(GPT2 *teacher, const uint16_t *x, const uint16_t *y, 
     return gpt2_loss(teacher, y);
 }
 
-// A hash of a model's shape and weights, by which files name it; the same in float32 and in bfloat16 where
-// these are the same numbers.
+// A hash of a model's shape and weights as they are kept, by which files name it.
 static uint64_t model_hash(const GPT2 *m) {
+    size_t in_bf16 = m->bf16_count;
     uint64_t hash = hash_bytes(0, &m->config, sizeof m->config);
-    for (int i = 0; i < NUM_TENSORS; i++) {
-        TensorShape t = tensor_shape(m->config, i);
-        size_t cols = t.cols ? t.cols : t.rows;
-        float *wide = resize(NULL, cols * sizeof *wide);
-        for (size_t at = 0; at < tensor_size(t); at += cols) {
-            if (m->bf16[i]) widen(wide, m->bf16[i] + at, cols);
-            else memcpy(wide, ((float *const *)&m->params)[i] + at, cols * sizeof *wide);
-            hash = hash_bytes(hash, wide, cols * sizeof *wide);
-        }
-        free(wide);
-    }
-    return hash;
+    hash = hash_bytes(hash, m->params_memory, (m->num_parameters - in_bf16) * sizeof(float));
+    return in_bf16 ? hash_bytes(hash, m->bf16_memory, in_bf16 * sizeof *m->bf16_memory) : hash;
 }
 
 /* --teacher-cache FILE: the teacher's loss on the batch of each step, so that its forward passes are needed

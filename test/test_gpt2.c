@@ -414,10 +414,12 @@ static void test_bf16(void) {
     gpt2_allocate(&m, g), gpt2_allocate(&half, g);
     gpt2_initialize(&m, 5), gpt2_initialize(&half, 5);
     gpt2_to_bf16(&half);
-    check(model_hash(&m) != model_hash(&half), "rounding does not change the hash");
     for (int i = 0; i < NUM_TENSORS; i++)
         if (half.bf16[i]) widen(((float **)&m.params)[i], half.bf16[i], tensor_size(tensor_shape(g, i)));
-    check(model_hash(&m) == model_hash(&half), "the same weights have two hashes");
+    uint64_t hash = model_hash(&half);
+    half.bf16_memory[1]++;
+    check(hash != model_hash(&half), "a model's hash does not see a weight in bfloat16");
+    half.bf16_memory[1]--;
     gpt2_allocate_activations(&m, 2, 40, 0), gpt2_allocate_activations(&half, 2, 40, 0);
     for (int T = 1; T <= 40; T += 13) {
         gpt2_forward(&m, x, 2, T), gpt2_forward(&half, x, 2, T);
