@@ -140,6 +140,8 @@ for line in "7" "7 x" "7 nan" "7 -1" "7 1 1" "0 1" "1.5 1" "x"; do
     { cat "$work/losses" && echo "$line"; } >"$work/wrong"
     refuses 1 "'$line' is not a step and its loss" "$train" "${cached[@]}" --teacher-cache "$work/wrong"
 done
+refuses 1 "cannot add" bash -c 'trap "" XFSZ; ulimit -f 1; exec "$@"' _ "$train" "${taught[@]}" --teacher-cache "$work/cut" --steps 400
+ok "a full disk leaves whole lines" diff <(head -n "$(wc -l <"$work/cut")" "$work/losses") "$work/cut"
 refuses 1 "seed 1337, .*seed 5" "$train" "${cached[@]}" --teacher-cache "$work/losses" --seed 5
 refuses 1 "batch 4, .*batch 2" "$train" "${cached[@]}" --teacher-cache "$work/losses" --batch 2
 refuses 1 "accumulate 1. there.*accumulate 2" "$train" "${cached[@]}" --teacher-cache "$work/losses" --accumulate 2
