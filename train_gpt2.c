@@ -149,14 +149,12 @@ typedef float vec_u __attribute__((vector_size(4 * VEC), aligned(4), may_alias))
 typedef int32_t vec_i __attribute__((vector_size(4 * VEC)));
 
 // exp(x) to 1 ulp, without branches, so that loops over it become vector code. With n = round(x / ln 2) and
-// r = x - n ln 2: exp(x) = 2^n exp(r); exp(r) by a polynomial on |r| <= ln 2 / 2; 2^n is put together as
-// bits. Below -87.3 (results under the smallest normal float) it is 0, above 88.7 infinity; NaN stays NaN.
+// r = x - n ln 2: exp(x) = 2^n exp(r); exp(r) by a polynomial on |r| <= ln 2 / 2; n is added to its exponent.
+// Below -87.3 (results under the smallest normal float) it is 0, above 88.7 infinity; NaN stays NaN.
 static inline float exp_f32(float x) {
     const float shift = 0x1.8p23f; // adding it rounds to an integer, which then stands in the low bits
-    float clamped = x > 88.8f ? 88.8f : x;
-    clamped = clamped < -88.0f ? -88.0f : clamped;
-    float t = clamped * 1.44269504f + shift, n = t - shift;
-    float r = clamped - n * 0.693359375f; // ln 2 in two parts: the first has few bits, so n times it is exact
+    float t = x * 1.44269504f + shift, n = t - shift;
+    float r = x - n * 0.693359375f; // ln 2 in two parts: the first has few bits, so n times it is exact
     r = r + n * 2.12194440e-4f;
     float p = 1.9875691500e-4f; // coefficients: Cephes' expf (Moshier)
     p = p * r + 1.3981999507e-3f;
@@ -165,36 +163,23 @@ static inline float exp_f32(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    union { float f; uint32_t u; } bits = {.f = t}, half = {.u = 0};
-    int32_t e = (int32_t)(bits.u - 0x4B400000u); // n as an integer; 2^n in two factors, for n may be 128
-    half.u = (uint32_t)((e >> 1) + 127) << 23;
-    bits.u = (uint32_t)(e - (e >> 1) + 127) << 23;
-    p = p * half.f * bits.f;
-    return x < -87.3365f ? 0.0f : p;
+    union { float f; uint32_t u; } bits = {.f = t}, result = {.f = p};
+    result.u += bits.u << 23;
+    float y = x > 88.7228f ? INFINITY : result.f;
+    return x < -87.3365f ? 0.0f : y;
 }
 
-// tanh(x) to 2 ulp: an odd polynomial near 0, where 1 - 2/(exp(2x)+1) would cancel, that formula elsewhere.
-static inline float tanh_f32(float x) {
-    float a = fabsf(x), s = x * x;
-    float p = -5.70498872745e-3f; // coefficients: Cephes' tanhf (Moshier)
-    p = p * s + 2.06390887954e-2f;
-    p = p * s - 5.37397155531e-2f;
-    p = p * s + 1.33314422036e-1f;
-    p = p * s - 3.33332819422e-1f;
-    float small = x + x * s * p;
-    float large = copysignf(1.0f - 2.0f / (exp_f32(2.0f * a) + 1.0f), x);
-    return a < 0.625f ? small : large;
+// GELU in its tanh form, GPT-2's "gelu_new": x/2 (1 + tanh u), u = sqrt(2/pi) (x + 0.044715 x^3); this is x s
+// with the gate s = 1 / (1 + exp(-2u)), in which nothing cancels.
+static inline float gelu_gate(float x) {
+    return 1.0f / (1.0f + exp_f32(-2.0f * 0.7978845608f * (x + 0.044715f * x * x * x)));
 }
 
-// GELU in its tanh form, GPT-2's "gelu_new": x/2 (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3).
-static inline float gelu(float x) {
-    return 0.5f * x * (1.0f + tanh_f32(0.7978845608f * (x + 0.044715f * x * x * x)));
-}
+static inline float gelu(float x) { return x * gelu_gate(x); }
 
-// d gelu / dx = (1 + tanh u)/2 + x/2 (1 - tanh^2 u) u'
-static inline float gelu_derivative(float x, float tanh_u) {
-    float du = 0.7978845608f * (1.0f + 3.0f * 0.044715f * x * x);
-    return 0.5f * (1.0f + tanh_u) + 0.5f * x * (1.0f - tanh_u * tanh_u) * du;
+// d gelu / dx = s + x s (1 - s) 2u', s the gate of x.
+static inline float gelu_derivative(float x, float s) {
+    return s + x * s * (1.0f - s) * (2.0f * 0.7978845608f) * (1.0f + 3.0f * 0.044715f * x * x);
 }
 
 // The largest of n numbers, in VEC maxima side by side.
@@ -612,9 +597,9 @@ static void linear_backward(float *dx, float *dw, float *dbias, const float *dou
 static void gelu_again(float *out, float *x, size_t n) {
 #pragma omp parallel for simd schedule(static)
     for (size_t i = 0; i < n; i++) {
-        float v = x[i], t = tanh_f32(0.7978845608f * (v + 0.044715f * v * v * v));
-        out[i] = 0.5f * v * (1.0f + t);
-        x[i] = gelu_derivative(v, t);
+        float v = x[i], s = gelu_gate(v);
+        out[i] = v * s;
+        x[i] = gelu_derivative(v, s);
     }
 }
 
@@ -941,23 +926,26 @@ static double classifier(GPT2 *m, const uint16_t *targets, float grad_scale, int
         if (soft) gpt2_logits(soft->teacher, soft->teacher->logits, first, n);
 #pragma omp parallel for schedule(static)
         for (int r = 0; r < n; r++) {
-            float *x = m->logits + (size_t)r * V, lse = log_sum_exp(x, V, 1.0f);
             int target = targets[first + r];
-            m->losses[first + r] = lse - x[target];
-            if (grad_scale == 0) continue;
-            if (soft) {
+            float *x = m->logits + (size_t)r * V, x_target = x[target];
+            if (soft && grad_scale != 0) {
                 float *y = soft->teacher->logits + (size_t)r * V, t = 1.0f / soft->temperature;
-                float x_lse = log_sum_exp(x, V, soft->temperature),
+                float lse = log_sum_exp(x, V, 1.0f), x_lse = log_sum_exp(x, V, soft->temperature),
                       y_lse = log_sum_exp(y, V, soft->temperature);
                 float hard = (1.0f - soft->weight) * grad_scale,
                       kl = soft->weight * soft->temperature * grad_scale;
 #pragma omp simd
                 for (int i = 0; i < V; i++)
-                    x[i] = hard * (exp_f32(x[i] - lse) - (float)(i == target)) +
-                           kl * (exp_f32(x[i] * t - x_lse) - exp_f32(y[i] * t - y_lse));
+                    x[i] = hard * exp_f32(x[i] - lse) + kl * (exp_f32(x[i] * t - x_lse) - exp_f32(y[i] * t - y_lse));
+                x[target] -= hard;
+                m->losses[first + r] = lse - x_target;
             } else {
-#pragma omp simd
-                for (int i = 0; i < V; i++) x[i] = grad_scale * (exp_f32(x[i] - lse) - (float)(i == target));
+                float max = largest_of(x, V), sum = 0;
+#pragma omp simd reduction(+ : sum)
+                for (int i = 0; i < V; i++) sum += x[i] = exp_f32(x[i] - max);
+                for (int i = 0; i < V; i++) x[i] *= grad_scale / sum;
+                x[target] -= grad_scale;
+                m->losses[first + r] = max + logf(sum) - x_target;
             }
         }
         if (grad_scale == 0) continue;
