@@ -80,8 +80,8 @@ __attribute__((format(printf, 1, 2), noreturn)) static void die(const char *form
 
 static size_t allocated_bytes; // by allocate(), for the plan that is printed at the start
 
-// count zeroed elements of size bytes, aligned to a cache line; large ones ask the kernel for huge pages, which
-// spare passes over hundreds of megabytes most of their page-table walks.
+// count zeroed elements of size bytes, aligned to a cache line; large ones ask the kernel for huge pages,
+// which spare passes over hundreds of megabytes most of their page-table walks.
 static void *allocate(size_t count, size_t size) {
     size_t alignment = 64, bytes;
     if (__builtin_mul_overflow(count, size, &bytes) || bytes > SIZE_MAX / 2)
@@ -196,11 +196,11 @@ static float largest_of(const float *x, int n) {
 
 /* Matrix multiplication after Goto and van de Geijn (2008), in BLIS's words: C (M x N) = A (M x K) B (K x N).
 
-C is cut into tasks of about 256 x 128, each one thread's work without any waiting for others. A task goes
+C is cut into tasks of at most 576 x NT, each one thread's work without any waiting for others. A task goes
 through K in blocks of KC and packs its part of B into panels, in the order in which they will be read:
 
                         panel 0    panel 1          for each block of KC rows of B
-     A               k=0 [ NR ]     [ NR ]            pack the task's panels
+     A               k=0 [ NR ]     [ NR ]            pack the task's panels (they stay in L2)
      +--KC--+        k=1 [ NR ]     [ NR ]            for each MC rows of A (they stay in L2)
   MR |strip0|        k=2 [ NR ]     [ NR ]              for each panel (it stays in L1)
   MR |strip1|            ...        ...                   for each strip of MR rows
@@ -209,9 +209,8 @@ through K in blocks of KC and packs its part of B into panels, in the order in w
 The microkernel keeps the tile of C in registers: for each k it loads NR = 2 vectors of B, and for each of the
 MR rows one number of A, which multiplies both: 2 MR fused multiply-adds for 2 + MR loads. Rows of A are read
 where they stand; they are packed, MR numbers for each k side by side, only if A is transposed or the strip is
-cut short by the end of the matrix. While a panel is worked on, the next one is fetched from memory. An
-element of C is summed in the same order whoever computes it, so the cuts into tasks may depend on the
-threads. */
+cut short by the end of the matrix. Meanwhile the tile's lines of C come from memory. An element of C is
+summed in the same order whoever computes it, so the cuts into tasks may depend on the threads. */
 #if VEC == 4 && !defined(__aarch64__) || VEC == 8
 #define MR 6 // 12 of 16 registers hold the tile
 #else
@@ -220,19 +219,29 @@ threads. */
 #define NR (2 * VEC)
 #define KC 256
 #define MC 48
-#define NT 256 // columns of a task at most
+#define NT 384 // columns of a task at most
 
-// tile (MR x nv vectors) = a strip of A times a panel of B; A[i][k] is a[i*row + k*col]. nv is a constant
-// where this is expanded, so that the tile lives in registers.
+// tile (MR x nv vectors) = a strip of A times a panel of B; A[i][k] is a[i*row + k*col], and the tile will be
+// written to C (rows ldc apart; NULL: not all of it). nv and col are constants where this is expanded, so
+// that the tile lives in registers.
 static inline __attribute__((always_inline)) void microkernel(const int nv, int K, const float *a, long row,
-                                                              long col, const float *b, vec *tile) {
+                                                              const long col, const float *b, vec *tile,
+                                                              const float *C, long ldc) {
     vec c[MR][2];
+    const float *p[MR / 3]; // every third row; the two after it are found from there
     for (int i = 0; i < MR; i++) c[i][0] = c[i][1] = (vec){0};
-    for (int k = 0; k < K; k++, a += col, b += nv * VEC)
+    for (int i = 0; i < MR / 3; i++) {
+        p[i] = a + 3 * i * row;
+        __asm__("" : "+r"(p[i])); // else GCC keeps MR offsets, more than there are registers
+    }
+    for (int i = 0; C && i < MR * nv; i++) __builtin_prefetch(C + i / nv * ldc + i % nv * VEC, 1);
+    for (int k = 0; k < K; k++, b += nv * VEC)
 #pragma GCC unroll 12
         for (int i = 0; i < MR; i++) {
-            c[i][0] += a[i * row] * *(const vec_u *)b;
-            if (nv == 2) c[i][1] += a[i * row] * *(const vec_u *)(b + VEC);
+            float x = p[i / 3][i % 3 * row];
+            c[i][0] += x * *(const vec_u *)b;
+            if (nv == 2) c[i][1] += x * *(const vec_u *)(b + VEC);
+            if (i % 3 == 2) p[i / 3] += col;
         }
     for (int i = 0; i < MR; i++)
         for (int j = 0; j < nv; j++) tile[i * nv + j] = c[i][j];
@@ -355,58 +364,35 @@ static __attribute__((noinline)) void pack_strips(float *strips, const float *a,
     }
 }
 
-// A block of A or B that will be packed or read soon: element (i,j) is at[i*row + j*col], and one of row and
-// col is 1.
-typedef struct {
-    const float *at; // NULL: none
-    long row, col;
-    int rows, cols;
-} Block;
-
-// Asks for share `part` of `parts` of a block to be brought to L2, while other work goes on.
-static void prefetch_block(Block b, int part, int parts) {
-    if (!b.at) return;
-    long lines = b.row == 1 ? b.cols : b.rows, length = b.row == 1 ? b.rows : b.cols,
-         stride = b.row == 1 ? b.col : b.row;
-    for (long line = lines * part / parts; line < lines * (part + 1) / parts; line++)
-        for (long i = 0; i < length + 15; i += 16)
-            __builtin_prefetch(b.at + line * stride + MIN(i, length - 1), 0, 2);
-}
-
 // C (M,N; rows ldc apart) = A B, and the epilogue; one thread's work. A[i][k] is a[i*a_row + k*a_col],
-// B[k][j] is b[k*b_row + j*b_col]; of each pair of strides one is 1. a_next, b_next: where the operands of
-// the product that will follow begin, or NULL.
+// B[k][j] is b[k*b_row + j*b_col]; of each pair of strides one is 1.
 static void multiply(float *C, long ldc, const float *a, long a_row, long a_col, const float *b, long b_row,
-                     long b_col, int M, int N, int K, Epilogue e, const float *a_next, const float *b_next) {
+                     long b_col, int M, int N, int K, Epilogue e) {
     static _Thread_local float panels[NT * KC] __attribute__((aligned(64)));
     static _Thread_local float strips[MC * KC] __attribute__((aligned(64)));
     vec tile[2 * MR];
     for (; N > NT; N -= NT, b += NT * b_col, C += NT) // heads wider than NT, which have no epilogue
-        multiply(C, ldc, a, a_row, a_col, b, b_row, b_col, M, NT, K, e, NULL, NULL);
+        multiply(C, ldc, a, a_row, a_col, b, b_row, b_col, M, NT, K, e);
     for (int k0 = 0; k0 < K; k0 += KC) {
-        int kc = MIN(KC, K - k0), first = k0 == 0, last = k0 + kc == K,
-            next_kc = last ? MIN(KC, K) : MIN(KC, K - k0 - kc);
-        Block next_b = {last ? b_next : b + (k0 + kc) * b_row, b_row, b_col, next_kc, N};
+        int kc = MIN(KC, K - k0), first = k0 == 0, last = k0 + kc == K;
         for (int j = 0; j < N; j += NR)
             pack_panel(panels + j * kc, b + k0 * b_row + j * b_col, b_row, b_col, kc, MIN(NR, N - j));
         for (int m = 0; m < M; m += MC) {
             int mc = MIN(MC, M - m),
                 direct = a_row == 1 ? 0 : mc / MR * MR; // rows of A that are read in place
             const float *block = a + m * a_row + k0 * a_col;
-            Block next_a = {block + MC * a_row, a_row, a_col, MIN(MC, M - m - MC), kc};
-            if (m + MC >= M)
-                next_a = (Block){last ? a_next : a + (k0 + kc) * a_col, a_row, a_col, MIN(MC, M), next_kc};
             pack_strips(strips + direct * kc, block + direct * a_row, a_row, a_col, kc, mc - direct);
-            prefetch_block(next_b, m / MC, (M + MC - 1) / MC);
             for (int j = 0; j < N; j += NR) {
                 int cols = MIN(NR, N - j), nv = panel_width(cols) / VEC;
-                prefetch_block(next_a, j / NR, (N + NR - 1) / NR);
+                const float *panel = panels + j * kc;
                 for (int i = 0; i < mc; i += MR) {
-                    int rows = MIN(MR, mc - i), packed = i >= direct;
-                    const float *strip = packed ? strips + i * kc : block + i * a_row;
-                    long row = packed ? 1 : a_row, col = packed ? MR : a_col;
-                    if (nv == 2) microkernel(2, kc, strip, row, col, panels + j * kc, tile);
-                    else microkernel(1, kc, strip, row, col, panels + j * kc, tile);
+                    int rows = MIN(MR, mc - i);
+                    const float *c = cols == NR && rows == MR ? C + (m + i) * ldc + j : NULL;
+                    const float *in_place = block + i * a_row, *packed = strips + i * kc;
+                    if (i < direct && nv == 2) microkernel(2, kc, in_place, a_row, 1, panel, tile, c, ldc);
+                    else if (i < direct) microkernel(1, kc, in_place, a_row, 1, panel, tile, c, ldc);
+                    else if (nv == 2) microkernel(2, kc, packed, 1, MR, panel, tile, c, ldc);
+                    else microkernel(1, kc, packed, 1, MR, panel, tile, c, ldc);
                     if (cols == NR) write_tile(tile, 2, C, ldc, m + i, rows, j, NR, &e, first, last);
                     else write_tile(tile, nv, C, ldc, m + i, rows, j, cols, &e, first, last);
                 }
@@ -443,14 +429,10 @@ static void matmul(float *C, const float *A, const float *B, int M, int N, int K
         }
 #else
     long a_row = trans_a ? 1 : K, a_col = trans_a ? M : 1, b_row = trans_b ? 1 : N, b_col = trans_b ? K : 1;
-    // Tasks: rows are shared out first where A is the larger operand, so that a thread works on the rows that
-    // it has in cache from the layer before; columns where B is, so that it is packed once. mt and nt are
-    // multiples of MR and NR.
-    int threads = omp_get_max_threads(), by_rows = M >= N && !trans_a;
-    int mt = share(M, by_rows ? threads : 1, 264, MR),
-        nt = share(N, by_rows ? 1 : threads, trans_a ? NT : NT / 2, NR);
-    if (!by_rows && (N + nt - 1) / nt < 2 * threads)
-        mt = share(M, threads, 132, MR); // too few columns for all
+    // Tasks: rows are shared out where they are more, so that a thread works on the rows that it has in cache
+    // from the layer before, else columns; then each thread packs its part of B, or all of a smaller B.
+    int threads = omp_get_max_threads(), by_rows = M >= N;
+    int mt = share(M, by_rows ? threads : 1, 576, MR), nt = share(N, by_rows ? 1 : threads, NT, NR);
     int row_tasks = (M + mt - 1) / mt, col_tasks = (N + nt - 1) / nt;
 #pragma omp parallel for schedule(static)
     for (int task = 0; task < row_tasks * col_tasks; task++) {
@@ -463,16 +445,14 @@ static void matmul(float *C, const float *A, const float *B, int M, int N, int K
         if (e.times) part.times += at;
         if (e.gelu) part.gelu += at;
         multiply(C + at, N, A + i * a_row, a_row, a_col, B + j * b_col, b_row, b_col, MIN(mt, M - i),
-                 MIN(nt, N - j), K, part, i + mt < M ? A + (i + mt) * a_row : NULL,
-                 j + 2 * nt <= N ? B + (j + nt) * b_col : NULL);
+                 MIN(nt, N - j), K, part);
     }
 #endif
 }
 
 // ===========================================================================================================
 // 3  Layers, forward beside backward. Gradients of parameters are added to, gradients of activations too
-// where
-//    the name starts with "d" and the comment says +=.
+//    where the name starts with "d" and the comment says +=.
 
 // out (B,T,C) = wte[token] + wpe[position]; wte (V,C), wpe (maxT,C).
 static void encoder_forward(float *out, const uint16_t *tokens, const float *wte, const float *wpe, int B,
@@ -605,8 +585,7 @@ static void gelu_again(float *out, float *x, size_t n) {
 
 // ===========================================================================================================
 // 4  Attention. The T x T matrix is never stored: it is made in blocks of BLOCK queries by BLOCK keys, with
-// the
-//    softmax carried along from block to block (Milakov and Gimelshein 2018, "online softmax"; Dao et al.
+//    the softmax carried along from block to block (Milakov and Gimelshein 2018, "online softmax"; Dao et al.
 //    2022).
 
 #define BLOCK 64
@@ -627,7 +606,7 @@ static void attention_forward(float *out, float *lse, const float *qkv, int B, i
             for (int i = 0; i < nq; i++) max[i] = -INFINITY, sum[i] = 0;
             for (int k0 = 0; k0 < q0 + nq; k0 += BLOCK) {
                 int nk = MIN(BLOCK, q0 + nq - k0);
-                multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain, NULL, NULL);
+                multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain);
                 for (int i = 0; i < nq; i++) {
                     // keys after the query count as -infinity, so the loops go over whole blocks, without a
                     // tail
@@ -643,7 +622,7 @@ static void attention_forward(float *out, float *lse, const float *qkv, int B, i
                         for (int c = 0; c < HS; c++) o[(size_t)(q0 + i) * C + c] *= shrink;
                 }
                 multiply(o + (size_t)q0 * C, C, p, BLOCK, 1, v + k0 * ld, ld, 1, nq, HS, nk,
-                         k0 ? accumulate : plain, NULL, NULL);
+                         k0 ? accumulate : plain);
             }
             for (int i = 0; i < nq; i++) {
                 for (int c = 0; c < HS; c++) o[(size_t)(q0 + i) * C + c] *= 1.0f / sum[i];
@@ -677,9 +656,8 @@ static void attention_backward(float *dqkv, const float *dout, const float *qkv,
             }
             for (int k0 = 0; k0 < q0 + nq; k0 += BLOCK) {
                 int nk = MIN(BLOCK, q0 + nq - k0);
-                multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain, NULL, NULL);
-                multiply(dp, BLOCK, d_o + (size_t)q0 * C, C, 1, v + k0 * ld, 1, ld, nq, nk, HS, plain, NULL,
-                         NULL);
+                multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain);
+                multiply(dp, BLOCK, d_o + (size_t)q0 * C, C, 1, v + k0 * ld, 1, ld, nq, nk, HS, plain);
                 for (int i = 0; i < nq; i++) {
                     float *pr = p + i * BLOCK, *dpr = dp + i * BLOCK, l = lse[(size_t)bh * T + q0 + i],
                           Di = D[i];
@@ -692,11 +670,10 @@ static void attention_backward(float *dqkv, const float *dout, const float *qkv,
                 }
                 // the first query block to see these keys writes their gradients, later ones add
                 Epilogue add = q0 > k0 ? accumulate : plain;
-                multiply(dv + k0 * ld, ld, p, 1, BLOCK, d_o + (size_t)q0 * C, C, 1, nk, HS, nq, add, NULL,
-                         NULL);
-                multiply(dk + k0 * ld, ld, dp, 1, BLOCK, q + q0 * ld, ld, 1, nk, HS, nq, add, NULL, NULL);
+                multiply(dv + k0 * ld, ld, p, 1, BLOCK, d_o + (size_t)q0 * C, C, 1, nk, HS, nq, add);
+                multiply(dk + k0 * ld, ld, dp, 1, BLOCK, q + q0 * ld, ld, 1, nk, HS, nq, add);
                 multiply(dq + q0 * ld, ld, dp, BLOCK, 1, k + k0 * ld, ld, 1, nq, HS, nk,
-                         k0 ? accumulate : plain, NULL, NULL);
+                         k0 ? accumulate : plain);
             }
         }
     }
@@ -936,7 +913,8 @@ static double classifier(GPT2 *m, const uint16_t *targets, float grad_scale, int
                       kl = soft->weight * soft->temperature * grad_scale;
 #pragma omp simd
                 for (int i = 0; i < V; i++)
-                    x[i] = hard * exp_f32(x[i] - lse) + kl * (exp_f32(x[i] * t - x_lse) - exp_f32(y[i] * t - y_lse));
+                    x[i] = hard * exp_f32(x[i] - lse) +
+                           kl * (exp_f32(x[i] * t - x_lse) - exp_f32(y[i] * t - y_lse));
                 x[target] -= hard;
                 m->losses[first + r] = lse - x_target;
             } else {
