@@ -81,8 +81,8 @@ __attribute__((format(printf, 1, 2), noreturn)) static void die(const char *form
 
 static size_t allocated_bytes; // by allocate(), for the plan that is printed at the start
 
-// count zeroed elements of size bytes, aligned to a cache line; large ones ask the kernel for huge pages, which
-// spare passes over hundreds of megabytes most of their page-table walks.
+// count zeroed elements of size bytes, aligned to a cache line; large ones ask the kernel for huge pages,
+// which spare passes over hundreds of megabytes most of their page-table walks.
 static void *allocate(size_t count, size_t size) {
     size_t alignment = 64, bytes;
     if (__builtin_mul_overflow(count, size, &bytes) || bytes > SIZE_MAX / 2)
@@ -150,14 +150,12 @@ typedef float vec_u __attribute__((vector_size(4 * VEC), aligned(4), may_alias))
 typedef int32_t vec_i __attribute__((vector_size(4 * VEC)));
 
 // exp(x) to 1 ulp, without branches, so that loops over it become vector code. With n = round(x / ln 2) and
-// r = x - n ln 2: exp(x) = 2^n exp(r); exp(r) by a polynomial on |r| <= ln 2 / 2; 2^n is put together as
-// bits. Below -87.3 (results under the smallest normal float) it is 0, above 88.7 infinity; NaN stays NaN.
+// r = x - n ln 2: exp(x) = 2^n exp(r); exp(r) by a polynomial on |r| <= ln 2 / 2; n is added to its exponent.
+// Below -87.3 (results under the smallest normal float) it is 0, above 88.7 infinity; NaN stays NaN.
 static inline float exp_f32(float x) {
     const float shift = 0x1.8p23f; // adding it rounds to an integer, which then stands in the low bits
-    float clamped = x > 88.8f ? 88.8f : x;
-    clamped = clamped < -88.0f ? -88.0f : clamped;
-    float t = clamped * 1.44269504f + shift, n = t - shift;
-    float r = clamped - n * 0.693359375f; // ln 2 in two parts: the first has few bits, so n times it is exact
+    float t = x * 1.44269504f + shift, n = t - shift;
+    float r = x - n * 0.693359375f; // ln 2 in two parts: the first has few bits, so n times it is exact
     r = r + n * 2.12194440e-4f;
     float p = 1.9875691500e-4f; // coefficients: Cephes' expf (Moshier)
     p = p * r + 1.3981999507e-3f;
@@ -166,36 +164,23 @@ static inline float exp_f32(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    union { float f; uint32_t u; } bits = {.f = t}, half = {.u = 0};
-    int32_t e = (int32_t)(bits.u - 0x4B400000u); // n as an integer; 2^n in two factors, for n may be 128
-    half.u = (uint32_t)((e >> 1) + 127) << 23;
-    bits.u = (uint32_t)(e - (e >> 1) + 127) << 23;
-    p = p * half.f * bits.f;
-    return x < -87.3365f ? 0.0f : p;
+    union { float f; uint32_t u; } bits = {.f = t}, result = {.f = p};
+    result.u += bits.u << 23;
+    float y = x > 88.7228f ? INFINITY : result.f;
+    return x < -87.3365f ? 0.0f : y;
 }
 
-// tanh(x) to 2 ulp: an odd polynomial near 0, where 1 - 2/(exp(2x)+1) would cancel, that formula elsewhere.
-static inline float tanh_f32(float x) {
-    float a = fabsf(x), s = x * x;
-    float p = -5.70498872745e-3f; // coefficients: Cephes' tanhf (Moshier)
-    p = p * s + 2.06390887954e-2f;
-    p = p * s - 5.37397155531e-2f;
-    p = p * s + 1.33314422036e-1f;
-    p = p * s - 3.33332819422e-1f;
-    float small = x + x * s * p;
-    float large = copysignf(1.0f - 2.0f / (exp_f32(2.0f * a) + 1.0f), x);
-    return a < 0.625f ? small : large;
+// GELU in its tanh form, GPT-2's "gelu_new": x/2 (1 + tanh u), u = sqrt(2/pi) (x + 0.044715 x^3); this is x s
+// with the gate s = 1 / (1 + exp(-2u)), in which nothing cancels.
+static inline float gelu_gate(float x) {
+    return 1.0f / (1.0f + exp_f32(-2.0f * 0.7978845608f * (x + 0.044715f * x * x * x)));
 }
 
-// GELU in its tanh form, GPT-2's "gelu_new": x/2 (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3).
-static inline float gelu(float x) {
-    return 0.5f * x * (1.0f + tanh_f32(0.7978845608f * (x + 0.044715f * x * x * x)));
-}
+static inline float gelu(float x) { return x * gelu_gate(x); }
 
-// d gelu / dx = (1 + tanh u)/2 + x/2 (1 - tanh^2 u) u'
-static inline float gelu_derivative(float x, float tanh_u) {
-    float du = 0.7978845608f * (1.0f + 3.0f * 0.044715f * x * x);
-    return 0.5f * (1.0f + tanh_u) + 0.5f * x * (1.0f - tanh_u * tanh_u) * du;
+// d gelu / dx = s + x s (1 - s) 2u', s the gate of x.
+static inline float gelu_derivative(float x, float s) {
+    return s + x * s * (1.0f - s) * (2.0f * 0.7978845608f) * (1.0f + 3.0f * 0.044715f * x * x);
 }
 
 // The largest of n numbers, in VEC maxima side by side.
@@ -212,11 +197,11 @@ static float largest_of(const float *x, int n) {
 
 /* Matrix multiplication after Goto and van de Geijn (2008), in BLIS's words: C (M x N) = A (M x K) B (K x N).
 
-C is cut into tasks of about 256 x 128, each one thread's work without any waiting for others. A task goes
+C is cut into tasks of at most 576 x NT, each one thread's work without any waiting for others. A task goes
 through K in blocks of KC and packs its part of B into panels, in the order in which they will be read:
 
                         panel 0    panel 1          for each block of KC rows of B
-     A               k=0 [ NR ]     [ NR ]            pack the task's panels
+     A               k=0 [ NR ]     [ NR ]            pack the task's panels (they stay in L2)
      +--KC--+        k=1 [ NR ]     [ NR ]            for each MC rows of A (they stay in L2)
   MR |strip0|        k=2 [ NR ]     [ NR ]              for each panel (it stays in L1)
   MR |strip1|            ...        ...                   for each strip of MR rows
@@ -225,9 +210,8 @@ through K in blocks of KC and packs its part of B into panels, in the order in w
 The microkernel keeps the tile of C in registers: for each k it loads NR = 2 vectors of B, and for each of the
 MR rows one number of A, which multiplies both: 2 MR fused multiply-adds for 2 + MR loads. Rows of A are read
 where they stand; they are packed, MR numbers for each k side by side, only if A is transposed or the strip is
-cut short by the end of the matrix. While a panel is worked on, the next one is fetched from memory. An
-element of C is summed in the same order whoever computes it, so the cuts into tasks may depend on the
-threads. */
+cut short by the end of the matrix. Meanwhile the tile's lines of C come from memory. An element of C is
+summed in the same order whoever computes it, so the cuts into tasks may depend on the threads. */
 #if VEC == 4 && !defined(__aarch64__) || VEC == 8
 #define MR 6 // 12 of 16 registers hold the tile
 #else
@@ -236,19 +220,29 @@ threads. */
 #define NR (2 * VEC)
 #define KC 256
 #define MC 48
-#define NT 256 // columns of a task at most
+#define NT 384 // columns of a task at most
 
-// tile (MR x nv vectors) = a strip of A times a panel of B; A[i][k] is a[i*row + k*col]. nv is a constant
-// where this is expanded, so that the tile lives in registers.
+// tile (MR x nv vectors) = a strip of A times a panel of B; A[i][k] is a[i*row + k*col], and the tile will be
+// written to C (rows ldc apart; NULL: not all of it). nv and col are constants where this is expanded, so
+// that the tile lives in registers.
 static inline __attribute__((always_inline)) void microkernel(const int nv, int K, const float *a, long row,
-                                                              long col, const float *b, vec *tile) {
+                                                              const long col, const float *b, vec *tile,
+                                                              const float *C, long ldc) {
     vec c[MR][2];
+    const float *p[MR / 3]; // every third row; the two after it are found from there
     for (int i = 0; i < MR; i++) c[i][0] = c[i][1] = (vec){0};
-    for (int k = 0; k < K; k++, a += col, b += nv * VEC)
+    for (int i = 0; i < MR / 3; i++) {
+        p[i] = a + 3 * i * row;
+        __asm__("" : "+r"(p[i])); // else GCC keeps MR offsets, more than there are registers
+    }
+    for (int i = 0; C && i < MR * nv; i++) __builtin_prefetch(C + i / nv * ldc + i % nv * VEC, 1);
+    for (int k = 0; k < K; k++, b += nv * VEC)
 #pragma GCC unroll 12
         for (int i = 0; i < MR; i++) {
-            c[i][0] += a[i * row] * *(const vec_u *)b;
-            if (nv == 2) c[i][1] += a[i * row] * *(const vec_u *)(b + VEC);
+            float x = p[i / 3][i % 3 * row];
+            c[i][0] += x * *(const vec_u *)b;
+            if (nv == 2) c[i][1] += x * *(const vec_u *)(b + VEC);
+            if (i % 3 == 2) p[i / 3] += col;
         }
     for (int i = 0; i < MR; i++)
         for (int j = 0; j < nv; j++) tile[i * nv + j] = c[i][j];
@@ -392,39 +386,17 @@ static __attribute__((noinline)) void pack_strips(float *strips, const float *a,
     }
 }
 
-// A block of A or B that will be packed or read soon: element (i,j) is at[i*row + j*col], and one of row and
-// col is 1.
-typedef struct {
-    const float *at; // NULL: none
-    long row, col;
-    int rows, cols;
-} Block;
-
-// Asks for share `part` of `parts` of a block to be brought to L2, while other work goes on.
-static void prefetch_block(Block b, int part, int parts) {
-    if (!b.at) return;
-    long lines = b.row == 1 ? b.cols : b.rows, length = b.row == 1 ? b.rows : b.cols,
-         stride = b.row == 1 ? b.col : b.row;
-    for (long line = lines * part / parts; line < lines * (part + 1) / parts; line++)
-        for (long i = 0; i < length + 15; i += 16)
-            __builtin_prefetch(b.at + line * stride + MIN(i, length - 1), 0, 2);
-}
-
 // C (M,N; rows ldc apart) = A B, and the epilogue; one thread's work. A[i][k] is a[i*a_row + k*a_col],
-// B[k][j] is b[k*b_row + j*b_col]; of each pair of strides one is 1. a_next, b_next: where the operands of
-// the product that will follow begin, or NULL.
+// B[k][j] is b[k*b_row + j*b_col]; of each pair of strides one is 1.
 static void multiply(float *C, long ldc, const float *a, long a_row, long a_col, const float *b, long b_row,
-                     long b_col, int M, int N, int K, Epilogue e, const float *a_next, const float *b_next) {
+                     long b_col, int M, int N, int K, Epilogue e) {
     static _Thread_local float panels[NT * KC] __attribute__((aligned(64)));
     static _Thread_local float strips[MC * KC] __attribute__((aligned(64)));
     vec tile[2 * MR];
     for (; N > NT; N -= NT, b += NT * b_col, C += NT) // heads wider than NT, which have no epilogue
-        multiply(C, ldc, a, a_row, a_col, b, b_row, b_col, M, NT, K, e, NULL, NULL);
+        multiply(C, ldc, a, a_row, a_col, b, b_row, b_col, M, NT, K, e);
     for (int k0 = 0; k0 < K; k0 += KC) {
-        int kc = MIN(KC, K - k0), first = k0 == 0, last = k0 + kc == K,
-            next_kc = last ? MIN(KC, K) : MIN(KC, K - k0 - kc);
-        Block next_b = {last ? b_next : b + (k0 + kc) * b_row, b_row, b_col, next_kc, N};
-        if (e.bf16) next_b.at = NULL;
+        int kc = MIN(KC, K - k0), first = k0 == 0, last = k0 + kc == K;
         for (int j = 0; j < N; j += NR) {
             long at = k0 * b_row + j * b_col;
             if (e.bf16) pack_panel_bf16(panels + j * kc, (const uint16_t *)b + at, b_col, kc, MIN(NR, N - j));
@@ -434,20 +406,18 @@ static void multiply(float *C, long ldc, const float *a, long a_row, long a_col,
             int mc = MIN(MC, M - m),
                 direct = a_row == 1 ? 0 : mc / MR * MR; // rows of A that are read in place
             const float *block = a + m * a_row + k0 * a_col;
-            Block next_a = {block + MC * a_row, a_row, a_col, MIN(MC, M - m - MC), kc};
-            if (m + MC >= M)
-                next_a = (Block){last ? a_next : a + (k0 + kc) * a_col, a_row, a_col, MIN(MC, M), next_kc};
             pack_strips(strips + direct * kc, block + direct * a_row, a_row, a_col, kc, mc - direct);
-            prefetch_block(next_b, m / MC, (M + MC - 1) / MC);
             for (int j = 0; j < N; j += NR) {
                 int cols = MIN(NR, N - j), nv = panel_width(cols) / VEC;
-                prefetch_block(next_a, j / NR, (N + NR - 1) / NR);
+                const float *panel = panels + j * kc;
                 for (int i = 0; i < mc; i += MR) {
-                    int rows = MIN(MR, mc - i), packed = i >= direct;
-                    const float *strip = packed ? strips + i * kc : block + i * a_row;
-                    long row = packed ? 1 : a_row, col = packed ? MR : a_col;
-                    if (nv == 2) microkernel(2, kc, strip, row, col, panels + j * kc, tile);
-                    else microkernel(1, kc, strip, row, col, panels + j * kc, tile);
+                    int rows = MIN(MR, mc - i);
+                    const float *c = cols == NR && rows == MR ? C + (m + i) * ldc + j : NULL;
+                    const float *in_place = block + i * a_row, *packed = strips + i * kc;
+                    if (i < direct && nv == 2) microkernel(2, kc, in_place, a_row, 1, panel, tile, c, ldc);
+                    else if (i < direct) microkernel(1, kc, in_place, a_row, 1, panel, tile, c, ldc);
+                    else if (nv == 2) microkernel(2, kc, packed, 1, MR, panel, tile, c, ldc);
+                    else microkernel(1, kc, packed, 1, MR, panel, tile, c, ldc);
                     if (cols == NR) write_tile(tile, 2, C, ldc, m + i, rows, j, NR, &e, first, last);
                     else write_tile(tile, nv, C, ldc, m + i, rows, j, cols, &e, first, last);
                 }
@@ -489,14 +459,10 @@ static void matmul(float *C, const float *A, const void *B, int M, int N, int K,
         }
 #else
     long a_row = trans_a ? 1 : K, a_col = trans_a ? M : 1, b_row = trans_b ? 1 : N, b_col = trans_b ? K : 1;
-    // Tasks: rows are shared out first where A is the larger operand, so that a thread works on the rows that
-    // it has in cache from the layer before; columns where B is, so that it is packed once. mt and nt are
-    // multiples of MR and NR.
-    int threads = omp_get_max_threads(), by_rows = M >= N && !trans_a;
-    int mt = share(M, by_rows ? threads : 1, 264, MR),
-        nt = share(N, by_rows ? 1 : threads, trans_a ? NT : NT / 2, NR);
-    if (!by_rows && (N + nt - 1) / nt < 2 * threads)
-        mt = share(M, threads, 132, MR); // too few columns for all
+    // Tasks: rows are shared out where they are more, so that a thread works on the rows that it has in cache
+    // from the layer before, else columns; then each thread packs its part of B, or all of a smaller B.
+    int threads = omp_get_max_threads(), by_rows = M >= N;
+    int mt = share(M, by_rows ? threads : 1, 576, MR), nt = share(N, by_rows ? 1 : threads, NT, NR);
     int row_tasks = (M + mt - 1) / mt, col_tasks = (N + nt - 1) / nt;
 #pragma omp parallel for schedule(static)
     for (int task = 0; task < row_tasks * col_tasks; task++) {
@@ -511,15 +477,14 @@ static void matmul(float *C, const float *A, const void *B, int M, int N, int K,
         const float *b = (const float *)B + j * b_col;
         if (e.bf16) b = (const float *)((const uint16_t *)B + j * b_col);
         multiply(C + at, N, A + i * a_row, a_row, a_col, b, b_row, b_col, MIN(mt, M - i), MIN(nt, N - j), K,
-                 part, i + mt < M ? A + (i + mt) * a_row : NULL, j + 2 * nt <= N ? b + nt * b_col : NULL);
+                 part);
     }
 #endif
 }
 
 // ===========================================================================================================
 // 3  Layers, forward beside backward. Gradients of parameters are added to, gradients of activations too
-// where
-//    the name starts with "d" and the comment says +=.
+//    where the name starts with "d" and the comment says +=.
 
 // out (B,T,C) = wte[token] + wpe[position]; wte (V,C), wpe (maxT,C).
 static void encoder_forward(float *out, const uint16_t *tokens, const float *wte, const float *wpe, int B,
@@ -655,16 +620,15 @@ static void linear_backward(float *dx, float *dw, float *dbias, const float *dou
 static void gelu_again(float *out, float *x, size_t n) {
 #pragma omp parallel for simd schedule(static)
     for (size_t i = 0; i < n; i++) {
-        float v = x[i], t = tanh_f32(0.7978845608f * (v + 0.044715f * v * v * v));
-        out[i] = 0.5f * v * (1.0f + t);
-        x[i] = gelu_derivative(v, t);
+        float v = x[i], s = gelu_gate(v);
+        out[i] = v * s;
+        x[i] = gelu_derivative(v, s);
     }
 }
 
 // ===========================================================================================================
 // 4  Attention. The T x T matrix is never stored: it is made in blocks of BLOCK queries by BLOCK keys, with
-// the
-//    softmax carried along from block to block (Milakov and Gimelshein 2018, "online softmax"; Dao et al.
+//    the softmax carried along from block to block (Milakov and Gimelshein 2018, "online softmax"; Dao et al.
 //    2022).
 
 #define BLOCK 64
@@ -685,7 +649,7 @@ static void attention_forward(float *out, float *lse, const float *qkv, int B, i
             for (int i = 0; i < nq; i++) max[i] = -INFINITY, sum[i] = 0;
             for (int k0 = 0; k0 < q0 + nq; k0 += BLOCK) {
                 int nk = MIN(BLOCK, q0 + nq - k0);
-                multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain, NULL, NULL);
+                multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain);
                 for (int i = 0; i < nq; i++) {
                     // keys after the query count as -infinity, so the loops go over whole blocks, without a
                     // tail
@@ -701,7 +665,7 @@ static void attention_forward(float *out, float *lse, const float *qkv, int B, i
                         for (int c = 0; c < HS; c++) o[(size_t)(q0 + i) * C + c] *= shrink;
                 }
                 multiply(o + (size_t)q0 * C, C, p, BLOCK, 1, v + k0 * ld, ld, 1, nq, HS, nk,
-                         k0 ? accumulate : plain, NULL, NULL);
+                         k0 ? accumulate : plain);
             }
             for (int i = 0; i < nq; i++) {
                 for (int c = 0; c < HS; c++) o[(size_t)(q0 + i) * C + c] *= 1.0f / sum[i];
@@ -735,9 +699,8 @@ static void attention_backward(float *dqkv, const float *dout, const float *qkv,
             }
             for (int k0 = 0; k0 < q0 + nq; k0 += BLOCK) {
                 int nk = MIN(BLOCK, q0 + nq - k0);
-                multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain, NULL, NULL);
-                multiply(dp, BLOCK, d_o + (size_t)q0 * C, C, 1, v + k0 * ld, 1, ld, nq, nk, HS, plain, NULL,
-                         NULL);
+                multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain);
+                multiply(dp, BLOCK, d_o + (size_t)q0 * C, C, 1, v + k0 * ld, 1, ld, nq, nk, HS, plain);
                 for (int i = 0; i < nq; i++) {
                     float *pr = p + i * BLOCK, *dpr = dp + i * BLOCK, l = lse[(size_t)bh * T + q0 + i],
                           Di = D[i];
@@ -750,11 +713,10 @@ static void attention_backward(float *dqkv, const float *dout, const float *qkv,
                 }
                 // the first query block to see these keys writes their gradients, later ones add
                 Epilogue add = q0 > k0 ? accumulate : plain;
-                multiply(dv + k0 * ld, ld, p, 1, BLOCK, d_o + (size_t)q0 * C, C, 1, nk, HS, nq, add, NULL,
-                         NULL);
-                multiply(dk + k0 * ld, ld, dp, 1, BLOCK, q + q0 * ld, ld, 1, nk, HS, nq, add, NULL, NULL);
+                multiply(dv + k0 * ld, ld, p, 1, BLOCK, d_o + (size_t)q0 * C, C, 1, nk, HS, nq, add);
+                multiply(dk + k0 * ld, ld, dp, 1, BLOCK, q + q0 * ld, ld, 1, nk, HS, nq, add);
                 multiply(dq + q0 * ld, ld, dp, BLOCK, 1, k + k0 * ld, ld, 1, nq, HS, nk,
-                         k0 ? accumulate : plain, NULL, NULL);
+                         k0 ? accumulate : plain);
             }
         }
     }
@@ -1052,23 +1014,27 @@ static double classifier(GPT2 *m, const uint16_t *targets, float grad_scale, int
         if (soft) gpt2_logits(soft->teacher, soft->teacher->logits, first, n);
 #pragma omp parallel for schedule(static)
         for (int r = 0; r < n; r++) {
-            float *x = m->logits + (size_t)r * V, lse = log_sum_exp(x, V, 1.0f);
             int target = targets[first + r];
-            m->losses[first + r] = lse - x[target];
-            if (grad_scale == 0) continue;
-            if (soft) {
+            float *x = m->logits + (size_t)r * V, x_target = x[target];
+            if (soft && grad_scale != 0) {
                 float *y = soft->teacher->logits + (size_t)r * V, t = 1.0f / soft->temperature;
-                float x_lse = log_sum_exp(x, V, soft->temperature),
+                float lse = log_sum_exp(x, V, 1.0f), x_lse = log_sum_exp(x, V, soft->temperature),
                       y_lse = log_sum_exp(y, V, soft->temperature);
                 float hard = (1.0f - soft->weight) * grad_scale,
                       kl = soft->weight * soft->temperature * grad_scale;
 #pragma omp simd
                 for (int i = 0; i < V; i++)
-                    x[i] = hard * (exp_f32(x[i] - lse) - (float)(i == target)) +
+                    x[i] = hard * exp_f32(x[i] - lse) +
                            kl * (exp_f32(x[i] * t - x_lse) - exp_f32(y[i] * t - y_lse));
+                x[target] -= hard;
+                m->losses[first + r] = lse - x_target;
             } else {
-#pragma omp simd
-                for (int i = 0; i < V; i++) x[i] = grad_scale * (exp_f32(x[i] - lse) - (float)(i == target));
+                float max = largest_of(x, V), sum = 0;
+#pragma omp simd reduction(+ : sum)
+                for (int i = 0; i < V; i++) sum += x[i] = exp_f32(x[i] - max);
+                for (int i = 0; i < V; i++) x[i] *= grad_scale / sum;
+                x[target] -= grad_scale;
+                m->losses[first + r] = max + logf(sum) - x_target;
             }
         }
         if (grad_scale == 0) continue;
