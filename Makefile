@@ -65,9 +65,9 @@ build/gpu.o: train_gpt2.cu optim.h
 	@mkdir -p build
 	$(NVCC) $(NVCC_FLAGS) -c $< -o $@
 
-build/gpu_program.o: train_gpt2.cu $(TRAINER)
+build/gpu_program.o: $(TRAINER) train_gpt2.cu
 	@mkdir -p build
-	$(CC) $(FLAGS) -x c -c $< -o $@
+	$(CC) $(FLAGS) -DGPT2_DEVICE='"train_gpt2.cu"' -c $< -o $@
 
 build/cuda_on_cpu.o: train_gpt2.cu optim.h test/cuda_on_cpu.h
 	@mkdir -p build

@@ -53,7 +53,7 @@ static inline int omp_get_max_threads(void) { return 1; }
 
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
-#ifdef TRAIN_GPT2_NO_MAIN // programs that include this file use parts of it
+#if defined(TRAIN_GPT2_NO_MAIN) || defined(GPT2_DEVICE) // programs that use parts of this file
 #pragma GCC diagnostic ignored "-Wunused-function"
 #endif
 #define UNUSED __attribute__((unused))
@@ -810,6 +810,7 @@ typedef struct {
     int logit_rows;
     const uint16_t *tokens; // of the last forward pass, (B,T)
     int B, T;
+    struct Gpu *gpu; // train_gpt2.cu's: what it has instead of the activations
 } GPT2;
 
 // Prepares parameters (zero) for a configuration that has been checked.
@@ -1028,6 +1029,19 @@ static double flops_per_token(GPT2Config g, int T) {
     double weights = (double)count_parameters(g) - (double)g.max_seq_len * g.channels;
     return 6.0 * weights + 6.0 * g.num_layers * g.channels * T;
 }
+
+// What the model runs on, in words. f32: no bf16 where a GPU has it.
+static const char *open_device(UNUSED int f32) {
+    static char name[64];
+    snprintf(name, sizeof name, "%d threads, vectors of %d floats", omp_get_max_threads(), VEC);
+    return name;
+}
+
+// Compiled with -DGPT2_DEVICE='"train_gpt2.cu"', this file is the GPU's trainer: from here on, functions of that
+// file stand for gpt2_allocate to open_device above, and for optim.h's.
+#ifdef GPT2_DEVICE
+#include GPT2_DEVICE
+#endif
 
 // ===========================================================================================================
 // 6  Checkpoints
@@ -2317,7 +2331,7 @@ typedef struct {
     const char *proxy;
     int proxy_steps;
     double proxy_eta;
-    int eval_every, eval_tokens, sample_every, save_every, resume;
+    int eval_every, eval_tokens, sample_every, save_every, resume, f32;
     const char *out, *export_hf;
     int num_hyper; // the optimizer's own options, as given
     const char *hyper_name[64];
@@ -2381,6 +2395,7 @@ static const OptionRow option_rows[] = {
     {"save-every", 'i', FIELD(save_every), "0", "N", "steps between checkpoints (0: at the end)", 0, 1e9, 0},
     {"out", 's', FIELD(out), "", "DIR", "log.csv, model.bin, tokenizer and state.bin go here", 0, 0, 0},
     {"resume", 'f', FIELD(resume), "0", "", "go on from the checkpoint in --out", 0, 0, 0},
+    {"f32", 'f', FIELD(f32), "0", "", "float32 throughout, on a GPU too", 0, 0, 0},
     {"export-hf", 's', FIELD(export_hf), "", "DIR", "write a Hugging Face folder at the end", 0, 0, 0},
 };
 #define NUM_OPTIONS ((int)(sizeof option_rows / sizeof *option_rows))
@@ -2418,7 +2433,7 @@ static void set_option(Options *o, const OptionRow *row, const char *text) {
 }
 
 static void print_help(void) {
-    printf("train_gpt2: trains a GPT-2 on text, on the CPU.\n\n"
+    printf("train_gpt2: trains a GPT-2 on text.\n\n"
            "  ./train_gpt2 --data text.txt --out run             trains the default small model\n"
            "  ./train_gpt2 --data text.txt --teacher run --optimizer iam-adam --layers 3 --out student\n"
            "  ./train_gpt2 --help NAME                           an optimizer's maths and options\n\n");
@@ -2759,6 +2774,7 @@ static void prepare(Run *run) {
     Options *o = &run->options;
     GPT2 *m = &run->model;
     Tokenizer *t = &run->tokenizer;
+    const char *device = open_device(o->f32);
     if (*o->out) { // one run at a time writes there
         make_folder(o->out);
         int folder = open(o->out, O_RDONLY | O_DIRECTORY);
@@ -2830,8 +2846,7 @@ static void prepare(Run *run) {
            g.num_layers, g.num_heads, g.channels, g.max_seq_len, g.vocab_size, m->num_parameters);
     printf("data       %zu training tokens, %zu for validation\n", dataset_tokens(&run->train),
            dataset_tokens(&run->val));
-    printf("step       %s, %d x %d x %d tokens, %d threads, vectors of %d floats\n", o->optimizer,
-           o->accumulate, run->B, run->T, omp_get_max_threads(), VEC);
+    printf("step       %s, %d x %d x %d tokens, %s\n", o->optimizer, o->accumulate, run->B, run->T, device);
     size_t optimizer_bytes = 0, bytes;
     void *block;
     const char *name;
@@ -2895,12 +2910,13 @@ static StepResult train_step(Run *run) {
         Proxy *p = &run->proxy;
         GPT2 *m = &run->model;
         size_t n = m->num_parameters;
+        OptimSpan flat = optim_flat(n, NULL);
         DataLoader again = p->loader;
         double eta = o->proxy_eta > 0 ? o->proxy_eta : INFINITY;
-        memcpy(p->g_t, m->grads_memory, n * sizeof(float));
-        memcpy(p->x_t, m->params_memory, n * sizeof(float));
+        optim_copy(flat, p->g_t, m->grads_memory);
+        optim_copy(flat, p->x_t, m->params_memory);
         gradient(run, &p->loader, o->proxy_steps, NULL);
-        memcpy(p->h_t, m->grads_memory, n * sizeof(float));
+        optim_copy(flat, p->h_t, m->grads_memory);
         for (int k = 0; k < o->proxy_steps; k++) {
             gradient(run, &again, 1, NULL);
             optim_proxy_gradient(m->grads_memory, m->grads_memory, p->g_t, p->h_t, m->params_memory, p->x_t,

@@ -3,12 +3,20 @@
 // Linked with train_gpt2.cu as test/cuda_on_cpu.h makes it (-DCUDA_ON_CPU), or as nvcc does, and then it runs
 // on the GPU.
 #define TRAIN_GPT2_NO_MAIN
-#include "../train_gpt2.cu"
+#define GPT2_DEVICE "train_gpt2.cu"
+#include "../train_gpt2.c"
+#undef gpt2_allocate // from here on the CPU's functions have their names back
+#undef gpt2_allocate_activations
+#undef gpt2_free
+#undef gpt2_forward
+#undef gpt2_logits
+#undef gpt2_loss
+#undef gpt2_backward
+#undef allocate_floats
 #undef optim_start
 #undef optim_step
 #undef optim_eval_params
 #undef optim_norm2
-#undef optim_proxy_gradient
 #include "check.h"
 
 #ifdef CUDA_ON_CPU
@@ -38,25 +46,28 @@ static double norm_error(const float *a, const float *b, size_t n) {
 }
 
 // A model on both sides. cpu's gradients and logits are train_gpt2.c's.
-typedef struct {
-    GPT2 cpu;
-    Gpu *gpu;
-    float *params, *grads; // the GPU's
-} Pair;
+typedef struct { GPT2 cpu, gpu; } Pair;
 
+// The model `from`, which the pair takes over, and a copy of it on the GPU.
 static Pair make_pair(const GPT2 *from, int B, int T, int bf16) {
     Pair p = {.cpu = *from};
-    size_t n = from->num_parameters;
     gpt2_allocate_activations(&p.cpu, B, T, 1);
-    p.params = gpu_share(n), p.grads = gpu_share(n);
-    memcpy(p.params, from->params_memory, n * sizeof(float));
-    p.gpu = gpu_create(shape_of(from->config), p.params, p.grads, B, T, 1, bf16);
+    gpt2_allocate_gpu(&p.gpu, from->config);
+    memcpy(p.gpu.params_memory, from->params_memory, from->num_parameters * sizeof(float));
+    gpu_bf16 = bf16;
+    gpt2_allocate_activations_gpu(&p.gpu, B, T, 1);
     return p;
 }
-static void free_pair(Pair *p) {
-    gpu_free(p->gpu);
-    gpu_unshare(p->params), gpu_unshare(p->grads);
-    gpt2_free(&p->cpu);
+static void free_pair(Pair *p) { gpt2_free_gpu(&p->gpu), gpt2_free(&p->cpu); }
+
+// A model from a file, in the CPU's memory.
+static GPT2 load_model(const char *path) {
+    GPT2 m, loaded;
+    gpt2_load(&loaded, path);
+    gpt2_allocate(&m, loaded.config);
+    memcpy(m.params_memory, loaded.params_memory, m.num_parameters * sizeof(float));
+    gpu_unshare(loaded.params_memory);
+    return m;
 }
 
 // Every tensor's gradient against `expected`, whose wte has `padded` rows; the worst error.
@@ -82,8 +93,7 @@ static void read_exactly(FILE *f, void *p, size_t n, const char *path) {
 }
 
 static void test_golden(const char *dir, int bf16) {
-    GPT2 m;
-    gpt2_load(&m, dir);
+    GPT2 m = load_model(dir);
     GPT2Config g = m.config;
     int32_t header[256], V = g.vocab_size, padded = (V + 127) / 128 * 128;
     Path path = path_in(dir, "state.bin");
@@ -105,10 +115,9 @@ static void test_golden(const char *dir, int bf16) {
     for (int i = 0; i < 2 * rows; i++) x[i] = (uint16_t)ids[i];
 
     Pair p = make_pair(&m, B, T, bf16);
-    gpu_forward(p.gpu, x, B, T);
-    gpu_logits(p.gpu, ours, 0, rows);
-    gpu_backward(p.gpu, x + rows, 1.0f / rows, 0, NULL, 1, 0);
-    double ours_loss = gpu_loss_sum(p.gpu) / rows;
+    gpt2_forward_gpu(&p.gpu, x, B, T);
+    gpt2_logits_gpu(&p.gpu, ours, 0, rows);
+    double ours_loss = gpt2_backward_gpu(&p.gpu, x + rows, 1.0f / rows, 0, NULL);
     double (*measure)(const float *, const float *, size_t) = bf16 ? norm_error : relative_error;
     double error = measure(ours, logits, (size_t)rows * V), tolerance = bf16 ? 0.03 : 1e-4;
     char name[64];
@@ -116,7 +125,7 @@ static void test_golden(const char *dir, int bf16) {
     check(error < tolerance, "%s: logits are off by %g", name, error);
     check(fabs(ours_loss - loss) < (bf16 ? 0.01 : 1e-4), "%s: loss %.6f, expected %.6f", name, ours_loss,
           loss);
-    double worst = compare_gradients(name, g, p.grads, grads, padded, measure, tolerance);
+    double worst = compare_gradients(name, g, p.gpu.grads_memory, grads, padded, measure, tolerance);
     printf("%s: logits %.1e, loss %.1e, gradients %.1e\n", name, error, fabs(ours_loss - loss), worst);
     free(ids), free(x), free(logits), free(ours), free(grads);
     free_pair(&p);
@@ -146,35 +155,35 @@ static uint16_t *random_tokens(size_t n, int V) {
 static void test_shape(GPT2Config g, int B, int T, int bf16, int soft, const char *what) {
     GPT2 m = random_model(g, 11), t = random_model(g, 12);
     Pair p = make_pair(&m, B, T, bf16), teacher = make_pair(&t, B, T, bf16);
-    SoftLabels labels = {&teacher.cpu, 2.0f, 0.7f};
+    SoftLabels labels = {&teacher.cpu, 2.0f, 0.7f}, labels_gpu = {&teacher.gpu, 2.0f, 0.7f};
     int rows = B * T;
     uint16_t *x = random_tokens(2 * rows + 1, g.vocab_size);
-    double expected = 0, tolerance = bf16 ? 0.06 : 2e-4;
+    double expected = 0, loss = 0, tolerance = bf16 ? 0.06 : 2e-4;
     char name[128];
     snprintf(name, sizeof name, "%s, %s%s", what, bf16 ? "bf16" : "f32", soft ? ", soft labels" : "");
     for (int micro = 0; micro < 2; micro++) {
         const uint16_t *from = x + micro * rows;
         gpt2_forward(&p.cpu, from, B, T);
-        if (soft) gpt2_forward(&teacher.cpu, from, B, T), gpu_forward(teacher.gpu, from, B, T);
+        if (soft) gpt2_forward(&teacher.cpu, from, B, T), gpt2_forward_gpu(&teacher.gpu, from, B, T);
         expected += gpt2_backward(&p.cpu, from + 1, 0.5f / rows, micro, soft ? &labels : NULL) / 2;
-        gpu_forward(p.gpu, from, B, T);
-        gpu_backward(p.gpu, from + 1, 0.5f / rows, micro, soft ? teacher.gpu : NULL, 2.0f, 0.7f);
+        gpt2_forward_gpu(&p.gpu, from, B, T);
+        loss += gpt2_backward_gpu(&p.gpu, from + 1, 0.5f / rows, micro, soft ? &labels_gpu : NULL) / 2;
     }
-    double loss = gpu_loss_sum(p.gpu) / (2 * rows);
     check(fabs(loss - expected) < (bf16 ? 0.02 : 1e-5), "%s: loss %.6f, train_gpt2.c's is %.6f", name, loss,
           expected);
     double worst =
-        compare_gradients(name, g, p.grads, p.cpu.grads_memory, g.vocab_size, norm_error, tolerance);
+        compare_gradients(name, g, p.gpu.grads_memory, p.cpu.grads_memory, g.vocab_size, norm_error, tolerance);
     printf("%s: loss %.1e, gradients %.1e\n", name, fabs(loss - expected), worst);
 
-    double norm = gpu_norm2(p.grads, m.num_parameters), cpu_norm = optim_norm2(p.grads, m.num_parameters);
+    float *grads = p.gpu.grads_memory;
+    double norm = gpu_norm2(grads, m.num_parameters), cpu_norm = optim_norm2(grads, m.num_parameters);
     check(fabs(norm - cpu_norm) <= 1e-5 * cpu_norm, "%s: the gradient's squared norm is %g, not %g", name,
           norm, cpu_norm);
-    Gpu *forward_only = gpu_create(shape_of(g), p.params, NULL, B, T, 0, bf16);
-    gpu_forward(p.gpu, x, 1, T - 1), gpu_score(p.gpu, x + 1, 0);
-    gpu_forward(forward_only, x, 1, T - 1), gpu_score(forward_only, x + 1, 0);
-    check(gpu_loss_sum(p.gpu) == gpu_loss_sum(forward_only), "%s: forward without kept activations differs",
-          name);
+    Gpu *forward_only = gpu_create(g, B, T, 0, bf16);
+    gpt2_forward_gpu(&p.gpu, x, 1, T - 1);
+    gpu_forward(forward_only, p.gpu.params_memory, x, 1, T - 1);
+    check(gpt2_loss_gpu(&p.gpu, x + 1) == gpu_loss(forward_only, x + 1),
+          "%s: forward without kept activations differs", name);
     gpu_free(forward_only);
     free(x);
     free_pair(&p), free_pair(&teacher);
@@ -190,12 +199,11 @@ static void test_orders(GPT2Config g, int B, int T, int bf16, const char *what) 
     double loss[4];
     for (unsigned seed = 0; seed < 4; seed++) {
         cuda_on_cpu_seed = seed;
-        gpu_forward(p.gpu, x, B, T);
-        gpu_backward(p.gpu, x + 1, 1.0f / (B * T), 0, NULL, 1, 0);
-        loss[seed] = gpu_loss_sum(p.gpu);
-        if (seed == 0) memcpy(first, p.grads, m.num_parameters * sizeof(float));
+        gpt2_forward_gpu(&p.gpu, x, B, T);
+        loss[seed] = gpt2_backward_gpu(&p.gpu, x + 1, 1.0f / (B * T), 0, NULL);
+        if (seed == 0) memcpy(first, p.gpu.grads_memory, m.num_parameters * sizeof(float));
         else
-            check(loss[seed] == loss[0] && !memcmp(first, p.grads, m.num_parameters * sizeof(float)),
+            check(loss[seed] == loss[0] && !memcmp(first, p.gpu.grads_memory, m.num_parameters * sizeof(float)),
                   "%s, %s: order %u of the threads gives other bits: a race", what, bf16 ? "bf16" : "f32",
                   seed);
     }
@@ -229,12 +237,11 @@ static void start_pair(Optimizer *cpu, Optimizer *gpu, const OptimRow *row, Pair
     *gpu = *cpu;
     optim_matmul = muon_matmul;
     if (optim_start(cpu, m->params_memory, m->num_parameters, segments, n) ||
-        gpu_optim_start(gpu, p->params, m->num_parameters, segments, n)) die("no memory for the optimizer");
+        gpu_optim_start(gpu, p->gpu.params_memory, m->num_parameters, segments, n)) die("no memory for the optimizer");
 }
 
 static void test_optimizer(const OptimRow *row, const char *dir, int no_order) {
-    GPT2 m;
-    gpt2_load(&m, dir);
+    GPT2 m = load_model(dir);
     int B = 2, T = 16;
     Pair p = make_pair(&m, B, T, 0);
     Optimizer cpu, gpu;
@@ -253,19 +260,16 @@ static void test_optimizer(const OptimRow *row, const char *dir, int no_order) {
 #endif
         gpt2_forward(&p.cpu, x, B, T);
         cpu_loss = gpt2_backward(&p.cpu, x + 1, 1.0f / (B * T), 0, NULL);
-        gpu_forward(p.gpu, x, B, T);
-        gpu_backward(p.gpu, x + 1, 1.0f / (B * T), 0, NULL, 1, 0);
-        loss = gpu_loss_sum(p.gpu) / (B * T);
+        gpt2_forward_gpu(&p.gpu, x, B, T);
+        loss = gpt2_backward_gpu(&p.gpu, x + 1, 1.0f / (B * T), 0, NULL);
         optim_step(&cpu, p.cpu.grads_memory, 0.7f, 1 - 0.05 * step, cpu_loss, 0.9 * cpu_loss);
-        gpu_optim_step(&gpu, p.grads, 0.7f, 1 - 0.05 * step, loss, 0.9 * loss);
-        gpu_use(p.gpu, p.params, p.grads);
+        gpu_optim_step(&gpu, p.gpu.grads_memory, 0.7f, 1 - 0.05 * step, loss, 0.9 * loss);
     }
 #ifdef CUDA_ON_CPU
     cuda_on_cpu_seed = 0;
 #endif
     optim_eval_params(&cpu, expected);
     gpu_optim_eval(&gpu, out);
-    gpu_wait();
     for (size_t i = 0; i < n; i++) moved[i] = out[i] - start[i], expected[i] -= start[i];
     const char *base = optim_base_names[row->base];
     double error = norm_error(moved, expected, n);
@@ -294,8 +298,8 @@ int main(int argc, char **argv) {
 #ifdef _OPENMP
     omp_set_num_threads(1); // models so small that threads would mostly wait for each other
 #endif
-    printf("on %s\n", gpu_open(0));
-    for (int bf16 = 0; bf16 <= gpu_has_bf16(); bf16++) {
+    printf("on %s\n", open_device(0));
+    for (int bf16 = 0, has_bf16 = gpu_bf16; bf16 <= has_bf16; bf16++) {
         for (int i = 1; i < argc; i++) test_golden(argv[i], bf16);
         if (argc == 1) test_golden(standard, bf16);
         test_shape((GPT2Config){80, 301, 2, 5, 80}, 3, 77, bf16, 1, "heads of 16");
