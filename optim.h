@@ -201,21 +201,25 @@ __global__ void __launch_bounds__(OPTIM_THREADS) optim_sum_kernel(OptimSpan span
     sums[blockIdx.x].s0 = part[0][0]; sums[blockIdx.x].s1 = part[1][0]; sums[blockIdx.x].s2 = part[2][0];
 }
 
+// Where several processes have a shard of the parameters each: makes a shard's sums those of all.
+static void (*optim_across)(OptimSums *sums);
+
 // The chunks' sums, brought to span.sums: waits for the GPU, as whoever asks for a sum goes on with a number.
 template <typename Real, typename Body> static OptimSums optim_sum_on_gpu(OptimSpan span, Body body) {
     static OptimSums *sums;
     static int room;
-    const OptimSums nothing = { 0, 0, 0 }, failed = { NAN, NAN, NAN };
-    if (!span.count) return nothing;
+    const OptimSums failed = { NAN, NAN, NAN };
     if (span.count > room) {
         if (sums) cudaFreeHost(sums);
         room = cudaMallocHost(&sums, span.count * sizeof *sums) == cudaSuccess ? span.count : 0;
         if (!room) { sums = NULL; return failed; }
     }
-    OPTIM_LAUNCH((optim_sum_kernel<Real, Body>), span.count, OPTIM_THREADS, span, sums, body);
-    if (cudaDeviceSynchronize() != cudaSuccess) return failed;
-    memcpy(span.sums, sums, span.count * sizeof *sums);
-    return optim_add(span.sums, span.count);
+    if (span.count) OPTIM_LAUNCH((optim_sum_kernel<Real, Body>), span.count, OPTIM_THREADS, span, sums, body);
+    if (span.count && cudaDeviceSynchronize() != cudaSuccess) return failed;
+    for (int k = 0; k < span.count; k++) span.sums[k] = sums[k];
+    OptimSums total = optim_add(span.sums, span.count);
+    if (optim_across) optim_across(&total);
+    return total;
 }
 
 #define OPTIM_PASS(name, arguments, ...)                                                                      \

@@ -64,6 +64,9 @@ CPU (test/cuda_on_cpu.h), its speed is not known.
 #include <cuda_runtime.h>
 #define LAUNCH(kernel, grid, block, shared, ...) (kernel)<<<grid, block, shared>>>(__VA_ARGS__)
 #define SHARED_MEMORY extern __shared__ __align__(16) char shared_memory[] // as much as the launch asks for
+#ifdef USE_NCCL
+#include <nccl.h>
+#endif
 #endif
 #define OPTIM_LAUNCH(kernel, blocks, threads, ...) LAUNCH(kernel, blocks, threads, 0, __VA_ARGS__)
 #include "optim.h"
@@ -87,11 +90,16 @@ void gpu_logits(Gpu *m, float *logits, int first, int n); // (n,V) of n rows, in
 double gpu_loss(Gpu *m, const uint16_t *targets);
 double gpu_backward(Gpu *m, float *grads, const uint16_t *targets, float grad_scale, int add, Gpu *teacher,
                     float temperature, float weight);
+// Several processes, with a GPU each: one makes a ticket (its size is returned), all join with it.
+size_t gpu_ticket(void *ticket);
+void gpu_join(const void *ticket, int rank, int ranks);
+void gpu_sum_gradients(float *grads, size_t n); // over the processes, as far as the optimizer here needs it
 // As optim.h's.
 int gpu_optim_start(void *optimizer, float *params, size_t n, const void *segments, int count);
 void gpu_optim_step(void *optimizer, const float *grad, float scale, double factor, double loss,
                     double loss_star);
 void gpu_optim_eval(const void *optimizer, float *out); // and waits
+int gpu_optim_state(void *optimizer, int i, void **block, size_t *bytes, const char **name);
 void gpu_optim_free(void *optimizer);
 double gpu_norm2(const float *x, size_t n);
 void gpu_copy(float *out, const float *x, size_t n);
@@ -1346,6 +1354,67 @@ static double backward(Model<T> *m, float *grads, const uint16_t *targets, float
 }
 
 // ============================================================================================================
+// 10  Workers: processes with a GPU each, which share every step's micro-batches
+
+// The optimizer's state is cut into as many shards as there are processes (Rajbhandari et al. 2020, "ZeRO", stage
+// 1): each sums up its shard of everyone's gradients, moves its shard of the parameters, and all gather the whole.
+// That is n numbers from and n to each process, as many as if all had exchanged all gradients, and 1/ranks of the
+// state and of the work. Muon needs whole matrices, and Prodigy's slices whole tensors: there each process does
+// all of it.
+static int rank, ranks = 1, sharded;
+
+static size_t shard_size(size_t n) { return sharded ? ((n + ranks - 1) / ranks + 3) / 4 * 4 : n; }
+static size_t shard_begin(size_t n) { return sharded ? MIN(n, rank * shard_size(n)) : 0; }
+static size_t shard_end(size_t n) { return MIN(n, shard_begin(n) + shard_size(n)); }
+
+#ifdef USE_NCCL
+static ncclComm_t nccl;
+static void check_nccl(ncclResult_t result, int line) {
+    if (result != ncclSuccess) fail("NCCL: %s (train_gpt2.cu, line %d)", ncclGetErrorString(result), line);
+}
+#define NCCL(call) check_nccl(call, __LINE__)
+
+static void all_gather(float *x, size_t n) {
+    size_t size = shard_size(n);
+    if (sharded) NCCL(ncclAllGather(x + rank * size, x, size, ncclFloat, nccl, 0));
+}
+
+void gpu_sum_gradients(float *g, size_t n) {
+    size_t size = shard_size(n);
+    if (sharded) NCCL(ncclReduceScatter(g, g + rank * size, size, ncclFloat, ncclSum, nccl, 0));
+    else if (ranks > 1) NCCL(ncclAllReduce(g, g, n, ncclFloat, ncclSum, nccl, 0));
+}
+
+// A sum over a shard becomes one over all of them.
+static void add_shards(OptimSums *s) {
+    static OptimSums *shared;
+    if (!sharded) return;
+    if (!shared) shared = cpu_memory<OptimSums>(1);
+    *shared = *s;
+    NCCL(ncclAllReduce(shared, shared, 3, ncclDouble, ncclSum, nccl, 0));
+    gpu_wait();
+    *s = *shared;
+}
+
+size_t gpu_ticket(void *ticket) {
+    ncclUniqueId id;
+    NCCL(ncclGetUniqueId(&id));
+    memcpy(ticket, &id, sizeof id);
+    return sizeof id;
+}
+
+void gpu_join(const void *ticket, int this_rank, int all_ranks) {
+    ncclUniqueId id;
+    memcpy(&id, ticket, sizeof id);
+    rank = this_rank, ranks = all_ranks;
+    NCCL(ncclCommInitRank(&nccl, ranks, id, rank));
+    optim_across = add_shards;
+}
+#else
+static void all_gather(float *, size_t) {}
+#endif
+
+// ============================================================================================================
 //    The border
 
 const char *gpu_open(int device, int *has_bf16) {
@@ -1366,6 +1435,7 @@ const char *gpu_open(int device, int *has_bf16) {
 size_t gpu_bytes(void) { return allocated_bytes; }
 
 float *gpu_share(size_t n) {
+    n = (n / ranks + 4) * ranks; // room for shards of the same size
     float *p = (float *)optim_allocate(n, sizeof(float));
     if (!p) fail("the GPU has no room for %zu more MiB; use a smaller model or --batch", n >> 18);
     allocated_bytes += n * sizeof(float);
@@ -1416,36 +1486,81 @@ double gpu_backward(Gpu *m, float *grads, const uint16_t *targets, float grad_sc
     return OF_MODEL(m, backward, grads, targets, grad_scale, add, teacher, temperature, weight);
 }
 
-// An optimizer as the C half has chosen and set it: its row calls loops there, the same row here calls kernels.
+// An optimizer as the C half has chosen and set it. There its row calls loops, the same row here calls kernels;
+// there it has all parameters, here a shard of them.
 struct OnGpu {
     Optimizer *o;
-    const OptimRow *of_cpu;
-    OnGpu(void *optimizer) : o((Optimizer *)optimizer), of_cpu(o->row) {
+    const OptimRow *row;
+    size_t n, begin;
+    OnGpu(void *optimizer, size_t n) : o((Optimizer *)optimizer), row(o->row), n(n), begin(shard_begin(n)) {
         for (const OptimRow *r = optim_rows; r < optim_rows + OPTIM_COUNT(optim_rows); r++)
-            if (!strcmp(r->name, of_cpu->name) && r->base == of_cpu->base) o->row = r;
+            if (!strcmp(r->name, row->name) && r->base == row->base) o->row = r;
+        if (sharded) o->n = o->num_slices = shard_end(n) - begin;
+        o->params += begin;
     }
-    ~OnGpu() { o->row = of_cpu; }
+    ~OnGpu() {
+        if (sharded) o->n = o->num_slices = n;
+        o->params -= begin;
+        o->row = row;
+    }
 };
 
 int gpu_optim_start(void *optimizer, float *params, size_t n, const void *segments, int count) {
-    OnGpu on(optimizer);
-    int error = optim_start(on.o, params, n, (const OptimSegment *)segments, count);
+    Optimizer *o = (Optimizer *)optimizer;
+    sharded = ranks > 1 && o->row->base != OPTIM_MUON && o->h.slice_p <= 1;
+    OptimSegment *parts = (OptimSegment *)malloc((count + 1) * sizeof *parts);
+    size_t begin = shard_begin(n), end = shard_end(n);
+    if (!parts) return -1;
+    memcpy(parts, segments, count * sizeof *parts);
+    for (int i = 0; i < count; i++) { // what of each lies in the shard
+        size_t from = MIN(MAX(parts[i].offset, begin), end), to = MAX(MIN(parts[i].offset + parts[i].size, end), from);
+        parts[i].offset = from - begin, parts[i].size = to - from;
+    }
+    OnGpu on(o, n);
+    int error = optim_start(o, params + begin, end - begin, parts, count);
+    free(parts);
     gpu_wait();
     return error;
 }
+
 void gpu_optim_step(void *optimizer, const float *grad, float scale, double factor, double loss,
                     double loss_star) {
-    OnGpu on(optimizer);
-    optim_step(on.o, grad, scale, factor, loss, loss_star);
-    moved = on.o->params;
+    OnGpu on(optimizer, ((Optimizer *)optimizer)->n);
+    optim_step(on.o, grad + on.begin, scale, factor, loss, loss_star);
+    moved = on.o->params - on.begin;
+    all_gather((float *)moved, on.n);
 }
+
 void gpu_optim_eval(const void *optimizer, float *out) {
-    OnGpu on((void *)optimizer);
-    optim_eval_params(on.o, out);
+    OnGpu on((void *)optimizer, ((Optimizer *)optimizer)->n);
+    optim_eval_params(on.o, out + on.begin);
+    all_gather(out, on.n);
     gpu_wait();
 }
+
+// Blocks are whole. One is handed out at a time, gathered; a checkpoint is written from it, or read into it, and the
+// next call takes this process's shard back from it.
+int gpu_optim_state(void *optimizer, int i, void **block, size_t *bytes, const char **name) {
+    static float *whole, *shard;
+    Optimizer *o = (Optimizer *)optimizer;
+    size_t begin = shard_begin(o->n), shard_bytes = (shard_end(o->n) - begin) * sizeof(float);
+    if (whole) memcpy(shard, whole + begin, shard_bytes);
+    optim_release(whole);
+    whole = NULL;
+    if (!optim_state(o, i, block, bytes, name)) return 0;
+    if (!sharded || i == 0) return 1;
+    shard = (float *)*block;
+    whole = (float *)optim_allocate(ranks * shard_size(o->n), sizeof(float));
+    if (!whole) fail("no memory for %zu MiB of a checkpoint", *bytes >> 20);
+    memcpy(whole + begin, shard, shard_bytes);
+    all_gather(whole, o->n);
+    gpu_wait();
+    *block = whole;
+    return 1;
+}
+
 void gpu_optim_free(void *optimizer) { optim_free((Optimizer *)optimizer); }
-double gpu_norm2(const float *x, size_t n) { return optim_norm2(x, n); }
+double gpu_norm2(const float *x, size_t n) { return optim_norm2(x + shard_begin(n), shard_end(n) - shard_begin(n)); }
 void gpu_copy(float *out, const float *x, size_t n) { optim_copy(optim_flat(n, NULL), out, x); }
 void gpu_proxy_gradient(float *out, const float *proxy, const float *g, const float *proxy_t, const float *x,
                         const float *xt, double eta, size_t n) {
@@ -1453,6 +1568,9 @@ void gpu_proxy_gradient(float *out, const float *proxy, const float *g, const fl
 }
 
 #else // the C half, within train_gpt2.c, at the end of its chapter 5
+#ifdef USE_NCCL
+#include <mpi.h>
+#endif
 
 void gpu_die(const char *message) { die("%s", message); }
 
@@ -1460,8 +1578,22 @@ static int gpu_bf16; // whether models train in it
 
 static const char *open_device_gpu(int f32) {
     static char name[300];
-    int has_bf16;
-    snprintf(name, sizeof name, "%s", gpu_open(0, &has_bf16));
+    int has_bf16, device = 0;
+#ifdef USE_NCCL // of a machine's processes, each takes a GPU
+    char ticket[1024];
+    int size, rank, ranks;
+    MPI_Comm machine;
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank), MPI_Comm_size(MPI_COMM_WORLD, &ranks);
+    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &machine);
+    MPI_Comm_rank(machine, &device);
+#endif
+    snprintf(name, sizeof name, "%s", gpu_open(device, &has_bf16));
+#ifdef USE_NCCL
+    size = rank == 0 ? (int)gpu_ticket(ticket) : 0;
+    MPI_Bcast(&size, 1, MPI_INT, 0, MPI_COMM_WORLD);
+    MPI_Bcast(ticket, size, MPI_BYTE, 0, MPI_COMM_WORLD);
+    if (ranks > 1) gpu_join(ticket, rank, ranks);
+#endif
     gpu_bf16 = has_bf16 && !f32;
     strcat(name, gpu_bf16 ? ", bf16" : ", f32");
     return name;
@@ -1523,6 +1655,7 @@ static double gpt2_backward_gpu(GPT2 *m, const uint16_t *targets, float grad_sca
 #define optim_start gpu_optim_start
 #define optim_step gpu_optim_step
 #define optim_eval_params gpu_optim_eval
+#define optim_state gpu_optim_state
 #define optim_norm2 gpu_norm2
 #define optim_copy(span, out, x) gpu_copy(out, x, (span).n)
 #define optim_proxy_gradient gpu_proxy_gradient

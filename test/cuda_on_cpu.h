@@ -29,6 +29,7 @@ mma and ldmatrix are emulated by the tables of the PTX manual ("Matrix Fragments
 #include <functional>
 #include <ucontext.h>
 #include <vector>
+#include <algorithm>
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
@@ -383,7 +384,7 @@ static inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
 static inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 static inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 static inline const char *cudaGetErrorString(cudaError_t) { return "an error"; }
-static inline cudaError_t cudaGetDeviceCount(int *n) { return *n = 1, cudaSuccess; }
+static inline cudaError_t cudaGetDeviceCount(int *n) { return *n = 8, cudaSuccess; }
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 static inline cudaError_t cudaGetDevice(int *device) { return *device = 0, cudaSuccess; }
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
@@ -534,5 +535,46 @@ static inline cublasStatus_t cublasLtMatmul(int, cublasLtMatmulDesc_t d, const f
         }
     return CUBLAS_STATUS_SUCCESS;
 }
+
+//  -----------------------------------------------------------------------------------------------------------
+//  - NCCL: the few calls that train_gpt2.cu makes, by MPI; a process's GPU is the process itself
+
+#ifdef USE_NCCL
+#define OMPI_SKIP_MPICXX
+#include <mpi.h>
+typedef MPI_Comm ncclComm_t;
+typedef int ncclResult_t;
+struct ncclUniqueId { char internal[128]; };
+enum { ncclSuccess = 0 };
+#define ncclFloat MPI_FLOAT
+#define ncclDouble MPI_DOUBLE
+#define ncclSum MPI_SUM
+static inline const char *ncclGetErrorString(int) { return "an error"; }
+static inline int ncclGetUniqueId(ncclUniqueId *id) { return memset(id, 7, sizeof *id), ncclSuccess; }
+static inline int ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int rank) {
+    int theirs, mine;
+    MPI_Comm_dup(MPI_COMM_WORLD, comm);
+    MPI_Comm_size(*comm, &theirs), MPI_Comm_rank(*comm, &mine);
+    if (theirs != ranks || mine != rank || id.internal[127] != 7) cpu_wrong("NCCL: processes that do not fit");
+    return ncclSuccess;
+}
+static inline int ncclAllGather(const float *from, float *to, size_t n, MPI_Datatype, ncclComm_t comm, cudaStream_t) {
+    int rank;
+    MPI_Comm_rank(comm, &rank);
+    if (from != to + rank * n) cpu_wrong("NCCL: a gathering that is not in place");
+    return MPI_Allgather(MPI_IN_PLACE, 0, MPI_FLOAT, to, (int)n, MPI_FLOAT, comm);
+}
+static inline int ncclReduceScatter(const float *from, float *to, size_t n, MPI_Datatype, MPI_Op op, ncclComm_t comm,
+                                    cudaStream_t) {
+    std::vector<float> sum(n); // not in place: MPI's would write elsewhere than NCCL's
+    int error = MPI_Reduce_scatter_block(from, sum.data(), (int)n, MPI_FLOAT, op, comm);
+    return std::copy(sum.begin(), sum.end(), to), error;
+}
+static inline int ncclAllReduce(const void *from, void *to, size_t n, MPI_Datatype type, MPI_Op op, ncclComm_t comm,
+                                cudaStream_t) {
+    if (from != to) cpu_wrong("NCCL: a reduction that is not in place");
+    return MPI_Allreduce(MPI_IN_PLACE, to, (int)n, type, op, comm);
+}
+#endif
 
 #endif

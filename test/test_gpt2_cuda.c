@@ -17,6 +17,7 @@
 #undef optim_step
 #undef optim_eval_params
 #undef optim_norm2
+#undef optim_state
 #include "check.h"
 
 #ifdef CUDA_ON_CPU
@@ -240,6 +241,8 @@ static void start_pair(Optimizer *cpu, Optimizer *gpu, const OptimRow *row, Pair
         gpu_optim_start(gpu, p->gpu.params_memory, m->num_parameters, segments, n)) die("no memory for the optimizer");
 }
 
+static int rank, ranks = 1; // under mpirun: each has a batch of its own, and a shard of the optimizer
+
 static void test_optimizer(const OptimRow *row, const char *dir, int no_order) {
     GPT2 m = load_model(dir);
     int B = 2, T = 16;
@@ -248,8 +251,9 @@ static void test_optimizer(const OptimRow *row, const char *dir, int no_order) {
     size_t n = m.num_parameters;
     float *start = allocate_floats(n), *moved = allocate_floats(n), *expected = allocate_floats(n),
           *out = gpu_share(n);
-    uint16_t *x = random_tokens(B * T + 1, m.config.vocab_size);
+    uint16_t *x = random_tokens(B * T + ranks, m.config.vocab_size);
     double loss = 0, cpu_loss = 0;
+    float scale = 1.0f / (float)(B * T * ranks);
     memcpy(start, m.params_memory, n * sizeof(float));
     start_pair(&cpu, &gpu, row, &p);
     for (int step = 0; step < 10; step++) {
@@ -258,10 +262,21 @@ static void test_optimizer(const OptimRow *row, const char *dir, int no_order) {
 #else
         (void)no_order;
 #endif
-        gpt2_forward(&p.cpu, x, B, T);
-        cpu_loss = gpt2_backward(&p.cpu, x + 1, 1.0f / (B * T), 0, NULL);
-        gpt2_forward_gpu(&p.gpu, x, B, T);
-        loss = gpt2_backward_gpu(&p.gpu, x + 1, 1.0f / (B * T), 0, NULL);
+        cpu_loss = 0;
+        for (int r = 0; r < ranks; r++) {
+            gpt2_forward(&p.cpu, x + r, B, T);
+            cpu_loss += gpt2_backward(&p.cpu, x + r + 1, scale, r > 0, NULL) / ranks;
+        }
+        gpt2_forward_gpu(&p.gpu, x + rank, B, T);
+        loss = gpt2_backward_gpu(&p.gpu, x + rank + 1, scale, 0, NULL);
+#ifdef USE_NCCL
+        gpu_sum_gradients(p.gpu.grads_memory, n);
+        MPI_Allreduce(MPI_IN_PLACE, &loss, 1, MPI_DOUBLE, MPI_SUM, MPI_COMM_WORLD);
+        loss /= ranks;
+        double norm = gpu_norm2(p.gpu.grads_memory, n), expected_norm = optim_norm2(p.cpu.grads_memory, n);
+        check(fabs(norm - expected_norm) < 1e-3 * expected_norm, "%s: the gradient's squared norm is %g, not %g",
+              row->name, norm, expected_norm);
+#endif
         optim_step(&cpu, p.cpu.grads_memory, 0.7f, 1 - 0.05 * step, cpu_loss, 0.9 * cpu_loss);
         gpu_optim_step(&gpu, p.gpu.grads_memory, 0.7f, 1 - 0.05 * step, loss, 0.9 * loss);
     }
@@ -278,11 +293,11 @@ static void test_optimizer(const OptimRow *row, const char *dir, int no_order) {
           "loss %.6f and %.6f",
           row->name, base, error, loss, cpu_loss);
     for (int i = 1;; i++) { // what a checkpoint holds
-        void *ours = NULL, *theirs;
+        void *ours, *theirs = NULL;
         size_t bytes;
         const char *name;
-        if (!optim_state(&cpu, i, &theirs, &bytes, &name)) break;
-        optim_state(&gpu, i, &ours, &bytes, &name);
+        if (!gpu_optim_state(&gpu, i, &ours, &bytes, &name)) break;
+        optim_state(&cpu, i, &theirs, &bytes, &name);
         error = norm_error(ours, theirs, bytes / sizeof(float));
         check(error < 2e-3, "%s %s: buffer %s differs by %g", row->name, base, name, error);
     }
@@ -293,19 +308,12 @@ static void test_optimizer(const OptimRow *row, const char *dir, int no_order) {
     free_pair(&p);
 }
 
-int main(int argc, char **argv) {
-    const char *standard = "test/golden/gpt2_tiny", *dir = argc > 1 ? argv[1] : standard;
-#ifdef _OPENMP
-    omp_set_num_threads(1); // models so small that threads would mostly wait for each other
-#endif
-    printf("on %s\n", open_device(0));
-    for (int bf16 = 0, has_bf16 = gpu_bf16; bf16 <= has_bf16; bf16++) {
-        for (int i = 1; i < argc; i++) test_golden(argv[i], bf16);
-        if (argc == 1) test_golden(standard, bf16);
-        test_shape((GPT2Config){80, 301, 2, 5, 80}, 3, 77, bf16, 1, "heads of 16");
-        test_shape((GPT2Config){70, 97, 1, 1, 200}, 1, 70, bf16, 0, "a head of 200");
-        test_orders((GPT2Config){40, 97, 1, 3, 48}, 2, 40, bf16, "heads of 16");
-        if (!bf16) continue; // heads that tensor cores take
+static void test_kernels(const char *dir, int bf16) {
+    test_golden(dir, bf16);
+    test_shape((GPT2Config){80, 301, 2, 5, 80}, 3, 77, bf16, 1, "heads of 16");
+    test_shape((GPT2Config){70, 97, 1, 1, 200}, 1, 70, bf16, 0, "a head of 200");
+    test_orders((GPT2Config){40, 97, 1, 3, 48}, 2, 40, bf16, "heads of 16");
+    if (bf16) { // heads that tensor cores take
         test_shape((GPT2Config){150, 97, 1, 2, 64}, 2, 100, 1, 0, "heads of 32");
         test_shape((GPT2Config){150, 97, 2, 2, 128}, 1, 150, 1, 1, "heads of 64");
         test_shape((GPT2Config){150, 97, 1, 1, 128}, 1, 150, 1, 0, "a head of 128");
@@ -314,16 +322,41 @@ int main(int argc, char **argv) {
         test_orders((GPT2Config){100, 97, 1, 1, 128}, 1, 100, 1, "a head of 128");
     }
 #ifdef CUDA_ON_CPU
-    cuda_on_cpu_no_gelu = 1; // of other shapes, for which no algorithm is known yet
-    test_shape((GPT2Config){80, 301, 1, 5, 80}, 3, 71, 0, 0, "without GELU epilogues");
-    test_shape((GPT2Config){80, 301, 1, 5, 80}, 3, 71, 1, 0, "without GELU epilogues");
+    cuda_on_cpu_no_gelu = 1; // of another shape, for which no algorithm is known yet
+    test_shape((GPT2Config){80, 301, 1, 5, 80}, 3, 71, bf16, 0, "without GELU epilogues");
     cuda_on_cpu_no_gelu = 0;
+#endif
+}
+
+int main(int argc, char **argv) {
+    const char *dir = argc > 1 ? argv[1] : "test/golden/gpt2_tiny";
+#ifdef _OPENMP
+    omp_set_num_threads(1); // models so small that threads would mostly wait for each other
 #endif
 #ifdef __SANITIZE_ADDRESS__
     const int every = 5; // it is slow; the passes are alike in what they reach
 #else
     const int every = 1;
 #endif
+#ifdef USE_NCCL
+    MPI_Init(&argc, &argv);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank), MPI_Comm_size(MPI_COMM_WORLD, &ranks);
+#endif
+    const char *device = open_device(0);
+    if (ranks == 1) {
+        int has_bf16 = gpu_bf16;
+        printf("on %s\n", device);
+        test_kernels(dir, 0);
+        if (has_bf16) test_kernels(dir, 1);
+        for (int i = 2; i < argc; i++) test_golden(argv[i], 0), test_golden(argv[i], has_bf16);
+    }
     for (int i = 0; i < OPTIM_COUNT(optim_rows); i += every) test_optimizer(&optim_rows[i], dir, i % 2);
+#ifdef USE_NCCL
+    int mine[2] = {passed, failed}, all[2];
+    MPI_Reduce(mine, all, 2, MPI_INT, MPI_SUM, 0, MPI_COMM_WORLD);
+    MPI_Finalize();
+    if (rank) return failed != 0;
+    passed = all[0], failed = all[1];
+#endif
     return finish();
 }
