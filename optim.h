@@ -476,7 +476,7 @@ static void optim_step_base(Optimizer *o, const OptimInput *in) {
 static const char optim_maths_diloco[] =
     "x: steps of the base, whose state is kept; after every inner-steps of them         arXiv 2311.08105\n"
     "d = x_outer - x (x the mean over the workers),  outer = outer_momentum outer + d\n"
-    "x_outer = x_outer - outer_lr (d + outer_momentum outer),  x = x_outer\n";
+    "x_outer = x_outer - outer_lr (d + outer_momentum outer),  x = x_outer;  workers evaluate x_outer\n";
 
 OPTIM_PASS(optim_outer, (float *x, float *x_outer, float *outer, float lr, float momentum),
     const float d = x_outer[i] - x[i];
@@ -489,6 +489,11 @@ static void optim_step_diloco(Optimizer *o, const OptimInput *in) {
     if (fmod(o->s.t + 1, o->h.inner_steps) != 0) return;
     if (o->average) o->average(o->params, o->n);
     optim_outer(o->all, o->params, o->x_outer, o->outer, (float)o->h.outer_lr, (float)o->h.outer_momentum);
+}
+
+// Between outer steps x differs among workers; x_outer is what they share.
+static void optim_eval_diloco(const Optimizer *o, float *out) {
+    optim_copy(o->all, out, o->average ? o->x_outer : o->params);
 }
 
 // -----------------------------------------------------------------------------------------------------------
@@ -864,7 +869,7 @@ static const OptimRow optim_rows[] = {
     { "sgd", OPTIM_SGD, "m", OPTIM_SGD_, optim_maths_sgd, optim_step_base, NULL },
     { "muon", OPTIM_MUON, "m v", OPTIM_MUON_, optim_maths_muon, optim_step_base, NULL },
     OPTIM_OVER_BASES("diloco", "outer x_outer", "inner-steps=32 outer-lr=0.7 outer-momentum=0.9 ",
-        optim_maths_diloco, optim_step_diloco, NULL)
+        optim_maths_diloco, optim_step_diloco, optim_eval_diloco)
     OPTIM_OVER_BASES("gpa", "z", "mu-x=0.9967 mu-y=0.7 ", optim_maths_gpa, optim_step_gpa, optim_eval_gpa)
     { "schedule-free", OPTIM_NO_BASE, "v z", "lr=2.5e-3 beta2=0.999 eps=1e-8 " OPTIM_FREE_,
         optim_maths_schedule_free, optim_step_schedule_free, optim_eval_schedule_free },
