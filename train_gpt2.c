@@ -2715,6 +2715,11 @@ static void receive_layers(int wait) { (void)wait; }
 static void diloco_average(float *x, size_t n) { (void)x, (void)n; }
 #endif
 
+#ifdef GPT2_DEVICE // its own for GradientSum's functions, prepare_workers, receive_layers and diloco_average
+#define GPT2_DEVICE_WORKERS
+#include GPT2_DEVICE
+#endif
+
 // ===========================================================================================================
 // 11  Command line
 
@@ -3011,33 +3016,38 @@ static void swap_evaluation_point(Run *run, int enter) {
 #define STATE_MAGIC "GPT2RUN1"
 
 static void write_part(FILE *f, uint64_t *hash, const void *part, uint64_t bytes) {
+    if (!f) return; // worker 0 writes
     write_bytes(f, &bytes, sizeof bytes);
     write_bytes(f, part, bytes);
     *hash = hash_bytes(*hash, part, bytes);
 }
 
+// Worker 0 reads a part, and all get it.
 static void read_part(FILE *f, uint64_t *hash, void *part, uint64_t bytes, const char *path) {
     uint64_t length;
-    if (fread(&length, sizeof length, 1, f) != 1 || length != bytes || fread(part, 1, bytes, f) != bytes)
+    if (f && (fread(&length, sizeof length, 1, f) != 1 || length != bytes || fread(part, 1, bytes, f) != bytes))
         die("%s is cut short or damaged; start anew without --resume", path);
-    *hash = hash_bytes(*hash, part, bytes);
+    if (f) *hash = hash_bytes(*hash, part, bytes);
+    copy_from_worker_0(part, bytes);
 }
 
 static void save_state(Run *run) {
     Path path = path_in(run->options.out, "state.bin");
     const char *name;
-    FILE *f = write_begin(path.s);
+    FILE *f = workers.rank ? NULL : write_begin(path.s);
     uint64_t hash = 0;
     void *block;
     size_t bytes;
     run->now.epoch = run->loader.epoch, run->now.index = run->loader.index;
     run->now.proxy_epoch = run->proxy.loader.epoch, run->now.proxy_index = run->proxy.loader.index;
-    write_bytes(f, STATE_MAGIC, 8);
+    if (f) write_bytes(f, STATE_MAGIC, 8);
     write_part(f, &hash, run->identity, strlen(run->identity));
     write_part(f, &hash, &run->now, sizeof run->now);
-    write_part(f, &hash, run->options.diloco ? run->optimizer.x_outer : run->optimizer.params, run->model.num_parameters * sizeof(float));
+    write_part(f, &hash, run->options.diloco ? run->optimizer.x_outer : run->optimizer.params,
+               run->model.num_parameters * sizeof(float));
     for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++)
         write_part(f, &hash, block, bytes);
+    if (!f) return;
     write_bytes(f, &hash, sizeof hash);
     write_commit(f, path.s);
 }
@@ -3052,46 +3062,36 @@ static void compare_identity(const char *ours, const char *theirs, const char *p
     }
 }
 
-// Reads DIR/state.bin. Returns 0 where there is none.
-static int read_state(Run *run) {
+// Takes up DIR/state.bin where there is one; a run killed before its first checkpoint starts again. Returns
+// whether there was. Only worker 0's machine need have it.
+static int load_state(Run *run) {
     Path path = path_in(run->options.out, "state.bin");
     const char *name;
-    FILE *f = workers.rank ? NULL : fopen(path.s, "rb"); // only worker 0's machine need have it
+    FILE *f = workers.rank ? NULL : fopen(path.s, "rb");
     char magic[8], theirs[1 << 14] = {0};
     uint64_t hash = 0, length, stored;
+    double found = f != NULL;
     void *block;
     size_t bytes;
-    if (workers.rank || (!f && errno == ENOENT)) return 0;
-    if (!f) die("cannot read %s: %s", path.s, strerror(errno));
-    if (fread(magic, 1, 8, f) != 8 || memcmp(magic, STATE_MAGIC, 8))
-        die("%s is not a checkpoint of this program", path.s);
-    if (fread(&length, sizeof length, 1, f) != 1 || length >= sizeof theirs ||
-        fread(theirs, 1, length, f) != length)
-        die("%s is cut short or damaged; start anew without --resume", path.s);
-    compare_identity(run->identity, theirs, path.s);
-    hash = hash_bytes(hash, theirs, length);
+    if (!workers.rank && !f && errno != ENOENT) die("cannot read %s: %s", path.s, strerror(errno));
+    sum_over_workers(&found, 1);
+    if (!found) return 0;
+    if (f) {
+        if (fread(magic, 1, 8, f) != 8 || memcmp(magic, STATE_MAGIC, 8))
+            die("%s is not a checkpoint of this program", path.s);
+        if (fread(&length, sizeof length, 1, f) != 1 || length >= sizeof theirs ||
+            fread(theirs, 1, length, f) != length)
+            die("%s is cut short or damaged; start anew without --resume", path.s);
+        compare_identity(run->identity, theirs, path.s);
+        hash = hash_bytes(hash, theirs, length);
+    }
     read_part(f, &hash, &run->now, sizeof run->now, path.s);
     read_part(f, &hash, run->optimizer.params, run->model.num_parameters * sizeof(float), path.s);
     for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++)
         read_part(f, &hash, block, bytes, path.s);
-    if (fread(&stored, sizeof stored, 1, f) != 1 || stored != hash)
+    if (f && (fread(&stored, sizeof stored, 1, f) != 1 || stored != hash))
         die("%s is damaged; start anew without --resume", path.s);
-    fclose(f);
-    return 1;
-}
-
-// Takes up DIR/state.bin where there is one; a run killed before its first checkpoint starts again. Returns
-// whether there was. Only worker 0 reads it.
-static int load_state(Run *run) {
-    double found = read_state(run);
-    const char *name;
-    void *block;
-    size_t bytes;
-    sum_over_workers(&found, 1);
-    if (!found) return 0;
-    copy_from_worker_0(&run->now, sizeof run->now);
-    copy_from_worker_0(run->optimizer.params, run->model.num_parameters * sizeof(float));
-    for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++) copy_from_worker_0(block, bytes);
+    if (f) fclose(f);
     run->loader.epoch = run->now.epoch, run->loader.index = run->now.index;
     run->proxy.loader.epoch = run->now.proxy_epoch, run->proxy.loader.index = run->now.proxy_index;
     return 1;
@@ -3228,7 +3228,7 @@ static void prepare(Run *run) {
     GPT2 *m = &run->model;
     Tokenizer *t = &run->tokenizer;
     const char *device = open_device(o->f32);
-    if (*o->out) { // one run at a time writes there
+    if (*o->out && !workers.rank) { // one run at a time writes there
         make_folder(o->out);
         int folder = open(o->out, O_RDONLY | O_DIRECTORY);
         if (folder < 0) die("cannot open the folder %s: %s", o->out, strerror(errno));
@@ -3317,11 +3317,12 @@ static void prepare(Run *run) {
            (allocated_bytes + optimizer_bytes) / 1e6, allocated_bytes / 1e6, optimizer_bytes / 1e6);
 }
 
-// Writes DIR/model.bin (the evaluation point) and DIR/state.bin.
+// Writes DIR/model.bin (the evaluation point) and DIR/state.bin. All workers come here, as each may have a part of
+// what worker 0 writes.
 static void save_checkpoint(Run *run) {
     if (!*run->options.out) return;
     swap_evaluation_point(run, 1);
-    gpt2_save(run->model.config, run->model.params_memory, path_in(run->options.out, "model.bin").s);
+    if (!workers.rank) gpt2_save(run->model.config, run->model.params_memory, path_in(run->options.out, "model.bin").s);
     swap_evaluation_point(run, 0);
     save_state(run);
 }
@@ -3462,10 +3463,9 @@ int main(int argc, char **argv) {
     start_workers(&argc, &argv);
     run.options = parse_command_line(argc, argv, &run.optimizer);
     const Options *o = &run.options;
-    if (workers.rank) run.options.out = run.options.export_hf = "";
     prepare(&run);
     if (o->resume && load_state(&run)) printf("resumed    at step %ld of %d\n", run.now.step, o->steps);
-    if (*o->out) {
+    if (*o->out && !workers.rank) {
         if (!run.now.step) { // what another run left here is no longer a checkpoint
             unlink(path_in(o->out, "state.bin").s);
             unlink(path_in(o->out, "model.bin").s);
@@ -3493,7 +3493,7 @@ int main(int argc, char **argv) {
     }
     if (*o->export_hf) {
         swap_evaluation_point(&run, 1);
-        gpt2_export_hf(run.model.config, run.model.params_memory, &run.tokenizer, o->export_hf);
+        if (!workers.rank) gpt2_export_hf(run.model.config, run.model.params_memory, &run.tokenizer, o->export_hf);
         swap_evaluation_point(&run, 0);
     }
     if (run.teacher.params_memory) {

@@ -90,10 +90,12 @@ void gpu_logits(Gpu *m, float *logits, int first, int n); // (n,V) of n rows, in
 double gpu_loss(Gpu *m, const uint16_t *targets);
 double gpu_backward(Gpu *m, float *grads, const uint16_t *targets, float grad_scale, int add, Gpu *teacher,
                     float temperature, float weight);
-// Several processes, with a GPU each: one makes a ticket (its size is returned), all join with it.
-size_t gpu_ticket(void *ticket);
-void gpu_join(const void *ticket, int rank, int ranks);
+// Several processes, with a GPU each: one makes a ticket, all join with it.
+#define GPU_TICKET 128
+void gpu_ticket(char *ticket);
+void gpu_join(const char *ticket, int rank, int ranks);
 void gpu_sum_gradients(float *grads, size_t n); // over the processes, as far as the optimizer here needs it
+void gpu_average(float *x, size_t n);           // x = its mean over the processes
 // As optim.h's.
 int gpu_optim_start(void *optimizer, float *params, size_t n, const void *segments, int count);
 void gpu_optim_step(void *optimizer, const float *grad, float scale, double factor, double loss,
@@ -1359,8 +1361,8 @@ static double backward(Model<T> *m, float *grads, const uint16_t *targets, float
 // The optimizer's state is cut into as many shards as there are processes (Rajbhandari et al. 2020, "ZeRO", stage
 // 1): each sums up its shard of everyone's gradients, moves its shard of the parameters, and all gather the whole.
 // That is n numbers from and n to each process, as many as if all had exchanged all gradients, and 1/ranks of the
-// state and of the work. Muon needs whole matrices, and Prodigy's slices whole tensors: there each process does
-// all of it.
+// state and of the work. Muon needs whole matrices, Prodigy's slices whole tensors, and DiLoCo's workers each
+// a state of their own: there each process does all of it.
 static int rank, ranks = 1, sharded;
 
 static size_t shard_size(size_t n) { return sharded ? ((n + ranks - 1) / ranks + 3) / 4 * 4 : n; }
@@ -1385,6 +1387,13 @@ void gpu_sum_gradients(float *g, size_t n) {
     else if (ranks > 1) NCCL(ncclAllReduce(g, g, n, ncclFloat, ncclSum, nccl, 0));
 }
 
+OPTIM_PASS(divide, (float *x, float by), x[i] /= by;)
+
+void gpu_average(float *x, size_t n) {
+    NCCL(ncclAllReduce(x, x, n, ncclFloat, ncclSum, nccl, 0));
+    divide(optim_flat(n, NULL), x, (float)ranks);
+}
+
 // A sum over a shard becomes one over all of them.
 static void add_shards(OptimSums *s) {
     static OptimSums *shared;
@@ -1396,18 +1405,12 @@ static void add_shards(OptimSums *s) {
     *s = *shared;
 }
 
-size_t gpu_ticket(void *ticket) {
-    ncclUniqueId id;
-    NCCL(ncclGetUniqueId(&id));
-    memcpy(ticket, &id, sizeof id);
-    return sizeof id;
-}
+void gpu_ticket(char *ticket) { NCCL(ncclGetUniqueId((ncclUniqueId *)ticket)); }
 
-void gpu_join(const void *ticket, int this_rank, int all_ranks) {
-    ncclUniqueId id;
-    memcpy(&id, ticket, sizeof id);
+void gpu_join(const char *ticket, int this_rank, int all_ranks) {
+    static_assert(sizeof(ncclUniqueId) == GPU_TICKET, "NCCL's ticket has another size");
     rank = this_rank, ranks = all_ranks;
-    NCCL(ncclCommInitRank(&nccl, ranks, id, rank));
+    NCCL(ncclCommInitRank(&nccl, ranks, *(const ncclUniqueId *)ticket, rank));
     optim_across = add_shards;
 }
 #else
@@ -1507,7 +1510,7 @@ struct OnGpu {
 
 int gpu_optim_start(void *optimizer, float *params, size_t n, const void *segments, int count) {
     Optimizer *o = (Optimizer *)optimizer;
-    sharded = ranks > 1 && o->row->base != OPTIM_MUON && o->h.slice_p <= 1;
+    sharded = ranks > 1 && o->row->base != OPTIM_MUON && o->h.slice_p <= 1 && strcmp(o->row->name, "diloco");
     OptimSegment *parts = (OptimSegment *)malloc((count + 1) * sizeof *parts);
     size_t begin = shard_begin(n), end = shard_end(n);
     if (!parts) return -1;
@@ -1567,31 +1570,28 @@ void gpu_proxy_gradient(float *out, const float *proxy, const float *g, const fl
     optim_proxy_gradient(out, proxy, g, proxy_t, x, xt, eta, n);
 }
 
-#else // the C half, within train_gpt2.c, at the end of its chapter 5
-#ifdef USE_NCCL
-#include <mpi.h>
-#endif
+#elif !defined GPT2_DEVICE_WORKERS // the C half, within train_gpt2.c, at the end of its chapter 5
 
 void gpu_die(const char *message) { die("%s", message); }
 
 static int gpu_bf16; // whether models train in it
 
+// Workers (chapter 10) take a GPU each of those that their machine has.
 static const char *open_device_gpu(int f32) {
     static char name[300];
     int has_bf16, device = 0;
-#ifdef USE_NCCL // of a machine's processes, each takes a GPU
-    char ticket[1024];
-    int size, rank, ranks;
+#ifdef USE_NCCL
     MPI_Comm machine;
-    MPI_Comm_rank(MPI_COMM_WORLD, &rank), MPI_Comm_size(MPI_COMM_WORLD, &ranks);
-    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &machine);
+    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &machine);
     MPI_Comm_rank(machine, &device);
 #endif
     snprintf(name, sizeof name, "%s", gpu_open(device, &has_bf16));
 #ifdef USE_NCCL
-    size = rank == 0 ? (int)gpu_ticket(ticket) : 0;
-    MPI_Bcast(&size, 1, MPI_INT, 0, MPI_COMM_WORLD);
-    MPI_Bcast(ticket, size, MPI_BYTE, 0, MPI_COMM_WORLD);
+    char ticket[GPU_TICKET];
+    int rank, ranks;
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank), MPI_Comm_size(MPI_COMM_WORLD, &ranks);
+    if (rank == 0) gpu_ticket(ticket);
+    MPI_Bcast(ticket, sizeof ticket, MPI_BYTE, 0, MPI_COMM_WORLD);
     if (ranks > 1) gpu_join(ticket, rank, ranks);
 #endif
     gpu_bf16 = has_bf16 && !f32;
@@ -1635,10 +1635,11 @@ static void gpt2_forward_gpu(GPT2 *m, const uint16_t *tokens, int B, int T) {
 }
 static void gpt2_logits_gpu(const GPT2 *m, float *logits, int first, int n) { gpu_logits(m->gpu, logits, first, n); }
 static double gpt2_loss_gpu(GPT2 *m, const uint16_t *targets) { return gpu_loss(m->gpu, targets); }
+static int add_micro_batch; // to the gradients of those before
 static double gpt2_backward_gpu(GPT2 *m, const uint16_t *targets, float grad_scale, int add, const SoftLabels *soft) {
     static const SoftLabels none = {.temperature = 1};
     const SoftLabels *s = soft ? soft : &none;
-    return gpu_backward(m->gpu, m->grads_memory, targets, grad_scale, add, soft ? soft->teacher->gpu : NULL,
+    return gpu_backward(m->gpu, m->grads_memory, targets, grad_scale, add || add_micro_batch, soft ? soft->teacher->gpu : NULL,
                         s->temperature, s->weight);
 }
 
@@ -1659,4 +1660,46 @@ static double gpt2_backward_gpu(GPT2 *m, const uint16_t *targets, float grad_sca
 #define optim_norm2 gpu_norm2
 #define optim_copy(span, out, x) gpu_copy(out, x, (span).n)
 #define optim_proxy_gradient gpu_proxy_gradient
+
+#else // and at the end of chapter 10: micro-batches are added where they are computed, by NCCL across workers
+
+static void allocate_sums_gpu(GradientSum *s, GPT2 *m, long first, long end) {
+    (void)first, (void)end;
+    s->model = m;
+}
+static void begin_micro_batch_gpu(GradientSum *s, long i, long first, long end, int exchange) {
+    (void)s, (void)end, (void)exchange;
+    add_micro_batch = i > first;
+}
+static void end_micro_batch_gpu(GradientSum *s) { (void)s, add_micro_batch = 0; }
+
+#ifdef USE_NCCL
+static void prepare_workers_gpu(GPT2 *m, const float *x_outer, int n, int width) {
+    (void)x_outer, (void)n;
+    if (width < 4) die("--compression is for CPUs; GPUs send float32");
+    mpi.model = m;
+    MPI_Comm_dup(MPI_COMM_WORLD, &mpi.for_sums);
+}
+
+// Both send each shard of n / N to N - 1 others, twice: summed up, the gradients or x; and then the parameters, or the mean.
+static void count_bytes(size_t n) {
+    workers.bytes_sent += 2.0 * (workers.count - 1) / workers.count * (double)n * sizeof(float);
+}
+static void receive_layers_gpu(int wait) {
+    (void)wait;
+    gpu_sum_gradients(mpi.model->grads_memory, mpi.model->num_parameters);
+    count_bytes(mpi.model->num_parameters);
+}
+static void diloco_average_gpu(float *x, size_t n) {
+    if (workers.count == 1) return;
+    gpu_average(x, n);
+    count_bytes(n);
+}
+#define prepare_workers prepare_workers_gpu
+#define receive_layers receive_layers_gpu
+#define diloco_average diloco_average_gpu
+#endif
+#define allocate_sums allocate_sums_gpu
+#define begin_micro_batch begin_micro_batch_gpu
+#define end_micro_batch end_micro_batch_gpu
 #endif
