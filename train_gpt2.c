@@ -1052,8 +1052,8 @@ static const char *open_device(UNUSED int f32) {
     return name;
 }
 
-// Compiled with -DGPT2_DEVICE='"train_gpt2.cu"', this file is the GPU's trainer: from here on, functions of that
-// file stand for gpt2_allocate to open_device above, and for optim.h's.
+// Compiled with -DGPT2_DEVICE='"train_gpt2.cu"', this file is the GPU's trainer: from here on, functions of
+// that file stand for gpt2_allocate to open_device above, and for optim.h's.
 #ifdef GPT2_DEVICE
 #include GPT2_DEVICE
 #endif
@@ -3317,12 +3317,13 @@ static void prepare(Run *run) {
            (allocated_bytes + optimizer_bytes) / 1e6, allocated_bytes / 1e6, optimizer_bytes / 1e6);
 }
 
-// Writes DIR/model.bin (the evaluation point) and DIR/state.bin. All workers come here, as each may have a part of
+// Writes DIR/model.bin (the evaluation point) and DIR/state.bin. All workers come here: each may have a part of
 // what worker 0 writes.
 static void save_checkpoint(Run *run) {
     if (!*run->options.out) return;
     swap_evaluation_point(run, 1);
-    if (!workers.rank) gpt2_save(run->model.config, run->model.params_memory, path_in(run->options.out, "model.bin").s);
+    if (!workers.rank)
+        gpt2_save(run->model.config, run->model.params_memory, path_in(run->options.out, "model.bin").s);
     swap_evaluation_point(run, 0);
     save_state(run);
 }
@@ -3493,7 +3494,8 @@ int main(int argc, char **argv) {
     }
     if (*o->export_hf) {
         swap_evaluation_point(&run, 1);
-        if (!workers.rank) gpt2_export_hf(run.model.config, run.model.params_memory, &run.tokenizer, o->export_hf);
+        if (!workers.rank)
+            gpt2_export_hf(run.model.config, run.model.params_memory, &run.tokenizer, o->export_hf);
         swap_evaluation_point(&run, 0);
     }
     if (run.teacher.params_memory) {

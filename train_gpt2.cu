@@ -1,55 +1,64 @@
-/* train_gpt2.cu: GPT-2 training on an NVIDIA GPU. The same program as train_gpt2.c, with chapters 2 to 5
-written anew: kernels in the place of loops, cuBLASLt in the place of our matrix product. Read train_gpt2.c
+/* train_gpt2.cu: GPT-2 training on NVIDIA GPUs: chapters 2 to 5 of train_gpt2.c anew, kernels in the place of
+loops, cuBLASLt in the place of our matrix product; and of chapter 10 what GPUs do by NCCL. Read train_gpt2.c
 first.
 
-The file is compiled twice. nvcc takes the first half, the GPU's; the C compiler takes the second half, the
-program around it, which includes train_gpt2.c for everything that a GPU does not change: files, tokenizers,
-data, options, checkpoints. Between them stands a border of a dozen C functions. optim.h is in both: nvcc
-makes kernels of its passes.
+This file is compiled in two halves. nvcc makes kernels of the first, and of optim.h's passes. The second is
+C, a page long: train_gpt2.c, compiled with -DGPT2_DEVICE='"train_gpt2.cu"', includes it at the end of its
+chapter 5, and from there on speaks to the GPU where it says gpt2_forward, gpt2_backward or optim_step. So
+files, data, options, teacher, proxy and the training loop are the CPU's own. Between the halves stands a
+border of some twenty C functions.
 
    2  the GPU: errors, memory, launches, sums over threads, matrix multiplication
    3  layers, forward beside backward
-   4  attention: tensor cores, and a plain path
+   4  attention: a plain path, and tensor cores
    5  the model: parameters, activations, forward, classifier, backward
-      the border
-   9  teacher
-  12  the training loop
+  10  workers
+      the border, and the C half
 
 Shapes and letters as in train_gpt2.c. T is a type here, float or bf16 (bfloat16: 8 bits of exponent, 8 of
 mantissa); the length of a sequence is `length`. The parameters, their gradients and all that the optimizer
 keeps are float32; in bf16 training the layers use a copy of the parameters, renewed after every step, and
 activations are bf16. Sums are taken in float32, in an order that depends on nothing but the shapes: there are
-no atomic additions, so a run gives the same bits each time. Everything goes into one stream, the default one,
-and a step waits for the GPU only where it reads numbers: the loss, the norm of the gradient (optimizers that
-find their own step wait for their sums). What the optimizer works on is unified memory, which the CPU reads
-only to save it.
+no atomic additions, so a run gives the same bits each time. What the optimizer works on is unified memory,
+which the CPU reads only to save it.
+
+Everything goes into one stream, the default one. The CPU waits where it needs numbers: a micro-batch's loss,
+which is known when the GPU has half of the work still before it, and the norm of the gradient at the end of a
+step (and the sums of optimizers that find their own rate). So the CPU sorts the next tokens while the GPU is
+in backward. There are no CUDA graphs: a step of 124M is 500 launches, 2 ms of the CPU's time at 4 us each,
+hidden behind tens of ms of the GPU's; only models of a few MB would gain, and a graph would hide that
+wte_backward's grid comes from the batch.
 
 What to expect, on paper. With R = B*length rows, a step of GPT-2 124M (L 12, C 768, V 50257, n = 124M
 parameters) in bf16 with B 32, length 1024 has these floating-point operations, and these bytes to and from
-the GPU's memory where nothing but a row stays in cache. What is far above peak FLOP per byte of the card is
-bound by arithmetic, the rest by memory.
+the GPU's memory where nothing but a row stays in cache. The H100 has 295 FLOP for a byte, the A100 153: what
+is above is bound by arithmetic, the rest by memory.
 
-                                                       TFLOP                          GB
-    products of the layers, forward and backward       72 L R C^2         16.7
-    attention, forward 2 and backward 7 products       9 L R length C      2.8
-    classifier's products                              6 R C V             7.6
-    cross entropy, and its products' logits                                           12 R V       19.8
-    layer norms with residuals, forward                                               16 L R C      4.8
-    layer norms, backward (made again, dx, weights)                                   32 L R C      9.7
-    GELU made again                                                                   16 L R C      4.8
-    gradients of biases                                                               18 L R C      5.4
-    attention_dots                                                                     4 L R C      1.2
-    AdamW, the norm, the copy to bf16                                                 38 n          4.7
-                                                                   27.1                            50.4
+                                                       TFLOP                        GB      FLOP a byte
+    products of the layers, forward and backward       72 L R C^2        16.7    112 L R C   33.8    494
+    attention, forward 2 and backward 7 products       9 L R length C     2.8     30 L R C    9.1    307
+    classifier's products                              6 R C V            7.6      6 R V      9.9    768
+    cross entropy                                                                  6 R V      9.9
+    layer norms with residuals, forward                                           16 L R C    4.8
+    layer norms, backward (made again, dx, weights)                               32 L R C    9.7
+    GELU made again                                                               16 L R C    4.8
+    gradients of biases                                                           18 L R C    5.4
+    attention_dots                                                                 4 L R C    1.2
+    embeddings, forward and backward                                              10 R C      0.3
+    AdamW, the norm, the copy to bf16                                             38 n        4.7
+                                    bound by arithmetic  27.1                by memory  40.8
 
     card        peak TFLOP/s, GB/s (NVIDIA's)    at both peaks: arithmetic + memory    tokens/s
-    A100 80GB          312, 2039                          87 + 25 ms                   294 thousand
-    H100 SXM           989, 3350                          27 + 15 ms                   773 thousand
+    A100 80GB          312, 2039                          87 + 20 ms                   307 thousand
+    H100 SXM           989, 3350                          27 + 12 ms                   830 thousand
 
-Nothing reaches both peaks; these are bounds, not forecasts. The marks to beat, as
-published: PyTorch on an H100 375 thousand tokens/s for 124M; llm.c on an A100 7% more than PyTorch there.
-dev/gpu_check.sh measures what this program does. It was written without a GPU: its kernels are checked on a
-CPU (test/cuda_on_cpu.h), its speed is not known.
+N workers add the sum of gradients and the gathering of parameters, 4 n (N-1)/N bytes = 0.5 GB from and to
+each GPU, twice: 2.2 ms a step at the 450 GB/s of an H100's NVLink, 40 ms at 25 GB/s.
+
+Nothing reaches both peaks; these are bounds, not forecasts. The marks to beat, as published: PyTorch on an
+H100 375 thousand tokens/s for 124M; llm.c on an A100 7% more than PyTorch there. dev/gpu_check.sh measures
+what this program does. It was written without a GPU: its kernels are checked on a CPU (test/cuda_on_cpu.h),
+its speed is not known.
 */
 
 #ifdef __cplusplus
@@ -77,14 +86,14 @@ extern "C" {
 // ---- the border: what the two halves know of each other
 typedef struct Gpu Gpu;            // a model on the GPU
 void gpu_die(const char *message); // the C half's die()
-const char *gpu_open(int device, int *has_bf16); // makes the device current; its name, whether it multiplies bf16
+const char *gpu_open(int device, int *has_bf16); // makes it current; its name, whether it multiplies bf16
 size_t gpu_bytes(void);            // allocated so far
 float *gpu_share(size_t n);        // n floats that both sides can reach (the CPU after a gpu_wait)
 void gpu_unshare(float *p);
 void gpu_wait(void);
 Gpu *gpu_create(GPT2Config g, int B, int length, int training, int bf16);
 void gpu_free(Gpu *m);
-// As train_gpt2.c's gpt2_forward and so on. params, grads: shared, flat, in the order of its ParameterTensors.
+// As train_gpt2.c's gpt2_forward and so on. params, grads: shared, flat, as its ParameterTensors.
 void gpu_forward(Gpu *m, const float *params, const uint16_t *tokens, int B, int length);
 void gpu_logits(Gpu *m, float *logits, int first, int n); // (n,V) of n rows, into the CPU's memory
 double gpu_loss(Gpu *m, const uint16_t *targets);
@@ -97,20 +106,20 @@ void gpu_join(const char *ticket, int rank, int ranks);
 void gpu_sum_gradients(float *grads, size_t n); // over the processes, as far as the optimizer here needs it
 void gpu_average(float *x, size_t n);           // x = its mean over the processes
 // As optim.h's.
-int gpu_optim_start(void *optimizer, float *params, size_t n, const void *segments, int count);
-void gpu_optim_step(void *optimizer, const float *grad, float scale, double factor, double loss,
+int gpu_optim_start(Optimizer *o, float *params, size_t n, const OptimSegment *segments, int count);
+void gpu_optim_step(Optimizer *o, const float *grad, float scale, double factor, double loss,
                     double loss_star);
-void gpu_optim_eval(const void *optimizer, float *out); // and waits
-int gpu_optim_state(void *optimizer, int i, void **block, size_t *bytes, const char **name);
-void gpu_optim_free(void *optimizer);
+void gpu_optim_eval(const Optimizer *o, float *out); // and waits
+int gpu_optim_state(Optimizer *o, int i, void **block, size_t *bytes, const char **name);
+void gpu_optim_free(Optimizer *o);
 double gpu_norm2(const float *x, size_t n);
-void gpu_copy(float *out, const float *x, size_t n);
+void gpu_copy(OptimSpan span, float *out, const float *x);
 void gpu_proxy_gradient(float *out, const float *proxy, const float *g, const float *proxy_t, const float *x,
                         const float *xt, double eta, size_t n);
 #ifdef __cplusplus
 }
 
-// ============================================================================================================
+// ===========================================================================================================
 // 2  The GPU: errors, memory, launches, sums over threads, matrix multiplication
 
 typedef __nv_bfloat16 bf16;
@@ -347,7 +356,7 @@ static void muon_matmul(float *C, const float *A, const float *B, int M, int N, 
     matmul(C, A, B, M, N, K, 0, trans_b, Epilogue<float>{}, alpha, beta);
 }
 
-// ============================================================================================================
+// ===========================================================================================================
 // 3  Layers, forward beside backward
 
 #define THREADS 256 // of a block of most kernels: 8 warps
@@ -531,7 +540,7 @@ template <typename T> static void linear_backward(T *dx, float *dw, float *dbias
     bias_backward(dbias, partial, dout, rows, N);
 }
 
-// ============================================================================================================
+// ===========================================================================================================
 // 4  Attention. As in train_gpt2.c, the matrix of probabilities is never stored: a block of threads takes
 //    some queries through the keys, tile by tile, and carries the softmax along; backward makes the
 //    probabilities again from lse. Backward runs twice, once for the gradients of queries and once for those
@@ -958,11 +967,11 @@ template <typename T> static void attention_backward(T *dqkv, float *D, const T 
               length, NH, HS);
 }
 
-// ============================================================================================================
+// ===========================================================================================================
 // 5  The model
 
 // The parameters, as in train_gpt2.c; all in one flat array.
-#define NUM_TENSORS 16
+enum { WTE = 0, QKVW = 4, ATTPROJW = 6, FCW = 10, FCPROJW = 12, NUM_TENSORS = 16 };
 template <typename T> struct ParameterTensors {
     T *wte, *wpe;           // (V,C), (maxT,C)
     T *ln1w, *ln1b;         // (L,C)
@@ -1015,17 +1024,17 @@ template <typename T> struct Model : Gpu {
     float *lnf_mean, *lnf_rstd;                       // (B,length)
     float *losses;                                    // (B,length)
     // for a moment
-    T *normed, *fch_gelu, *branch;                    // (B,length,C), (B,length,4C), (B,length,C): of each half layer
+    T *normed, *fch_gelu, *branch;                    // (B,length,C), (B,length,4C), (B,length,C)
     T *dresidual, *dnormed, *dwide;                   // (B,length,C), (B,length,C), (B,length,4C)
     float *partial, *D;                               // (groups,4C), (B,NH,length)
     T *logits;                                        // (logit_rows,Vp)
     // Products are fast where sizes are multiples of 8. So the classifier has Vp classes, V rounded up: the
     // rows behind wte are those of the tensors after it, whatever they are. Their logits are not looked at
-    // and their gradients are 0; so nothing comes of those rows, and to what stands behind wte's gradient 0 is
-    // added (or written, before its own comes).
+    // and their gradients are 0; so nothing comes of those rows, and to what stands behind wte's gradient 0
+    // is added (or written, before its own comes).
     int logit_rows, Vp;
-    // The batch: tokens, targets, and the rows sorted by token (see wte_backward); and, before each, its place in
-    // memory of the CPU's that the GPU copies from while the CPU goes on.
+    // The batch: tokens, targets, and the rows sorted by token (see wte_backward); before each, its place
+    // in memory of the CPU's that the GPU copies from while the CPU goes on.
     uint16_t *tokens_sent, *tokens, *targets_sent, *targets; // (B,length)
     int *order_sent, *order, *start_sent, *start, runs;      // (B,length), (runs+1)
     cudaEvent_t sent;                                        // when that memory may be written again
@@ -1064,7 +1073,8 @@ template <typename T> static Gpu *model_create(GPT2Config g, int B, int length, 
     m->lnf = take<T>(m, rows * C);
     m->lnf_mean = take<float>(m, rows), m->lnf_rstd = take<float>(m, rows);
     m->losses = take<float>(m, rows);
-    m->normed = take<T>(m, rows * C), m->fch_gelu = take<T>(m, rows * 4 * C), m->branch = take<T>(m, rows * C);
+    m->normed = take<T>(m, rows * C), m->branch = take<T>(m, rows * C);
+    m->fch_gelu = take<T>(m, rows * 4 * C);
     m->Vp = (g.vocab_size + 63) / 64 * 64;
     m->logit_rows = (int)MIN(rows, MAX((size_t)64, (size_t)LOGITS / m->Vp / 64 * 64));
     m->logits = take<T>(m, (size_t)m->logit_rows * m->Vp);
@@ -1075,7 +1085,8 @@ template <typename T> static Gpu *model_create(GPT2Config g, int B, int length, 
     CUDA(cudaEventCreate(&m->sent));
     CUDA(cudaEventCreate(&m->loss_known));
     if (!training) return m;
-    m->dresidual = take<T>(m, rows * C), m->dnormed = take<T>(m, rows * C), m->dwide = take<T>(m, rows * 4 * C);
+    m->dresidual = take<T>(m, rows * C), m->dnormed = take<T>(m, rows * C);
+    m->dwide = take<T>(m, rows * 4 * C);
     m->partial = take<float>(m, (size_t)blocks_for(rows, SHARE) * 4 * C);
     m->D = take<float>(m, rows * g.num_heads);
     m->order = take<int>(m, rows), m->start = take<int>(m, rows + 1);
@@ -1267,8 +1278,9 @@ __global__ void sum_losses(double *out, const float *x, int n) {
 
 // Cross entropy of the targets in chunks of rows, whose logits exist only for a moment; with grad_scale != 0
 // also m->dnormed, the gradient of m->lnf, and dwte.
-template <typename T> static void classifier(Model<T> *m, const uint16_t *targets, float *dwte, float grad_scale,
-                                             int add, Gpu *teacher, float temperature, float weight) {
+template <typename T>
+static void classifier(Model<T> *m, const uint16_t *targets, float *dwte, float grad_scale, int add,
+                       Gpu *teacher, float temperature, float weight) {
     int C = m->shape.channels, V = m->shape.vocab_size, rows = m->B * m->length;
     Model<T> *t = (Model<T> *)teacher;
     send_targets(m, targets);
@@ -1303,7 +1315,7 @@ template <typename T> static void layernorm_gradients(Model<T> *m, float *dweigh
     layernorm_parameters_backward(dweight, dbias, m->partial, m->dnormed, x, mean, rstd, rows, C);
 }
 
-// After forward: grads = grad_scale times the gradient of the summed loss, or += with add. Returns the mean loss.
+// After forward: grads = grad_scale times the gradient of the summed loss, or += with add; returns the mean.
 template <typename T>
 static double backward(Model<T> *m, float *grads, const uint16_t *targets, float grad_scale, int add,
                        Gpu *teacher, float temperature, float weight) {
@@ -1311,14 +1323,12 @@ static double backward(Model<T> *m, float *grads, const uint16_t *targets, float
     ParameterTensors<T> w = m->w;
     ParameterTensors<float> d;
     int B = m->B, length = m->length, C = g.channels, rows = B * length, L = g.num_layers;
+    float **tensors = (float **)&d;
     size_t sizes[NUM_TENSORS];
     point_parameters(&d, grads, g, sizes);
-    for (int i = 0; !add && i < NUM_TENSORS; i++) { // matrices are overwritten, the rest is added to
-        float *tensor = ((float **)&d)[i];
-        if (tensor == d.wte || tensor == d.qkvw || tensor == d.attprojw || tensor == d.fcw || tensor == d.fcprojw)
-            continue;
-        CUDA(cudaMemsetAsync(tensor, 0, sizes[i] * sizeof(float), 0));
-    }
+    for (int i = 0; !add && i < NUM_TENSORS; i++) // products overwrite, the rest is added to
+        if (i != WTE && i != QKVW && i != ATTPROJW && i != FCW && i != FCPROJW)
+            CUDA(cudaMemsetAsync(tensors[i], 0, sizes[i] * sizeof(float), 0));
     classifier(m, targets, d.wte, grad_scale, add, teacher, temperature, weight);
     CUDA(cudaMemsetAsync(m->dresidual, 0, (size_t)rows * C * sizeof(T), 0));
     layernorm_gradients(m, d.lnfw, d.lnfb, m->residual + (size_t)L * rows * C, w.lnfw, m->lnf_mean,
@@ -1326,7 +1336,8 @@ static double backward(Model<T> *m, float *grads, const uint16_t *targets, float
     for (int l = L - 1; l >= 0; l--) {
         size_t at = (size_t)l * rows, matrix = (size_t)l * C * C;
         T *x = m->residual + at * C, *x2 = m->residual2 + at * C, *fch = m->fch + at * 4 * C;
-        T *qkv = m->qkv + at * 3 * C, *atty = m->atty + at * C, *ln1w = w.ln1w + l * C, *ln2w = w.ln2w + l * C;
+        T *qkv = m->qkv + at * 3 * C, *atty = m->atty + at * C;
+        T *ln1w = w.ln1w + l * C, *ln2w = w.ln2w + l * C;
         float *mean1 = m->ln1_mean + at, *rstd1 = m->ln1_rstd + at, *mean2 = m->ln2_mean + at,
               *rstd2 = m->ln2_rstd + at;
         // the MLP; what enters its products is made once more
@@ -1355,14 +1366,14 @@ static double backward(Model<T> *m, float *grads, const uint16_t *targets, float
     return mean_loss(m);
 }
 
-// ============================================================================================================
+// ===========================================================================================================
 // 10  Workers: processes with a GPU each, which share every step's micro-batches
 
-// The optimizer's state is cut into as many shards as there are processes (Rajbhandari et al. 2020, "ZeRO", stage
-// 1): each sums up its shard of everyone's gradients, moves its shard of the parameters, and all gather the whole.
-// That is n numbers from and n to each process, as many as if all had exchanged all gradients, and 1/ranks of the
-// state and of the work. Muon needs whole matrices, Prodigy's slices whole tensors, and DiLoCo's workers each
-// a state of their own: there each process does all of it.
+// The optimizer's state is cut into as many shards as there are processes (Rajbhandari et al. 2020, "ZeRO",
+// stage 1): each sums up its shard of everyone's gradients, moves its shard of the parameters, and all gather
+// the whole. As many bytes travel as if gradients were added for everyone, with 1/ranks of the state and work.
+// Muon needs whole matrices, Prodigy's slices whole tensors, and DiLoCo's workers each a state of
+// their own: there each process has all of it.
 static int rank, ranks = 1, sharded;
 
 static size_t shard_size(size_t n) { return sharded ? ((n + ranks - 1) / ranks + 3) / 4 * 4 : n; }
@@ -1417,7 +1428,7 @@ void gpu_join(const char *ticket, int this_rank, int all_ranks) {
 static void all_gather(float *, size_t) {}
 #endif
 
-// ============================================================================================================
+// ===========================================================================================================
 //    The border
 
 const char *gpu_open(int device, int *has_bf16) {
@@ -1489,13 +1500,13 @@ double gpu_backward(Gpu *m, float *grads, const uint16_t *targets, float grad_sc
     return OF_MODEL(m, backward, grads, targets, grad_scale, add, teacher, temperature, weight);
 }
 
-// An optimizer as the C half has chosen and set it. There its row calls loops, the same row here calls kernels;
+// An optimizer as the C half has chosen and set it. There its row calls loops, here the same row calls kernels;
 // there it has all parameters, here a shard of them.
 struct OnGpu {
     Optimizer *o;
     const OptimRow *row;
     size_t n, begin;
-    OnGpu(void *optimizer, size_t n) : o((Optimizer *)optimizer), row(o->row), n(n), begin(shard_begin(n)) {
+    OnGpu(Optimizer *o, size_t n) : o(o), row(o->row), n(n), begin(shard_begin(n)) {
         for (const OptimRow *r = optim_rows; r < optim_rows + OPTIM_COUNT(optim_rows); r++)
             if (!strcmp(r->name, row->name) && r->base == row->base) o->row = r;
         if (sharded) o->n = o->num_slices = shard_end(n) - begin;
@@ -1508,15 +1519,15 @@ struct OnGpu {
     }
 };
 
-int gpu_optim_start(void *optimizer, float *params, size_t n, const void *segments, int count) {
-    Optimizer *o = (Optimizer *)optimizer;
+int gpu_optim_start(Optimizer *o, float *params, size_t n, const OptimSegment *segments, int count) {
     sharded = ranks > 1 && o->row->base != OPTIM_MUON && o->h.slice_p <= 1 && strcmp(o->row->name, "diloco");
     OptimSegment *parts = (OptimSegment *)malloc((count + 1) * sizeof *parts);
     size_t begin = shard_begin(n), end = shard_end(n);
     if (!parts) return -1;
-    memcpy(parts, segments, count * sizeof *parts);
     for (int i = 0; i < count; i++) { // what of each lies in the shard
-        size_t from = MIN(MAX(parts[i].offset, begin), end), to = MAX(MIN(parts[i].offset + parts[i].size, end), from);
+        size_t from = MIN(MAX(segments[i].offset, begin), end);
+        size_t to = MIN(MAX(segments[i].offset + segments[i].size, begin), end);
+        parts[i] = segments[i];
         parts[i].offset = from - begin, parts[i].size = to - from;
     }
     OnGpu on(o, n);
@@ -1526,26 +1537,26 @@ int gpu_optim_start(void *optimizer, float *params, size_t n, const void *segmen
     return error;
 }
 
-void gpu_optim_step(void *optimizer, const float *grad, float scale, double factor, double loss,
+void gpu_optim_step(Optimizer *o, const float *grad, float scale, double factor, double loss,
                     double loss_star) {
-    OnGpu on(optimizer, ((Optimizer *)optimizer)->n);
-    optim_step(on.o, grad + on.begin, scale, factor, loss, loss_star);
-    moved = on.o->params - on.begin;
-    all_gather((float *)moved, on.n);
+    OnGpu on(o, o->n);
+    optim_step(o, grad + on.begin, scale, factor, loss, loss_star);
+    moved = o->params - on.begin;
+    all_gather(o->params - on.begin, on.n);
 }
 
-void gpu_optim_eval(const void *optimizer, float *out) {
-    OnGpu on((void *)optimizer, ((Optimizer *)optimizer)->n);
-    optim_eval_params(on.o, out + on.begin);
+void gpu_optim_eval(const Optimizer *optimizer, float *out) {
+    Optimizer o = *optimizer;
+    OnGpu on(&o, o.n);
+    optim_eval_params(&o, out + on.begin);
     all_gather(out, on.n);
     gpu_wait();
 }
 
-// Blocks are whole. One is handed out at a time, gathered; a checkpoint is written from it, or read into it, and the
-// next call takes this process's shard back from it.
-int gpu_optim_state(void *optimizer, int i, void **block, size_t *bytes, const char **name) {
+// Blocks are whole: gathered, one at a time, and handed out for a checkpoint to be written from or read into.
+// The next call takes this process's shard back from it.
+int gpu_optim_state(Optimizer *o, int i, void **block, size_t *bytes, const char **name) {
     static float *whole, *shard;
-    Optimizer *o = (Optimizer *)optimizer;
     size_t begin = shard_begin(o->n), shard_bytes = (shard_end(o->n) - begin) * sizeof(float);
     if (whole) memcpy(shard, whole + begin, shard_bytes);
     optim_release(whole);
@@ -1553,18 +1564,19 @@ int gpu_optim_state(void *optimizer, int i, void **block, size_t *bytes, const c
     if (!optim_state(o, i, block, bytes, name)) return 0;
     if (!sharded || i == 0) return 1;
     shard = (float *)*block;
-    whole = (float *)optim_allocate(ranks * shard_size(o->n), sizeof(float));
+    *block = whole = (float *)optim_allocate(ranks * shard_size(o->n), sizeof(float));
     if (!whole) fail("no memory for %zu MiB of a checkpoint", *bytes >> 20);
     memcpy(whole + begin, shard, shard_bytes);
     all_gather(whole, o->n);
     gpu_wait();
-    *block = whole;
     return 1;
 }
 
-void gpu_optim_free(void *optimizer) { optim_free((Optimizer *)optimizer); }
-double gpu_norm2(const float *x, size_t n) { return optim_norm2(x + shard_begin(n), shard_end(n) - shard_begin(n)); }
-void gpu_copy(float *out, const float *x, size_t n) { optim_copy(optim_flat(n, NULL), out, x); }
+void gpu_optim_free(Optimizer *o) { optim_free(o); }
+double gpu_norm2(const float *x, size_t n) {
+    return optim_norm2(x + shard_begin(n), shard_end(n) - shard_begin(n));
+}
+void gpu_copy(OptimSpan span, float *out, const float *x) { optim_copy(span, out, x); }
 void gpu_proxy_gradient(float *out, const float *proxy, const float *g, const float *proxy_t, const float *x,
                         const float *xt, double eta, size_t n) {
     optim_proxy_gradient(out, proxy, g, proxy_t, x, xt, eta, n);
@@ -1633,14 +1645,18 @@ static UNUSED void gpt2_free_gpu(GPT2 *m) {
 static void gpt2_forward_gpu(GPT2 *m, const uint16_t *tokens, int B, int T) {
     gpu_forward(m->gpu, m->params_memory, tokens, B, T);
 }
-static void gpt2_logits_gpu(const GPT2 *m, float *logits, int first, int n) { gpu_logits(m->gpu, logits, first, n); }
+static void gpt2_logits_gpu(const GPT2 *m, float *logits, int first, int n) {
+    gpu_logits(m->gpu, logits, first, n);
+}
 static double gpt2_loss_gpu(GPT2 *m, const uint16_t *targets) { return gpu_loss(m->gpu, targets); }
-static int add_micro_batch; // to the gradients of those before
-static double gpt2_backward_gpu(GPT2 *m, const uint16_t *targets, float grad_scale, int add, const SoftLabels *soft) {
+
+static int add_micro_batch; // to the gradients of those before (chapter 10)
+static double gpt2_backward_gpu(GPT2 *m, const uint16_t *targets, float grad_scale, int add,
+                                const SoftLabels *soft) {
     static const SoftLabels none = {.temperature = 1};
     const SoftLabels *s = soft ? soft : &none;
-    return gpu_backward(m->gpu, m->grads_memory, targets, grad_scale, add || add_micro_batch, soft ? soft->teacher->gpu : NULL,
-                        s->temperature, s->weight);
+    return gpu_backward(m->gpu, m->grads_memory, targets, grad_scale, add || add_micro_batch,
+                        soft ? soft->teacher->gpu : NULL, s->temperature, s->weight);
 }
 
 // What chapters 6 to 12 of train_gpt2.c call is, from here on, the GPU's.
@@ -1658,7 +1674,7 @@ static double gpt2_backward_gpu(GPT2 *m, const uint16_t *targets, float grad_sca
 #define optim_eval_params gpu_optim_eval
 #define optim_state gpu_optim_state
 #define optim_norm2 gpu_norm2
-#define optim_copy(span, out, x) gpu_copy(out, x, (span).n)
+#define optim_copy gpu_copy
 #define optim_proxy_gradient gpu_proxy_gradient
 
 #else // and at the end of chapter 10: micro-batches are added where they are computed, by NCCL across workers
@@ -1681,7 +1697,7 @@ static void prepare_workers_gpu(GPT2 *m, const float *x_outer, int n, int width)
     MPI_Comm_dup(MPI_COMM_WORLD, &mpi.for_sums);
 }
 
-// Both send each shard of n / N to N - 1 others, twice: summed up, the gradients or x; and then the parameters, or the mean.
+// A shard of n / N goes to each of the N - 1 others to be summed up, and as many come back.
 static void count_bytes(size_t n) {
     workers.bytes_sent += 2.0 * (workers.count - 1) / workers.count * (double)n * sizeof(float);
 }

@@ -1,7 +1,7 @@
 /* CUDA on a CPU: with this header before it, train_gpt2.cu is C++ that any compiler takes, and its kernels
 run on the CPU. Not a GPU's speed, but its semantics: what a test without a GPU can know.
 
-       g++ -std=c++17 -fno-strict-aliasing -Wno-unknown-pragmas -include test/cuda_on_cpu.h -x c++ -c train_gpt2.cu
+    g++ -std=c++17 -fno-strict-aliasing -Wno-unknown-pragmas -include test/cuda_on_cpu.h -x c++ -c train_gpt2.cu
 
 A launch runs its blocks one after the other; a block's threads are fibers, each with a stack of its own. A
 fiber runs until it comes to a barrier (__syncthreads, __syncwarp, a shuffle or another operation of a whole
@@ -35,8 +35,8 @@ mma and ldmatrix are emulated by the tables of the PTX manual ("Matrix Fragments
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-//  -----------------------------------------------------------------------------------------------------------
-//  - Blocks and threads
+// -----------------------------------------------------------------------------------------------------------
+// Blocks and threads
 
 #define __global__
 #define __device__
@@ -263,8 +263,8 @@ template <typename V> static V __shfl_xor_sync(unsigned mask, V value, int d) {
     return cpu_see<V>(turn, cpu_lane() ^ d);
 }
 
-//  -----------------------------------------------------------------------------------------------------------
-//  - bf16: the upper half of a float, rounded to the nearest, ties to even
+// -----------------------------------------------------------------------------------------------------------
+// bf16: the upper half of a float, rounded to the nearest, ties to even
 
 struct __nv_bfloat16 {
     uint16_t bits;
@@ -289,8 +289,8 @@ static inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
 }
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 
-//  -----------------------------------------------------------------------------------------------------------
-//  - Tensor cores
+// -----------------------------------------------------------------------------------------------------------
+// Tensor cores
 
 static inline float cpu_half_of(uint32_t pair, int high) {
     return (float)__nv_bfloat16{(uint16_t)(high ? pair >> 16 : pair)};
@@ -337,8 +337,8 @@ static inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint3
     }
 }
 
-//  -----------------------------------------------------------------------------------------------------------
-//  - The runtime: memory is the CPU's, and a call has happened when it returns
+// -----------------------------------------------------------------------------------------------------------
+// The runtime: memory is the CPU's, and a call has happened when it returns
 
 typedef int cudaError_t, cudaStream_t, cudaEvent_t;
 enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2 };
@@ -397,8 +397,8 @@ static inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cu
 static inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
 template <typename Kernel> static cudaError_t cudaFuncSetAttribute(Kernel, int, int) { return cudaSuccess; }
 
-//  -----------------------------------------------------------------------------------------------------------
-//  - cuBLASLt: column-major D = epilogue(alpha op(A) op(B) + beta C), D is C
+// -----------------------------------------------------------------------------------------------------------
+// cuBLASLt: column-major D = epilogue(alpha op(A) op(B) + beta C), D is C
 
 typedef int cublasStatus_t, cudaDataType_t;
 enum { CUBLAS_STATUS_SUCCESS = 0, CUBLAS_STATUS_NOT_SUPPORTED = 15 };
@@ -536,8 +536,8 @@ static inline cublasStatus_t cublasLtMatmul(int, cublasLtMatmulDesc_t d, const f
     return CUBLAS_STATUS_SUCCESS;
 }
 
-//  -----------------------------------------------------------------------------------------------------------
-//  - NCCL: the few calls that train_gpt2.cu makes, by MPI; a process's GPU is the process itself
+// -----------------------------------------------------------------------------------------------------------
+// NCCL: the few calls that train_gpt2.cu makes, by MPI; a process's GPU is the process itself
 
 #ifdef USE_NCCL
 #define OMPI_SKIP_MPICXX
@@ -555,23 +555,24 @@ static inline int ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id,
     int theirs, mine;
     MPI_Comm_dup(MPI_COMM_WORLD, comm);
     MPI_Comm_size(*comm, &theirs), MPI_Comm_rank(*comm, &mine);
-    if (theirs != ranks || mine != rank || id.internal[127] != 7) cpu_wrong("NCCL: processes that do not fit");
+    if (theirs != ranks || mine != rank || id.internal[127] != 7) cpu_wrong("NCCL: processes do not fit");
     return ncclSuccess;
 }
-static inline int ncclAllGather(const float *from, float *to, size_t n, MPI_Datatype, ncclComm_t comm, cudaStream_t) {
+static inline int ncclAllGather(const float *from, float *to, size_t n, MPI_Datatype type, ncclComm_t comm,
+                                cudaStream_t) {
     int rank;
     MPI_Comm_rank(comm, &rank);
     if (from != to + rank * n) cpu_wrong("NCCL: a gathering that is not in place");
-    return MPI_Allgather(MPI_IN_PLACE, 0, MPI_FLOAT, to, (int)n, MPI_FLOAT, comm);
+    return MPI_Allgather(MPI_IN_PLACE, 0, type, to, (int)n, type, comm);
 }
-static inline int ncclReduceScatter(const float *from, float *to, size_t n, MPI_Datatype, MPI_Op op, ncclComm_t comm,
-                                    cudaStream_t) {
-    std::vector<float> sum(n); // not in place: MPI's would write elsewhere than NCCL's
-    int error = MPI_Reduce_scatter_block(from, sum.data(), (int)n, MPI_FLOAT, op, comm);
+static inline int ncclReduceScatter(const float *from, float *to, size_t n, MPI_Datatype type, MPI_Op op,
+                                    ncclComm_t comm, cudaStream_t) {
+    std::vector<float> sum(n); // in place, MPI would write elsewhere than NCCL
+    int error = MPI_Reduce_scatter_block(from, sum.data(), (int)n, type, op, comm);
     return std::copy(sum.begin(), sum.end(), to), error;
 }
-static inline int ncclAllReduce(const void *from, void *to, size_t n, MPI_Datatype type, MPI_Op op, ncclComm_t comm,
-                                cudaStream_t) {
+static inline int ncclAllReduce(const void *from, void *to, size_t n, MPI_Datatype type, MPI_Op op,
+                                ncclComm_t comm, cudaStream_t) {
     if (from != to) cpu_wrong("NCCL: a reduction that is not in place");
     return MPI_Allreduce(MPI_IN_PLACE, to, (int)n, type, op, comm);
 }
