@@ -53,9 +53,9 @@ struct int4 { int x, y, z, w; } __attribute__((aligned(16)));
 
 static dim3 gridDim, blockDim, blockIdx, threadIdx;
 extern "C" unsigned cuda_on_cpu_seed; // 0: threads and blocks in turn
-extern "C" long cuda_on_cpu_launches;
+extern "C" long cuda_on_cpu_launches, cuda_on_cpu_drains; // kernels; waits that would leave a GPU without work
 unsigned cuda_on_cpu_seed;
-long cuda_on_cpu_launches;
+long cuda_on_cpu_launches, cuda_on_cpu_drains;
 
 #define CPU_SHARED (96 << 10)
 static char shared_memory[CPU_SHARED] __attribute__((aligned(128))); // as train_gpt2.cu calls it
@@ -340,7 +340,8 @@ static inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint3
 // -----------------------------------------------------------------------------------------------------------
 // The runtime: memory is the CPU's, and a call has happened when it returns
 
-typedef int cudaError_t, cudaStream_t, cudaEvent_t;
+typedef int cudaError_t, cudaStream_t;
+typedef long *cudaEvent_t; // how many launches there were when it was recorded
 enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2 };
 enum { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaDevAttrComputeCapabilityMajor = 75 };
@@ -373,6 +374,7 @@ static inline cudaError_t cudaMemsetAsync(void *p, int x, size_t n, cudaStream_t
     return memset(p, x, n), cudaSuccess;
 }
 static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t n, int) {
+    cuda_on_cpu_drains++;
     return memcpy(to, from, n), cudaSuccess;
 }
 static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, int, cudaStream_t) {
@@ -381,7 +383,7 @@ static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, 
 static inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
     return *available = *total = cuda_on_cpu_memory, cudaSuccess;
 }
-static inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+static inline cudaError_t cudaDeviceSynchronize() { return cuda_on_cpu_drains++, cudaSuccess; }
 static inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 static inline const char *cudaGetErrorString(cudaError_t) { return "an error"; }
 static inline cudaError_t cudaGetDeviceCount(int *n) { return *n = 8, cudaSuccess; }
@@ -391,10 +393,14 @@ static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     return strcpy(p->name, "a CPU that plays a GPU"), cudaSuccess;
 }
 static inline cudaError_t cudaDeviceGetAttribute(int *value, int, int) { return *value = 8, cudaSuccess; }
-static inline cudaError_t cudaEventCreate(cudaEvent_t *e) { return *e = 0, cudaSuccess; }
-static inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
-static inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-static inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+static inline cudaError_t cudaEventCreate(cudaEvent_t *e) { return *e = new long(-1), cudaSuccess; }
+static inline cudaError_t cudaEventDestroy(cudaEvent_t e) { return delete e, cudaSuccess; }
+static inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t) {
+    return *e = cuda_on_cpu_launches, cudaSuccess;
+}
+static inline cudaError_t cudaEventSynchronize(cudaEvent_t e) {
+    return cuda_on_cpu_drains += *e == cuda_on_cpu_launches, cudaSuccess;
+}
 template <typename Kernel> static cudaError_t cudaFuncSetAttribute(Kernel, int, int) { return cudaSuccess; }
 
 // -----------------------------------------------------------------------------------------------------------

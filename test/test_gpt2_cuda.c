@@ -22,6 +22,7 @@
 
 #ifdef CUDA_ON_CPU
 extern unsigned cuda_on_cpu_seed;
+extern long cuda_on_cpu_drains;
 extern int cuda_on_cpu_no_gelu;
 #endif
 
@@ -218,6 +219,34 @@ static void test_orders(GPT2Config g, int B, int T, int bf16, const char *what) 
 #endif
 }
 
+// A step of two micro-batches lets the GPU run out of work once: where the CPU needs the gradient's norm.
+static void test_waits(void) {
+#ifdef CUDA_ON_CPU
+    GPT2Config g = {16, 97, 1, 2, 16};
+    GPT2 m = random_model(g, 14);
+    Pair p = make_pair(&m, 2, 16, 1);
+    uint16_t *x = random_tokens(33, g.vocab_size);
+    Optimizer o;
+    optim_init(&o, "adamw");
+    gpu_optim_start(&o, p.gpu.params_memory, m.num_parameters, NULL, 0);
+    for (int step = 0; step < 2; step++) {
+        cuda_on_cpu_drains = 0;
+        for (int micro = 0; micro < 2; micro++) {
+            gpt2_forward_gpu(&p.gpu, x, 2, 16);
+            gpt2_backward_gpu(&p.gpu, x + 1, 1, micro, NULL);
+        }
+        float clip = (float)(1 / sqrt(gpu_norm2(p.gpu.grads_memory, m.num_parameters)));
+        gpu_optim_step(&o, p.gpu.grads_memory, clip, 1, 0, 0);
+        check(cuda_on_cpu_drains == 1, "in a step the GPU runs out of work %ld times", cuda_on_cpu_drains);
+    }
+    gpu_optim_free(&o);
+    free(x);
+    free_pair(&p);
+#else
+    skipped++;
+#endif
+}
+
 // ---- ten steps of every optimizer on both sides, each from its own gradients
 
 static void start_pair(Optimizer *cpu, Optimizer *gpu, const OptimRow *row, Pair *p) {
@@ -348,6 +377,7 @@ int main(int argc, char **argv) {
     if (ranks == 1) {
         int has_bf16 = gpu_bf16;
         printf("on %s\n", device);
+        test_waits();
         test_kernels(dir, 0);
         if (has_bf16) test_kernels(dir, 1);
         for (int i = 2; i < argc; i++) test_golden(argv[i], 0), test_golden(argv[i], has_bf16);
