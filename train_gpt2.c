@@ -2480,7 +2480,7 @@ static void leave(int status, void *unused) {
             sleep(1);
         }
         fflush(stderr);
-        MPI_Abort(MPI_COMM_WORLD, status);
+        if (!interrupted) MPI_Abort(MPI_COMM_WORLD, status); // else mpirun has ended all
     }
 }
 
