@@ -33,7 +33,7 @@ all: train_gpt2 decode_ppd dev/data/tales.txt
 train_gpt2: $(TRAINER)
 	$(CC) $(FLAGS) $< -o $@ $(LIBS)
 
-# Several processes, by MPI: mpirun -n N ./train_gpt2_mpi --workers ...; the wrapper calls the compiler of the rest.
+# Several processes: mpirun -n N ./train_gpt2_mpi --workers ...; mpicc calls the compiler that FLAGS are for.
 MPICC ?= mpicc
 train_gpt2_mpi: $(TRAINER)
 	OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(FLAGS) -DUSE_MPI $< -o $@ $(LIBS)
@@ -118,7 +118,7 @@ bench: dev/bench/bench
 	bash dev/bench/bench.sh
 
 clean:
-	rm -rf build train_gpt2 train_gpt2_mpi train_gpt2cu decode_ppd dev/data/tales dev/data/tales.txt dev/convex dev/bench/bench \
-		dev/bench/bench_blas $(TESTS) test/test_gpt2_cuda test/test_gpt2_cuda_gpu test/test_train_gpt2_cuda
+	rm -rf build train_gpt2 train_gpt2_mpi train_gpt2cu decode_ppd dev/data/tales dev/data/tales.txt dev/convex \
+		dev/bench/bench dev/bench/bench_blas $(TESTS) test/test_gpt2_cuda test/test_gpt2_cuda_gpu test/test_train_gpt2_cuda
 
 .PHONY: all demo plot test test-full bench clean
