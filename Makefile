@@ -33,7 +33,7 @@ all: train_gpt2 decode_ppd dev/data/tales.txt
 train_gpt2: $(TRAINER)
 	$(CC) $(FLAGS) $< -o $@ $(LIBS)
 
-# Several processes, by MPI: mpirun -n N ./train_gpt2_mpi --workers ...; the wrapper calls the compiler of the rest.
+# Several processes: mpirun -n N ./train_gpt2_mpi --workers ...; mpicc calls the compiler that FLAGS are for.
 MPICC ?= mpicc
 train_gpt2_mpi: $(TRAINER)
 	OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(FLAGS) -DUSE_MPI $< -o $@ $(LIBS)

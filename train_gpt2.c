@@ -2308,7 +2308,8 @@ static double evaluate(GPT2 *m, const Dataset *d, int T, size_t max_tokens) {
     size_t count = 0;
     int batch = 0;
     if (max_tokens == 0) max_tokens = dataset_tokens(d);
-    double *sums = allocate(dataset_tokens(d) / (m->max_rows / T * T) + 3 * (size_t)d->num_shards, sizeof(double));
+    size_t batches = dataset_tokens(d) / (m->max_rows / T * T) + 3 * (size_t)d->num_shards; // at most
+    double *sums = allocate(batches, sizeof(double));
     for (int s = 0; s < d->num_shards && count < max_tokens; s++) {
         size_t n = MIN(d->shards[s].count, max_tokens - count + 1);
         for (size_t at = 0; at + 1 < n;) {
@@ -2359,17 +2360,17 @@ typedef struct {
 // ===========================================================================================================
 // 10  Workers: processes that train one model together, by MPI: mpirun -n N ./train_gpt2_mpi --workers ...
 //
-//    data    they share a step's micro-batches and add up the gradients: the same result, to the last bit, for
-//            any N, and without MPI.
+//    data    they share a step's micro-batches and add up the gradients: the same result, to the last bit,
+//            for any N, and without MPI.
 //    diloco  each takes steps of its own on its share of the micro-batches; after --inner-steps of them, the
 //            mean of all pseudo-gradients x_outer - x is the gradient of one outer step (Douillard et al.
 //            2023, arXiv 2311.08105; the step is optim.h's).
 //
 // Only worker 0 prints and writes. All hold the same x, or x_outer, and compute alike whatever decides.
 
-/* The gradients of a step's n micro-batches are added in one tree, whoever computes them. Neighbouring sums of
-as many micro-batches are joined as soon as both are there, if they begin at a multiple of twice that number;
-at the end the rest is joined from right to left:
+/* The gradients of a step's n micro-batches are added in one tree, whoever computes them. Neighbouring sums
+of as many micro-batches are joined as soon as both are there, if they begin at a multiple of twice that
+number; at the end the rest is joined from right to left:
 
        0   1   2   3   4   5   6
        +---+   +---+   +---+   |        sums of 2
@@ -2450,11 +2451,11 @@ static void allocate_sums(GradientSum *s, GPT2 *m, long first, long end) {
 }
 
 #ifdef USE_MPI
-/* A layer travels in two messages. Everybody sends everybody else a slice of its sums (MPI's alltoall), adds up
-its own slice, which continues the tree, and sends the total to all (allgather): a worker sends 2 (N-1)/N times
-the layer, which is the least possible. MPI works on them while the layers below are computed; as each of these
-is done, receive_layers looks what has come. Alltoalls and allgathers have a communicator each, because on one
-of them all workers must begin everything in the same order.
+/* A layer travels in two messages. Everybody sends everybody else a slice of its sums (MPI's alltoall), adds
+up its own slice, which continues the tree, and sends the total to all (allgather): a worker sends 2 (N-1)/N
+times the layer, which is the least possible. MPI works on them while the layers below are computed; as each
+of these is done, receive_layers looks what has come. Alltoalls and allgathers have a communicator each,
+because on one of them all workers must begin everything in the same order.
 
 Pseudo-gradients can travel as bfloat16, or as int8 with a scale for every 256. What a worker's slices lose by
 that, or the totals, is added to the next ones (error feedback). */
@@ -2482,8 +2483,8 @@ static struct {
 
 #define LAST_WORDS 1 // a message to worker 0: another worker is about to print why it ends
 
-// When a process ends. MPI_Abort ends all. An error that all have in common is worker 0's to print: the others
-// wait a second with their line, and are ended before.
+// When a process ends. MPI_Abort ends all. An error that all have in common is worker 0's to print: the
+// others wait a second with their line, and are ended before.
 static void leave(int status, void *unused) {
     (void)unused;
     if (status == 0) MPI_Finalize();
@@ -2494,7 +2495,7 @@ static void leave(int status, void *unused) {
             sleep(1);
         }
         fflush(stderr);
-        MPI_Abort(MPI_COMM_WORLD, status);
+        if (!interrupted) MPI_Abort(MPI_COMM_WORLD, status); // else mpirun has ended all
     }
 }
 
@@ -2527,7 +2528,8 @@ static int arrived(MPI_Request *request, int wait) {
     }
 }
 
-// x (n) = its sum over the workers. Exact, whatever the order, where only one of them has a number other than 0.
+// x (n) = its sum over the workers: exact, whatever the order, where one of them at most has another number
+// than 0.
 static void sum_over_workers(double *x, int n) {
     MPI_Request request;
     if (workers.count == 1) return;
@@ -2545,15 +2547,16 @@ static void copy_from_worker_0(void *p, size_t bytes) {
     }
 }
 
-// Makes ready for the sums of n micro-batches, or of one pseudo-gradient of each worker, which travel as numbers
-// of `width` bytes.
+// Makes ready for the sums of n micro-batches' gradients, or of each worker's pseudo-gradient, n = N. They
+// travel as numbers of `width` bytes.
 static void prepare_workers(GPT2 *m, const float *x_outer, int n, int width) {
     int N = workers.count, L = m->config.num_layers, waiting = 0;
     mpi.model = m, mpi.x_outer = x_outer, mpi.width = width;
     if (N == 1) return;
     MPI_Comm_dup(MPI_COMM_WORLD, &mpi.for_sums);
     MPI_Comm_dup(MPI_COMM_WORLD, &mpi.for_totals);
-    mpi.joins = allocate(n, sizeof(int)), mpi.counts = allocate(N, sizeof(int)), mpi.from = allocate(N, sizeof(int));
+    mpi.joins = allocate(n, sizeof(int));
+    mpi.counts = allocate(N, sizeof(int)), mpi.from = allocate(N, sizeof(int));
     for (int r = 0; r < N; r++) {
         mpi.from[r] = mpi.all_sums;
         for (long i = (long)r * n / N, end = (long)(r + 1) * n / N, size; i < end; i += size) {
@@ -2572,7 +2575,8 @@ static void prepare_workers(GPT2 *m, const float *x_outer, int n, int width) {
         for (int i = 0; i < NUM_TENSORS; i++) floats += layer_tensor(m->config, l, i, &at);
         size_t slice = (floats + N * unit - 1) / (N * unit) * unit,
                bytes = slice * width + (width == 1 ? slice / SCALED * sizeof(float) : 0);
-        if (bytes * MAX(mpi.all_sums, N) > INT_MAX) die("a layer of %zu parameters is too large to travel", floats);
+        if (bytes * MAX(mpi.all_sums, N) > INT_MAX)
+            die("%zu parameters of a layer do not fit one message; use more workers", floats);
         layer->slice = slice, layer->bytes = (int)bytes;
         layer->out = allocate_floats(mpi.sums * N * slice), layer->in = allocate_floats(mpi.all_sums * slice);
         layer->out_bytes = (char *)layer->out, layer->in_bytes = (char *)layer->in;
@@ -2640,7 +2644,8 @@ static void send_layer(const GradientSum *s, int l) {
         }
     }
     for (int r = 0; r < N; r++) {
-        one[r] = 1, rank[r] = r, counts[r] = mpi.counts[r] * layer->bytes, from[r] = mpi.from[r] * layer->bytes;
+        one[r] = 1, rank[r] = r;
+        counts[r] = mpi.counts[r] * layer->bytes, from[r] = mpi.from[r] * layer->bytes;
         if (mpi.width < 4)
             encode_with_feedback(layer->out_bytes + (size_t)r * layer->bytes, layer->out + r * layer->slice,
                                  layer->out_error + r * layer->slice, layer->slice);
@@ -2681,7 +2686,8 @@ static void receive_layers(int wait) {
         const float *total = layer->out;
         if (mpi.width < 4)
             for (int r = 0; r < N; r++)
-                decode(layer->out + r * layer->slice, layer->out_bytes + (size_t)r * layer->bytes, layer->slice);
+                decode(layer->out + r * layer->slice, layer->out_bytes + (size_t)r * layer->bytes,
+                       layer->slice);
         for (int i = 0; i < NUM_TENSORS; i++) {
             size_t at, n = layer_tensor(m->config, mpi.done < L ? L - 1 - mpi.done : L, i, &at);
             memcpy(m->grads_memory + at, total, n * sizeof(float));
@@ -2707,7 +2713,9 @@ static void diloco_average(float *x, size_t n) {
 }
 #else // one process
 static void start_workers(int *argc, char ***argv) { (void)argc, (void)argv; }
-static void prepare_workers(GPT2 *m, const float *x, int n, int width) { (void)m, (void)x, (void)n, (void)width; }
+static void prepare_workers(GPT2 *m, const float *x_outer, int n, int width) {
+    (void)m, (void)x_outer, (void)n, (void)width;
+}
 static void sum_over_workers(double *x, int n) { (void)x, (void)n; }
 static void copy_from_worker_0(void *p, size_t bytes) { (void)p, (void)bytes; }
 static void send_layer(const GradientSum *s, int l) { (void)s, (void)l; }
@@ -2914,7 +2922,8 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
     if (o.diloco && *o.proxy) die_usage("--proxy goes with --workers data, not with diloco");
     if (N > 1 && !*o.workers) die_usage("%d processes need --workers data or diloco", N);
     if (o.accumulate % N)
-        die_usage("%d workers cannot share --accumulate %d micro-batches; make it a multiple", N, o.accumulate);
+        die_usage("%d workers cannot share --accumulate %d micro-batches; make it a multiple", N,
+                  o.accumulate);
 #ifndef USE_MPI
     if (*o.workers) die_usage("--workers needs MPI: make train_gpt2_mpi, mpirun -n N ./train_gpt2_mpi");
 #endif
@@ -3012,6 +3021,7 @@ static void swap_evaluation_point(Run *run, int enter) {
    hash
 
    Each part but the first and the last is preceded by its length in bytes, which is known before it is read.
+   Workers of --workers diloco go on from x_outer, where they last met, each with worker 0's inner moments.
    The file is written beside the old one and renamed into place. */
 #define STATE_MAGIC "GPT2RUN1"
 
@@ -3334,8 +3344,9 @@ static double gradient(Run *run, DataLoader *loader, int count, double *teacher)
     const Options *o = &run->options;
     GPT2 *m = &run->model;
     int soft = teacher && !strcmp(o->distill, "soft"), shared = loader == &run->loader;
-    int own = shared ? count / workers.count : count, first = shared ? workers.rank * own : 0, end = first + own;
-    int terms = o->diloco ? own : count, exchange = own < terms;
+    int own = shared ? count / workers.count : count, first = shared ? workers.rank * own : 0;
+    int end = first + own;
+    int terms = o->diloco && shared ? own : count, exchange = own < terms;
     SoftLabels labels = {&run->teacher, (float)o->temperature, (float)o->soft_weight};
     double loss = 0, *losses = run->losses, *teacher_losses = losses + count;
     float scale = 1.0f / ((float)run->B * (float)run->T * (float)terms);

@@ -139,6 +139,14 @@ fi
 run "the corpus and its oracle" bash test/test_tales.sh
 run "downloads" bash test/test_download.sh
 KILLS=$([ "$full" ] && echo 50 || echo 5) run "training" bash test/test_train.sh
+if command -v mpicc >/dev/null && command -v mpirun >/dev/null; then
+    if make -s train_gpt2_mpi >build/output 2>&1; then run "workers" bash test/test_workers.sh
+    else
+        total_failed=$((total_failed + 1))
+        echo "train_gpt2_mpi does not compile"
+        head -n 10 build/output
+    fi
+else skip "workers" "MPI is not installed (libopenmpi-dev, openmpi-bin)"; fi
 run "decode_ppd" bash test/test_decode.sh
 if $CC $sanitize train_gpt2.c -o build/train_gpt2_sanitized -lm 2>/dev/null; then
     TRAIN=build/train_gpt2_sanitized KILLS=2 run "training, ASan and UBSan" bash test/test_train.sh
