@@ -161,12 +161,19 @@ template <typename T> static T *device_memory(size_t n) {
     return (T *)p;
 }
 
+// More than 48 KB of shared memory have to be asked for.
+template <typename Kernel> static void allow_shared(Kernel kernel, size_t bytes) {
+    if (bytes > 48 << 10)
+        CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+}
+
 // Every kernel is launched here: `grid` blocks of `block` threads, with `shared` bytes of shared memory for
 // each block.
-#define RUN(kernel, grid, block, shared, ...)            \
-    do {                                                 \
+#define RUN(kernel, grid, block, shared, ...)             \
+    do {                                                  \
+        allow_shared(kernel, shared);                     \
         LAUNCH(kernel, grid, block, shared, __VA_ARGS__); \
-        CUDA(cudaGetLastError());                        \
+        CUDA(cudaGetLastError());                         \
     } while (0)
 
 #define WARP 32
@@ -903,21 +910,10 @@ template <int HS, int OF_KEYS, int N> __global__ void __launch_bounds__(2 * TILE
     }
 }
 
-// More than 48 KB of shared memory have to be asked for.
-template <typename Kernel> static void allow_shared(Kernel kernel, size_t bytes) {
-    if (bytes > 48 << 10)
-        CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
-}
-#define RUN_LARGE(kernel, grid, block, shared, ...) \
-    do {                                            \
-        allow_shared(kernel, shared);               \
-        RUN(kernel, grid, block, shared, __VA_ARGS__); \
-    } while (0)
-
 template <int HS> static void attention_forward_on_tensor_cores(bf16 *out, float *lse, const bf16 *qkv, int B,
                                                                 int length, int NH) {
     size_t bytes = sizeof(bf16) * ROW(HS) * 3 * TILE;
-    RUN_LARGE(attention_forward_tensor<HS>, dim3(blocks_for(length, TILE), B * NH), 2 * TILE, bytes, out, lse,
+    RUN(attention_forward_tensor<HS>, dim3(blocks_for(length, TILE), B * NH), 2 * TILE, bytes, out, lse,
               qkv, length, NH);
 }
 // N, N_KEYS: rows of a tile of others in the two passes, so few that no register is spilled.
@@ -926,9 +922,9 @@ static void attention_backward_on_tensor_cores(bf16 *dqkv, const bf16 *dout, con
                                                const float *lse, const float *D, int B, int length, int NH) {
     size_t row = sizeof(bf16) * ROW(HS), bytes = row * 2 * (TILE + N), bytes_keys = row * 2 * (TILE + N_KEYS);
     dim3 grid(blocks_for(length, TILE), B * NH);
-    RUN_LARGE((attention_backward_tensor<HS, 0, N>), grid, 2 * TILE, bytes, dqkv, dout, qkv, lse, D, length,
+    RUN((attention_backward_tensor<HS, 0, N>), grid, 2 * TILE, bytes, dqkv, dout, qkv, lse, D, length,
               NH);
-    RUN_LARGE((attention_backward_tensor<HS, 1, N_KEYS>), grid, 2 * TILE, bytes_keys, dqkv, dout, qkv, lse, D,
+    RUN((attention_backward_tensor<HS, 1, N_KEYS>), grid, 2 * TILE, bytes_keys, dqkv, dout, qkv, lse, D,
               length, NH);
 }
 
@@ -941,7 +937,7 @@ static void attention_forward(T *out, float *lse, const T *qkv, int B, int lengt
         if (HS == 64) return attention_forward_on_tensor_cores<64>(out, lse, qkv, B, length, NH);
         if (HS == 128) return attention_forward_on_tensor_cores<128>(out, lse, qkv, B, length, NH);
     }
-    RUN_LARGE(attention_forward_plain<T>, dim3(blocks_for(length, PLAIN_ROWS), B * NH), PLAIN_ROWS * WARP,
+    RUN(attention_forward_plain<T>, dim3(blocks_for(length, PLAIN_ROWS), B * NH), PLAIN_ROWS * WARP,
               plain_bytes(HS), out, lse, qkv, length, NH, HS);
 }
 
@@ -961,9 +957,9 @@ template <typename T> static void attention_backward(T *dqkv, float *D, const T 
     }
     dim3 grid(blocks_for(length, PLAIN_ROWS), B * NH);
     size_t bytes = plain_bytes(HS);
-    RUN_LARGE((attention_backward_plain<T, 0>), grid, PLAIN_ROWS * WARP, bytes, dqkv, dout, qkv, lse, D,
+    RUN((attention_backward_plain<T, 0>), grid, PLAIN_ROWS * WARP, bytes, dqkv, dout, qkv, lse, D,
               length, NH, HS);
-    RUN_LARGE((attention_backward_plain<T, 1>), grid, PLAIN_ROWS * WARP, bytes, dqkv, dout, qkv, lse, D,
+    RUN((attention_backward_plain<T, 1>), grid, PLAIN_ROWS * WARP, bytes, dqkv, dout, qkv, lse, D,
               length, NH, HS);
 }
 
