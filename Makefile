@@ -33,6 +33,11 @@ all: train_gpt2 decode_ppd dev/data/tales.txt
 train_gpt2: $(TRAINER)
 	$(CC) $(FLAGS) $< -o $@ $(LIBS)
 
+# Several processes: mpirun -n N ./train_gpt2_mpi --workers ...; mpicc calls the compiler that FLAGS are for.
+MPICC ?= mpicc
+train_gpt2_mpi: $(TRAINER)
+	OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(FLAGS) -DUSE_MPI $< -o $@ $(LIBS)
+
 decode_ppd: decode_ppd.c $(TRAINER)
 	$(CC) $(FLAGS) $< -o $@ $(LIBS)
 
@@ -54,41 +59,56 @@ dev/bench/bench: dev/bench/bench.c $(TRAINER)
 dev/bench/bench_blas: dev/bench/bench.c $(TRAINER)
 	$(CC) $(FLAGS) -DUSE_BLAS $< -o $@ $(LIBS) -lopenblas
 
-# The GPU's trainer: nvcc takes one half of train_gpt2.cu, the C compiler the other; test/cuda_on_cpu.h stands for a GPU.
+# The GPU's trainer: nvcc takes train_gpt2.cu's kernels; train_gpt2.c includes the rest of it. test/cuda_on_cpu.h stands
+# for a GPU. With USE_NCCL=1 USE_MPI=1 for several processes: mpirun -n N ./train_gpt2cu --workers data
 NVCC ?= nvcc
 CUDA_ARCH ?= 75 80 86 89 90 100 120
 NVCC_FLAGS = -std=c++17 -O3 --extended-lambda -Xcompiler -Wall,-Wextra \
 	$(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) \
 	-gencode arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH))
 NVCC_LIBS = -lcublasLt $(if $(OPENMP),-lgomp) $(LIBS)
-CUDA_ON_CPU = $(CXX) -std=c++17 -O2 -Wall -Wextra -Wno-unknown-pragmas -fno-strict-aliasing -fopenmp-simd \
-	-DLOGITS=16384 -DCLASSIFIER_THREADS=64 -include test/cuda_on_cpu.h -x c++
+ON_GPU = $(CC) $(FLAGS) -DGPT2_DEVICE='"train_gpt2.cu"'
+SHIM = $(CXX)
+ifneq ($(USE_NCCL)$(USE_MPI),)
+NCCL = _nccl# behind the names of what is built with it
+NVCC_FLAGS += -DUSE_NCCL
+NVCC_LIBS += -ccbin mpicxx -lnccl
+ON_GPU = OMPI_CC="$(CC)" MPICH_CC="$(CC)" mpicc $(FLAGS) -DGPT2_DEVICE='"train_gpt2.cu"' -DUSE_MPI -DUSE_NCCL
+SHIM = OMPI_CXX="$(CXX)" MPICH_CXX="$(CXX)" mpicxx -DUSE_NCCL
+endif
 
-build/gpu.o: train_gpt2.cu optim.h
+build/gpu$(NCCL).o: train_gpt2.cu optim.h
 	@mkdir -p build
 	$(NVCC) $(NVCC_FLAGS) -c $< -o $@
 
-build/gpu_program.o: train_gpt2.cu $(TRAINER)
+build/gpu_program$(NCCL).o: $(TRAINER) train_gpt2.cu
 	@mkdir -p build
-	$(CC) $(FLAGS) -x c -c $< -o $@
+	$(ON_GPU) -c $< -o $@
 
-build/cuda_on_cpu.o: train_gpt2.cu optim.h test/cuda_on_cpu.h
+build/gpu_test$(NCCL).o: test/test_gpt2_cuda.c $(TRAINER) train_gpt2.cu test/check.h
 	@mkdir -p build
-	$(CUDA_ON_CPU) -c $< -o $@
+	$(ON_GPU) -c $< -o $@
 
-train_gpt2cu: build/gpu.o build/gpu_program.o
+build/shim_test$(NCCL).o: test/test_gpt2_cuda.c $(TRAINER) train_gpt2.cu test/check.h
+	@mkdir -p build
+	$(ON_GPU) -DCUDA_ON_CPU -c $< -o $@
+
+build/shim$(NCCL).o: train_gpt2.cu optim.h test/cuda_on_cpu.h
+	@mkdir -p build
+	$(SHIM) -std=c++17 -O2 -Wall -Wextra -Wno-unknown-pragmas -fno-strict-aliasing -fopenmp-simd \
+		-DLOGITS=16384 -DCLASSIFIER_THREADS=64 -include test/cuda_on_cpu.h -x c++ -c $< -o $@
+
+train_gpt2cu: build/gpu$(NCCL).o build/gpu_program$(NCCL).o
 	$(NVCC) $^ -o $@ $(NVCC_LIBS)
 
-test/test_gpt2_cuda_gpu: build/gpu.o test/test_gpt2_cuda.c train_gpt2.cu test/check.h $(TRAINER)
-	$(CC) $(FLAGS) -c test/test_gpt2_cuda.c -o build/test_gpt2_cuda_gpu.o
-	$(NVCC) build/gpu.o build/test_gpt2_cuda_gpu.o -o $@ $(NVCC_LIBS)
+test/test_gpt2_cuda_gpu: build/gpu$(NCCL).o build/gpu_test$(NCCL).o
+	$(NVCC) $^ -o $@ $(NVCC_LIBS)
 
-test/test_gpt2_cuda: build/cuda_on_cpu.o test/test_gpt2_cuda.c train_gpt2.cu test/check.h $(TRAINER)
-	$(CC) $(FLAGS) -DCUDA_ON_CPU -c test/test_gpt2_cuda.c -o build/test_gpt2_cuda.o
-	$(CXX) $(OPTIMIZE) build/cuda_on_cpu.o build/test_gpt2_cuda.o -o $@ $(LIBS)
+test/test_gpt2_cuda$(NCCL): build/shim$(NCCL).o build/shim_test$(NCCL).o
+	$(SHIM) $(OPTIMIZE) $^ -o $@ $(LIBS)
 
-test/test_train_gpt2_cuda: build/cuda_on_cpu.o build/gpu_program.o
-	$(CXX) $(OPTIMIZE) $^ -o $@ $(LIBS)
+test/test_train_gpt2_cuda$(NCCL): build/shim$(NCCL).o build/gpu_program$(NCCL).o
+	$(SHIM) $(OPTIMIZE) $^ -o $@ $(LIBS)
 
 test/test_decode: decode_ppd.c
 test/test_tokenizer: dev/data/tokenize.c
@@ -120,7 +140,8 @@ bench: dev/bench/bench
 	bash dev/bench/bench.sh
 
 clean:
-	rm -rf build train_gpt2 train_gpt2cu decode_ppd dev/data/tales dev/data/tales.txt dev/data/tokenize dev/convex \
-		dev/bench/bench dev/bench/bench_blas $(TESTS) test/test_gpt2_cuda test/test_gpt2_cuda_gpu test/test_train_gpt2_cuda
+	rm -rf build train_gpt2 train_gpt2_mpi train_gpt2cu decode_ppd dev/data/tales dev/data/tales.txt \
+		dev/data/tokenize dev/convex dev/bench/bench dev/bench/bench_blas $(TESTS) test/test_gpt2_cuda test/test_gpt2_cuda_nccl \
+		test/test_gpt2_cuda_gpu test/test_train_gpt2_cuda test/test_train_gpt2_cuda_nccl
 
 .PHONY: all demo plot test test-full bench clean

@@ -201,21 +201,25 @@ __global__ void __launch_bounds__(OPTIM_THREADS) optim_sum_kernel(OptimSpan span
     sums[blockIdx.x].s0 = part[0][0]; sums[blockIdx.x].s1 = part[1][0]; sums[blockIdx.x].s2 = part[2][0];
 }
 
+// Where several processes have a shard of the parameters each: makes a shard's sums those of all.
+static void (*optim_across)(OptimSums *sums);
+
 // The chunks' sums, brought to span.sums: waits for the GPU, as whoever asks for a sum goes on with a number.
 template <typename Real, typename Body> static OptimSums optim_sum_on_gpu(OptimSpan span, Body body) {
     static OptimSums *sums;
     static int room;
-    const OptimSums nothing = { 0, 0, 0 }, failed = { NAN, NAN, NAN };
-    if (!span.count) return nothing;
+    const OptimSums failed = { NAN, NAN, NAN };
     if (span.count > room) {
         if (sums) cudaFreeHost(sums);
         room = cudaMallocHost(&sums, span.count * sizeof *sums) == cudaSuccess ? span.count : 0;
         if (!room) { sums = NULL; return failed; }
     }
-    OPTIM_LAUNCH((optim_sum_kernel<Real, Body>), span.count, OPTIM_THREADS, span, sums, body);
-    if (cudaDeviceSynchronize() != cudaSuccess) return failed;
-    memcpy(span.sums, sums, span.count * sizeof *sums);
-    return optim_add(span.sums, span.count);
+    if (span.count) OPTIM_LAUNCH((optim_sum_kernel<Real, Body>), span.count, OPTIM_THREADS, span, sums, body);
+    if (span.count && cudaDeviceSynchronize() != cudaSuccess) return failed;
+    for (int k = 0; k < span.count; k++) span.sums[k] = sums[k];
+    OptimSums total = optim_add(span.sums, span.count);
+    if (optim_across) optim_across(&total);
+    return total;
 }
 
 #define OPTIM_PASS(name, arguments, ...)                                                                      \
@@ -473,7 +477,7 @@ static void optim_step_base(Optimizer *o, const OptimInput *in) {
 static const char optim_maths_diloco[] =
     "x: steps of the base, whose state is kept; after every inner-steps of them         arXiv 2311.08105\n"
     "d = x_outer - x (x the mean over the workers),  outer = outer_momentum outer + d\n"
-    "x_outer = x_outer - outer_lr (d + outer_momentum outer),  x = x_outer\n";
+    "x_outer = x_outer - outer_lr (d + outer_momentum outer),  x = x_outer;  workers evaluate x_outer\n";
 
 OPTIM_PASS(optim_outer, (float *x, float *x_outer, float *outer, float lr, float momentum),
     const float d = x_outer[i] - x[i];
@@ -486,6 +490,11 @@ static void optim_step_diloco(Optimizer *o, const OptimInput *in) {
     if (fmod(o->s.t + 1, o->h.inner_steps) != 0) return;
     if (o->average) o->average(o->params, o->n);
     optim_outer(o->all, o->params, o->x_outer, o->outer, (float)o->h.outer_lr, (float)o->h.outer_momentum);
+}
+
+// Between outer steps x differs among workers; x_outer is what they share.
+static void optim_eval_diloco(const Optimizer *o, float *out) {
+    optim_copy(o->all, out, o->average ? o->x_outer : o->params);
 }
 
 // -----------------------------------------------------------------------------------------------------------
@@ -861,7 +870,7 @@ static const OptimRow optim_rows[] = {
     { "sgd", OPTIM_SGD, "m", OPTIM_SGD_, optim_maths_sgd, optim_step_base, NULL },
     { "muon", OPTIM_MUON, "m v", OPTIM_MUON_, optim_maths_muon, optim_step_base, NULL },
     OPTIM_OVER_BASES("diloco", "outer x_outer", "inner-steps=32 outer-lr=0.7 outer-momentum=0.9 ",
-        optim_maths_diloco, optim_step_diloco, NULL)
+        optim_maths_diloco, optim_step_diloco, optim_eval_diloco)
     OPTIM_OVER_BASES("gpa", "z", "mu-x=0.9967 mu-y=0.7 ", optim_maths_gpa, optim_step_gpa, optim_eval_gpa)
     { "schedule-free", OPTIM_NO_BASE, "v z", "lr=2.5e-3 beta2=0.999 eps=1e-8 " OPTIM_FREE_,
         optim_maths_schedule_free, optim_step_schedule_free, optim_eval_schedule_free },

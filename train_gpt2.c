@@ -16,8 +16,9 @@ Read it top to bottom. Data flows one way through the chapters:
    7  tokenizers
    8  data
    9  teacher and proxy
-  10  command line
-  11  the training loop
+  10  workers
+  11  command line
+  12  the training loop
 
 Shapes: B sequences of T tokens, C channels, NH heads of HS = C/NH channels, L layers, V tokens in the
 vocabulary; rows = B*T. Every array is row-major float32. (B,T,C) stands for float x[B][T][C].
@@ -29,7 +30,9 @@ pieces of fixed size which are added in order. */
 #include <fcntl.h>
 #include <fnmatch.h>
 #include <glob.h>
+#include <limits.h>
 #include <math.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -50,11 +53,14 @@ static inline int omp_get_max_threads(void) { return 1; }
 #ifdef USE_BLAS
 #include <cblas.h>
 #endif
+#ifdef USE_MPI
+#include <mpi.h>
+#endif
 #include "optim.h"
 
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
-#ifdef TRAIN_GPT2_NO_MAIN // programs that include this file use parts of it
+#if defined(TRAIN_GPT2_NO_MAIN) || defined(GPT2_DEVICE) // programs that use parts of this file
 #pragma GCC diagnostic ignored "-Wunused-function"
 #endif
 #define UNUSED __attribute__((unused))
@@ -124,6 +130,9 @@ static void random_normal(float *x, size_t n, float std, uint64_t stream) {
         x[i] = std * (float)(sqrt(-2.0 * log(u)) * cos(2.0 * M_PI * v));
     }
 }
+
+static volatile sig_atomic_t interrupted; // by SIGINT or SIGTERM: the step is finished, then saved
+static void on_signal(int signal) { (void)signal, interrupted = 1; }
 
 static double now(void) {
     struct timespec t;
@@ -849,6 +858,11 @@ typedef struct {
     int logit_rows;
     const uint16_t *tokens; // of the last forward pass, (B,T)
     int B, T;
+    // unless context is NULL, gpt2_backward calls this as soon as it has the gradients of layer l, and last,
+    // with l = L, when it has those of the tensors that are in no layer
+    void (*layer_done)(void *context, int l);
+    void *context;
+    struct Gpu *gpu; // train_gpt2.cu's: what it has instead of the activations
 } GPT2;
 
 // Prepares parameters (zero) for a configuration that has been checked.
@@ -1094,8 +1108,10 @@ static double gpt2_backward(GPT2 *m, const uint16_t *targets, float grad_scale, 
                         rows, C, 3 * C, plain, dw);
         layernorm_backward(m->dresidual, d.ln1w + l * C, d.ln1b + l * C, m->partial, m->dnormed, x, ln1w,
                            mean1, rstd1, rows, C);
+        if (m->context) m->layer_done(m->context, l);
     }
     encoder_backward(d.wte, d.wpe, m->dresidual, m->tokens, m->B, m->T, C);
+    if (m->context) m->layer_done(m->context, g.num_layers);
     return loss;
 }
 
@@ -1105,6 +1121,19 @@ static double flops_per_token(GPT2Config g, int T) {
     double weights = (double)count_parameters(g) - (double)g.max_seq_len * g.channels;
     return 6.0 * weights + 6.0 * g.num_layers * g.channels * T;
 }
+
+// What the model runs on, in words. f32: no bf16 where a GPU has it.
+static const char *open_device(UNUSED int f32) {
+    static char name[64];
+    snprintf(name, sizeof name, "%d threads, vectors of %d floats", omp_get_max_threads(), VEC);
+    return name;
+}
+
+// Compiled with -DGPT2_DEVICE='"train_gpt2.cu"', this file is the GPU's trainer: from here on, functions of
+// that file stand for gpt2_allocate to open_device above, and for optim.h's.
+#ifdef GPT2_DEVICE
+#include GPT2_DEVICE
+#endif
 
 // ===========================================================================================================
 // 6  Checkpoints
@@ -2315,16 +2344,29 @@ static uint64_t windows_of(size_t count, uint64_t offset, int T) {
     return count > offset ? (count - 1 - offset) / T : 0;
 }
 
+// The number of windows of this epoch, and its offset.
+static uint64_t epoch_windows(const DataLoader *l, uint64_t *offset) {
+    uint64_t n = 0;
+    *offset = random_u64(l->seed, l->epoch) % l->T;
+    for (int s = 0; s < l->data->num_shards; s++) n += windows_of(l->data->shards[s].count, *offset, l->T);
+    if (n == 0) { // texts of hardly more than one window
+        *offset = 0;
+        for (int s = 0; s < l->data->num_shards; s++) n += windows_of(l->data->shards[s].count, 0, l->T);
+    }
+    if (n == 0) die("the training text is shorter than --seq-len %d + 1 tokens", l->T);
+    return n;
+}
+
+// Goes past windows that another worker takes.
+static void loader_skip(DataLoader *l, uint64_t windows) {
+    uint64_t offset, n;
+    for (l->index += windows; l->index >= (n = epoch_windows(l, &offset)); l->epoch++) l->index -= n;
+}
+
 // x, y (B,T): tokens and the tokens after them. Dies if a token is not below vocab_size.
 static void loader_next(DataLoader *l, uint16_t *x, uint16_t *y, int B, int vocab_size) {
     for (int b = 0; b < B; b++) {
-        uint64_t offset = random_u64(l->seed, l->epoch) % l->T, n = 0;
-        for (int s = 0; s < l->data->num_shards; s++) n += windows_of(l->data->shards[s].count, offset, l->T);
-        if (n == 0) { // texts of hardly more than one window
-            offset = 0;
-            for (int s = 0; s < l->data->num_shards; s++) n += windows_of(l->data->shards[s].count, 0, l->T);
-        }
-        if (n == 0) die("the training text is shorter than --seq-len %d + 1 tokens", l->T);
+        uint64_t offset, n = epoch_windows(l, &offset);
         uint64_t w = permute(l->index, n, random_u64(~l->seed, l->epoch));
         int s = 0;
         while (w >= windows_of(l->data->shards[s].count, offset, l->T))
@@ -2339,28 +2381,40 @@ static void loader_next(DataLoader *l, uint16_t *x, uint16_t *y, int B, int voca
     }
 }
 
+// The processes that train the model (chapter 10): which one this is, how many there are, and what each has
+// sent to the others, on average.
+static struct { int rank, count; double bytes_sent; } workers = {0, 1, 0};
+static void sum_over_workers(double *x, int n);
+
 // Mean loss over the first max_tokens of the dataset (0: all) in windows of T that do not overlap; each
-// shard's last window may be shorter.
+// shard's last window may be shorter. The workers take batches in turn.
 static double evaluate(GPT2 *m, const Dataset *d, int T, size_t max_tokens) {
     double sum = 0;
     size_t count = 0;
+    int batch = 0;
     if (max_tokens == 0) max_tokens = dataset_tokens(d);
+    size_t batches = dataset_tokens(d) / (m->max_rows / T * T) + 3 * (size_t)d->num_shards; // at most
+    double *sums = allocate(batches, sizeof(double));
     for (int s = 0; s < d->num_shards && count < max_tokens; s++) {
         size_t n = MIN(d->shards[s].count, max_tokens - count + 1);
         for (size_t at = 0; at + 1 < n;) {
             int t = (int)MIN((size_t)T, n - 1 - at),
                 b = t < T ? 1 : (int)MIN((size_t)(m->max_rows / T), (n - 1 - at) / T);
             const uint16_t *x = d->shards[s].tokens + at;
+            at += (size_t)b * t;
+            count += (size_t)b * t;
+            if (batch++ % workers.count != workers.rank) continue;
             for (int i = 0; i <= b * t; i++)
                 if (x[i] >= m->config.vocab_size)
                     die("the validation data holds token %d, the model knows %d tokens", x[i],
                         m->config.vocab_size);
             gpt2_forward(m, x, b, t);
-            sum += gpt2_loss(m, x + 1) * b * t;
-            at += (size_t)b * t;
-            count += (size_t)b * t;
+            sums[batch - 1] = gpt2_loss(m, x + 1) * b * t;
         }
     }
+    sum_over_workers(sums, batch);
+    for (int i = 0; i < batch; i++) sum += sums[i];
+    free(sums);
     return count ? sum / (double)count : NAN;
 }
 
@@ -2401,7 +2455,7 @@ typedef struct {
     const char *path;
     char teacher[100]; // who gave the losses
     double *loss;      // (steps) NaN where not known; NULL without --teacher-cache
-    FILE *file;        // to add to; NULL where nothing is missing
+    FILE *file;        // to add to; NULL where nothing is missing, and for workers but the first
 } TeacherCache;
 
 // Takes a line of n bytes up to its end. Losses of steps beyond this run's are for other runs.
@@ -2528,7 +2582,372 @@ typedef struct {
 } Proxy;
 
 // ===========================================================================================================
-// 10  Command line
+// 10  Workers: processes that train one model together, by MPI: mpirun -n N ./train_gpt2_mpi --workers ...
+//
+//    data    they share a step's micro-batches and add up the gradients: the same result, to the last bit,
+//            for any N, and without MPI.
+//    diloco  each takes steps of its own on its share of the micro-batches; after --inner-steps of them, the
+//            mean of all pseudo-gradients x_outer - x is the gradient of one outer step (Douillard et al.
+//            2023, arXiv 2311.08105; the step is optim.h's).
+//
+// Only worker 0 prints and writes. All hold the same x, or x_outer, and compute alike whatever decides.
+
+/* The gradients of a step's n micro-batches are added in one tree, whoever computes them. Neighbouring sums
+of as many micro-batches are joined as soon as both are there, if they begin at a multiple of twice that
+number; at the end the rest is joined from right to left:
+
+       0   1   2   3   4   5   6
+       +---+   +---+   +---+   |        sums of 2
+       +-------+       +-------+        of 4, and the rest
+       +---------------+
+
+A worker computes n/N neighbours and joins what it can of them. What is left travels: one sum where n/N is a
+power of two, a few where it is not. Sums that wait take memory: log2(n/N) gradients, or a few more. */
+typedef struct {
+    GPT2 *model;
+    float *sums[64]; // (num_parameters) each: those that wait, then the one that is computed now
+    int waiting;     // how many wait
+    int joins;       // that follow the micro-batch that is computed now
+    int travels;     // 1: after it, what is left goes to the other workers
+} GradientSum;
+
+// Joins that the sum of the `size` micro-batches before `end` allows, among sums from `first` on.
+static int joins_after(long end, long size, long first) {
+    int joins = 0;
+    for (; end % (2 * size) == 0 && end - 2 * size >= first; size *= 2) joins++;
+    return joins;
+}
+
+// Before micro-batch i of those of this worker, first .. end-1: where its gradient goes, and what follows.
+static void begin_micro_batch(GradientSum *s, long i, long first, long end, int exchange) {
+    GPT2 *m = s->model;
+    if (i == first) s->waiting = 0, s->sums[0] = m->grads_memory;
+    s->travels = exchange && i + 1 == end;
+    s->joins = !exchange && i + 1 == end ? s->waiting : joins_after(i + 1, 1, first);
+    m->grads = point_parameters(s->sums[s->waiting], m->config);
+    m->context = s->joins || s->travels ? s : NULL;
+}
+
+// Tensor i's floats in layer l, or, with l = L, outside of all layers; 0 if it has none there. *at: where in
+// the flat array.
+static size_t layer_tensor(GPT2Config g, int l, int i, size_t *at) {
+    TensorShape t = tensor_shape(g, i);
+    *at = t.layers ? l * layer_size(t) : 0;
+    for (int j = 0; j < i; j++) *at += tensor_size(tensor_shape(g, j));
+    return (t.layers > 0) == (l < g.num_layers) ? layer_size(t) : 0;
+}
+
+static void send_layer(const GradientSum *s, int l);
+static void receive_layers(int wait);
+
+// Called by gpt2_backward: joins a layer's sums, and sends them while the layers below are computed.
+static void layer_done(void *context, int l) {
+    const GradientSum *s = context;
+    float *const *last = s->sums + s->waiting;
+    size_t n, at;
+    for (int i = 0; i < NUM_TENSORS && s->joins; i++) {
+        n = layer_tensor(s->model->config, l, i, &at);
+#pragma omp parallel for simd schedule(static)
+        for (size_t j = at; j < at + n; j++) {
+            float sum = last[0][j];
+            for (int k = 1; k <= s->joins; k++) sum = last[-k][j] + sum;
+            last[-s->joins][j] = sum;
+        }
+    }
+    if (s->travels) send_layer(s, l);
+    receive_layers(0);
+}
+
+static void end_micro_batch(GradientSum *s) {
+    GPT2 *m = s->model;
+    s->waiting += 1 - s->joins;
+    m->grads = point_parameters(m->grads_memory, m->config);
+    m->context = NULL;
+}
+
+// Room for what waits while micro-batches first .. end-1 are added.
+static void allocate_sums(GradientSum *s, GPT2 *m, long first, long end) {
+    s->model = m, m->layer_done = layer_done;
+    for (long i = first, waiting = 0; i < end; i++) {
+        if (waiting && !s->sums[waiting]) s->sums[waiting] = allocate_floats(m->num_parameters);
+        waiting += 1 - joins_after(i + 1, 1, first);
+    }
+}
+
+#ifdef USE_MPI
+/* A layer travels in two messages. Everybody sends everybody else a slice of its sums (MPI's alltoall), adds
+up its own slice, which continues the tree, and sends the total to all (allgather): a worker sends 2 (N-1)/N
+times the layer, which is the least possible. MPI works on them while the layers below are computed; as each
+of these is done, receive_layers looks what has come. Alltoalls and allgathers have a communicator each,
+because on one of them all workers must begin everything in the same order.
+
+Pseudo-gradients can travel as bfloat16, or as int8 with a scale for every 256. What a worker's slices lose by
+that, or the totals, is added to the next ones (error feedback). */
+#define SCALED 256
+typedef struct {
+    size_t slice;                  // floats of the layer that one worker adds up
+    int bytes;                     // of them as they travel
+    float *out, *in;               // (sums,N,slice) of this worker; (all_sums,slice) of everybody, in order
+    char *out_bytes, *in_bytes;    // as they travel; the same memory where that is float
+    float *out_error, *in_error;   // (N,slice), (slice): what the last ones lost; NULL where they are float
+    MPI_Datatype slices;           // one worker's slice of all sums
+    MPI_Request sums, total;
+} Layer;
+
+static struct {
+    GPT2 *model;
+    const float *x_outer;          // diloco's
+    Layer *layers;                 // (L+1), in the order in which they travel; so many are
+    int sent, added, done;
+    int width;                     // bytes of a number that travels: 4, 2 or 1
+    int sums, all_sums, *joins;    // this worker's, everybody's; (all_sums): the joins that follow each
+    int *counts, *from;            // (N): everybody's sums; those of the workers before
+    MPI_Comm for_sums, for_totals;
+} mpi;
+
+#define LAST_WORDS 1 // a message to worker 0: another worker is about to print why it ends
+
+// When a process ends. MPI_Abort ends all. An error that all have in common is worker 0's to print: the
+// others wait a second with their line, and are ended before.
+static void leave(int status, void *unused) {
+    (void)unused;
+    if (status == 0) MPI_Finalize();
+    else {
+        signal(SIGTERM, SIG_DFL);
+        if (workers.rank) {
+            MPI_Send(NULL, 0, MPI_BYTE, 0, LAST_WORDS, MPI_COMM_WORLD);
+            sleep(1);
+        }
+        fflush(stderr);
+        if (!interrupted) MPI_Abort(MPI_COMM_WORLD, status); // else mpirun has ended all
+    }
+}
+
+static void start_workers(int *argc, char ***argv) {
+    int provided;
+    MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided);
+    MPI_Comm_rank(MPI_COMM_WORLD, &workers.rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &workers.count);
+    on_exit(leave, NULL);
+    if (workers.rank == 0) return;
+    if (!freopen("/dev/null", "w", stdout)) die("cannot open /dev/null");
+    setvbuf(stderr, NULL, _IOFBF, 1 << 14); // for leave to print
+}
+
+// Whether a message has come; if it is waited for, it has. When a worker dies, mpirun asks the others to stop
+// (SIGTERM) and kills them a second later: worker 0 has this long to say why.
+static int arrived(MPI_Request *request, int wait) {
+    double asked = 0;
+    for (int flag = 0;;) {
+        MPI_Test(request, &flag, MPI_STATUS_IGNORE);
+        if (flag || !wait) return flag;
+        if (interrupted && !asked) asked = now();
+        if (asked && now() - asked > 0.6) {
+            MPI_Iprobe(MPI_ANY_SOURCE, LAST_WORDS, MPI_COMM_WORLD, &flag, MPI_STATUS_IGNORE);
+            if (!flag && !workers.rank)
+                die("a worker died, or mpirun was stopped; --resume goes on from the last checkpoint");
+            asked = INFINITY;
+        }
+        sched_yield();
+    }
+}
+
+// x (n) = its sum over the workers: exact, whatever the order, where one of them at most has another number
+// than 0.
+static void sum_over_workers(double *x, int n) {
+    MPI_Request request;
+    if (workers.count == 1) return;
+    MPI_Iallreduce(MPI_IN_PLACE, x, n, MPI_DOUBLE, MPI_SUM, mpi.for_sums, &request);
+    arrived(&request, 1);
+    workers.bytes_sent += 2.0 * (workers.count - 1) / workers.count * n * sizeof *x;
+}
+
+static void copy_from_worker_0(void *p, size_t bytes) {
+    MPI_Request request;
+    for (size_t n; workers.count > 1 && bytes; p = (char *)p + n, bytes -= n) {
+        n = MIN(bytes, 1 << 30);
+        MPI_Ibcast(p, (int)n, MPI_BYTE, 0, mpi.for_sums, &request);
+        arrived(&request, 1);
+    }
+}
+
+// Makes ready for the sums of n micro-batches' gradients, or of each worker's pseudo-gradient, n = N. They
+// travel as numbers of `width` bytes.
+static void prepare_workers(GPT2 *m, const float *x_outer, int n, int width) {
+    int N = workers.count, L = m->config.num_layers, waiting = 0;
+    mpi.model = m, mpi.x_outer = x_outer, mpi.width = width;
+    if (N == 1) return;
+    MPI_Comm_dup(MPI_COMM_WORLD, &mpi.for_sums);
+    MPI_Comm_dup(MPI_COMM_WORLD, &mpi.for_totals);
+    mpi.joins = allocate(n, sizeof(int));
+    mpi.counts = allocate(N, sizeof(int)), mpi.from = allocate(N, sizeof(int));
+    for (int r = 0; r < N; r++) {
+        mpi.from[r] = mpi.all_sums;
+        for (long i = (long)r * n / N, end = (long)(r + 1) * n / N, size; i < end; i += size) {
+            for (size = 1; i % (2 * size) == 0 && i + 2 * size <= end;) size *= 2;
+            int joins = i + size == n ? waiting : joins_after(i + size, size, 0);
+            waiting += 1 - joins;
+            mpi.joins[mpi.all_sums++] = joins;
+        }
+        mpi.counts[r] = mpi.all_sums - mpi.from[r];
+    }
+    mpi.sums = mpi.counts[workers.rank];
+    mpi.layers = allocate(L + 1, sizeof(Layer));
+    for (int l = 0; l <= L; l++) {
+        Layer *layer = &mpi.layers[l < L ? L - 1 - l : L];
+        size_t at, floats = 0, unit = width == 1 ? SCALED : 16;
+        for (int i = 0; i < NUM_TENSORS; i++) floats += layer_tensor(m->config, l, i, &at);
+        size_t slice = (floats + N * unit - 1) / (N * unit) * unit,
+               bytes = slice * width + (width == 1 ? slice / SCALED * sizeof(float) : 0);
+        if (bytes * MAX(mpi.all_sums, N) > INT_MAX)
+            die("%zu parameters of a layer do not fit one message; use more workers", floats);
+        layer->slice = slice, layer->bytes = (int)bytes;
+        layer->out = allocate_floats(mpi.sums * N * slice), layer->in = allocate_floats(mpi.all_sums * slice);
+        layer->out_bytes = (char *)layer->out, layer->in_bytes = (char *)layer->in;
+        if (width < 4) {
+            layer->out_bytes = allocate(N, bytes), layer->in_bytes = allocate(N, bytes);
+            layer->out_error = allocate_floats(N * slice), layer->in_error = allocate_floats(slice);
+        }
+        MPI_Datatype column;
+        MPI_Type_vector(mpi.sums, layer->bytes, N * layer->bytes, MPI_BYTE, &column);
+        MPI_Type_create_resized(column, 0, layer->bytes, &layer->slices);
+        MPI_Type_commit(&layer->slices);
+    }
+}
+
+// bytes = n numbers as they travel: bfloat16, rounded to the nearest; or int8, and then the scales.
+static void encode(char *bytes, const float *x, size_t n) {
+    uint16_t *halves = (uint16_t *)bytes;
+    int8_t *eighths = (int8_t *)bytes;
+    float *scales = (float *)(bytes + n);
+#pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < (mpi.width == 2 ? n : 0); i++) halves[i] = bf16_of(x[i]);
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < (mpi.width == 1 ? n : 0); i += SCALED) {
+        float largest = 0;
+        for (size_t j = i; j < i + SCALED; j++) largest = MAX(largest, fabsf(x[j]));
+        float scale = scales[i / SCALED] = largest / 127, inverse = scale > 0 ? 1 / scale : 0;
+        for (size_t j = i; j < i + SCALED; j++) eighths[j] = (int8_t)rintf(x[j] * inverse);
+    }
+}
+
+static void decode(float *x, const char *bytes, size_t n) {
+    const uint16_t *halves = (const uint16_t *)bytes;
+    const int8_t *eighths = (const int8_t *)bytes;
+    const float *scales = (const float *)(bytes + n);
+#pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++)
+        if (mpi.width == 2) widen(x + i, halves + i, 1);
+        else x[i] = eighths[i] * scales[i / SCALED];
+}
+
+// Encodes x (n) with what was lost the last time, and keeps what is lost now.
+static void encode_with_feedback(char *bytes, float *x, float *error, size_t n) {
+    for (size_t i = 0; i < n; i++) x[i] += error[i];
+    encode(bytes, x, n);
+    decode(error, bytes, n);
+    for (size_t i = 0; i < n; i++) error[i] = x[i] - error[i];
+}
+
+// Sends this worker's sums of layer l. All workers do this for all layers in the same order.
+static void send_layer(const GradientSum *s, int l) {
+    Layer *layer = &mpi.layers[mpi.sent++];
+    int N = workers.count, one[N], rank[N], counts[N], from[N];
+    for (int k = 0; k < mpi.sums; k++) {
+        float *out = layer->out + k * N * layer->slice;
+        for (int i = 0; i < NUM_TENSORS; i++) {
+            size_t at, n = layer_tensor(s->model->config, l, i, &at);
+            memcpy(out, s->sums[k] + at, n * sizeof(float));
+            out += n;
+        }
+    }
+    for (int r = 0; r < N; r++) {
+        one[r] = 1, rank[r] = r;
+        counts[r] = mpi.counts[r] * layer->bytes, from[r] = mpi.from[r] * layer->bytes;
+        if (mpi.width < 4)
+            encode_with_feedback(layer->out_bytes + (size_t)r * layer->bytes, layer->out + r * layer->slice,
+                                 layer->out_error + r * layer->slice, layer->slice);
+    }
+    MPI_Ialltoallv(layer->out_bytes, one, rank, layer->slices, layer->in_bytes, counts, from, MPI_BYTE,
+                   mpi.for_sums, &layer->sums);
+    workers.bytes_sent += (double)(N - 1) / N * (mpi.all_sums + N) * layer->bytes; // the mean worker's
+}
+
+// Adds up everybody's sums of this worker's slice, and sends the total.
+static void add_slice(Layer *layer) {
+    size_t n = layer->slice;
+    float *stack[64];
+    int waiting = 0;
+    for (int k = 0; k < mpi.all_sums; k++) {
+        float *sum = stack[waiting] = layer->in + k * n;
+        if (mpi.width < 4) decode(sum, layer->in_bytes + (size_t)k * layer->bytes, n);
+        for (int j = 0; j < mpi.joins[k]; j++) {
+            float *left = stack[--waiting], *right = stack[waiting + 1];
+#pragma omp parallel for simd schedule(static)
+            for (size_t i = 0; i < n; i++) left[i] += right[i];
+        }
+        waiting++;
+    }
+    if (mpi.width < 4) encode_with_feedback(layer->in_bytes, layer->in, layer->in_error, n);
+    MPI_Iallgather(layer->in_bytes, layer->bytes, MPI_BYTE, layer->out_bytes, layer->bytes, MPI_BYTE,
+                   mpi.for_totals, &layer->total);
+}
+
+// Goes on with what has come, or waits for it, until the totals of all layers sent are in grads_memory.
+static void receive_layers(int wait) {
+    GPT2 *m = mpi.model;
+    int L = m->config.num_layers, N = workers.count;
+    for (; mpi.added < mpi.sent && arrived(&mpi.layers[mpi.added].sums, wait); mpi.added++)
+        add_slice(&mpi.layers[mpi.added]);
+    for (; mpi.done < mpi.added && arrived(&mpi.layers[mpi.done].total, wait); mpi.done++) {
+        Layer *layer = &mpi.layers[mpi.done];
+        const float *total = layer->out;
+        if (mpi.width < 4)
+            for (int r = 0; r < N; r++)
+                decode(layer->out + r * layer->slice, layer->out_bytes + (size_t)r * layer->bytes,
+                       layer->slice);
+        for (int i = 0; i < NUM_TENSORS; i++) {
+            size_t at, n = layer_tensor(m->config, mpi.done < L ? L - 1 - mpi.done : L, i, &at);
+            memcpy(m->grads_memory + at, total, n * sizeof(float));
+            total += n;
+        }
+    }
+    if (wait) mpi.sent = mpi.added = mpi.done = 0;
+}
+
+// DiLoCo's x = the mean of x over the workers. The gradient's memory is free by then.
+static void diloco_average(float *x, size_t n) {
+    if (workers.count == 1) return;
+    GPT2 *m = mpi.model;
+    int L = m->config.num_layers;
+    GradientSum s = {.model = m, .sums = {m->grads_memory}};
+#pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) m->grads_memory[i] = mpi.x_outer[i] - x[i];
+    for (int l = L - 1; l >= 0; l--) send_layer(&s, l);
+    send_layer(&s, L);
+    receive_layers(1);
+#pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) x[i] = mpi.x_outer[i] - m->grads_memory[i] / (float)workers.count;
+}
+#else // one process
+static void start_workers(int *argc, char ***argv) { (void)argc, (void)argv; }
+static void prepare_workers(GPT2 *m, const float *x_outer, int n, int width) {
+    (void)m, (void)x_outer, (void)n, (void)width;
+}
+static void sum_over_workers(double *x, int n) { (void)x, (void)n; }
+static void copy_from_worker_0(void *p, size_t bytes) { (void)p, (void)bytes; }
+static void send_layer(const GradientSum *s, int l) { (void)s, (void)l; }
+static void receive_layers(int wait) { (void)wait; }
+static void diloco_average(float *x, size_t n) { (void)x, (void)n; }
+#endif
+
+#ifdef GPT2_DEVICE // its own for GradientSum's functions, prepare_workers, receive_layers and diloco_average
+#define GPT2_DEVICE_WORKERS
+#include GPT2_DEVICE
+#endif
+
+// ===========================================================================================================
+// 11  Command line
 
 typedef struct {
     const char *data, *val, *tokenizer, *merges, *model;
@@ -2542,7 +2961,9 @@ typedef struct {
     const char *proxy;
     int proxy_steps;
     double proxy_eta;
-    int eval_every, eval_tokens, sample_every, save_every, resume;
+    const char *workers, *compression;
+    int diloco; // --workers diloco
+    int eval_every, eval_tokens, sample_every, save_every, resume, f32;
     const char *out, *export_hf;
     uint64_t given; // bit i: the command line has option_rows[i]
     int num_hyper;  // the optimizer's own options, as given
@@ -2606,6 +3027,10 @@ static const OptionRow option_rows[] = {
     {"proxy-steps", 'i', FIELD(proxy_steps), "4", "K", "optimizer steps on it for each gradient of --data", 1,
      1e6, 1},
     {"proxy-eta", 'd', FIELD(proxy_eta), "0", "X", "pull back to x_t by (x - x_t)/eta; 0: none", 0, 1e9, 1},
+    {"workers", 's', FIELD(workers), "", "data|diloco",
+     "mpirun's processes share a step's micro-batches, or meet every --inner-steps", 0, 0, 0},
+    {"compression", 's', FIELD(compression), "none", "none|bf16|int8",
+     "of diloco's pseudo-gradients where they travel; error feedback", 0, 0, 1},
     {"eval-every", 'i', FIELD(eval_every), "250", "N", "steps between validations (0: at the end)", 0, 1e9,
      0},
     {"eval-tokens", 'i', FIELD(eval_tokens), "0", "N", "tokens of a validation (0: all)", 0, 2e9, 0},
@@ -2614,6 +3039,7 @@ static const OptionRow option_rows[] = {
     {"save-every", 'i', FIELD(save_every), "0", "N", "steps between checkpoints (0: at the end)", 0, 1e9, 0},
     {"out", 's', FIELD(out), "", "DIR", "log.csv, model.bin, tokenizer and state.bin go here", 0, 0, 0},
     {"resume", 'f', FIELD(resume), "0", "", "go on from the checkpoint in --out", 0, 0, 0},
+    {"f32", 'f', FIELD(f32), "0", "", "float32 throughout, on a GPU too", 0, 0, 0},
     {"export-hf", 's', FIELD(export_hf), "", "DIR", "write a Hugging Face folder at the end", 0, 0, 0},
 };
 #define NUM_OPTIONS ((int)(sizeof option_rows / sizeof *option_rows))
@@ -2651,7 +3077,7 @@ static void set_option(Options *o, const OptionRow *row, const char *text) {
 }
 
 static void print_help(void) {
-    printf("train_gpt2: trains a GPT-2 on text, on the CPU.\n\n"
+    printf("train_gpt2: trains a GPT-2 on text.\n\n"
            "  ./train_gpt2 --data text.txt --out run             trains the default small model\n"
            "  ./train_gpt2 --data text.txt --teacher run --optimizer iam-adam --layers 3 --out student\n"
            "  ./train_gpt2 --help NAME                           an optimizer's maths and options\n\n");
@@ -2695,6 +3121,8 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
         }
         i++;
     }
+    o.diloco = !strcmp(o.workers, "diloco");
+    if (o.diloco && !strcmp(o.optimizer, "adamw")) o.optimizer = "diloco";
     if (optim_init(optimizer, o.optimizer)) die_usage("no optimizer is called '%s'; see --help", o.optimizer);
     if (*o.base && optim_set_base(optimizer, o.base))
         die_usage("--base %s does not go with %s", o.base, o.optimizer);
@@ -2717,6 +3145,24 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
         die_usage("--model and --student-from both say where the student starts; give one");
     if (*o.teacher_cache && !strcmp(o.distill, "soft"))
         die_usage("--distill soft needs the teacher's probabilities; --teacher-cache has only its losses");
+    int compressed = strcmp(o.compression, "none") != 0, N = workers.count;
+    if (*o.workers && !o.diloco && strcmp(o.workers, "data"))
+        die_usage("--workers takes data or diloco, not '%s'", o.workers);
+    if (compressed && strcmp(o.compression, "bf16") && strcmp(o.compression, "int8"))
+        die_usage("--compression takes none, bf16 or int8, not '%s'", o.compression);
+    if (compressed && !o.diloco) die_usage("--compression goes with --workers diloco");
+    if (o.diloco && strcmp(o.optimizer, "diloco"))
+        die_usage("--workers diloco is an optimizer; --base chooses what takes its inner steps");
+    if (o.diloco && *o.proxy) die_usage("--proxy goes with --workers data, not with diloco");
+    if (o.diloco && (*o.teacher_cache || *o.freeze))
+        die_usage("--workers diloco goes without --teacher-cache and --freeze");
+    if (N > 1 && !*o.workers) die_usage("%d processes need --workers data or diloco", N);
+    if (o.accumulate % N)
+        die_usage("%d workers cannot share --accumulate %d micro-batches; make it a multiple", N,
+                  o.accumulate);
+#ifndef USE_MPI
+    if (*o.workers) die_usage("--workers needs MPI: make train_gpt2_mpi, mpirun -n N ./train_gpt2_mpi");
+#endif
     if (o.resume && !*o.out) die_usage("--resume needs --out DIR, the run to go on with");
     if (o.warmup < 0) o.warmup = o.steps / 20;
     return o;
@@ -2754,7 +3200,7 @@ static char *describe_run(const Options *o, const Optimizer *optimizer, GPT2Conf
 }
 
 // ===========================================================================================================
-// 11  The training loop
+// 12  The training loop
 
 typedef struct {
     Options options;
@@ -2768,14 +3214,13 @@ typedef struct {
     double *schedule; // the refined schedule's factors, or NULL
     int B, T;
     uint16_t *x, *y; // (B,T)
+    GradientSum sum;
+    double *losses; // room for those of a step's micro-batches, and the teacher's
     char *identity;
     FILE *log;
     // what changes from step to step, and stands in a checkpoint
     struct { long step; uint64_t epoch, index, proxy_epoch, proxy_index; double seconds, val_loss; } now;
 } Run;
-
-static volatile sig_atomic_t interrupted;
-static void on_signal(int signal) { (void)signal, interrupted = 1; }
 
 // Muon's products by our kernel: C = alpha A op(B) + beta C.
 static void muon_matmul(float *C, const float *A, const float *B, int M, int N, int K, int trans_b,
@@ -2826,83 +3271,98 @@ static void swap_evaluation_point(Run *run, int enter) {
    hash
 
    Each part but the first and the last is preceded by its length in bytes, which is known before it is read.
+   Workers of --workers diloco go on from x_outer, where they last met, each with worker 0's inner moments.
    The file is written beside the old one and renamed into place. */
 #define STATE_MAGIC "GPT2RUN1"
 
 static void write_part(FILE *f, uint64_t *hash, const void *part, uint64_t bytes) {
+    if (!f) return; // worker 0 writes
     write_bytes(f, &bytes, sizeof bytes);
     write_bytes(f, part, bytes);
     *hash = hash_bytes(*hash, part, bytes);
 }
 
+// Worker 0 reads a part, and all get it.
 static void read_part(FILE *f, uint64_t *hash, void *part, uint64_t bytes, const char *path) {
     uint64_t length;
-    if (fread(&length, sizeof length, 1, f) != 1 || length != bytes || fread(part, 1, bytes, f) != bytes)
+    if (f && (fread(&length, sizeof length, 1, f) != 1 || length != bytes || fread(part, 1, bytes, f) != bytes))
         die("%s is cut short or damaged; start anew without --resume", path);
-    *hash = hash_bytes(*hash, part, bytes);
+    if (f) *hash = hash_bytes(*hash, part, bytes);
+    copy_from_worker_0(part, bytes);
 }
 
 static void save_state(Run *run) {
     Path path = path_in(run->options.out, "state.bin");
     const char *name;
-    FILE *f = write_begin(path.s);
+    FILE *f = workers.rank ? NULL : write_begin(path.s);
     uint64_t hash = 0;
     void *block;
     size_t bytes;
     run->now.epoch = run->loader.epoch, run->now.index = run->loader.index;
     run->now.proxy_epoch = run->proxy.loader.epoch, run->now.proxy_index = run->proxy.loader.index;
-    write_bytes(f, STATE_MAGIC, 8);
+    if (f) write_bytes(f, STATE_MAGIC, 8);
     write_part(f, &hash, run->identity, strlen(run->identity));
     write_part(f, &hash, &run->now, sizeof run->now);
-    write_part(f, &hash, run->optimizer.params, run->model.num_parameters * sizeof(float));
+    write_part(f, &hash, run->options.diloco ? run->optimizer.x_outer : run->optimizer.params,
+               run->model.num_parameters * sizeof(float));
     for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++)
         write_part(f, &hash, block, bytes);
+    if (!f) return;
     write_bytes(f, &hash, sizeof hash);
     write_commit(f, path.s);
 }
 
 // Takes up DIR/state.bin where there is one; a run killed before its first checkpoint starts again. Returns
-// whether there was.
+// whether there was. Only worker 0's machine need have it.
 static int load_state(Run *run) {
     Path path = path_in(run->options.out, "state.bin");
     const char *name;
-    FILE *f = fopen(path.s, "rb");
+    FILE *f = workers.rank ? NULL : fopen(path.s, "rb");
     char magic[8], theirs[1 << 14] = {0};
     uint64_t hash = 0, length, stored;
+    double found = f != NULL;
     void *block;
     size_t bytes;
-    if (!f && errno == ENOENT) return 0;
-    if (!f) die("cannot read %s: %s", path.s, strerror(errno));
-    if (fread(magic, 1, 8, f) != 8 || memcmp(magic, STATE_MAGIC, 8))
-        die("%s is not a checkpoint of this program", path.s);
-    if (fread(&length, sizeof length, 1, f) != 1 || length >= sizeof theirs ||
-        fread(theirs, 1, length, f) != length)
-        die("%s is cut short or damaged; start anew without --resume", path.s);
-    compare_identity(run->identity, theirs, path.s);
-    hash = hash_bytes(hash, theirs, length);
+    if (!workers.rank && !f && errno != ENOENT) die("cannot read %s: %s", path.s, strerror(errno));
+    sum_over_workers(&found, 1);
+    if (!found) return 0;
+    if (f) {
+        if (fread(magic, 1, 8, f) != 8 || memcmp(magic, STATE_MAGIC, 8))
+            die("%s is not a checkpoint of this program", path.s);
+        if (fread(&length, sizeof length, 1, f) != 1 || length >= sizeof theirs ||
+            fread(theirs, 1, length, f) != length)
+            die("%s is cut short or damaged; start anew without --resume", path.s);
+        compare_identity(run->identity, theirs, path.s);
+        hash = hash_bytes(hash, theirs, length);
+    }
     read_part(f, &hash, &run->now, sizeof run->now, path.s);
     read_part(f, &hash, run->optimizer.params, run->model.num_parameters * sizeof(float), path.s);
     for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++)
         read_part(f, &hash, block, bytes, path.s);
-    if (fread(&stored, sizeof stored, 1, f) != 1 || stored != hash)
+    if (f && (fread(&stored, sizeof stored, 1, f) != 1 || stored != hash))
         die("%s is damaged; start anew without --resume", path.s);
-    fclose(f);
+    if (f) fclose(f);
     run->loader.epoch = run->now.epoch, run->loader.index = run->now.index;
     run->proxy.loader.epoch = run->now.proxy_epoch, run->proxy.loader.index = run->now.proxy_index;
     return 1;
 }
 
 // Opens DIR/log.csv for appending, with the rows of steps that the checkpoint has seen; a new run gets an
-// empty one.
-#define LOG_HEADER "step,tokens,seconds,train_loss,val_loss,teacher_loss,lr,grad_norm\n"
+// empty one. With --workers there is one column more, bytes_sent: in the step, by a worker.
+#define LOG_HEADER "step,tokens,seconds,train_loss,val_loss,teacher_loss,lr,grad_norm"
+#define LOG_COLUMNS 8
 static void open_log(Run *run) {
     Path path = path_in(run->options.out, "log.csv");
     size_t n = 0;
     char *old = run->now.step ? read_file(path.s, &n) : NULL, *row = old ? strchr(old, '\n') : NULL;
     FILE *f = write_begin(path.s);
-    write_bytes(f, LOG_HEADER, strlen(LOG_HEADER));
-    for (char *end; row && (end = strchr(++row, '\n')) && atol(row) <= run->now.step; row = end)
-        write_bytes(f, row, end - row + 1);
+    fprintf(f, "%s%s\n", LOG_HEADER, *run->options.workers ? ",bytes_sent" : "");
+    for (char *end; row && (end = strchr(++row, '\n')) && atol(row) <= run->now.step; row = end) {
+        char *sent = row; // from here on, if the run had --workers then
+        for (int i = 0; i < LOG_COLUMNS && sent < end; i++) sent += strcspn(sent + 1, ",\n") + 1;
+        if (*run->options.workers && sent == end) fprintf(f, "%.*s,\n", (int)(end - row), row);
+        else fprintf(f, "%.*s\n", (int)((*run->options.workers ? end : sent) - row), row);
+    }
     write_commit(f, path.s);
     free(old);
     run->log = fopen(path.s, "a");
@@ -2983,9 +3443,9 @@ static double *refined_schedule(const char *path, int steps, const Optimizer *op
     double *norms = allocate(size / 8 + 1, sizeof(double)), *stretched = allocate(steps + 1, sizeof(double));
     if (strncmp(text, LOG_HEADER, strlen(LOG_HEADER))) die("%s is not the log.csv of a run", path);
     for (char *end; row && (end = strchr(row + 1, '\n')); row = end) {
-        char *comma = end;
-        while (comma > row && *comma != ',') comma--;
-        double norm = strtod(comma + 1, NULL);
+        char *cell = row + 1;
+        for (int i = 1; i < LOG_COLUMNS && cell < end; i++) cell += strcspn(cell, ",\n") + 1;
+        double norm = cell < end ? strtod(cell, NULL) : NAN;
         if (!(norm > 0 && isfinite(norm))) die("%s: row %zu has no gradient norm", path, rows + 1);
         norms[rows++] = norm;
     }
@@ -3018,12 +3478,27 @@ static void start_student(GPT2 *m, const Options *o) {
     allocated_bytes = before + m->num_parameters * sizeof(float);
 }
 
+// Workers that did not read the same data, start from the same model or compute alike would drift apart.
+static void compare_workers(const Run *run) {
+    const GPT2 *m = &run->model;
+    double *hashes = allocate(workers.count, sizeof(double));
+    uint64_t hash = hash_bytes(VEC, run->identity, strlen(run->identity));
+    hash = hash_bytes(hash ^ run->val.hash, m->params_memory, m->num_parameters * sizeof(float));
+    hashes[workers.rank] = (double)(hash >> 12);
+    sum_over_workers(hashes, workers.count);
+    for (int r = 1; r < workers.count; r++)
+        if (hashes[r] != hashes[0])
+            die("worker %d has other options, data or parameters than worker 0, or another build", r);
+    free(hashes);
+}
+
 // Reads data, makes or loads the model, and everything else that the loop needs.
 static void prepare(Run *run) {
     Options *o = &run->options;
     GPT2 *m = &run->model;
     Tokenizer *t = &run->tokenizer;
-    if (*o->out) { // one run at a time writes there
+    const char *device = open_device(o->f32);
+    if (*o->out && !workers.rank) { // one run at a time writes there
         make_folder(o->out);
         int folder = open(o->out, O_RDONLY | O_DIRECTORY);
         if (folder < 0) die("cannot open the folder %s: %s", o->out, strerror(errno));
@@ -3082,31 +3557,44 @@ static void prepare(Run *run) {
     run->x = allocate((size_t)run->B * run->T, sizeof *run->x);
     run->y = allocate((size_t)run->B * run->T, sizeof *run->y);
     run->loader = (DataLoader){&run->train, run->T, o->seed, 0, 0};
+    run->losses = allocate(2 * (size_t)MAX(o->accumulate, o->proxy_steps), sizeof *run->losses);
+    int N = workers.count, own = o->accumulate / N;
+    allocate_sums(&run->sum, m, workers.rank * own, (workers.rank + 1) * own);
+    prepare_workers(m, run->optimizer.x_outer, o->diloco ? N : o->accumulate,
+                    !strcmp(o->compression, "int8") ? 1 : !strcmp(o->compression, "bf16") ? 2 : 4);
+    if (o->diloco) run->optimizer.average = diloco_average;
     char teacher[20] = "";
     if (*o->teacher)
         snprintf(teacher, sizeof teacher, "%016llx", (unsigned long long)model_hash(&run->teacher));
-    if (*o->teacher_cache)
-        cache_open(&run->cache, o->teacher_cache, teacher, &run->loader, t, run->B, o->accumulate,
-                   g.vocab_size, o->steps);
+    if (*o->teacher_cache) {
+        TeacherCache *c = &run->cache;
+        if (workers.rank) c->loss = allocate(o->steps + 1, sizeof *c->loss);
+        else cache_open(c, o->teacher_cache, teacher, &run->loader, t, run->B, o->accumulate, g.vocab_size,
+                        o->steps);
+        copy_from_worker_0(c->loss, o->steps * sizeof *c->loss);
+        copy_from_worker_0(c->teacher, sizeof c->teacher);
+    }
     if (*o->proxy) {
         size_t n = m->num_parameters;
         dataset_load(&run->proxy.data, o->proxy, t, NULL, 0);
         run->proxy.loader = (DataLoader){&run->proxy.data, run->T, (uint64_t)o->seed + 1, 0, 0};
         run->proxy.x_t = allocate_floats(n), run->proxy.g_t = allocate_floats(n),
         run->proxy.h_t = allocate_floats(n);
+        allocate_sums(&run->sum, m, 0, o->proxy_steps);
     }
     if (!strncmp(o->schedule, "refined:", 8))
         run->schedule = refined_schedule(o->schedule + 8, o->steps, &run->optimizer);
     run->now.val_loss = NAN;
     run->identity = describe_run(o, &run->optimizer, g, run->train.hash ^ run->proxy.data.hash,
                                  *teacher ? teacher : run->cache.teacher);
+    compare_workers(run);
 
     printf("model      %d layers, %d heads, %d channels, context %d, %d tokens: %zu parameters\n",
            g.num_layers, g.num_heads, g.channels, g.max_seq_len, g.vocab_size, m->num_parameters);
     printf("data       %zu training tokens, %zu for validation\n", dataset_tokens(&run->train),
            dataset_tokens(&run->val));
-    printf("step       %s, %d x %d x %d tokens, %d threads, vectors of %d floats\n", o->optimizer,
-           o->accumulate, run->B, run->T, omp_get_max_threads(), VEC);
+    printf("step       %s, %d x %d x %d tokens, %s\n", o->optimizer, o->accumulate, run->B, run->T, device);
+    if (*o->workers) printf("workers    %d, %s, %d micro-batches a step each\n", N, o->workers, own);
     size_t optimizer_bytes = 0, bytes;
     void *block;
     const char *name;
@@ -3115,30 +3603,43 @@ static void prepare(Run *run) {
            (allocated_bytes + optimizer_bytes) / 1e6, allocated_bytes / 1e6, optimizer_bytes / 1e6);
 }
 
-// Writes DIR/model.bin (the evaluation point) and DIR/state.bin.
+// Writes DIR/model.bin (the evaluation point) and DIR/state.bin. All workers come here: each may have a part of
+// what worker 0 writes.
 static void save_checkpoint(Run *run) {
     if (!*run->options.out) return;
     swap_evaluation_point(run, 1);
-    gpt2_save(run->model.config, run->model.params_memory, path_in(run->options.out, "model.bin").s);
+    if (!workers.rank)
+        gpt2_save(run->model.config, run->model.params_memory, path_in(run->options.out, "model.bin").s);
     swap_evaluation_point(run, 0);
     save_state(run);
 }
 
 // The mean gradient of `count` micro-batches, into m->grads_memory; returns their mean loss. The teacher's
-// goes to *teacher, unless that is NULL.
+// goes to *teacher, unless that is NULL. The workers share those of --data; a proxy's each computes alone.
 static double gradient(Run *run, DataLoader *loader, int count, double *teacher) {
     const Options *o = &run->options;
     GPT2 *m = &run->model;
-    int soft = teacher && !strcmp(o->distill, "soft");
+    int soft = teacher && !strcmp(o->distill, "soft"), shared = loader == &run->loader;
+    int own = shared ? count / workers.count : count, first = shared ? workers.rank * own : 0;
+    int end = first + own;
+    int terms = o->diloco && shared ? own : count, exchange = own < terms;
     SoftLabels labels = {&run->teacher, (float)o->temperature, (float)o->soft_weight};
-    double loss = 0;
-    for (int i = 0; i < count; i++) {
+    double loss = 0, *losses = run->losses, *teacher_losses = losses + count;
+    float scale = 1.0f / ((float)run->B * (float)run->T * (float)terms);
+    memset(losses, 0, 2 * count * sizeof *losses);
+    loader_skip(loader, (uint64_t)first * run->B);
+    for (int i = first; i < end; i++) {
         loader_next(loader, run->x, run->y, run->B, m->config.vocab_size);
-        if (teacher) *teacher += teacher_loss(&run->teacher, run->x, run->y, run->B, run->T) / count;
+        if (teacher) teacher_losses[i] = teacher_loss(&run->teacher, run->x, run->y, run->B, run->T);
         gpt2_forward(m, run->x, run->B, run->T);
-        float scale = 1.0f / ((float)run->B * (float)run->T * (float)count);
-        loss += gpt2_backward(m, run->y, scale, i > 0, soft ? &labels : NULL) / count;
+        begin_micro_batch(&run->sum, i, first, end, exchange);
+        losses[i] = gpt2_backward(m, run->y, scale, 0, soft ? &labels : NULL);
+        end_micro_batch(&run->sum);
     }
+    loader_skip(loader, (uint64_t)(count - end) * run->B);
+    if (exchange) receive_layers(1), sum_over_workers(losses, 2 * count);
+    for (int i = 0; i < count; i++) loss += losses[i] / terms;
+    for (int i = 0; i < count && teacher; i++) *teacher += teacher_losses[i] / terms;
     return loss;
 }
 
@@ -3155,6 +3656,8 @@ static void update(Run *run, StepResult *r) {
     float clip = o->clip > 0 && r->grad_norm > o->clip ? (float)(o->clip / r->grad_norm) : 1.0f;
     double factor = run->schedule ? run->schedule[step]
                                   : optim_schedule(o->schedule, step, o->steps, o->warmup, o->final_lr);
+    // what --workers diloco evaluates and saves is x_outer: the last step has to reach it
+    if (o->diloco && step + 1 == o->steps) optim_set(&run->optimizer, "inner-steps", 1);
     optim_step(&run->optimizer, run->model.grads_memory, clip, factor, r->loss, r->teacher_loss);
     r->lr = optim_rate(&run->optimizer, factor);
 }
@@ -3168,18 +3671,19 @@ static StepResult train_step(Run *run) {
     r.loss = gradient(run, &run->loader, o->accumulate, has_teacher && !known ? &r.teacher_loss : NULL);
     if (known) r.teacher_loss = *cached;
     if (!isfinite(r.teacher_loss)) die("the teacher's loss is not a number at step %ld", run->now.step + 1);
-    if (cached && !known) cache_add(&run->cache, run->now.step, r.teacher_loss);
+    if (run->cache.file && !known) cache_add(&run->cache, run->now.step, r.teacher_loss);
     if (!run->proxy.x_t) update(run, &r);
     else {
         Proxy *p = &run->proxy;
         GPT2 *m = &run->model;
         size_t n = m->num_parameters;
+        OptimSpan flat = optim_flat(n, NULL);
         DataLoader again = p->loader;
         double eta = o->proxy_eta > 0 ? o->proxy_eta : INFINITY;
-        memcpy(p->g_t, m->grads_memory, n * sizeof(float));
-        memcpy(p->x_t, m->params_memory, n * sizeof(float));
+        optim_copy(flat, p->g_t, m->grads_memory);
+        optim_copy(flat, p->x_t, m->params_memory);
         gradient(run, &p->loader, o->proxy_steps, NULL);
-        memcpy(p->h_t, m->grads_memory, n * sizeof(float));
+        optim_copy(flat, p->h_t, m->grads_memory);
         for (int k = 0; k < o->proxy_steps; k++) {
             gradient(run, &again, 1, NULL);
             optim_proxy_gradient(m->grads_memory, m->grads_memory, p->g_t, p->h_t, m->params_memory, p->x_t,
@@ -3191,13 +3695,25 @@ static StepResult train_step(Run *run) {
     return r;
 }
 
+// Whether the run was interrupted. All workers have to stop at the same step; diloco's agree on it, and stop,
+// where they meet.
+static int interrupted_anywhere(const Run *run) {
+    double stop = interrupted;
+    int inner_steps = run->options.diloco ? (int)optim_get(&run->optimizer, "inner-steps") : 1;
+    if (run->now.step % inner_steps) return 0;
+    sum_over_workers(&stop, 1);
+    return stop > 0;
+}
+
 static void train(Run *run) {
     const Options *o = &run->options;
     double began = now() - run->now.seconds, tokens_per_second = 0;
-    while (run->now.step < o->steps && !interrupted) {
-        double start = now();
+    for (int stop = 0; run->now.step < o->steps && !stop;) {
+        double start = now(), sent = workers.bytes_sent;
         StepResult r = train_step(run);
         run->now.step++;
+        stop = interrupted_anywhere(run);
+        sent = workers.bytes_sent - sent;
         double speed = (double)o->accumulate * run->B * run->T / (now() - start);
         tokens_per_second = tokens_per_second ? 0.9 * tokens_per_second + 0.1 * speed : speed;
         int last = run->now.step == o->steps,
@@ -3205,7 +3721,7 @@ static void train(Run *run) {
         if (evaluated || (o->sample_every && run->now.step % o->sample_every == 0)) {
             swap_evaluation_point(run, 1);
             if (evaluated) run->now.val_loss = evaluate(&run->model, &run->val, run->T, o->eval_tokens);
-            if (o->sample_every && run->tokenizer.vocab_size &&
+            if (o->sample_every && run->tokenizer.vocab_size && workers.rank == 0 &&
                 (last || run->now.step % o->sample_every == 0))
                 print_sample(run);
             swap_evaluation_point(run, 0);
@@ -3219,10 +3735,11 @@ static void train(Run *run) {
             log_number(run->log, evaluated ? run->now.val_loss : NAN, "%.6f", ',');
             log_number(run->log, r.teacher_loss, "%.6f", ',');
             log_number(run->log, r.lr, "%.6g", ',');
-            log_number(run->log, r.grad_norm, "%.6g", '\n');
+            log_number(run->log, r.grad_norm, "%.6g", *o->workers ? ',' : '\n');
+            if (*o->workers) log_number(run->log, sent, "%.0f", '\n');
             if (fflush(run->log)) die("cannot write %s/log.csv: %s", o->out, strerror(errno));
         }
-        if (last || (o->save_every && run->now.step % o->save_every == 0) || interrupted)
+        if (last || (o->save_every && run->now.step % o->save_every == 0) || stop)
             save_checkpoint(run);
     }
 }
@@ -3235,11 +3752,12 @@ int main(int argc, char **argv) {
     // once more.
     if (!getenv("GOMP_SPINCOUNT") && !getenv("OMP_WAIT_POLICY") && !setenv("GOMP_SPINCOUNT", "10000", 1))
         execv("/proc/self/exe", argv);
+    start_workers(&argc, &argv);
     run.options = parse_command_line(argc, argv, &run.optimizer);
     const Options *o = &run.options;
     prepare(&run);
     if (o->resume && load_state(&run)) printf("resumed    at step %ld of %d\n", run.now.step, o->steps);
-    if (*o->out) {
+    if (*o->out && !workers.rank) {
         if (!run.now.step) { // what another run left here is no longer a checkpoint
             unlink(path_in(o->out, "state.bin").s);
             unlink(path_in(o->out, "model.bin").s);
@@ -3251,7 +3769,9 @@ int main(int argc, char **argv) {
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
     train(&run);
-    if (interrupted && run.now.step < o->steps) {
+    if (workers.count > 1)
+        printf("sent       %.3f MB by each worker\n", workers.bytes_sent / 1e6);
+    if (run.now.step < o->steps) {
         printf("\nstopped at step %ld of %d", run.now.step, o->steps);
         if (*o->out) printf("; the same command with --resume goes on");
         printf("\n");
@@ -3265,7 +3785,8 @@ int main(int argc, char **argv) {
     }
     if (*o->export_hf) {
         swap_evaluation_point(&run, 1);
-        gpt2_export_hf(run.model.config, run.model.params_memory, &run.tokenizer, o->export_hf);
+        if (!workers.rank)
+            gpt2_export_hf(run.model.config, run.model.params_memory, &run.tokenizer, o->export_hf);
         swap_evaluation_point(&run, 0);
     }
     if (run.teacher.params_memory) {

@@ -1,55 +1,64 @@
-/* train_gpt2.cu: GPT-2 training on an NVIDIA GPU. The same program as train_gpt2.c, with chapters 2 to 5
-written anew: kernels in the place of loops, cuBLASLt in the place of our matrix product. Read train_gpt2.c
+/* train_gpt2.cu: GPT-2 training on NVIDIA GPUs: chapters 2 to 5 of train_gpt2.c anew, kernels in the place of
+loops, cuBLASLt in the place of our matrix product; and of chapter 10 what GPUs do by NCCL. Read train_gpt2.c
 first.
 
-The file is compiled twice. nvcc takes the first half, the GPU's; the C compiler takes the second half, the
-program around it, which includes train_gpt2.c for everything that a GPU does not change: files, tokenizers,
-data, options, checkpoints. Between them stands a border of a dozen C functions. optim.h is in both: nvcc
-makes kernels of its passes.
+This file is compiled in two halves. nvcc makes kernels of the first, and of optim.h's passes. The second is
+C, a page long: train_gpt2.c, compiled with -DGPT2_DEVICE='"train_gpt2.cu"', includes it at the end of its
+chapter 5, and from there on speaks to the GPU where it says gpt2_forward, gpt2_backward or optim_step. So
+files, data, options, teacher, proxy and the training loop are the CPU's own. Between the halves stands a
+border of some twenty C functions.
 
    2  the GPU: errors, memory, launches, sums over threads, matrix multiplication
    3  layers, forward beside backward
-   4  attention: tensor cores, and a plain path
+   4  attention: a plain path, and tensor cores
    5  the model: parameters, activations, forward, classifier, backward
-      the border
-   9  teacher
-  12  the training loop
+  10  workers
+      the border, and the C half
 
 Shapes and letters as in train_gpt2.c. T is a type here, float or bf16 (bfloat16: 8 bits of exponent, 8 of
 mantissa); the length of a sequence is `length`. The parameters, their gradients and all that the optimizer
 keeps are float32; in bf16 training the layers use a copy of the parameters, renewed after every step, and
 activations are bf16. Sums are taken in float32, in an order that depends on nothing but the shapes: there are
-no atomic additions, so a run gives the same bits each time. Everything goes into one stream, the default one,
-and a step waits for the GPU only where it reads numbers: the loss, the norm of the gradient (optimizers that
-find their own step wait for their sums). What the optimizer works on is unified memory, which the CPU reads
-only to save it.
+no atomic additions, so a run gives the same bits each time. What the optimizer works on is unified memory,
+which the CPU reads only to save it.
+
+Everything goes into one stream, the default one. The CPU waits where it needs numbers: a micro-batch's loss,
+which is known when the GPU has half of the work still before it, and the norm of the gradient at the end of a
+step (and the sums of optimizers that find their own rate). So the CPU sorts the next tokens while the GPU is
+in backward. There are no CUDA graphs: a step of 124M is 500 launches, 2 ms of the CPU's time at 4 us each,
+hidden behind tens of ms of the GPU's; only models of a few MB would gain, and a graph would hide that
+wte_backward's grid comes from the batch.
 
 What to expect, on paper. With R = B*length rows, a step of GPT-2 124M (L 12, C 768, V 50257, n = 124M
 parameters) in bf16 with B 32, length 1024 has these floating-point operations, and these bytes to and from
-the GPU's memory where nothing but a row stays in cache. What is far above peak FLOP per byte of the card is
-bound by arithmetic, the rest by memory.
+the GPU's memory where nothing but a row stays in cache. The H100 has 295 FLOP for a byte, the A100 153: what
+is above is bound by arithmetic, the rest by memory.
 
-                                                       TFLOP                          GB
-    products of the layers, forward and backward       72 L R C^2         16.7
-    attention, forward 2 and backward 7 products       9 L R length C      2.8
-    classifier's products                              6 R C V             7.6
-    cross entropy, and its products' logits                                           12 R V       19.8
-    layer norms with residuals, forward                                               16 L R C      4.8
-    layer norms, backward (made again, dx, weights)                                   32 L R C      9.7
-    GELU made again                                                                   16 L R C      4.8
-    gradients of biases                                                               18 L R C      5.4
-    attention_dots                                                                     4 L R C      1.2
-    AdamW, the norm, the copy to bf16                                                 38 n          4.7
-                                                                   27.1                            50.4
+                                                       TFLOP                        GB      FLOP a byte
+    products of the layers, forward and backward       72 L R C^2        16.7    112 L R C   33.8    494
+    attention, forward 2 and backward 7 products       9 L R length C     2.8     30 L R C    9.1    307
+    classifier's products                              6 R C V            7.6      6 R V      9.9    768
+    cross entropy                                                                  6 R V      9.9
+    layer norms with residuals, forward                                           16 L R C    4.8
+    layer norms, backward (made again, dx, weights)                               32 L R C    9.7
+    GELU made again                                                               16 L R C    4.8
+    gradients of biases                                                           18 L R C    5.4
+    attention_dots                                                                 4 L R C    1.2
+    embeddings, forward and backward                                              10 R C      0.3
+    AdamW, the norm, the copy to bf16                                             38 n        4.7
+                                    bound by arithmetic  27.1                by memory  40.8
 
     card        peak TFLOP/s, GB/s (NVIDIA's)    at both peaks: arithmetic + memory    tokens/s
-    A100 80GB          312, 2039                          87 + 25 ms                   294 thousand
-    H100 SXM           989, 3350                          27 + 15 ms                   773 thousand
+    A100 80GB          312, 2039                          87 + 20 ms                   307 thousand
+    H100 SXM           989, 3350                          27 + 12 ms                   830 thousand
 
-Nothing reaches both peaks; these are bounds, not forecasts. The marks to beat, as
-published: PyTorch on an H100 375 thousand tokens/s for 124M; llm.c on an A100 7% more than PyTorch there.
-dev/gpu_check.sh measures what this program does. It was written without a GPU: its kernels are checked on a
-CPU (test/cuda_on_cpu.h), its speed is not known.
+N workers add the sum of gradients and the gathering of parameters, 4 n (N-1)/N bytes = 0.5 GB from and to
+each GPU, twice: 2.2 ms a step at the 450 GB/s of an H100's NVLink, 40 ms at 25 GB/s.
+
+Nothing reaches both peaks; these are bounds, not forecasts. The marks to beat, as published: PyTorch on an
+H100 375 thousand tokens/s for 124M; llm.c on an A100 7% more than PyTorch there. dev/gpu_check.sh measures
+what this program does. It was written without a GPU: its kernels are checked on a CPU (test/cuda_on_cpu.h),
+its speed is not known.
 */
 
 #ifdef __cplusplus
@@ -64,58 +73,54 @@ CPU (test/cuda_on_cpu.h), its speed is not known.
 #include <cuda_runtime.h>
 #define LAUNCH(kernel, grid, block, shared, ...) (kernel)<<<grid, block, shared>>>(__VA_ARGS__)
 #define SHARED_MEMORY extern __shared__ __align__(16) char shared_memory[] // as much as the launch asks for
+#ifdef USE_NCCL
+#include <nccl.h>
+#endif
 #endif
 #define OPTIM_LAUNCH(kernel, blocks, threads, ...) LAUNCH(kernel, blocks, threads, 0, __VA_ARGS__)
 #include "optim.h"
+typedef struct { int max_seq_len, vocab_size, num_layers, num_heads, channels; } GPT2Config; // train_gpt2.c's
 extern "C" {
-#else
-#ifdef TRAIN_GPT2_NO_MAIN
-#define TRAIN_GPT2_CU_NO_MAIN
-#else
-#define TRAIN_GPT2_NO_MAIN
-#endif
-#include "optim.h"
-#include <stdint.h>
 #endif
 
 // ---- the border: what the two halves know of each other
-typedef struct Gpu Gpu; // a model on the GPU
-typedef struct { int max_seq_len, vocab_size, num_layers, num_heads, channels; } GpuShape; // GPT2Config
+typedef struct Gpu Gpu;            // a model on the GPU
 void gpu_die(const char *message); // the C half's die()
-const char *gpu_open(int device);  // makes the device current; its name
-int gpu_has_bf16(void);            // whether it multiplies bf16 on tensor cores
+const char *gpu_open(int device, int *has_bf16); // makes it current; its name, whether it multiplies bf16
 size_t gpu_bytes(void);            // allocated so far
 float *gpu_share(size_t n);        // n floats that both sides can reach (the CPU after a gpu_wait)
 void gpu_unshare(float *p);
 void gpu_wait(void);
-// params, grads: shared, flat, in the order of train_gpt2.c's ParameterTensors; grads may be NULL for
-// inference.
-Gpu *gpu_create(GpuShape shape, float *params, float *grads, int B, int length, int training, int bf16);
+Gpu *gpu_create(GPT2Config g, int B, int length, int training, int bf16);
 void gpu_free(Gpu *m);
-// From now on these; also to be called when params have changed.
-void gpu_use(Gpu *m, float *params, float *grads);
-void gpu_forward(Gpu *m, const uint16_t *tokens, int B, int length);
+// As train_gpt2.c's gpt2_forward and so on. params, grads: shared, flat, as its ParameterTensors.
+void gpu_forward(Gpu *m, const float *params, const uint16_t *tokens, int B, int length);
 void gpu_logits(Gpu *m, float *logits, int first, int n); // (n,V) of n rows, into the CPU's memory
-// After gpu_forward; they return at once, and gpu_loss_sum waits. add: to the sum and gradients of the calls
-// before.
-void gpu_score(Gpu *m, const uint16_t *targets, int add);
-void gpu_backward(Gpu *m, const uint16_t *targets, float grad_scale, int add, Gpu *teacher, float temperature,
-                  float weight);
-double gpu_loss_sum(Gpu *m); // of the targets since the last call without add, in nats
-double gpu_norm2(const float *x, size_t n);
+double gpu_loss(Gpu *m, const uint16_t *targets);
+double gpu_backward(Gpu *m, float *grads, const uint16_t *targets, float grad_scale, int add, Gpu *teacher,
+                    float temperature, float weight);
+// Several processes, with a GPU each: one makes a ticket, all join with it.
+#define GPU_TICKET 128
+void gpu_ticket(char *ticket);
+void gpu_join(const char *ticket, int rank, int ranks);
+void gpu_sum_gradients(float *grads, size_t n); // over the processes, as far as the optimizer here needs it
+void gpu_average(float *x, size_t n);           // x = its mean over the processes
 // As optim.h's.
-int gpu_optim_start(void *optimizer, float *params, size_t n, const void *segments, int count);
-void gpu_optim_step(void *optimizer, const float *grad, float scale, double factor, double loss,
+int gpu_optim_start(Optimizer *o, float *params, size_t n, const OptimSegment *segments, int count);
+void gpu_optim_step(Optimizer *o, const float *grad, float scale, double factor, double loss,
                     double loss_star);
-void gpu_optim_eval(const void *optimizer, float *out);
-void gpu_optim_free(void *optimizer);
-void gpu_copy(float *out, const float *x, size_t n);
+void gpu_optim_eval(const Optimizer *o, float *out); // and waits
+int gpu_optim_state(Optimizer *o, int i, void **block, size_t *bytes, const char **name);
+void gpu_optim_free(Optimizer *o);
+double gpu_norm2(const float *x, size_t n);
+double gpu_gradient_norm2(const Optimizer *o, const float *g);
+void gpu_copy(OptimSpan span, float *out, const float *x);
 void gpu_proxy_gradient(float *out, const float *proxy, const float *g, const float *proxy_t, const float *x,
                         const float *xt, double eta, size_t n);
 #ifdef __cplusplus
 }
 
-// ============================================================================================================
+// ===========================================================================================================
 // 2  The GPU: errors, memory, launches, sums over threads, matrix multiplication
 
 typedef __nv_bfloat16 bf16;
@@ -157,12 +162,19 @@ template <typename T> static T *device_memory(size_t n) {
     return (T *)p;
 }
 
+// More than 48 KB of shared memory have to be asked for.
+template <typename Kernel> static void allow_shared(Kernel kernel, size_t bytes) {
+    if (bytes > 48 << 10)
+        CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+}
+
 // Every kernel is launched here: `grid` blocks of `block` threads, with `shared` bytes of shared memory for
 // each block.
-#define RUN(kernel, grid, block, shared, ...)            \
-    do {                                                 \
+#define RUN(kernel, grid, block, shared, ...)             \
+    do {                                                  \
+        allow_shared(kernel, shared);                     \
         LAUNCH(kernel, grid, block, shared, __VA_ARGS__); \
-        CUDA(cudaGetLastError());                        \
+        CUDA(cudaGetLastError());                         \
     } while (0)
 
 #define WARP 32
@@ -352,7 +364,7 @@ static void muon_matmul(float *C, const float *A, const float *B, int M, int N, 
     matmul(C, A, B, M, N, K, 0, trans_b, Epilogue<float>{}, alpha, beta);
 }
 
-// ============================================================================================================
+// ===========================================================================================================
 // 3  Layers, forward beside backward
 
 #define THREADS 256 // of a block of most kernels: 8 warps
@@ -536,7 +548,7 @@ template <typename T> static void linear_backward(T *dx, float *dw, float *dbias
     bias_backward(dbias, partial, dout, rows, N);
 }
 
-// ============================================================================================================
+// ===========================================================================================================
 // 4  Attention. As in train_gpt2.c, the matrix of probabilities is never stored: a block of threads takes
 //    some queries through the keys, tile by tile, and carries the softmax along; backward makes the
 //    probabilities again from lse. Backward runs twice, once for the gradients of queries and once for those
@@ -899,21 +911,10 @@ template <int HS, int OF_KEYS, int N> __global__ void __launch_bounds__(2 * TILE
     }
 }
 
-// More than 48 KB of shared memory have to be asked for.
-template <typename Kernel> static void allow_shared(Kernel kernel, size_t bytes) {
-    if (bytes > 48 << 10)
-        CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
-}
-#define RUN_LARGE(kernel, grid, block, shared, ...) \
-    do {                                            \
-        allow_shared(kernel, shared);               \
-        RUN(kernel, grid, block, shared, __VA_ARGS__); \
-    } while (0)
-
 template <int HS> static void attention_forward_on_tensor_cores(bf16 *out, float *lse, const bf16 *qkv, int B,
                                                                 int length, int NH) {
     size_t bytes = sizeof(bf16) * ROW(HS) * 3 * TILE;
-    RUN_LARGE(attention_forward_tensor<HS>, dim3(blocks_for(length, TILE), B * NH), 2 * TILE, bytes, out, lse,
+    RUN(attention_forward_tensor<HS>, dim3(blocks_for(length, TILE), B * NH), 2 * TILE, bytes, out, lse,
               qkv, length, NH);
 }
 // N, N_KEYS: rows of a tile of others in the two passes, so few that no register is spilled.
@@ -922,9 +923,9 @@ static void attention_backward_on_tensor_cores(bf16 *dqkv, const bf16 *dout, con
                                                const float *lse, const float *D, int B, int length, int NH) {
     size_t row = sizeof(bf16) * ROW(HS), bytes = row * 2 * (TILE + N), bytes_keys = row * 2 * (TILE + N_KEYS);
     dim3 grid(blocks_for(length, TILE), B * NH);
-    RUN_LARGE((attention_backward_tensor<HS, 0, N>), grid, 2 * TILE, bytes, dqkv, dout, qkv, lse, D, length,
+    RUN((attention_backward_tensor<HS, 0, N>), grid, 2 * TILE, bytes, dqkv, dout, qkv, lse, D, length,
               NH);
-    RUN_LARGE((attention_backward_tensor<HS, 1, N_KEYS>), grid, 2 * TILE, bytes_keys, dqkv, dout, qkv, lse, D,
+    RUN((attention_backward_tensor<HS, 1, N_KEYS>), grid, 2 * TILE, bytes_keys, dqkv, dout, qkv, lse, D,
               length, NH);
 }
 
@@ -937,7 +938,7 @@ static void attention_forward(T *out, float *lse, const T *qkv, int B, int lengt
         if (HS == 64) return attention_forward_on_tensor_cores<64>(out, lse, qkv, B, length, NH);
         if (HS == 128) return attention_forward_on_tensor_cores<128>(out, lse, qkv, B, length, NH);
     }
-    RUN_LARGE(attention_forward_plain<T>, dim3(blocks_for(length, PLAIN_ROWS), B * NH), PLAIN_ROWS * WARP,
+    RUN(attention_forward_plain<T>, dim3(blocks_for(length, PLAIN_ROWS), B * NH), PLAIN_ROWS * WARP,
               plain_bytes(HS), out, lse, qkv, length, NH, HS);
 }
 
@@ -957,17 +958,17 @@ template <typename T> static void attention_backward(T *dqkv, float *D, const T 
     }
     dim3 grid(blocks_for(length, PLAIN_ROWS), B * NH);
     size_t bytes = plain_bytes(HS);
-    RUN_LARGE((attention_backward_plain<T, 0>), grid, PLAIN_ROWS * WARP, bytes, dqkv, dout, qkv, lse, D,
+    RUN((attention_backward_plain<T, 0>), grid, PLAIN_ROWS * WARP, bytes, dqkv, dout, qkv, lse, D,
               length, NH, HS);
-    RUN_LARGE((attention_backward_plain<T, 1>), grid, PLAIN_ROWS * WARP, bytes, dqkv, dout, qkv, lse, D,
+    RUN((attention_backward_plain<T, 1>), grid, PLAIN_ROWS * WARP, bytes, dqkv, dout, qkv, lse, D,
               length, NH, HS);
 }
 
-// ============================================================================================================
+// ===========================================================================================================
 // 5  The model
 
 // The parameters, as in train_gpt2.c; all in one flat array.
-#define NUM_TENSORS 16
+enum { WTE = 0, QKVW = 4, ATTPROJW = 6, FCW = 10, FCPROJW = 12, NUM_TENSORS = 16 };
 template <typename T> struct ParameterTensors {
     T *wte, *wpe;           // (V,C), (maxT,C)
     T *ln1w, *ln1b;         // (L,C)
@@ -979,15 +980,16 @@ template <typename T> struct ParameterTensors {
     T *lnfw, *lnfb;         // (C)
 };
 
-// Points to the tensors in memory; returns how many numbers they are.
-template <typename T> static size_t point_parameters(ParameterTensors<T> *p, T *memory, GpuShape g) {
-    size_t C = g.channels, LC = g.num_layers * C, n = 0;
-    const size_t sizes[NUM_TENSORS] = {
-        g.vocab_size * C, g.max_seq_len * C, LC, LC, 3 * LC * C, 3 * LC, LC * C, LC, LC, LC, 4 * LC * C,
-        4 * LC,           4 * LC * C,        LC, C,  C};
-    for (int i = 0; i < NUM_TENSORS; i++) {
+// Points to the tensors in memory, and says how large each is; returns how many numbers they are in all.
+template <typename T>
+static size_t point_parameters(ParameterTensors<T> *p, T *memory, GPT2Config g, size_t *sizes = NULL) {
+    size_t C = g.channels, L = g.num_layers, n = 0;
+    const size_t each[NUM_TENSORS] = {g.vocab_size * C, g.max_seq_len * C, L * C, L * C, L * 3 * C * C,
+                                      L * 3 * C, L * C * C, L * C, L * C, L * C, L * 4 * C * C, L * 4 * C,
+                                      L * 4 * C * C, L * C, C, C};
+    for (int i = 0; i < NUM_TENSORS; n += each[i++]) {
         ((T **)p)[i] = memory + n;
-        n += sizes[i];
+        if (sizes) sizes[i] = each[i];
     }
     return n;
 }
@@ -997,14 +999,19 @@ template <typename T> static size_t point_parameters(ParameterTensors<T> *p, T *
 #define CLASSIFIER_THREADS 512 // of a block, which has a row of them
 #endif
 
-template <typename T> struct Model {
-    GpuShape shape;
-    size_t num_parameters;
-    ParameterTensors<T> w;         // what the layers use: the parameters, or their copy in bf16
-    ParameterTensors<float> grads;
-    T *copy;                       // (num_parameters), bf16 only
+struct Gpu {
+    int half; // it is a Model<bf16>, else a Model<float>
+    void *owned[40]; // the GPU's memory
+    int num_owned;
+};
 
-    int max_rows, keep, B, length; // as in train_gpt2.c
+template <typename T> struct Model : Gpu {
+    GPT2Config shape;
+    size_t num_parameters;
+    ParameterTensors<T> w;   // what the layers use: the parameters, or their copy in bf16
+    T *copy;                 // (num_parameters), bf16 only
+    const float *copied;     // the parameters that it is a copy of
+    int keep, B, length;     // as in train_gpt2.c
     // kept for backward
     T *residual, *residual2;                          // (L+1,B,length,C), (L,B,length,C)
     float *ln1_mean, *ln1_rstd, *ln2_mean, *ln2_rstd; // (L,B,length)
@@ -1013,92 +1020,82 @@ template <typename T> struct Model {
     T *lnf;                                           // (B,length,C)
     float *lnf_mean, *lnf_rstd;                       // (B,length)
     float *losses;                                    // (B,length)
-    double *loss_sum;                                 // in memory of the CPU's that the GPU writes to
     // for a moment
-    T *normed, *fch_gelu, *branch; // (B,length,C), (B,length,4C), (B,length,C) of attention and MLP
+    T *normed, *fch_gelu, *branch;                    // (B,length,C), (B,length,4C), (B,length,C)
     T *dresidual, *dnormed, *dwide;                   // (B,length,C), (B,length,C), (B,length,4C)
     float *partial, *D;                               // (groups,4C), (B,NH,length)
     T *logits;                                        // (logit_rows,Vp)
     // Products are fast where sizes are multiples of 8. So the classifier has Vp classes, V rounded up: the
     // rows behind wte are those of the tensors after it, whatever they are. Their logits are not looked at
-    // and their gradients are 0; so nothing comes of those rows, and to what stands behind grads.wte 0 is
-    // added (or written, before its own comes).
+    // and their gradients are 0; so nothing comes of those rows, and to what stands behind wte's gradient 0
+    // is added (or written, before its own comes).
     int logit_rows, Vp;
-
-    // A batch on its way to the GPU: tokens, targets, and the rows sorted by token (see wte_backward). Two
-    // buffers take turns, so that the CPU can prepare the next batch; it waits only for a copy that is two
-    // batches old.
-    struct Batch {
-        uint16_t *tokens, *targets; // (B,length)
-        int *order, *start;         // (B,length), (B*length+1)
-        cudaEvent_t sent;
-    } host[2];
-    uint16_t *tokens, *targets;
-    int *order, *start, runs, turn;
+    // The batch: tokens, targets, and the rows sorted by token (see wte_backward); before each, its place
+    // in memory of the CPU's that the GPU copies from while the CPU goes on.
+    uint16_t *tokens_sent, *tokens, *targets_sent, *targets; // (B,length)
+    int *order_sent, *order, *start_sent, *start, runs;      // (B,length), (runs+1)
+    cudaEvent_t sent;                                        // when that memory may be written again
+    double *loss_sum; // of the CPU's memory too: the GPU writes it
+    cudaEvent_t loss_known;
 };
 
-template <typename T> static Model<T> *model_create(GpuShape g, int B, int length, int training) {
+template <typename V> static V *take(Gpu *m, size_t n) {
+    V *p = device_memory<V>(n);
+    m->owned[m->num_owned++] = p;
+    return p;
+}
+
+template <typename V> static V *cpu_memory(size_t n) {
+    void *p = NULL;
+    CUDA(cudaMallocHost(&p, n * sizeof(V)));
+    return (V *)p;
+}
+
+template <typename T> static Gpu *model_create(GPT2Config g, int B, int length, int training) {
     Model<T> *m = (Model<T> *)calloc(1, sizeof *m);
     if (!m) fail("out of memory");
     size_t rows = (size_t)B * length, C = g.channels, kept = training ? g.num_layers : 1;
+    m->half = sizeof(T) == 2;
     m->shape = g;
-    m->max_rows = (int)rows;
     m->keep = training;
     m->num_parameters = point_parameters(&m->w, (T *)NULL, g);
-    if (sizeof(T) == 2) {
-        m->copy = device_memory<T>(m->num_parameters);
-        point_parameters(&m->w, m->copy, g);
-    }
-    m->residual = device_memory<T>((kept + 1) * rows * C);
-    m->residual2 = device_memory<T>(kept * rows * C);
-    m->ln1_mean = device_memory<float>(kept * rows), m->ln1_rstd = device_memory<float>(kept * rows);
-    m->ln2_mean = device_memory<float>(kept * rows), m->ln2_rstd = device_memory<float>(kept * rows);
-    m->qkv = device_memory<T>(kept * rows * 3 * C);
-    m->atty = device_memory<T>(kept * rows * C);
-    m->fch = device_memory<T>(kept * rows * 4 * C);
-    m->lse = device_memory<float>(kept * rows * g.num_heads);
-    m->lnf = device_memory<T>(rows * C);
-    m->lnf_mean = device_memory<float>(rows), m->lnf_rstd = device_memory<float>(rows);
-    m->losses = device_memory<float>(rows);
-    CUDA(cudaMallocHost(&m->loss_sum, sizeof(double)));
-    m->normed = device_memory<T>(rows * C);
-    m->fch_gelu = device_memory<T>(rows * 4 * C);
-    m->branch = device_memory<T>(rows * C);
+    if (m->half) m->copy = take<T>(m, m->num_parameters);
+    m->residual = take<T>(m, (kept + 1) * rows * C), m->residual2 = take<T>(m, kept * rows * C);
+    m->ln1_mean = take<float>(m, kept * rows), m->ln1_rstd = take<float>(m, kept * rows);
+    m->ln2_mean = take<float>(m, kept * rows), m->ln2_rstd = take<float>(m, kept * rows);
+    m->qkv = take<T>(m, kept * rows * 3 * C);
+    m->atty = take<T>(m, kept * rows * C);
+    m->fch = take<T>(m, kept * rows * 4 * C);
+    m->lse = take<float>(m, kept * rows * g.num_heads);
+    m->lnf = take<T>(m, rows * C);
+    m->lnf_mean = take<float>(m, rows), m->lnf_rstd = take<float>(m, rows);
+    m->losses = take<float>(m, rows);
+    m->normed = take<T>(m, rows * C), m->branch = take<T>(m, rows * C);
+    m->fch_gelu = take<T>(m, rows * 4 * C);
     m->Vp = (g.vocab_size + 63) / 64 * 64;
     m->logit_rows = (int)MIN(rows, MAX((size_t)64, (size_t)LOGITS / m->Vp / 64 * 64));
-    m->logits = device_memory<T>((size_t)m->logit_rows * m->Vp);
-    m->tokens = device_memory<uint16_t>(rows), m->targets = device_memory<uint16_t>(rows);
-    if (training) {
-        m->dresidual = device_memory<T>(rows * C);
-        m->dnormed = device_memory<T>(rows * C);
-        m->dwide = device_memory<T>(rows * 4 * C);
-        m->partial = device_memory<float>((size_t)blocks_for(rows, SHARE) * 4 * C);
-        m->D = device_memory<float>(rows * g.num_heads);
-        m->order = device_memory<int>(rows), m->start = device_memory<int>(rows + 1);
-    }
-    for (int i = 0; i < 2; i++) {
-        CUDA(cudaMallocHost(&m->host[i].tokens, rows * sizeof(uint16_t)));
-        CUDA(cudaMallocHost(&m->host[i].targets, rows * sizeof(uint16_t)));
-        CUDA(cudaMallocHost(&m->host[i].order, rows * sizeof(int)));
-        CUDA(cudaMallocHost(&m->host[i].start, (rows + 1) * sizeof(int)));
-        CUDA(cudaEventCreate(&m->host[i].sent));
-    }
+    m->logits = take<T>(m, (size_t)m->logit_rows * m->Vp);
+    m->tokens = take<uint16_t>(m, rows), m->targets = take<uint16_t>(m, rows);
+    m->tokens_sent = cpu_memory<uint16_t>(rows), m->targets_sent = cpu_memory<uint16_t>(rows);
+    m->order_sent = cpu_memory<int>(rows), m->start_sent = cpu_memory<int>(rows + 1);
+    m->loss_sum = cpu_memory<double>(1);
+    CUDA(cudaEventCreate(&m->sent));
+    CUDA(cudaEventCreate(&m->loss_known));
+    if (!training) return m;
+    m->dresidual = take<T>(m, rows * C), m->dnormed = take<T>(m, rows * C);
+    m->dwide = take<T>(m, rows * 4 * C);
+    m->partial = take<float>(m, (size_t)blocks_for(rows, SHARE) * 4 * C);
+    m->D = take<float>(m, rows * g.num_heads);
+    m->order = take<int>(m, rows), m->start = take<int>(m, rows + 1);
     return m;
 }
 
 template <typename T> static void model_free(Model<T> *m) {
-    void *owned[] = {m->copy,      m->residual, m->residual2, m->ln1_mean, m->ln1_rstd, m->ln2_mean,
-                     m->ln2_rstd,  m->qkv,      m->atty,      m->fch,      m->lse,      m->lnf,
-                     m->lnf_mean,  m->lnf_rstd, m->losses,    m->normed,   m->fch_gelu, m->branch,
-                     m->dresidual, m->dnormed,  m->dwide,     m->partial,  m->D,        m->logits,
-                     m->tokens,    m->targets,  m->order,     m->start};
-    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) CUDA(cudaFree(owned[i]));
-    CUDA(cudaFreeHost(m->loss_sum));
-    for (int i = 0; i < 2; i++) {
-        CUDA(cudaFreeHost(m->host[i].tokens)), CUDA(cudaFreeHost(m->host[i].targets));
-        CUDA(cudaFreeHost(m->host[i].order)), CUDA(cudaFreeHost(m->host[i].start));
-        CUDA(cudaEventDestroy(m->host[i].sent));
-    }
+    void *sent[] = {m->tokens_sent, m->targets_sent, m->order_sent, m->start_sent, m->loss_sum};
+    for (int i = 0; i < m->num_owned; i++) CUDA(cudaFree(m->owned[i]));
+    for (int i = 0; i < 5; i++) CUDA(cudaFreeHost(sent[i]));
+    CUDA(cudaEventDestroy(m->sent));
+    CUDA(cudaEventDestroy(m->loss_known));
     free(m);
 }
 
@@ -1107,22 +1104,29 @@ __global__ void copy_to_bf16(bf16 *out, const float *x, size_t n) {
         assign(out + i, x[i]);
 }
 
-static void model_use(Model<float> *m, float *params) { point_parameters(&m->w, params, m->shape); }
-static void model_use(Model<bf16> *m, float *params) {
+static const float *moved; // the parameters that the optimizer has moved; their copy is older
+
+static void use_parameters(Model<float> *m, const float *params) {
+    point_parameters(&m->w, (float *)params, m->shape);
+}
+static void use_parameters(Model<bf16> *m, const float *params) {
+    point_parameters(&m->w, m->copy, m->shape);
+    if (params == m->copied && params != moved) return;
+    if (params == moved) moved = NULL;
+    m->copied = params;
     RUN(copy_to_bf16, MIN(blocks_for(m->num_parameters, THREADS), 4096), THREADS, 0, m->copy, params,
         m->num_parameters);
 }
 
-template <typename V> static void send(V *device, const V *host, size_t n) {
-    CUDA(cudaMemcpyAsync(device, host, n * sizeof(V), cudaMemcpyHostToDevice, 0));
+template <typename V> static void send(V *to, const V *from, size_t n) {
+    CUDA(cudaMemcpyAsync(to, from, n * sizeof(V), cudaMemcpyHostToDevice, 0));
 }
 
 // Brings tokens (rows) to the GPU; for a training pass also their order.
 template <typename T> static void send_tokens(Model<T> *m, const uint16_t *tokens, int rows) {
-    typename Model<T>::Batch *b = &m->host[m->turn ^= 1];
-    CUDA(cudaEventSynchronize(b->sent));
-    memcpy(b->tokens, tokens, rows * sizeof *tokens);
-    send(m->tokens, b->tokens, rows);
+    CUDA(cudaEventSynchronize(m->sent)); // of the batch before: long ago
+    memcpy(m->tokens_sent, tokens, rows * sizeof *tokens);
+    send(m->tokens, m->tokens_sent, rows);
     if (m->keep) { // sorted by counting: the rows of a token stay in their order
         static int place[65537];
         memset(place, 0, sizeof place);
@@ -1130,25 +1134,24 @@ template <typename T> static void send_tokens(Model<T> *m, const uint16_t *token
         m->runs = 0;
         for (int v = 0, first = 0; v < 65536; v++) {
             int count = place[v + 1];
-            if (count) b->start[m->runs++] = first;
+            if (count) m->start_sent[m->runs++] = first;
             place[v] = first;
             first += count;
         }
-        b->start[m->runs] = rows;
-        for (int r = 0; r < rows; r++) b->order[place[tokens[r]]++] = r;
-        send(m->order, b->order, rows);
-        send(m->start, b->start, m->runs + 1);
+        m->start_sent[m->runs] = rows;
+        for (int r = 0; r < rows; r++) m->order_sent[place[tokens[r]]++] = r;
+        send(m->order, m->order_sent, rows);
+        send(m->start, m->start_sent, m->runs + 1);
     }
-    CUDA(cudaEventRecord(b->sent, 0));
+    CUDA(cudaEventRecord(m->sent, 0));
 }
 
 template <typename T> static void send_targets(Model<T> *m, const uint16_t *targets) {
-    typename Model<T>::Batch *b = &m->host[m->turn];
     int rows = m->B * m->length;
-    CUDA(cudaEventSynchronize(b->sent)); // tokens went before any kernel of this pass: no wait to speak of
-    memcpy(b->targets, targets, rows * sizeof *targets);
-    send(m->targets, b->targets, rows);
-    CUDA(cudaEventRecord(b->sent, 0));
+    CUDA(cudaEventSynchronize(m->sent)); // the GPU has the tokens, and the whole forward pass before it
+    memcpy(m->targets_sent, targets, rows * sizeof *targets);
+    send(m->targets, m->targets_sent, rows);
+    CUDA(cudaEventRecord(m->sent, 0));
 }
 
 // sum = x + y (if y), out = its layer norm.
@@ -1158,10 +1161,13 @@ template <typename T> static void layernorm(T *sum, T *out, float *mean, float *
         rows, C);
 }
 
-template <typename T> static void forward(Model<T> *m, const uint16_t *tokens, int B, int length) {
-    GpuShape g = m->shape;
-    ParameterTensors<T> w = m->w;
+// Tokens (B,length) to m->lnf (B,length,C).
+template <typename T> static void forward(Model<T> *m, const float *params, const uint16_t *tokens, int B,
+                                          int length) {
+    GPT2Config g = m->shape;
     int C = g.channels, rows = B * length, L = g.num_layers;
+    use_parameters(m, params);
+    ParameterTensors<T> w = m->w;
     m->B = B, m->length = length;
     send_tokens(m, tokens, rows);
     RUN(encoder_forward<T>, blocks_for((size_t)rows * C, THREADS * Pack<T>::size), THREADS, 0, m->residual,
@@ -1171,8 +1177,7 @@ template <typename T> static void forward(Model<T> *m, const uint16_t *tokens, i
     for (int l = 0; l < L; l++) {
         size_t at = (size_t)l * m->keep * rows, next = m->keep ? at + rows : 0, matrix = (size_t)l * C * C;
         T *x = m->residual + at * C, *x2 = m->residual2 + at * C, *qkv = m->qkv + at * 3 * C,
-          *atty = m->atty + at * C;
-        int last = l == L - 1;
+          *atty = m->atty + at * C, *out = m->residual + next * C;
         linear_forward(qkv, m->normed, w.qkvw + 3 * matrix, rows, C, 3 * C,
                        Epilogue<T>{0, w.qkvb + l * 3 * C, NULL, NULL});
         attention_forward(atty, m->lse + at * g.num_heads, qkv, B, length, C, g.num_heads);
@@ -1184,19 +1189,18 @@ template <typename T> static void forward(Model<T> *m, const uint16_t *tokens, i
                        Epilogue<T>{0, w.fcb + l * 4 * C, m->fch + at * 4 * C, NULL});
         linear_forward(m->branch, m->fch_gelu, w.fcprojw + 4 * matrix, rows, 4 * C, C,
                        Epilogue<T>{0, w.fcprojb + l * C, NULL, NULL});
-        T *out = m->residual +
-                 (m->keep ? (at + rows) * C : 0); // the residual stream, and the next layer norm of it
-        if (last) layernorm(out, m->lnf, m->lnf_mean, m->lnf_rstd, x2, m->branch, w.lnfw, w.lnfb, rows, C);
-        else
+        // the residual stream, and the next layer norm of it
+        if (l < L - 1)
             layernorm(out, m->normed, m->ln1_mean + next, m->ln1_rstd + next, x2, m->branch,
                       w.ln1w + (l + 1) * C, w.ln1b + (l + 1) * C, rows, C);
+        else layernorm(out, m->lnf, m->lnf_mean, m->lnf_rstd, x2, m->branch, w.lnfw, w.lnfb, rows, C);
     }
 }
 
 // Logits (n,Vp) of n rows of m->lnf from row `first` on, in m->logits.
 template <typename T> static void logits(Model<T> *m, int first, int n) {
     int C = m->shape.channels;
-    matmul(m->logits, m->lnf + (size_t)first * C, m->w.wte, n, m->Vp, C, 0, 1, Epilogue<T>{});
+    linear_forward(m->logits, m->lnf + (size_t)first * C, m->w.wte, n, C, m->Vp, Epilogue<T>{});
 }
 
 // A maximum and a sum of exponentials relative to it, of x times `scale`; over a block, each thread with its
@@ -1255,8 +1259,8 @@ template <typename T> __global__ void __launch_bounds__(CLASSIFIER_THREADS)
     }
 }
 
-// *out (+)= the sum of x, by one block.
-__global__ void sum_losses(double *out, const float *x, int n, int add) {
+// *out = the sum of x, by one block.
+__global__ void sum_losses(double *out, const float *x, int n) {
     __shared__ double part[THREADS];
     int thread = threadIdx.x;
     double sum = 0;
@@ -1266,28 +1270,37 @@ __global__ void sum_losses(double *out, const float *x, int n, int add) {
         __syncthreads();
         if (thread < half) part[thread] += part[thread + half];
     }
-    if (thread == 0) *out = add ? *out + part[0] : part[0];
+    if (thread == 0) *out = part[0];
 }
 
 // Cross entropy of the targets in chunks of rows, whose logits exist only for a moment; with grad_scale != 0
-// also m->dnormed, the gradient of m->lnf, and grads.wte.
-template <typename T> static void classifier(Model<T> *m, const uint16_t *targets, float grad_scale, int add,
-                                             Model<T> *teacher, float temperature, float weight) {
+// also m->dnormed, the gradient of m->lnf, and dwte.
+template <typename T>
+static void classifier(Model<T> *m, const uint16_t *targets, float *dwte, float grad_scale, int add,
+                       Gpu *teacher, float temperature, float weight) {
     int C = m->shape.channels, V = m->shape.vocab_size, rows = m->B * m->length;
+    Model<T> *t = (Model<T> *)teacher;
     send_targets(m, targets);
     for (int first = 0; first < rows; first += m->logit_rows) {
         int n = MIN(m->logit_rows, rows - first);
         Epilogue<T> to_wte = {};
         to_wte.accumulate = first || add;
         logits(m, first, n);
-        if (teacher) logits(teacher, first, n);
+        if (t) logits(t, first, n);
         RUN(cross_entropy<T>, n, CLASSIFIER_THREADS, 0, m->logits, m->losses + first, m->targets + first, V,
-            m->Vp, grad_scale, teacher ? teacher->logits : (T *)NULL, temperature, weight);
+            m->Vp, grad_scale, t ? t->logits : (T *)NULL, temperature, weight);
         if (grad_scale == 0) continue;
-        matmul(m->grads.wte, m->logits, m->lnf + (size_t)first * C, m->Vp, C, n, 1, 0, to_wte);
+        matmul(dwte, m->logits, m->lnf + (size_t)first * C, m->Vp, C, n, 1, 0, to_wte);
         matmul(m->dnormed + (size_t)first * C, m->logits, m->w.wte, n, C, m->Vp, 0, 0, Epilogue<T>{});
     }
-    RUN(sum_losses, 1, THREADS, 0, m->loss_sum, m->losses, rows, add);
+    RUN(sum_losses, 1, THREADS, 0, m->loss_sum, m->losses, rows);
+    CUDA(cudaEventRecord(m->loss_known, 0));
+}
+
+// The mean loss of the last classifier, as soon as that is done: the GPU may be far behind, in backward.
+template <typename T> static double mean_loss(Model<T> *m) {
+    CUDA(cudaEventSynchronize(m->loss_known));
+    return *m->loss_sum / (m->B * m->length);
 }
 
 // The layer norm's own gradients: dx +=, dweight +=, dbias +=.
@@ -1299,30 +1312,29 @@ template <typename T> static void layernorm_gradients(Model<T> *m, float *dweigh
     layernorm_parameters_backward(dweight, dbias, m->partial, m->dnormed, x, mean, rstd, rows, C);
 }
 
-// After forward: grads = grad_scale times the gradient of the summed loss, or += with add.
-template <typename T> static void backward(Model<T> *m, const uint16_t *targets, float grad_scale, int add,
-                                           Model<T> *teacher, float temperature, float weight) {
-    GpuShape g = m->shape;
+// After forward: grads = grad_scale times the gradient of the summed loss, or += with add; returns the mean.
+template <typename T>
+static double backward(Model<T> *m, float *grads, const uint16_t *targets, float grad_scale, int add,
+                       Gpu *teacher, float temperature, float weight) {
+    GPT2Config g = m->shape;
     ParameterTensors<T> w = m->w;
-    ParameterTensors<float> d = m->grads;
+    ParameterTensors<float> d;
     int B = m->B, length = m->length, C = g.channels, rows = B * length, L = g.num_layers;
-    size_t LC = (size_t)L * C;
-    if (!add) { // matrices are overwritten, the rest is added to
-        float *zero[] = {d.wpe,  d.ln1w, d.ln1b,    d.qkvb, d.attprojb, d.ln2w,
-                         d.ln2b, d.fcb,  d.fcprojb, d.lnfw, d.lnfb};
-        size_t n[] = {
-            (size_t)g.max_seq_len * C, LC, LC, 3 * LC, LC, LC, LC, 4 * LC, LC, (size_t)C, (size_t)C};
-        for (int i = 0; i < 11; i++) CUDA(cudaMemsetAsync(zero[i], 0, n[i] * sizeof(float), 0));
-    }
-    classifier(m, targets, grad_scale, add, teacher, temperature, weight);
+    float **tensors = (float **)&d;
+    size_t sizes[NUM_TENSORS];
+    point_parameters(&d, grads, g, sizes);
+    for (int i = 0; !add && i < NUM_TENSORS; i++) // products overwrite, the rest is added to
+        if (i != WTE && i != QKVW && i != ATTPROJW && i != FCW && i != FCPROJW)
+            CUDA(cudaMemsetAsync(tensors[i], 0, sizes[i] * sizeof(float), 0));
+    classifier(m, targets, d.wte, grad_scale, add, teacher, temperature, weight);
     CUDA(cudaMemsetAsync(m->dresidual, 0, (size_t)rows * C * sizeof(T), 0));
     layernorm_gradients(m, d.lnfw, d.lnfb, m->residual + (size_t)L * rows * C, w.lnfw, m->lnf_mean,
                         m->lnf_rstd);
     for (int l = L - 1; l >= 0; l--) {
         size_t at = (size_t)l * rows, matrix = (size_t)l * C * C;
         T *x = m->residual + at * C, *x2 = m->residual2 + at * C, *fch = m->fch + at * 4 * C;
-        T *qkv = m->qkv + at * 3 * C, *atty = m->atty + at * C, *ln1w = w.ln1w + l * C,
-          *ln2w = w.ln2w + l * C;
+        T *qkv = m->qkv + at * 3 * C, *atty = m->atty + at * C;
+        T *ln1w = w.ln1w + l * C, *ln2w = w.ln2w + l * C;
         float *mean1 = m->ln1_mean + at, *rstd1 = m->ln1_rstd + at, *mean2 = m->ln2_mean + at,
               *rstd2 = m->ln2_rstd + at;
         // the MLP; what enters its products is made once more
@@ -1348,39 +1360,93 @@ template <typename T> static void backward(Model<T> *m, const uint16_t *targets,
         m->order, m->start, C);
     RUN(wpe_backward<T>, blocks_for((size_t)length * C, THREADS), THREADS, 0, d.wpe, m->dresidual, B, length,
         C);
+    return mean_loss(m);
 }
 
-// ============================================================================================================
+// ===========================================================================================================
+// 10  Workers: processes with a GPU each, which share every step's micro-batches
+
+// The optimizer's state is cut into as many shards as there are processes (Rajbhandari et al. 2020, "ZeRO",
+// stage 1): each sums up its shard of everyone's gradients, moves its shard of the parameters, and all gather
+// the whole. As many bytes travel as if gradients were added for everyone, with 1/ranks of the state and work.
+// Muon needs whole matrices, Prodigy's slices whole tensors, and DiLoCo's workers each a state of
+// their own: there each process has all of it.
+static int rank, ranks = 1, sharded;
+
+static size_t shard_size(size_t n) { return sharded ? ((n + ranks - 1) / ranks + 3) / 4 * 4 : n; }
+static size_t shard_begin(size_t n) { return sharded ? MIN(n, rank * shard_size(n)) : 0; }
+static size_t shard_end(size_t n) { return MIN(n, shard_begin(n) + shard_size(n)); }
+
+#ifdef USE_NCCL
+static ncclComm_t nccl;
+static void check_nccl(ncclResult_t result, int line) {
+    if (result != ncclSuccess) fail("NCCL: %s (train_gpt2.cu, line %d)", ncclGetErrorString(result), line);
+}
+#define NCCL(call) check_nccl(call, __LINE__)
+
+static void all_gather(float *x, size_t n) {
+    size_t size = shard_size(n);
+    if (sharded) NCCL(ncclAllGather(x + rank * size, x, size, ncclFloat, nccl, 0));
+}
+
+void gpu_sum_gradients(float *g, size_t n) {
+    size_t size = shard_size(n);
+    if (sharded) NCCL(ncclReduceScatter(g, g + rank * size, size, ncclFloat, ncclSum, nccl, 0));
+    else if (ranks > 1) NCCL(ncclAllReduce(g, g, n, ncclFloat, ncclSum, nccl, 0));
+}
+
+OPTIM_PASS(divide, (float *x, float by), x[i] /= by;)
+
+void gpu_average(float *x, size_t n) {
+    NCCL(ncclAllReduce(x, x, n, ncclFloat, ncclSum, nccl, 0));
+    divide(optim_flat(n, NULL), x, (float)ranks);
+}
+
+// A sum over a shard becomes one over all of them.
+static void add_shards(OptimSums *s) {
+    static OptimSums *shared;
+    if (!sharded) return;
+    if (!shared) shared = cpu_memory<OptimSums>(1);
+    *shared = *s;
+    NCCL(ncclAllReduce(shared, shared, 3, ncclDouble, ncclSum, nccl, 0));
+    gpu_wait();
+    *s = *shared;
+}
+
+void gpu_ticket(char *ticket) { NCCL(ncclGetUniqueId((ncclUniqueId *)ticket)); }
+
+void gpu_join(const char *ticket, int this_rank, int all_ranks) {
+    static_assert(sizeof(ncclUniqueId) == GPU_TICKET, "NCCL's ticket has another size");
+    rank = this_rank, ranks = all_ranks;
+    NCCL(ncclCommInitRank(&nccl, ranks, *(const ncclUniqueId *)ticket, rank));
+    optim_across = add_shards;
+}
+#else
+static void all_gather(float *, size_t) {}
+#endif
+
+// ===========================================================================================================
 //    The border
 
-struct Gpu { // one of the two
-    Model<float> *f32;
-    Model<bf16> *bf16_;
-};
-
-const char *gpu_open(int device) {
+const char *gpu_open(int device, int *has_bf16) {
     static cudaDeviceProp properties;
-    int count = 0;
+    int count = 0, major;
     if (cudaGetDeviceCount(&count) != cudaSuccess || count <= device)
         fail("no GPU number %d that CUDA knows: %d are there; ./train_gpt2 trains on the CPU", device, count);
     CUDA(cudaSetDevice(device));
     CUDA(cudaGetDeviceProperties(&properties, device));
+    CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    *has_bf16 = major >= 8;
     CUBLAS(cublasLtCreate(&cublas));
     workspace = device_memory<char>(workspace_bytes);
     optim_matmul = muon_matmul;
     return properties.name;
 }
 
-int gpu_has_bf16(void) {
-    int device, major;
-    CUDA(cudaGetDevice(&device));
-    CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    return major >= 8;
-}
-
 size_t gpu_bytes(void) { return allocated_bytes; }
 
 float *gpu_share(size_t n) {
+    n = (n / ranks + 4) * ranks; // room for shards of the same size
     float *p = (float *)optim_allocate(n, sizeof(float));
     if (!p) fail("the GPU has no room for %zu more MiB; use a smaller model or --batch", n >> 18);
     allocated_bytes += n * sizeof(float);
@@ -1390,35 +1456,20 @@ void gpu_unshare(float *p) { optim_release(p); }
 void gpu_wait(void) { CUDA(cudaDeviceSynchronize()); }
 
 // Calls f of the model that m is.
-#define OF_MODEL(m, f, ...) ((m)->f32 ? f((m)->f32, ##__VA_ARGS__) : f((m)->bf16_, ##__VA_ARGS__))
+#define OF_MODEL(m, f, ...) \
+    ((m)->half ? f((Model<bf16> *)(m), ##__VA_ARGS__) : f((Model<float> *)(m), ##__VA_ARGS__))
 
-Gpu *gpu_create(GpuShape g, float *params, float *grads, int B, int length, int training, int half) {
-    Gpu *m = (Gpu *)calloc(1, sizeof *m);
-    if (!m) fail("out of memory");
+Gpu *gpu_create(GPT2Config g, int B, int length, int training, int half) {
     if (g.channels % 8) fail("%d channels; a GPU reads 8 at once, so make it a multiple of 8", g.channels);
     if (g.channels / g.num_heads > MAX_HEAD)
         fail("heads of %d channels; on a GPU they have at most %d", g.channels / g.num_heads, MAX_HEAD);
-    if (half) m->bf16_ = model_create<bf16>(g, B, length, training);
-    else m->f32 = model_create<float>(g, B, length, training);
     float_products = half ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
-    gpu_use(m, params, grads);
-    return m;
+    return half ? model_create<bf16>(g, B, length, training) : model_create<float>(g, B, length, training);
 }
+void gpu_free(Gpu *m) { OF_MODEL(m, model_free); }
 
-void gpu_free(Gpu *m) {
-    OF_MODEL(m, model_free);
-    free(m);
-}
-
-void gpu_use(Gpu *m, float *params, float *grads) {
-    OF_MODEL(m, model_use, params);
-    if (!grads) return;
-    if (m->f32) point_parameters(&m->f32->grads, grads, m->f32->shape);
-    else point_parameters(&m->bf16_->grads, grads, m->bf16_->shape);
-}
-
-void gpu_forward(Gpu *m, const uint16_t *tokens, int B, int length) {
-    OF_MODEL(m, forward, tokens, B, length);
+void gpu_forward(Gpu *m, const float *params, const uint16_t *tokens, int B, int length) {
+    OF_MODEL(m, forward, params, tokens, B, length);
 }
 
 template <typename T> static void logits_to_cpu(Model<T> *m, float *out, int first, int n) {
@@ -1436,420 +1487,239 @@ template <typename T> static void logits_to_cpu(Model<T> *m, float *out, int fir
 }
 void gpu_logits(Gpu *m, float *out, int first, int n) { OF_MODEL(m, logits_to_cpu, out, first, n); }
 
-void gpu_score(Gpu *m, const uint16_t *targets, int add) {
-    if (m->f32) classifier(m->f32, targets, 0, add, (Model<float> *)NULL, 1, 0);
-    else classifier(m->bf16_, targets, 0, add, (Model<bf16> *)NULL, 1, 0);
+double gpu_loss(Gpu *m, const uint16_t *targets) {
+    OF_MODEL(m, classifier, targets, NULL, 0, 0, NULL, 1, 0);
+    return OF_MODEL(m, mean_loss);
 }
 
-void gpu_backward(Gpu *m, const uint16_t *targets, float grad_scale, int add, Gpu *teacher, float temperature,
-                  float weight) {
-    if (m->f32)
-        backward(m->f32, targets, grad_scale, add, teacher ? teacher->f32 : (Model<float> *)NULL, temperature,
-                 weight);
-    else
-        backward(m->bf16_, targets, grad_scale, add, teacher ? teacher->bf16_ : (Model<bf16> *)NULL,
-                 temperature, weight);
+double gpu_backward(Gpu *m, float *grads, const uint16_t *targets, float grad_scale, int add, Gpu *teacher,
+                    float temperature, float weight) {
+    return OF_MODEL(m, backward, grads, targets, grad_scale, add, teacher, temperature, weight);
 }
 
-double gpu_loss_sum(Gpu *m) {
+// An optimizer as the C half has chosen and set it. There its row calls loops, here the same row calls kernels;
+// there it has all parameters, here a shard of them.
+struct OnGpu {
+    Optimizer *o;
+    const OptimRow *row;
+    size_t n, begin;
+    OnGpu(Optimizer *o, size_t n) : o(o), row(o->row), n(n), begin(shard_begin(n)) {
+        for (const OptimRow *r = optim_rows; r < optim_rows + OPTIM_COUNT(optim_rows); r++)
+            if (!strcmp(r->name, row->name) && r->base == row->base) o->row = r;
+        if (sharded) o->n = o->num_slices = shard_end(n) - begin;
+        o->params += begin;
+    }
+    ~OnGpu() {
+        if (sharded) o->n = o->num_slices = n;
+        o->params -= begin;
+        o->row = row;
+    }
+};
+
+int gpu_optim_start(Optimizer *o, float *params, size_t n, const OptimSegment *segments, int count) {
+    sharded = ranks > 1 && o->row->base != OPTIM_MUON && o->h.slice_p <= 1 && strcmp(o->row->name, "diloco");
+    OptimSegment *parts = (OptimSegment *)malloc((count + 1) * sizeof *parts);
+    size_t begin = shard_begin(n), end = shard_end(n);
+    if (!parts) return -1;
+    for (int i = 0; i < count; i++) { // what of each lies in the shard
+        size_t from = MIN(MAX(segments[i].offset, begin), end);
+        size_t to = MIN(MAX(segments[i].offset + segments[i].size, begin), end);
+        parts[i] = segments[i];
+        parts[i].offset = from - begin, parts[i].size = to - from;
+    }
+    OnGpu on(o, n);
+    int error = optim_start(o, params + begin, end - begin, parts, count);
+    free(parts);
     gpu_wait();
-    return m->f32 ? *m->f32->loss_sum : *m->bf16_->loss_sum;
+    return error;
 }
 
-double gpu_norm2(const float *x, size_t n) { return optim_norm2(x, n); }
-
-// The C half chose and set the optimizer; its row there calls loops, the same row here calls kernels.
-int gpu_optim_start(void *optimizer, float *params, size_t n, const void *segments, int count) {
-    Optimizer *o = (Optimizer *)optimizer;
-    const OptimRow *cpu = o->row;
-    for (int i = 0; i < OPTIM_COUNT(optim_rows); i++)
-        if (!strcmp(optim_rows[i].name, cpu->name) && optim_rows[i].base == cpu->base)
-            o->row = &optim_rows[i];
-    return optim_start(o, params, n, (const OptimSegment *)segments, count);
-}
-void gpu_optim_step(void *optimizer, const float *grad, float scale, double factor, double loss,
+void gpu_optim_step(Optimizer *o, const float *grad, float scale, double factor, double loss,
                     double loss_star) {
-    optim_step((Optimizer *)optimizer, grad, scale, factor, loss, loss_star);
+    OnGpu on(o, o->n);
+    optim_step(o, grad + on.begin, scale, factor, loss, loss_star);
+    moved = o->params - on.begin;
+    all_gather(o->params - on.begin, on.n);
 }
-void gpu_optim_eval(const void *optimizer, float *out) {
-    optim_eval_params((const Optimizer *)optimizer, out);
+
+void gpu_optim_eval(const Optimizer *optimizer, float *out) {
+    Optimizer o = *optimizer;
+    OnGpu on(&o, o.n);
+    optim_eval_params(&o, out + on.begin);
+    all_gather(out, on.n);
+    gpu_wait();
 }
-void gpu_optim_free(void *optimizer) { optim_free((Optimizer *)optimizer); }
-void gpu_copy(float *out, const float *x, size_t n) { optim_copy(optim_flat(n, NULL), out, x); }
+
+// Blocks are whole: gathered, one at a time, and handed out for a checkpoint to be written from or read into.
+// The next call takes this process's shard back from it.
+int gpu_optim_state(Optimizer *o, int i, void **block, size_t *bytes, const char **name) {
+    static float *whole, *shard;
+    size_t begin = shard_begin(o->n), shard_bytes = (shard_end(o->n) - begin) * sizeof(float);
+    if (whole) memcpy(shard, whole + begin, shard_bytes);
+    optim_release(whole);
+    whole = NULL;
+    if (!optim_state(o, i, block, bytes, name)) return 0;
+    if (!sharded || i == 0) return 1;
+    shard = (float *)*block;
+    *block = whole = (float *)optim_allocate(ranks * shard_size(o->n), sizeof(float));
+    if (!whole) fail("no memory for %zu MiB of a checkpoint", *bytes >> 20);
+    memcpy(whole + begin, shard, shard_bytes);
+    all_gather(whole, o->n);
+    gpu_wait();
+    return 1;
+}
+
+void gpu_optim_free(Optimizer *o) { optim_free(o); }
+double gpu_gradient_norm2(const Optimizer *optimizer, const float *g) {
+    Optimizer o = *optimizer;
+    OnGpu on(&o, o.n);
+    return optim_gradient_norm2(&o, g + on.begin);
+}
+double gpu_norm2(const float *x, size_t n) {
+    return optim_norm2(x + shard_begin(n), shard_end(n) - shard_begin(n));
+}
+void gpu_copy(OptimSpan span, float *out, const float *x) { optim_copy(span, out, x); }
 void gpu_proxy_gradient(float *out, const float *proxy, const float *g, const float *proxy_t, const float *x,
                         const float *xt, double eta, size_t n) {
     optim_proxy_gradient(out, proxy, g, proxy_t, x, xt, eta, n);
 }
 
-#else // the C half
-// From here on the optimizer that train_gpt2.c speaks of is the GPU's.
-#define optim_start gpu_optim_start
-#define optim_step gpu_optim_step
-#define optim_eval_params gpu_optim_eval
-#define optim_norm2 gpu_norm2
-#define optim_proxy_gradient gpu_proxy_gradient
-#include "train_gpt2.c"
+#elif !defined GPT2_DEVICE_WORKERS // the C half, within train_gpt2.c, at the end of its chapter 5
 
 void gpu_die(const char *message) { die("%s", message); }
 
-// ============================================================================================================
-// 9  Teacher
+static int gpu_bf16; // whether models train in it
 
-// Two models on one GPU: of a black-box teacher only the loss is read, with the student's; soft labels are
-// compared where the student's logits are (classifier).
-
-// ============================================================================================================
-// 12  The training loop
-
-typedef struct {
-    Run run; // as in train_gpt2.c; params_memory and grads_memory of its models are shared with the GPU
-    Gpu *model, *teacher; // teacher is NULL without one
-} GpuRun;
-
-static GpuShape shape_of(GPT2Config g) {
-    return (GpuShape){g.max_seq_len, g.vocab_size, g.num_layers, g.num_heads, g.channels};
+// Workers (chapter 10) take a GPU each of those that their machine has.
+static const char *open_device_gpu(int f32) {
+    static char name[300];
+    int has_bf16, device = 0;
+#ifdef USE_NCCL
+    MPI_Comm machine;
+    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &machine);
+    MPI_Comm_rank(machine, &device);
+#endif
+    snprintf(name, sizeof name, "%s", gpu_open(device, &has_bf16));
+#ifdef USE_NCCL
+    char ticket[GPU_TICKET];
+    int rank, ranks;
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank), MPI_Comm_size(MPI_COMM_WORLD, &ranks);
+    if (rank == 0) gpu_ticket(ticket);
+    MPI_Bcast(ticket, sizeof ticket, MPI_BYTE, 0, MPI_COMM_WORLD);
+    if (ranks > 1) gpu_join(ticket, rank, ranks);
+#endif
+    gpu_bf16 = has_bf16 && !f32;
+    strcat(name, gpu_bf16 ? ", bf16" : ", f32");
+    return name;
 }
 
-// Brings a model that has been loaded or initialized to the GPU.
-static Gpu *move_to_gpu(GPT2 *m, int B, int T, int training, int bf16) {
-    float *params = gpu_share(m->num_parameters);
-    memcpy(params, m->params_memory, m->num_parameters * sizeof(float));
-    free(m->params_memory);
-    m->params_memory = params;
-    m->params = point_parameters(params, m->config);
+static float *allocate_floats_gpu(size_t n) {
+    float *p = gpu_share(n);
+    allocated_bytes = gpu_bytes();
+    return p;
+}
+
+static void gpt2_allocate_gpu(GPT2 *m, GPT2Config config) {
+    memset(m, 0, sizeof *m);
+    m->config = config;
+    m->num_parameters = count_parameters(config);
+    m->params_memory = allocate_floats_gpu(m->num_parameters);
+    m->params = point_parameters(m->params_memory, config);
+}
+
+static void gpt2_allocate_activations_gpu(GPT2 *m, int B, int T, int training) {
+    m->max_rows = B * T, m->max_T = T, m->logit_rows = 1;
+    m->logits = allocate_floats(m->config.vocab_size);
     if (training) {
-        m->grads_memory = gpu_share(m->num_parameters);
+        m->grads_memory = allocate_floats_gpu(m->num_parameters);
         m->grads = point_parameters(m->grads_memory, m->config);
     }
-    m->max_rows = B * T, m->max_T = T;
-    return gpu_create(shape_of(m->config), params, m->grads_memory, B, T, training, bf16);
+    m->gpu = gpu_create(m->config, B, T, training, gpu_bf16);
+    allocated_bytes = gpu_bytes();
 }
 
-// As train_gpt2.c's evaluate.
-static double gpu_evaluate(Gpu *gpu, const GPT2 *m, const Dataset *d, int T, size_t max_tokens) {
-    double sum = 0;
-    size_t count = 0;
-    if (max_tokens == 0) max_tokens = dataset_tokens(d);
-    for (int s = 0; s < d->num_shards && count < max_tokens; s++) {
-        size_t n = MIN(d->shards[s].count, max_tokens - count + 1);
-        for (size_t at = 0; at + 1 < n;) {
-            int t = (int)MIN((size_t)T, n - 1 - at),
-                b = t < T ? 1 : (int)MIN((size_t)(m->max_rows / T), (n - 1 - at) / T);
-            const uint16_t *x = d->shards[s].tokens + at;
-            for (int i = 0; i <= b * t; i++)
-                if (x[i] >= m->config.vocab_size)
-                    die("the validation data holds token %d, the model knows %d tokens", x[i],
-                        m->config.vocab_size);
-            gpu_forward(gpu, x, b, t);
-            gpu_score(gpu, x + 1, count > 0);
-            at += (size_t)b * t;
-            count += (size_t)b * t;
-        }
-    }
-    if (count) sum = gpu_loss_sum(gpu);
-    return count ? sum / (double)count : NAN;
+static UNUSED void gpt2_free_gpu(GPT2 *m) {
+    if (m->gpu) gpu_free(m->gpu);
+    gpu_unshare(m->params_memory), gpu_unshare(m->grads_memory);
+    free(m->logits);
 }
 
-// As train_gpt2.c's print_sample.
-static void gpu_print_sample(GpuRun *g) {
-    Run *run = &g->run;
-    const Tokenizer *t = &run->tokenizer;
-    int V = run->model.config.vocab_size, start = t->kind == TOKENIZER_GPT2 ? V - 1 : 0;
-    int window = MIN(run->model.max_T, run->model.config.max_seq_len);
-    uint16_t *tokens = resize(NULL, (SAMPLE_TOKENS + window) * sizeof *tokens);
-    float *logits = resize(NULL, V * sizeof *logits);
-    memset(tokens, 0,
-           (SAMPLE_TOKENS + window) * sizeof *tokens); // what comes later has no effect on what was before
-    for (int i = 0; i < MIN(V, t->vocab_size); i++) {
-        size_t length;
-        const char *bytes = tokenizer_token(t, i, &length);
-        if (t->kind != TOKENIZER_GPT2 && length == 1 && *bytes == '\n') start = i;
-    }
-    tokens[0] = (uint16_t)start;
-    printf("--- sample at step %ld\n", run->now.step);
-    for (int i = 0; i < SAMPLE_TOKENS; i++) {
-        int from = MAX(0, i + 1 - window);
-        gpu_forward(g->model, tokens + from, 1, window); // always of one shape
-        gpu_logits(g->model, logits, i - from, 1);
-        int next =
-            draw(logits, V, 0.8f, random_uniform(run->options.seed + 7, (uint64_t)run->now.step << 16 | i));
-        size_t length;
-        const char *bytes = next < t->vocab_size ? tokenizer_token(t, next, &length) : NULL;
-        if (bytes) fwrite(bytes, 1, length, stdout);
-        tokens[i + 1] = (uint16_t)next;
-    }
-    printf("\n---\n");
-    free(tokens), free(logits);
+static void gpt2_forward_gpu(GPT2 *m, const uint16_t *tokens, int B, int T) {
+    gpu_forward(m->gpu, m->params_memory, tokens, B, T);
+}
+static void gpt2_logits_gpu(const GPT2 *m, float *logits, int first, int n) {
+    gpu_logits(m->gpu, logits, first, n);
+}
+static double gpt2_loss_gpu(GPT2 *m, const uint16_t *targets) { return gpu_loss(m->gpu, targets); }
+
+static int add_micro_batch; // to the gradients of those before (chapter 10)
+static double gpt2_backward_gpu(GPT2 *m, const uint16_t *targets, float grad_scale, int add,
+                                const SoftLabels *soft) {
+    static const SoftLabels none = {.temperature = 1};
+    const SoftLabels *s = soft ? soft : &none;
+    return gpu_backward(m->gpu, m->grads_memory, targets, grad_scale, add || add_micro_batch,
+                        soft ? soft->teacher->gpu : NULL, s->temperature, s->weight);
 }
 
-// As train_gpt2.c's, and the GPU's model follows.
-static void gpu_swap_evaluation_point(GpuRun *g, int enter) {
-    swap_evaluation_point(&g->run, enter);
-    gpu_use(g->model, g->run.model.params_memory, g->run.model.grads_memory);
+// What chapters 6 to 12 of train_gpt2.c call is, from here on, the GPU's.
+#define open_device open_device_gpu
+#define allocate_floats allocate_floats_gpu
+#define gpt2_allocate gpt2_allocate_gpu
+#define gpt2_allocate_activations gpt2_allocate_activations_gpu
+#define gpt2_free gpt2_free_gpu
+#define gpt2_to_bf16(m) die("--teacher-weights is for CPUs; a GPU computes in bf16 where it can")
+#define gpt2_forward gpt2_forward_gpu
+#define gpt2_logits gpt2_logits_gpu
+#define gpt2_loss gpt2_loss_gpu
+#define gpt2_backward gpt2_backward_gpu
+#define optim_start gpu_optim_start
+#define optim_step gpu_optim_step
+#define optim_eval_params gpu_optim_eval
+#define optim_state gpu_optim_state
+#define optim_norm2 gpu_norm2
+#define optim_gradient_norm2 gpu_gradient_norm2
+#define optim_copy gpu_copy
+#define optim_proxy_gradient gpu_proxy_gradient
+
+#else // and at the end of chapter 10: micro-batches are added where they are computed, by NCCL across workers
+
+static void allocate_sums_gpu(GradientSum *s, GPT2 *m, long first, long end) {
+    (void)first, (void)end;
+    s->model = m;
+}
+static void begin_micro_batch_gpu(GradientSum *s, long i, long first, long end, int exchange) {
+    (void)s, (void)end, (void)exchange;
+    add_micro_batch = i > first;
+}
+static void end_micro_batch_gpu(GradientSum *s) { (void)s, add_micro_batch = 0; }
+
+#ifdef USE_NCCL
+static void prepare_workers_gpu(GPT2 *m, const float *x_outer, int n, int width) {
+    (void)x_outer, (void)n;
+    if (width < 4) die("--compression is for CPUs; GPUs send float32");
+    mpi.model = m;
+    MPI_Comm_dup(MPI_COMM_WORLD, &mpi.for_sums);
 }
 
-static void gpu_save_checkpoint(GpuRun *g) {
-    Run *run = &g->run;
-    if (!*run->options.out) return;
-    gpu_swap_evaluation_point(g, 1);
-    gpu_wait();
-    gpt2_save(run->model.config, run->model.params_memory, path_in(run->options.out, "model.bin").s);
-    gpu_swap_evaluation_point(g, 0);
-    gpu_wait();
-    save_state(run);
+// A shard of n / N goes to each of the N - 1 others to be summed up, and as many come back.
+static void count_bytes(size_t n) {
+    workers.bytes_sent += 2.0 * (workers.count - 1) / workers.count * (double)n * sizeof(float);
 }
-
-// As train_gpt2.c's prepare, with the models' memory on the GPU.
-static void gpu_prepare(GpuRun *g, int bf16) {
-    Run *run = &g->run;
-    Options *o = &run->options;
-    GPT2 *m = &run->model;
-    Tokenizer *t = &run->tokenizer;
-    if (*o->out) { // one run at a time writes there
-        make_folder(o->out);
-        int folder = open(o->out, O_RDONLY | O_DIRECTORY);
-        if (folder < 0) die("cannot open the folder %s: %s", o->out, strerror(errno));
-        if (flock(folder, LOCK_EX | LOCK_NB))
-            die("another run is writing to %s; choose another --out", o->out);
-    }
-    if (*o->model) gpt2_load(m, o->model);
-    if (*o->teacher) gpt2_load(&run->teacher, o->teacher);
-
-    size_t length = 0;
-    char *text = is_shards(o->data) ? NULL : read_texts(o->data, &length);
-    if (*o->tokenizer) tokenizer_init(t, o->tokenizer, text, length, o->merges);
-    else if (!(*o->model && tokenizer_load(t, o->model)) && !(*o->teacher && tokenizer_load(t, o->teacher))) {
-        if (!text && *o->merges) tokenizer_init(t, "gpt2", NULL, 0, o->merges);
-        else if (text) tokenizer_init(t, "chars", text, length, NULL);
-    }
-    dataset_load(&run->train, o->data, t, text, length);
-    free(text);
-    if (*o->val) dataset_load(&run->val, o->val, t, NULL, 0);
-    else dataset_split(&run->train, &run->val);
-
-    if (!*o->model) {
-        GPT2Config config = {o->context, t->vocab_size ? t->vocab_size : 50257, o->layers, o->heads,
-                             o->channels};
-        check_config(config, "the command line");
-        gpt2_allocate(m, config);
-        gpt2_initialize(m, o->seed);
-    }
-    GPT2Config config = m->config;
-    if (t->vocab_size > config.vocab_size)
-        die("the tokenizer has %d tokens, the model knows %d; use the model's own tokenizer", t->vocab_size,
-            config.vocab_size);
-    run->B = o->batch, run->T = o->seq_len ? o->seq_len : config.max_seq_len;
-    if (run->T > config.max_seq_len)
-        die("--seq-len %d is longer than the model's context of %d", run->T, config.max_seq_len);
-    if (*o->teacher) {
-        GPT2Config tg = run->teacher.config;
-        if (tg.vocab_size != config.vocab_size)
-            die("the teacher knows %d tokens, the student %d; they must read the same text alike",
-                tg.vocab_size, config.vocab_size);
-        if (tg.max_seq_len < run->T)
-            die("the teacher's context is %d; use --seq-len %d", tg.max_seq_len, tg.max_seq_len);
-    } else if (optim_is_polyak(&run->optimizer))
-        die_usage("%s needs --teacher: its step comes from a teacher's loss", o->optimizer);
-    else if (!strcmp(o->distill, "soft")) die_usage("--distill soft needs --teacher");
-    if (o->clip < 0) o->clip = optim_is_polyak(&run->optimizer) ? 0 : 1;
-
-    const char *name = gpu_open(0);
-    if (bf16 < 0) bf16 = gpu_has_bf16();
-    g->model = move_to_gpu(m, run->B, run->T, 1, bf16);
-    if (*o->teacher) g->teacher = move_to_gpu(&run->teacher, run->B, run->T, 0, bf16);
-    start_optimizer(&run->optimizer, m, o->freeze);
-    run->x = allocate((size_t)run->B * run->T, sizeof *run->x);
-    run->y = allocate((size_t)run->B * run->T, sizeof *run->y);
-    run->loader = (DataLoader){&run->train, run->T, o->seed, 0, 0};
-    if (*o->proxy) {
-        size_t n = m->num_parameters;
-        dataset_load(&run->proxy.data, o->proxy, t, NULL, 0);
-        run->proxy.loader = (DataLoader){&run->proxy.data, run->T, (uint64_t)o->seed + 1, 0, 0};
-        run->proxy.x_t = gpu_share(n), run->proxy.g_t = gpu_share(n), run->proxy.h_t = gpu_share(n);
-    }
-    if (!strncmp(o->schedule, "refined:", 8))
-        run->schedule = refined_schedule(o->schedule + 8, o->steps, &run->optimizer);
-    run->now.val_loss = NAN;
-    run->identity = describe_run(o, &run->optimizer, config, run->train.hash ^ run->proxy.data.hash, "");
-
-    printf("model      %d layers, %d heads, %d channels, context %d, %d tokens: %zu parameters\n",
-           config.num_layers, config.num_heads, config.channels, config.max_seq_len, config.vocab_size,
-           m->num_parameters);
-    printf("data       %zu training tokens, %zu for validation\n", dataset_tokens(&run->train),
-           dataset_tokens(&run->val));
-    printf("step       %s, %d x %d x %d tokens, %s on %s\n", o->optimizer, o->accumulate, run->B, run->T,
-           bf16 ? "bf16" : "f32", name);
-    size_t optimizer_bytes = 0, bytes;
-    void *block;
-    const char *block_name;
-    for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &block_name); i++)
-        optimizer_bytes += bytes;
-    printf("memory     %.0f MB on the GPU: model, activations %.0f, optimizer %.0f\n",
-           (gpu_bytes() + optimizer_bytes) / 1e6, gpu_bytes() / 1e6, optimizer_bytes / 1e6);
+static void receive_layers_gpu(int wait) {
+    (void)wait;
+    gpu_sum_gradients(mpi.model->grads_memory, mpi.model->num_parameters);
+    count_bytes(mpi.model->num_parameters);
 }
-
-// The mean gradient of `count` micro-batches, as train_gpt2.c's. The GPU is given all of it and nothing is
-// waited for; whoever wants the loss reads it after.
-static void gpu_gradient(GpuRun *g, DataLoader *loader, int count, int with_teacher) {
-    Run *run = &g->run;
-    const Options *o = &run->options;
-    Gpu *soft = with_teacher && !strcmp(o->distill, "soft") ? g->teacher : NULL;
-    float scale = 1.0f / ((float)run->B * (float)run->T * (float)count);
-    for (int i = 0; i < count; i++) {
-        loader_next(loader, run->x, run->y, run->B, run->model.config.vocab_size);
-        if (with_teacher)
-            gpu_forward(g->teacher, run->x, run->B, run->T), gpu_score(g->teacher, run->y, i > 0);
-        gpu_forward(g->model, run->x, run->B, run->T);
-        gpu_backward(g->model, run->y, scale, i > 0, soft, (float)o->temperature, (float)o->soft_weight);
-    }
+static void diloco_average_gpu(float *x, size_t n) {
+    if (workers.count == 1) return;
+    gpu_average(x, n);
+    count_bytes(n);
 }
-
-// As train_gpt2.c's update.
-static void gpu_update(GpuRun *g, StepResult *r) {
-    Run *run = &g->run;
-    const Options *o = &run->options;
-    GPT2 *m = &run->model;
-    long step = run->now.step;
-    r->grad_norm = sqrt(optim_norm2(m->grads_memory, m->num_parameters));
-    if (!isfinite(r->loss) || !isfinite(r->grad_norm))
-        die("the loss or its gradient is not a number at step %ld; lower --lr, or look at the data",
-            step + 1);
-    float clip = o->clip > 0 && r->grad_norm > o->clip ? (float)(o->clip / r->grad_norm) : 1.0f;
-    double factor = run->schedule ? run->schedule[step]
-                                  : optim_schedule(o->schedule, step, o->steps, o->warmup, o->final_lr);
-    optim_step(&run->optimizer, m->grads_memory, clip, factor, r->loss, r->teacher_loss);
-    gpu_use(g->model, m->params_memory, m->grads_memory);
-    r->lr = optim_rate(&run->optimizer, factor);
-}
-
-// As train_gpt2.c's train_step.
-static StepResult gpu_train_step(GpuRun *g) {
-    Run *run = &g->run;
-    const Options *o = &run->options;
-    StepResult r = {0};
-    double targets = (double)run->B * run->T * o->accumulate;
-    gpu_gradient(g, &run->loader, o->accumulate, g->teacher != NULL);
-    r.loss = gpu_loss_sum(g->model) / targets;
-    r.teacher_loss = g->teacher ? gpu_loss_sum(g->teacher) / targets : 0;
-    if (!run->proxy.x_t) gpu_update(g, &r);
-    else {
-        Proxy *p = &run->proxy;
-        GPT2 *m = &run->model;
-        size_t n = m->num_parameters;
-        DataLoader again = p->loader;
-        double eta = o->proxy_eta > 0 ? o->proxy_eta : INFINITY;
-        gpu_copy(p->g_t, m->grads_memory, n);
-        gpu_copy(p->x_t, m->params_memory, n);
-        gpu_gradient(g, &p->loader, o->proxy_steps, 0);
-        gpu_copy(p->h_t, m->grads_memory, n);
-        for (int k = 0; k < o->proxy_steps; k++) {
-            gpu_gradient(g, &again, 1, 0);
-            optim_proxy_gradient(m->grads_memory, m->grads_memory, p->g_t, p->h_t, m->params_memory, p->x_t,
-                                 eta, n);
-            gpu_update(g, &r);
-        }
-    }
-    if (!g->teacher) r.teacher_loss = NAN;
-    return r;
-}
-
-// As train_gpt2.c's train.
-static void gpu_train(GpuRun *g) {
-    Run *run = &g->run;
-    const Options *o = &run->options;
-    double began = now() - run->now.seconds, tokens_per_second = 0;
-    while (run->now.step < o->steps && !interrupted) {
-        double start = now();
-        StepResult r = gpu_train_step(g);
-        run->now.step++;
-        double speed = (double)o->accumulate * run->B * run->T / (now() - start);
-        tokens_per_second = tokens_per_second ? 0.9 * tokens_per_second + 0.1 * speed : speed;
-        int last = run->now.step == o->steps,
-            evaluated = last || (o->eval_every && run->now.step % o->eval_every == 0);
-        if (evaluated || (o->sample_every && run->now.step % o->sample_every == 0)) {
-            gpu_swap_evaluation_point(g, 1);
-            if (evaluated)
-                run->now.val_loss = gpu_evaluate(g->model, &run->model, &run->val, run->T, o->eval_tokens);
-            if (o->sample_every && run->tokenizer.vocab_size &&
-                (last || run->now.step % o->sample_every == 0))
-                gpu_print_sample(g);
-            gpu_swap_evaluation_point(g, 0);
-        }
-        run->now.seconds = now() - began;
-        show_progress(run, r.loss, tokens_per_second);
-        if (run->log) {
-            fprintf(run->log, "%ld,%ld,%.3f,", run->now.step, run->now.step * o->accumulate * run->B * run->T,
-                    run->now.seconds);
-            log_number(run->log, r.loss, "%.6f", ',');
-            log_number(run->log, evaluated ? run->now.val_loss : NAN, "%.6f", ',');
-            log_number(run->log, r.teacher_loss, "%.6f", ',');
-            log_number(run->log, r.lr, "%.6g", ',');
-            log_number(run->log, r.grad_norm, "%.6g", '\n');
-            if (fflush(run->log)) die("cannot write %s/log.csv: %s", o->out, strerror(errno));
-        }
-        if (last || (o->save_every && run->now.step % o->save_every == 0) || interrupted)
-            gpu_save_checkpoint(g);
-    }
-}
-
-#ifndef TRAIN_GPT2_CU_NO_MAIN
-int main(int argc, char **argv) {
-    static GpuRun g;
-    Run *run = &g.run;
-    int bf16 = -1, kept = 1; // the one option that train_gpt2.c has not: --f32 trains without bf16
-    for (int i = 1; i < argc; i++)
-        if (!strcmp(argv[i], "--f32")) bf16 = 0;
-        else argv[kept++] = argv[i];
-    argv[kept] = NULL;
-    for (int i = 1; i < kept; i++)
-        if (!strcmp(argv[i], "--help") && i == kept - 1)
-            printf("train_gpt2cu: train_gpt2 on a GPU, with the same options, and\n\n"
-                   "  --f32                          all in float32 (else the layers are bf16, from compute "
-                   "capability 8 on)\n\n");
-    run->options = parse_command_line(kept, argv, &run->optimizer);
-    const Options *o = &run->options;
-    gpu_prepare(&g, bf16);
-    if (o->resume) {
-        gpu_wait();
-        if (load_state(run)) printf("resumed    at step %ld of %d\n", run->now.step, o->steps);
-        gpu_use(g.model, run->model.params_memory, run->model.grads_memory);
-    }
-    if (*o->out) {
-        if (!run->now.step) { // what another run left here is no longer a checkpoint
-            unlink(path_in(o->out, "state.bin").s);
-            unlink(path_in(o->out, "model.bin").s);
-        }
-        if (run->tokenizer.vocab_size) tokenizer_save(&run->tokenizer, o->out);
-        open_log(run);
-    }
-    struct sigaction action = {.sa_handler = on_signal};
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-    gpu_train(&g);
-    if (interrupted && run->now.step < o->steps) {
-        printf("\nstopped at step %ld of %d", run->now.step, o->steps);
-        if (*o->out) printf("; the same command with --resume goes on");
-        printf("\n");
-        return 0;
-    }
-    if (isnan(run->now.val_loss) || o->steps == 0) { // nothing was trained
-        gpu_swap_evaluation_point(&g, 1);
-        run->now.val_loss = gpu_evaluate(g.model, &run->model, &run->val, run->T, o->eval_tokens);
-        gpu_swap_evaluation_point(&g, 0);
-        gpu_save_checkpoint(&g);
-    }
-    if (*o->export_hf) {
-        gpu_swap_evaluation_point(&g, 1);
-        gpu_wait();
-        gpt2_export_hf(run->model.config, run->model.params_memory, &run->tokenizer, o->export_hf);
-        gpu_swap_evaluation_point(&g, 0);
-    }
-    if (g.teacher) {
-        double loss = gpu_evaluate(g.teacher, &run->teacher, &run->val, run->T, o->eval_tokens);
-        printf("teacher val loss %.4f, the student is %+.4f from it\n", loss, run->now.val_loss - loss);
-    }
-    printf("final val loss %.4f\n", run->now.val_loss);
-    return 0;
-}
+#define prepare_workers prepare_workers_gpu
+#define receive_layers receive_layers_gpu
+#define diloco_average diloco_average_gpu
 #endif
+#define allocate_sums allocate_sums_gpu
+#define begin_micro_batch begin_micro_batch_gpu
+#define end_micro_batch end_micro_batch_gpu
 #endif

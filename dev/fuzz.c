@@ -8,7 +8,7 @@
 
     clang -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -DFUZZ_MODEL \
         dev/fuzz.c -o fuzz_model -lm
-    mkdir -p corpus_model && ./fuzz_model -max_total_time=600 -timeout=10 -detect_leaks=0 corpus_model
+    mkdir corpus_model; ASAN_OPTIONS=detect_leaks=0 ./fuzz_model -max_total_time=600 -timeout=10 corpus_model
 
 The corpus is given a good file to start from. What the C library allocates itself (getline) is not seen by
 test/caught.h and leaks. */

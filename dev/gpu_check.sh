@@ -3,7 +3,8 @@
 #   dev/gpu_check.sh [REPORT_DIR]          default: gpu_report; report.txt there is the summary, beside it every output
 #   PEAK=312      peak TFLOP/s of the card's bf16 (dense), for MFU, where the table below does not know the card
 #   GOLDEN="DIR.."  more golden folders than test/golden/gpt2_tiny
-# Needs nvcc, cuBLAS and make; uses nsys and compute-sanitizer where they are installed.
+# Needs nvcc, cuBLAS and make; uses nsys and compute-sanitizer where they are installed, and all GPUs of the machine
+# where NCCL and Open MPI are.
 set -u
 cd "$(dirname "$0")/.."
 report=${1:-gpu_report}
@@ -31,7 +32,10 @@ esac
 peak=${PEAK:-$peak}
 
 # ---- build
-if ! make train_gpt2 train_gpt2cu test/test_gpt2_cuda_gpu dev/data/tales.txt >"$report/build.txt" 2>&1; then
+gpus=$(nvidia-smi --query-gpu=name --format=csv,noheader | wc -l) several=
+if [ "$gpus" -gt 1 ] && command -v mpirun >/dev/null && command -v mpicxx >/dev/null; then several="USE_NCCL=1 USE_MPI=1"; fi
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+if ! make $several train_gpt2 train_gpt2cu test/test_gpt2_cuda_gpu dev/data/tales.txt >"$report/build.txt" 2>&1; then
     fail "the build; see build.txt"
     exit 1
 fi
@@ -43,18 +47,32 @@ say "goldens    $(tail -n 1 "$report/golden.txt")"
 grep -h '^golden' "$report/golden.txt" | while read -r line; do say "           $line"; done
 
 # ---- 50 steps beside the CPU's trainer
+largest_difference() { # largest_difference RUN RUN: of a step's loss
+    awk -F, 'NR == FNR { a[FNR] = $4; next } FNR > 1 { d = a[FNR] - $4; d = d < 0 ? -d : d; if (d > most) most = d }
+        END { printf "%.6f", FNR < 51 ? 9 : most }' "$1/log.csv" "$2/log.csv"
+}
 options="--data dev/data/tales.txt --layers 4 --heads 4 --channels 128 --context 64 --batch 12 --steps 50 --eval-tokens 4096"
 $cpu $options --out "$work/cpu" >"$report/steps_cpu.txt" 2>&1 || fail "train_gpt2"
 for precision in --f32 ""; do
     $gpu $options $precision --out "$work/gpu$precision" >"$report/steps_gpu$precision.txt" 2>&1 || fail "train_gpt2cu $precision"
-    difference=$(awk -F, 'NR == FNR { a[FNR] = $4; next } FNR > 1 { d = a[FNR] - $4; d = d < 0 ? -d : d; if (d > most) most = d }
-        END { printf "%.6f", FNR < 51 ? 9 : most }' "$work/cpu/log.csv" "$work/gpu$precision/log.csv")
+    difference=$(largest_difference "$work/cpu" "$work/gpu$precision")
     cp "$work/gpu$precision/log.csv" "$report/log_gpu$precision.csv"
     say "50 steps   ${precision:---bf16}: largest difference of a step's loss from the CPU's: $difference"
     awk -v d="$difference" -v f32="$precision" 'BEGIN { exit !(d < (f32 ? 0.001 : 0.05)) }' || fail "the losses of 50 steps"
 done
 $gpu $options --out "$work/again" >/dev/null 2>&1
 cmp -s "$work/gpu/model.bin" "$work/again/model.bin" && say "twice      the same bits" || fail "the same run twice gives other bits"
+
+# ---- all GPUs: the losses of one
+if [ "$several" ]; then
+    on_all="mpirun -n $gpus $gpu --workers data"
+    $gpu $options --f32 --accumulate "$gpus" --out "$work/one" >/dev/null 2>&1
+    $on_all $options --f32 --accumulate "$gpus" --out "$work/all" >"$report/steps_all.txt" 2>&1 || fail "$gpus GPUs"
+    difference=$(largest_difference "$work/one" "$work/all")
+    say "$gpus GPUs     largest difference of a step's loss from one GPU's: $difference"
+    awk -v d="$difference" 'BEGIN { exit !(d < 0.001) }' || fail "the losses of $gpus GPUs"
+elif [ "$gpus" -gt 1 ]; then say "$gpus GPUs     one is measured: Open MPI is not installed"
+fi
 
 # ---- speed for 124M. Tokens: the bytes of an ASCII text, two a token, all below 32640; header: llm.c's magic, version, count
 shard=$work/tokens.bin count=$(($(wc -c <dev/data/tales.txt) / 2))
@@ -72,7 +90,7 @@ measure() {
     rm -rf "$work/run"
     nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits -lms 200 >"$work/memory" 2>/dev/null &
     local sampler=$!
-    timeout "$(left)" $gpu $model --batch "$batch" --steps "$steps" --out "$work/run" "$@" >"$work/run.txt" 2>&1
+    timeout "$(left)" ${trainer:-$gpu} $model --batch "$batch" --steps "$steps" --out "$work/run" "$@" >"$work/run.txt" 2>&1
     local code=$?
     kill $sampler
     wait $sampler 2>/dev/null
@@ -94,6 +112,10 @@ for batch in 32 64 128 16 8 4 2; do
         printf "%.0f tokens/s, %.1f TFLOP/s", s, s * f / 1e12; if (p > 0) printf ", %.1f%% of the peak", s * f / p / 1e10 }'), $memory MiB"
 done
 [ -n "$best" ] || fail "124M fits with no batch"
+if [ "$several" ] && [ -n "$best" ] && [ "$(left)" -gt 200 ]; then
+    trainer=$on_all measure "$best" 30 --accumulate "$gpus" &&
+        say "124M       $gpus GPUs, B $best x 1024 each: $(printf '%.0f' "$speed") tokens/s"
+fi
 
 # ---- optimizers: a step of one micro-batch of one sequence, less the time that a second micro-batch takes
 for optimizer in adamw "gpa --optimizer gpa" "schedule-free --optimizer schedule-free" "muon --optimizer muon"; do

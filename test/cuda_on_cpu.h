@@ -1,7 +1,7 @@
 /* CUDA on a CPU: with this header before it, train_gpt2.cu is C++ that any compiler takes, and its kernels
 run on the CPU. Not a GPU's speed, but its semantics: what a test without a GPU can know.
 
-       g++ -std=c++17 -fno-strict-aliasing -Wno-unknown-pragmas -include test/cuda_on_cpu.h -x c++ -c train_gpt2.cu
+    g++ -std=c++17 -fno-strict-aliasing -Wno-unknown-pragmas -include test/cuda_on_cpu.h -x c++ -c train_gpt2.cu
 
 A launch runs its blocks one after the other; a block's threads are fibers, each with a stack of its own. A
 fiber runs until it comes to a barrier (__syncthreads, __syncwarp, a shuffle or another operation of a whole
@@ -29,13 +29,14 @@ mma and ldmatrix are emulated by the tables of the PTX manual ("Matrix Fragments
 #include <functional>
 #include <ucontext.h>
 #include <vector>
+#include <algorithm>
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-//  -----------------------------------------------------------------------------------------------------------
-//  - Blocks and threads
+// -----------------------------------------------------------------------------------------------------------
+// Blocks and threads
 
 #define __global__
 #define __device__
@@ -52,9 +53,9 @@ struct int4 { int x, y, z, w; } __attribute__((aligned(16)));
 
 static dim3 gridDim, blockDim, blockIdx, threadIdx;
 extern "C" unsigned cuda_on_cpu_seed; // 0: threads and blocks in turn
-extern "C" long cuda_on_cpu_launches;
+extern "C" long cuda_on_cpu_launches, cuda_on_cpu_drains; // kernels; waits that would leave a GPU without work
 unsigned cuda_on_cpu_seed;
-long cuda_on_cpu_launches;
+long cuda_on_cpu_launches, cuda_on_cpu_drains;
 
 #define CPU_SHARED (96 << 10)
 static char shared_memory[CPU_SHARED] __attribute__((aligned(128))); // as train_gpt2.cu calls it
@@ -262,8 +263,8 @@ template <typename V> static V __shfl_xor_sync(unsigned mask, V value, int d) {
     return cpu_see<V>(turn, cpu_lane() ^ d);
 }
 
-//  -----------------------------------------------------------------------------------------------------------
-//  - bf16: the upper half of a float, rounded to the nearest, ties to even
+// -----------------------------------------------------------------------------------------------------------
+// bf16: the upper half of a float, rounded to the nearest, ties to even
 
 struct __nv_bfloat16 {
     uint16_t bits;
@@ -288,8 +289,8 @@ static inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
 }
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 
-//  -----------------------------------------------------------------------------------------------------------
-//  - Tensor cores
+// -----------------------------------------------------------------------------------------------------------
+// Tensor cores
 
 static inline float cpu_half_of(uint32_t pair, int high) {
     return (float)__nv_bfloat16{(uint16_t)(high ? pair >> 16 : pair)};
@@ -336,10 +337,11 @@ static inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint3
     }
 }
 
-//  -----------------------------------------------------------------------------------------------------------
-//  - The runtime: memory is the CPU's, and a call has happened when it returns
+// -----------------------------------------------------------------------------------------------------------
+// The runtime: memory is the CPU's, and a call has happened when it returns
 
-typedef int cudaError_t, cudaStream_t, cudaEvent_t;
+typedef int cudaError_t, cudaStream_t;
+typedef long *cudaEvent_t; // how many launches there were when it was recorded
 enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2 };
 enum { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaDevAttrComputeCapabilityMajor = 75 };
@@ -372,6 +374,7 @@ static inline cudaError_t cudaMemsetAsync(void *p, int x, size_t n, cudaStream_t
     return memset(p, x, n), cudaSuccess;
 }
 static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t n, int) {
+    cuda_on_cpu_drains++;
     return memcpy(to, from, n), cudaSuccess;
 }
 static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, int, cudaStream_t) {
@@ -380,24 +383,28 @@ static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, 
 static inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
     return *available = *total = cuda_on_cpu_memory, cudaSuccess;
 }
-static inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+static inline cudaError_t cudaDeviceSynchronize() { return cuda_on_cpu_drains++, cudaSuccess; }
 static inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 static inline const char *cudaGetErrorString(cudaError_t) { return "an error"; }
-static inline cudaError_t cudaGetDeviceCount(int *n) { return *n = 1, cudaSuccess; }
+static inline cudaError_t cudaGetDeviceCount(int *n) { return *n = 8, cudaSuccess; }
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 static inline cudaError_t cudaGetDevice(int *device) { return *device = 0, cudaSuccess; }
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     return strcpy(p->name, "a CPU that plays a GPU"), cudaSuccess;
 }
 static inline cudaError_t cudaDeviceGetAttribute(int *value, int, int) { return *value = 8, cudaSuccess; }
-static inline cudaError_t cudaEventCreate(cudaEvent_t *e) { return *e = 0, cudaSuccess; }
-static inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
-static inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-static inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+static inline cudaError_t cudaEventCreate(cudaEvent_t *e) { return *e = new long(-1), cudaSuccess; }
+static inline cudaError_t cudaEventDestroy(cudaEvent_t e) { return delete e, cudaSuccess; }
+static inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t) {
+    return *e = cuda_on_cpu_launches, cudaSuccess;
+}
+static inline cudaError_t cudaEventSynchronize(cudaEvent_t e) {
+    return cuda_on_cpu_drains += *e == cuda_on_cpu_launches, cudaSuccess;
+}
 template <typename Kernel> static cudaError_t cudaFuncSetAttribute(Kernel, int, int) { return cudaSuccess; }
 
-//  -----------------------------------------------------------------------------------------------------------
-//  - cuBLASLt: column-major D = epilogue(alpha op(A) op(B) + beta C), D is C
+// -----------------------------------------------------------------------------------------------------------
+// cuBLASLt: column-major D = epilogue(alpha op(A) op(B) + beta C), D is C
 
 typedef int cublasStatus_t, cudaDataType_t;
 enum { CUBLAS_STATUS_SUCCESS = 0, CUBLAS_STATUS_NOT_SUPPORTED = 15 };
@@ -534,5 +541,47 @@ static inline cublasStatus_t cublasLtMatmul(int, cublasLtMatmulDesc_t d, const f
         }
     return CUBLAS_STATUS_SUCCESS;
 }
+
+// -----------------------------------------------------------------------------------------------------------
+// NCCL: the few calls that train_gpt2.cu makes, by MPI; a process's GPU is the process itself
+
+#ifdef USE_NCCL
+#define OMPI_SKIP_MPICXX
+#include <mpi.h>
+typedef MPI_Comm ncclComm_t;
+typedef int ncclResult_t;
+struct ncclUniqueId { char internal[128]; };
+enum { ncclSuccess = 0 };
+#define ncclFloat MPI_FLOAT
+#define ncclDouble MPI_DOUBLE
+#define ncclSum MPI_SUM
+static inline const char *ncclGetErrorString(int) { return "an error"; }
+static inline int ncclGetUniqueId(ncclUniqueId *id) { return memset(id, 7, sizeof *id), ncclSuccess; }
+static inline int ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int rank) {
+    int theirs, mine;
+    MPI_Comm_dup(MPI_COMM_WORLD, comm);
+    MPI_Comm_size(*comm, &theirs), MPI_Comm_rank(*comm, &mine);
+    if (theirs != ranks || mine != rank || id.internal[127] != 7) cpu_wrong("NCCL: processes do not fit");
+    return ncclSuccess;
+}
+static inline int ncclAllGather(const float *from, float *to, size_t n, MPI_Datatype type, ncclComm_t comm,
+                                cudaStream_t) {
+    int rank;
+    MPI_Comm_rank(comm, &rank);
+    if (from != to + rank * n) cpu_wrong("NCCL: a gathering that is not in place");
+    return MPI_Allgather(MPI_IN_PLACE, 0, type, to, (int)n, type, comm);
+}
+static inline int ncclReduceScatter(const float *from, float *to, size_t n, MPI_Datatype type, MPI_Op op,
+                                    ncclComm_t comm, cudaStream_t) {
+    std::vector<float> sum(n); // in place, MPI would write elsewhere than NCCL
+    int error = MPI_Reduce_scatter_block(from, sum.data(), (int)n, type, op, comm);
+    return std::copy(sum.begin(), sum.end(), to), error;
+}
+static inline int ncclAllReduce(const void *from, void *to, size_t n, MPI_Datatype type, MPI_Op op,
+                                ncclComm_t comm, cudaStream_t) {
+    if (from != to) cpu_wrong("NCCL: a reduction that is not in place");
+    return MPI_Allreduce(MPI_IN_PLACE, to, (int)n, type, op, comm);
+}
+#endif
 
 #endif

@@ -55,6 +55,7 @@ variant() {
 plain="-std=gnu11 -Wall -Wextra -Wno-unknown-pragmas" # built without OpenMP, unless it is asked for
 sanitize="$plain -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000} # as train_gpt2 sets it for itself: waiting threads leave the cores to others
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 merges=${GPT2_MERGES:+--merges $GPT2_MERGES}
 more_models=() more_trajectories=()
@@ -83,13 +84,21 @@ else skip "model, NEON under qemu" "gcc-aarch64-linux-gnu and qemu-user are not 
 
 # ---- the GPU's trainer, on a CPU; and compiled for GPUs where nvcc is
 if command -v g++ >/dev/null; then
-    if make -s test/test_gpt2_cuda test/test_train_gpt2_cuda >build/output 2>&1; then
+    nccl=
+    if command -v mpirun >/dev/null && command -v mpicxx >/dev/null; then nccl=test/test_train_gpt2_cuda_nccl
+    else skip "CUDA on a CPU, several processes" "Open MPI is not installed"; fi
+    if make -s test/test_gpt2_cuda test/test_train_gpt2_cuda >build/output 2>&1 &&
+        { [ -z "$nccl" ] || make -s USE_NCCL=1 USE_MPI=1 test/test_gpt2_cuda_nccl $nccl >build/output 2>&1; }; then
         run "CUDA on a CPU" test/test_gpt2_cuda
-        run "CUDA on a CPU, the trainer" bash test/test_gpt2_cuda.sh ./test/test_train_gpt2_cuda ./train_gpt2
+        run "CUDA on a CPU, the trainer" bash test/test_gpt2_cuda.sh ./test/test_train_gpt2_cuda ./train_gpt2 $nccl
+        [ -z "$nccl" ] || run "CUDA on a CPU, two processes" mpirun --oversubscribe -n 2 test/test_gpt2_cuda_nccl
     else
         total_failed=$((total_failed + 1))
         echo "CUDA on a CPU does not compile"
         head -n 10 build/output
+    fi
+    if [ "$full" ] && make -s NCCL=_asan SHIM="g++ -g -fno-omit-frame-pointer -fsanitize=address" build/shim_asan.o; then
+        LIBS="build/shim_asan.o -lstdc++ $LIBS" variant "CUDA on a CPU, ASan" "$CC $sanitize -DCUDA_ON_CPU" test/test_gpt2_cuda.c
     fi
 else skip "CUDA on a CPU" "g++ is not installed"; fi
 if command -v nvcc >/dev/null; then run "CUDA compiled by nvcc" bash test/test_nvcc.sh $([ "$full" ] && echo sm_75 sm_80 sm_86 sm_89 sm_90 sm_100 sm_120)
@@ -132,6 +141,14 @@ fi
 run "the corpus and its oracle" bash test/test_tales.sh
 run "downloads" bash test/test_download.sh
 KILLS=$([ "$full" ] && echo 50 || echo 5) run "training" bash test/test_train.sh
+if command -v mpicc >/dev/null && command -v mpirun >/dev/null; then
+    if make -s train_gpt2_mpi >build/output 2>&1; then run "workers" bash test/test_workers.sh
+    else
+        total_failed=$((total_failed + 1))
+        echo "train_gpt2_mpi does not compile"
+        head -n 10 build/output
+    fi
+else skip "workers" "MPI is not installed (libopenmpi-dev, openmpi-bin)"; fi
 run "decode_ppd" bash test/test_decode.sh
 if $CC $sanitize train_gpt2.c -o build/train_gpt2_sanitized -lm 2>/dev/null; then
     TRAIN=build/train_gpt2_sanitized KILLS=2 run "training, ASan and UBSan" bash test/test_train.sh

@@ -3,16 +3,26 @@
 // Linked with train_gpt2.cu as test/cuda_on_cpu.h makes it (-DCUDA_ON_CPU), or as nvcc does, and then it runs
 // on the GPU.
 #define TRAIN_GPT2_NO_MAIN
-#include "../train_gpt2.cu"
+#define GPT2_DEVICE "train_gpt2.cu"
+#include "../train_gpt2.c"
+#undef gpt2_allocate // from here on the CPU's functions have their names back
+#undef gpt2_allocate_activations
+#undef gpt2_free
+#undef gpt2_forward
+#undef gpt2_logits
+#undef gpt2_loss
+#undef gpt2_backward
+#undef allocate_floats
 #undef optim_start
 #undef optim_step
 #undef optim_eval_params
 #undef optim_norm2
-#undef optim_proxy_gradient
+#undef optim_state
 #include "check.h"
 
 #ifdef CUDA_ON_CPU
 extern unsigned cuda_on_cpu_seed;
+extern long cuda_on_cpu_drains;
 extern int cuda_on_cpu_no_gelu;
 #endif
 
@@ -38,25 +48,28 @@ static double norm_error(const float *a, const float *b, size_t n) {
 }
 
 // A model on both sides. cpu's gradients and logits are train_gpt2.c's.
-typedef struct {
-    GPT2 cpu;
-    Gpu *gpu;
-    float *params, *grads; // the GPU's
-} Pair;
+typedef struct { GPT2 cpu, gpu; } Pair;
 
+// The model `from`, which the pair takes over, and a copy of it on the GPU.
 static Pair make_pair(const GPT2 *from, int B, int T, int bf16) {
     Pair p = {.cpu = *from};
-    size_t n = from->num_parameters;
     gpt2_allocate_activations(&p.cpu, B, T, 1);
-    p.params = gpu_share(n), p.grads = gpu_share(n);
-    memcpy(p.params, from->params_memory, n * sizeof(float));
-    p.gpu = gpu_create(shape_of(from->config), p.params, p.grads, B, T, 1, bf16);
+    gpt2_allocate_gpu(&p.gpu, from->config);
+    memcpy(p.gpu.params_memory, from->params_memory, from->num_parameters * sizeof(float));
+    gpu_bf16 = bf16;
+    gpt2_allocate_activations_gpu(&p.gpu, B, T, 1);
     return p;
 }
-static void free_pair(Pair *p) {
-    gpu_free(p->gpu);
-    gpu_unshare(p->params), gpu_unshare(p->grads);
-    gpt2_free(&p->cpu);
+static void free_pair(Pair *p) { gpt2_free_gpu(&p->gpu), gpt2_free(&p->cpu); }
+
+// A model from a file, in the CPU's memory.
+static GPT2 load_model(const char *path) {
+    GPT2 m, loaded;
+    gpt2_load(&loaded, path);
+    gpt2_allocate(&m, loaded.config);
+    memcpy(m.params_memory, loaded.params_memory, m.num_parameters * sizeof(float));
+    gpu_unshare(loaded.params_memory);
+    return m;
 }
 
 // Every tensor's gradient against `expected`, whose wte has `padded` rows; the worst error.
@@ -82,8 +95,7 @@ static void read_exactly(FILE *f, void *p, size_t n, const char *path) {
 }
 
 static void test_golden(const char *dir, int bf16) {
-    GPT2 m;
-    gpt2_load(&m, dir);
+    GPT2 m = load_model(dir);
     GPT2Config g = m.config;
     int32_t header[256], V = g.vocab_size, padded = (V + 127) / 128 * 128;
     Path path = path_in(dir, "state.bin");
@@ -105,10 +117,9 @@ static void test_golden(const char *dir, int bf16) {
     for (int i = 0; i < 2 * rows; i++) x[i] = (uint16_t)ids[i];
 
     Pair p = make_pair(&m, B, T, bf16);
-    gpu_forward(p.gpu, x, B, T);
-    gpu_logits(p.gpu, ours, 0, rows);
-    gpu_backward(p.gpu, x + rows, 1.0f / rows, 0, NULL, 1, 0);
-    double ours_loss = gpu_loss_sum(p.gpu) / rows;
+    gpt2_forward_gpu(&p.gpu, x, B, T);
+    gpt2_logits_gpu(&p.gpu, ours, 0, rows);
+    double ours_loss = gpt2_backward_gpu(&p.gpu, x + rows, 1.0f / rows, 0, NULL);
     double (*measure)(const float *, const float *, size_t) = bf16 ? norm_error : relative_error;
     double error = measure(ours, logits, (size_t)rows * V), tolerance = bf16 ? 0.03 : 1e-4;
     char name[64];
@@ -116,7 +127,7 @@ static void test_golden(const char *dir, int bf16) {
     check(error < tolerance, "%s: logits are off by %g", name, error);
     check(fabs(ours_loss - loss) < (bf16 ? 0.01 : 1e-4), "%s: loss %.6f, expected %.6f", name, ours_loss,
           loss);
-    double worst = compare_gradients(name, g, p.grads, grads, padded, measure, tolerance);
+    double worst = compare_gradients(name, g, p.gpu.grads_memory, grads, padded, measure, tolerance);
     printf("%s: logits %.1e, loss %.1e, gradients %.1e\n", name, error, fabs(ours_loss - loss), worst);
     free(ids), free(x), free(logits), free(ours), free(grads);
     free_pair(&p);
@@ -146,35 +157,35 @@ static uint16_t *random_tokens(size_t n, int V) {
 static void test_shape(GPT2Config g, int B, int T, int bf16, int soft, const char *what) {
     GPT2 m = random_model(g, 11), t = random_model(g, 12);
     Pair p = make_pair(&m, B, T, bf16), teacher = make_pair(&t, B, T, bf16);
-    SoftLabels labels = {&teacher.cpu, 2.0f, 0.7f};
+    SoftLabels labels = {&teacher.cpu, 2.0f, 0.7f}, labels_gpu = {&teacher.gpu, 2.0f, 0.7f};
     int rows = B * T;
     uint16_t *x = random_tokens(2 * rows + 1, g.vocab_size);
-    double expected = 0, tolerance = bf16 ? 0.06 : 2e-4;
+    double expected = 0, loss = 0, tolerance = bf16 ? 0.06 : 2e-4;
     char name[128];
     snprintf(name, sizeof name, "%s, %s%s", what, bf16 ? "bf16" : "f32", soft ? ", soft labels" : "");
     for (int micro = 0; micro < 2; micro++) {
         const uint16_t *from = x + micro * rows;
         gpt2_forward(&p.cpu, from, B, T);
-        if (soft) gpt2_forward(&teacher.cpu, from, B, T), gpu_forward(teacher.gpu, from, B, T);
+        if (soft) gpt2_forward(&teacher.cpu, from, B, T), gpt2_forward_gpu(&teacher.gpu, from, B, T);
         expected += gpt2_backward(&p.cpu, from + 1, 0.5f / rows, micro, soft ? &labels : NULL) / 2;
-        gpu_forward(p.gpu, from, B, T);
-        gpu_backward(p.gpu, from + 1, 0.5f / rows, micro, soft ? teacher.gpu : NULL, 2.0f, 0.7f);
+        gpt2_forward_gpu(&p.gpu, from, B, T);
+        loss += gpt2_backward_gpu(&p.gpu, from + 1, 0.5f / rows, micro, soft ? &labels_gpu : NULL) / 2;
     }
-    double loss = gpu_loss_sum(p.gpu) / (2 * rows);
     check(fabs(loss - expected) < (bf16 ? 0.02 : 1e-5), "%s: loss %.6f, train_gpt2.c's is %.6f", name, loss,
           expected);
+    float *grads = p.gpu.grads_memory;
     double worst =
-        compare_gradients(name, g, p.grads, p.cpu.grads_memory, g.vocab_size, norm_error, tolerance);
+        compare_gradients(name, g, grads, p.cpu.grads_memory, g.vocab_size, norm_error, tolerance);
     printf("%s: loss %.1e, gradients %.1e\n", name, fabs(loss - expected), worst);
 
-    double norm = gpu_norm2(p.grads, m.num_parameters), cpu_norm = optim_norm2(p.grads, m.num_parameters);
+    double norm = gpu_norm2(grads, m.num_parameters), cpu_norm = optim_norm2(grads, m.num_parameters);
     check(fabs(norm - cpu_norm) <= 1e-5 * cpu_norm, "%s: the gradient's squared norm is %g, not %g", name,
           norm, cpu_norm);
-    Gpu *forward_only = gpu_create(shape_of(g), p.params, NULL, B, T, 0, bf16);
-    gpu_forward(p.gpu, x, 1, T - 1), gpu_score(p.gpu, x + 1, 0);
-    gpu_forward(forward_only, x, 1, T - 1), gpu_score(forward_only, x + 1, 0);
-    check(gpu_loss_sum(p.gpu) == gpu_loss_sum(forward_only), "%s: forward without kept activations differs",
-          name);
+    Gpu *forward_only = gpu_create(g, B, T, 0, bf16);
+    gpt2_forward_gpu(&p.gpu, x, 1, T - 1);
+    gpu_forward(forward_only, p.gpu.params_memory, x, 1, T - 1);
+    check(gpt2_loss_gpu(&p.gpu, x + 1) == gpu_loss(forward_only, x + 1),
+          "%s: forward without kept activations differs", name);
     gpu_free(forward_only);
     free(x);
     free_pair(&p), free_pair(&teacher);
@@ -183,27 +194,57 @@ static void test_shape(GPT2Config g, int B, int T, int bf16, int soft, const cha
 // The same bits, whatever order blocks and threads run in.
 static void test_orders(GPT2Config g, int B, int T, int bf16, const char *what) {
 #ifdef CUDA_ON_CPU
-    GPT2 m = random_model(g, 13);
-    Pair p = make_pair(&m, B, T, bf16);
+    GPT2 m = random_model(g, 13), t = random_model(g, 14);
+    Pair p = make_pair(&m, B, T, bf16), teacher = make_pair(&t, B, T, bf16);
+    SoftLabels labels = {&teacher.gpu, 2.0f, 0.5f};
     uint16_t *x = random_tokens(B * T + 1, g.vocab_size);
     float *first = allocate_floats(m.num_parameters);
     double loss[4];
     for (unsigned seed = 0; seed < 4; seed++) {
         cuda_on_cpu_seed = seed;
-        gpu_forward(p.gpu, x, B, T);
-        gpu_backward(p.gpu, x + 1, 1.0f / (B * T), 0, NULL, 1, 0);
-        loss[seed] = gpu_loss_sum(p.gpu);
-        if (seed == 0) memcpy(first, p.grads, m.num_parameters * sizeof(float));
+        gpt2_forward_gpu(&teacher.gpu, x, B, T);
+        gpt2_forward_gpu(&p.gpu, x, B, T);
+        loss[seed] = gpt2_backward_gpu(&p.gpu, x + 1, 1.0f / (B * T), 0, &labels);
+        if (seed == 0) memcpy(first, p.gpu.grads_memory, m.num_parameters * sizeof(float));
         else
-            check(loss[seed] == loss[0] && !memcmp(first, p.grads, m.num_parameters * sizeof(float)),
+            check(loss[seed] == loss[0] &&
+                      !memcmp(first, p.gpu.grads_memory, m.num_parameters * sizeof(float)),
                   "%s, %s: order %u of the threads gives other bits: a race", what, bf16 ? "bf16" : "f32",
                   seed);
     }
     cuda_on_cpu_seed = 0;
     free(x), free(first);
-    free_pair(&p);
+    free_pair(&p), free_pair(&teacher);
 #else
     (void)g, (void)B, (void)T, (void)bf16, (void)what;
+    skipped++;
+#endif
+}
+
+// A step of two micro-batches lets the GPU run out of work once: where the CPU needs the gradient's norm.
+static void test_waits(void) {
+#ifdef CUDA_ON_CPU
+    GPT2Config g = {16, 97, 1, 2, 16};
+    GPT2 m = random_model(g, 14);
+    Pair p = make_pair(&m, 2, 16, 1);
+    uint16_t *x = random_tokens(33, g.vocab_size);
+    Optimizer o;
+    optim_init(&o, "adamw");
+    gpu_optim_start(&o, p.gpu.params_memory, m.num_parameters, NULL, 0);
+    for (int step = 0; step < 2; step++) {
+        cuda_on_cpu_drains = 0;
+        for (int micro = 0; micro < 2; micro++) {
+            gpt2_forward_gpu(&p.gpu, x, 2, 16);
+            gpt2_backward_gpu(&p.gpu, x + 1, 1, micro, NULL);
+        }
+        float clip = (float)(1 / sqrt(gpu_norm2(p.gpu.grads_memory, m.num_parameters)));
+        gpu_optim_step(&o, p.gpu.grads_memory, clip, 1, 0, 0);
+        check(cuda_on_cpu_drains == 1, "in a step the GPU runs out of work %ld times", cuda_on_cpu_drains);
+    }
+    gpu_optim_free(&o);
+    free(x);
+    free_pair(&p);
+#else
     skipped++;
 #endif
 }
@@ -229,43 +270,52 @@ static void start_pair(Optimizer *cpu, Optimizer *gpu, const OptimRow *row, Pair
     *gpu = *cpu;
     optim_matmul = muon_matmul;
     if (optim_start(cpu, m->params_memory, m->num_parameters, segments, n) ||
-        gpu_optim_start(gpu, p->params, m->num_parameters, segments, n)) die("no memory for the optimizer");
+        gpu_optim_start(gpu, p->gpu.params_memory, m->num_parameters, segments, n))
+        die("no memory for the optimizer");
 }
 
-static void test_optimizer(const OptimRow *row, const char *dir, int no_order) {
-    GPT2 m;
-    gpt2_load(&m, dir);
+static int rank, ranks = 1; // under mpirun: each has a batch of its own, and a shard of the optimizer
+
+static void test_optimizer(const OptimRow *row, const char *dir) {
+    GPT2 m = load_model(dir);
     int B = 2, T = 16;
     Pair p = make_pair(&m, B, T, 0);
     Optimizer cpu, gpu;
     size_t n = m.num_parameters;
     float *start = allocate_floats(n), *moved = allocate_floats(n), *expected = allocate_floats(n),
           *out = gpu_share(n);
-    uint16_t *x = random_tokens(B * T + 1, m.config.vocab_size);
+    uint16_t *x = random_tokens(B * T + ranks, m.config.vocab_size);
     double loss = 0, cpu_loss = 0;
+    float scale = 1.0f / (float)(B * T * ranks);
     memcpy(start, m.params_memory, n * sizeof(float));
     start_pair(&cpu, &gpu, row, &p);
     for (int step = 0; step < 10; step++) {
 #ifdef CUDA_ON_CPU
-        cuda_on_cpu_seed = no_order ? 0 : 1 + step;
-#else
-        (void)no_order;
+        cuda_on_cpu_seed = 1 + step;
 #endif
-        gpt2_forward(&p.cpu, x, B, T);
-        cpu_loss = gpt2_backward(&p.cpu, x + 1, 1.0f / (B * T), 0, NULL);
-        gpu_forward(p.gpu, x, B, T);
-        gpu_backward(p.gpu, x + 1, 1.0f / (B * T), 0, NULL, 1, 0);
-        loss = gpu_loss_sum(p.gpu) / (B * T);
+        cpu_loss = 0;
+        for (int r = 0; r < ranks; r++) {
+            gpt2_forward(&p.cpu, x + r, B, T);
+            cpu_loss += gpt2_backward(&p.cpu, x + r + 1, scale, r > 0, NULL) / ranks;
+        }
+        gpt2_forward_gpu(&p.gpu, x + rank, B, T);
+        loss = gpt2_backward_gpu(&p.gpu, x + rank + 1, scale, 0, NULL);
+#ifdef USE_NCCL
+        gpu_sum_gradients(p.gpu.grads_memory, n);
+        MPI_Allreduce(MPI_IN_PLACE, &loss, 1, MPI_DOUBLE, MPI_SUM, MPI_COMM_WORLD);
+        loss /= ranks;
+        double norm = gpu_norm2(p.gpu.grads_memory, n), expected_norm = optim_norm2(p.cpu.grads_memory, n);
+        check(fabs(norm - expected_norm) < 1e-3 * expected_norm,
+              "%s: the gradient's squared norm is %g, not %g", row->name, norm, expected_norm);
+#endif
         optim_step(&cpu, p.cpu.grads_memory, 0.7f, 1 - 0.05 * step, cpu_loss, 0.9 * cpu_loss);
-        gpu_optim_step(&gpu, p.grads, 0.7f, 1 - 0.05 * step, loss, 0.9 * loss);
-        gpu_use(p.gpu, p.params, p.grads);
+        gpu_optim_step(&gpu, p.gpu.grads_memory, 0.7f, 1 - 0.05 * step, loss, 0.9 * loss);
     }
 #ifdef CUDA_ON_CPU
     cuda_on_cpu_seed = 0;
 #endif
     optim_eval_params(&cpu, expected);
     gpu_optim_eval(&gpu, out);
-    gpu_wait();
     for (size_t i = 0; i < n; i++) moved[i] = out[i] - start[i], expected[i] -= start[i];
     const char *base = optim_base_names[row->base];
     double error = norm_error(moved, expected, n);
@@ -274,11 +324,11 @@ static void test_optimizer(const OptimRow *row, const char *dir, int no_order) {
           "loss %.6f and %.6f",
           row->name, base, error, loss, cpu_loss);
     for (int i = 1;; i++) { // what a checkpoint holds
-        void *ours = NULL, *theirs;
+        void *ours, *theirs = NULL;
         size_t bytes;
         const char *name;
-        if (!optim_state(&cpu, i, &theirs, &bytes, &name)) break;
-        optim_state(&gpu, i, &ours, &bytes, &name);
+        if (!gpu_optim_state(&gpu, i, &ours, &bytes, &name)) break;
+        optim_state(&cpu, i, &theirs, &bytes, &name);
         error = norm_error(ours, theirs, bytes / sizeof(float));
         check(error < 2e-3, "%s %s: buffer %s differs by %g", row->name, base, name, error);
     }
@@ -289,19 +339,12 @@ static void test_optimizer(const OptimRow *row, const char *dir, int no_order) {
     free_pair(&p);
 }
 
-int main(int argc, char **argv) {
-    const char *standard = "test/golden/gpt2_tiny", *dir = argc > 1 ? argv[1] : standard;
-#ifdef _OPENMP
-    omp_set_num_threads(1); // models so small that threads would mostly wait for each other
-#endif
-    printf("on %s\n", gpu_open(0));
-    for (int bf16 = 0; bf16 <= gpu_has_bf16(); bf16++) {
-        for (int i = 1; i < argc; i++) test_golden(argv[i], bf16);
-        if (argc == 1) test_golden(standard, bf16);
-        test_shape((GPT2Config){80, 301, 2, 5, 80}, 3, 77, bf16, 1, "heads of 16");
-        test_shape((GPT2Config){70, 97, 1, 1, 200}, 1, 70, bf16, 0, "a head of 200");
-        test_orders((GPT2Config){40, 97, 1, 3, 48}, 2, 40, bf16, "heads of 16");
-        if (!bf16) continue; // heads that tensor cores take
+static void test_kernels(const char *dir, int bf16) {
+    test_golden(dir, bf16);
+    test_shape((GPT2Config){80, 301, 2, 5, 80}, 3, 77, bf16, 1, "heads of 16");
+    test_shape((GPT2Config){70, 97, 1, 1, 200}, 1, 70, bf16, 0, "a head of 200");
+    test_orders((GPT2Config){40, 97, 1, 3, 48}, 2, 40, bf16, "heads of 16");
+    if (bf16) { // heads that tensor cores take
         test_shape((GPT2Config){150, 97, 1, 2, 64}, 2, 100, 1, 0, "heads of 32");
         test_shape((GPT2Config){150, 97, 2, 2, 128}, 1, 150, 1, 1, "heads of 64");
         test_shape((GPT2Config){150, 97, 1, 1, 128}, 1, 150, 1, 0, "a head of 128");
@@ -310,16 +353,42 @@ int main(int argc, char **argv) {
         test_orders((GPT2Config){100, 97, 1, 1, 128}, 1, 100, 1, "a head of 128");
     }
 #ifdef CUDA_ON_CPU
-    cuda_on_cpu_no_gelu = 1; // of other shapes, for which no algorithm is known yet
-    test_shape((GPT2Config){80, 301, 1, 5, 80}, 3, 71, 0, 0, "without GELU epilogues");
-    test_shape((GPT2Config){80, 301, 1, 5, 80}, 3, 71, 1, 0, "without GELU epilogues");
+    cuda_on_cpu_no_gelu = 1; // of another shape, for which no algorithm is known yet
+    test_shape((GPT2Config){80, 301, 1, 5, 80}, 3, 71, bf16, 0, "without GELU epilogues");
     cuda_on_cpu_no_gelu = 0;
 #endif
-#ifdef __SANITIZE_ADDRESS__
-    const int every = 5; // it is slow; the passes are alike in what they reach
-#else
-    const int every = 1;
+}
+
+int main(int argc, char **argv) {
+    const char *dir = argc > 1 ? argv[1] : "test/golden/gpt2_tiny";
+#ifdef _OPENMP
+    omp_set_num_threads(1); // models so small that threads would mostly wait for each other
 #endif
-    for (int i = 0; i < OPTIM_COUNT(optim_rows); i += every) test_optimizer(&optim_rows[i], dir, i % 2);
+    int every = 1;
+#ifdef __SANITIZE_ADDRESS__
+    every = 5; // it is slow; the passes are alike in what they reach
+#endif
+#ifdef USE_NCCL
+    MPI_Init(&argc, &argv);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank), MPI_Comm_size(MPI_COMM_WORLD, &ranks);
+#endif
+    if (ranks > 1 && !getenv("FULL")) every = 4;
+    const char *device = open_device(0);
+    if (ranks == 1) {
+        int has_bf16 = gpu_bf16;
+        printf("on %s\n", device);
+        test_waits();
+        test_kernels(dir, 0);
+        if (has_bf16) test_kernels(dir, 1);
+        for (int i = 2; i < argc; i++) test_golden(argv[i], 0), test_golden(argv[i], has_bf16);
+    }
+    for (int i = 0; i < OPTIM_COUNT(optim_rows); i += every) test_optimizer(&optim_rows[i], dir);
+#ifdef USE_NCCL
+    int mine[2] = {passed, failed}, all[2];
+    MPI_Reduce(mine, all, 2, MPI_INT, MPI_SUM, 0, MPI_COMM_WORLD);
+    MPI_Finalize();
+    if (rank) return failed != 0;
+    passed = all[0], failed = all[1];
+#endif
     return finish();
 }

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The GPU's trainer as a user runs it, beside the CPU's: the same log, files that both read, resume, a teacher, errors.
-#   test/test_gpt2_cuda.sh [GPU_TRAINER [CPU_TRAINER]]
-# GPU_TRAINER is train_gpt2.cu built for a CPU (test/cuda_on_cpu.h) or for a GPU.
+#   test/test_gpt2_cuda.sh [GPU_TRAINER [CPU_TRAINER [GPU_TRAINER_FOR_MPIRUN]]]
+# GPU_TRAINER is the GPU's trainer built for a CPU (test/cuda_on_cpu.h) or for a GPU; the third one has USE_NCCL=1.
 set -u
 cd "$(dirname "$0")/.."
-gpu=$(realpath "${1:-./test/test_train_gpt2_cuda}") cpu=$(realpath "${2:-./train_gpt2}") here=$PWD
+gpu=$(realpath "${1:-./test/test_train_gpt2_cuda}") cpu=$(realpath "${2:-./train_gpt2}") nccl=${3:+$(realpath "$3")} here=$PWD
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export OMP_NUM_THREADS=1
@@ -87,6 +87,47 @@ else
     check "a GPU without memory" says 1 "smaller --batch" env CUDA_ON_CPU_MEMORY=40000000 "$gpu" $options --batch 2000
     rest=
 fi
+
+# several processes: the losses of one, checkpoints for any number
+if [ "$nccl" ] && command -v mpirun >/dev/null; then
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+    on() { mpirun --oversubscribe -n "$@"; }
+    shared="--data text.txt --layers 2 --heads 2 --channels 16 --context 16 --batch 1 --steps 6 --eval-every 3 --accumulate 6 --f32"
+    without_bytes() { cut -d, -f 1-8 "$1/log.csv" >"$1/log" && mv "$1/log" "$1/log.csv"; }
+    "$gpu" $shared --out one >/dev/null
+    on 3 "$nccl" $shared --workers data --out three >three.txt
+    check "the bytes that three processes send" grep -q "^sent  *0.23" three.txt
+    without_bytes three
+    check "three processes: another log than one's" logs_agree one three 1e-5
+    on 2 "$nccl" $shared --workers data --out cut --save-every 2 >/dev/null 2>&1 &
+    pid=$!
+    for i in $(seq 600); do [ -f cut/state.bin ] && break; sleep 0.02; done
+    kill -KILL $pid
+    wait $pid 2>/dev/null
+    for i in $(seq 200); do flock -n cut true && break; sleep 0.05; done # its processes end
+    check "what two processes left is not taken up by one" [ "$("$gpu" $shared --out cut --resume | grep -c ^resumed)" = 1 ]
+    without_bytes cut
+    check "resumed by one process: another log" logs_agree one cut 1e-5
+    "$gpu" $shared --optimizer gpa --out gpa >/dev/null
+    "$gpu" $shared --optimizer gpa --out gpa_cut --save-every 3 >/dev/null &
+    pid=$!
+    for i in $(seq 600); do [ -f gpa_cut/state.bin ] && break; sleep 0.01; done
+    kill -KILL $pid
+    wait $pid 2>/dev/null
+    check "what one process left is not taken up by two" [ "$(on 2 "$nccl" $shared --optimizer gpa --workers data --out gpa_cut --resume | grep -c ^resumed)" = 1 ]
+    without_bytes gpa_cut
+    check "resumed by two processes: another log" logs_agree gpa gpa_cut 1e-5
+    if [ -x "$here/train_gpt2_mpi" ]; then
+        on 2 "$here/train_gpt2_mpi" $shared --workers diloco --inner-steps 2 --out c_diloco >/dev/null
+        on 2 "$nccl" $shared --workers diloco --inner-steps 2 --out g_diloco >/dev/null
+        without_bytes c_diloco; without_bytes g_diloco
+        check "DiLoCo: another log than train_gpt2_mpi's" logs_agree c_diloco g_diloco 1e-4
+    fi
+    refused() { on 2 "$nccl" $shared "${@:2}" 2>&1 | grep -q "^error: .*$1"; } # mpirun has more to say
+    check "processes that are not told how to share" refused "need --workers"
+    check "compression" refused "for CPUs" --workers diloco --compression int8
+fi
+
 "$gpu" --help >help.txt
 check "--help" grep -q -- "--f32" help.txt
 cd "$here"

@@ -13,10 +13,12 @@ if ! command -v nvcc >/dev/null; then
 fi
 mkdir -p build
 [ $# -gt 0 ] || set -- sm_80
+nccl=
+if echo '#include <nccl.h>' | nvcc -x cu -E - >/dev/null 2>&1; then nccl=-DUSE_NCCL; fi
 for arch in "$@"; do
     output=build/nvcc_$arch.txt
-    nvcc -std=c++17 -O3 --extended-lambda -Xcompiler -Wall,-Wextra -Xptxas -v -gencode "arch=compute_${arch#sm_},code=$arch" \
-        -c train_gpt2.cu -o "build/train_gpt2_$arch.o" >"$output" 2>&1
+    nvcc -std=c++17 -O3 --extended-lambda -Xcompiler -Wall,-Wextra -Xptxas -v $nccl \
+        -gencode "arch=compute_${arch#sm_},code=$arch" -c train_gpt2.cu -o "build/train_gpt2_$arch.o" >"$output" 2>&1
     code=$?
     rm -f "build/train_gpt2_$arch.o"
     # ptxas says for each kernel: Compiling entry function 'NAME', N bytes spill stores, Used N registers, N bytes smem

@@ -1,0 +1,118 @@
+#!/usr/bin/env bash
+# Training by several processes: the same bits for any number of them, DiLoCo, dying workers, other numbers at resume.
+# $TRAIN names the plain program, $TRAIN_MPI the one that is built with MPI.
+set -u
+. "$(dirname "$0")/lib.sh"
+train=${TRAIN:-./train_gpt2}
+train_mpi=${TRAIN_MPI:-./train_gpt2_mpi}
+export OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export OMPI_MCA_pml=ob1 # does not look for fast networks, which takes twice as long as most runs here
+
+awk 'BEGIN { for (i = 0; i < 900; i++) printf "%d green bottles, %s\n", i * 7919 % 1000, i % 3 ? "hanging" : "on the wall" }' >"$work/text.txt"
+small=(--data "$work/text.txt" --layers 2 --heads 2 --channels 32 --context 16 --batch 4 --eval-every 10)
+mpi() { # N COMMAND...: by N processes, more than there are cores
+    local n=$1
+    shift
+    mpirun -q --oversubscribe --bind-to none -n "$n" "$@"
+}
+# All but the seconds and the bytes sent, and the model.
+same_run() { cmp "$1/model.bin" "$2/model.bin" && diff <(cut -d, -f1,2,4-8 "$1/log.csv") <(cut -d, -f1,2,4-8 "$2/log.csv"); }
+sent() { tail -n 1 "$work/$1/log.csv" | cut -d, -f9; }
+val() { tail -n 1 "$work/$1/log.csv" | cut -d, -f5; }
+near() { awk -v x="$1" -v y="$2" -v off="$3" 'BEGIN { print x, y, off; exit !(x != "" && x - y <= off && y - x <= off) }'; }
+
+# ---- data: the same bits as one process without MPI, for 12 micro-batches (one sum of a worker's travels, or two) and 7
+ok "one process" "$train" "${small[@]}" --accumulate 12 --steps 12 --out "$work/one"
+for n in 1 2 3 4; do
+    ok "$n workers" mpi $n "$train_mpi" "${small[@]}" --accumulate 12 --steps 12 --workers data --out "$work/data$n"
+    ok "$n workers: the same bits" same_run "$work/one" "$work/data$n"
+done
+ok "7 micro-batches" "$train" "${small[@]}" --accumulate 7 --steps 4 --out "$work/seven"
+ok "7 workers" mpi 7 "$train_mpi" "${small[@]}" --accumulate 7 --steps 4 --workers data --out "$work/data7"
+cp "$work/last" "$work/data7.out"
+ok "7 workers: the same bits" same_run "$work/seven" "$work/data7"
+ok "only worker 0 prints" [ "$(grep -c '^final val loss' "$work/data7.out")" = 1 ]
+for how in "--optimizer iam-adam --teacher $work/one --layers 1" "--proxy $work/text.txt --proxy-steps 3"; do
+    ok "one process, $how" "$train" "${small[@]}" --accumulate 4 --steps 6 $how --out "$work/how"
+    ok "two workers, $how" mpi 2 "$train_mpi" "${small[@]}" --accumulate 4 --steps 6 $how --workers data --out "$work/how2"
+    ok "the same bits" same_run "$work/how" "$work/how2"
+done
+
+# ---- what travels: 2 (N-1)/N numbers of 4 bytes for each parameter, a little more for slices of equal length
+parameters=$(tr -d '\r' <"$work/data7.out" | sed -n 's/.*: \([0-9]*\) parameters$/\1/p')
+ok "log.csv has the bytes" [ "$(head -n 1 "$work/data7/log.csv" | cut -d, -f8-)" = grad_norm,bytes_sent ]
+ok "bytes of 7 workers" near "$(sent data7)" $((parameters * 49 / 7)) $((parameters / 7))
+ok "bytes of one" [ "$(sent data1)" = 0 ]
+
+# ---- DiLoCo
+inner=(--accumulate 4 --inner-steps 5 --steps 20)
+ok "DiLoCo without MPI" "$train" "${small[@]}" "${inner[@]}" --optimizer diloco --out "$work/plain"
+ok "one worker" mpi 1 "$train_mpi" "${small[@]}" "${inner[@]}" --workers diloco --out "$work/diloco1"
+ok "one worker: the same bits" same_run "$work/plain" "$work/diloco1"
+for n in 2 4; do
+    ok "$n workers" mpi $n "$train_mpi" "${small[@]}" "${inner[@]}" --workers diloco --out "$work/diloco$n"
+    ok "$n workers learn" awk -F, 'NR == 11 { first = $5 } { last = $5 } END { exit !(last < first) }' "$work/diloco$n/log.csv"
+done
+ok "nothing travels between outer steps" [ "$(awk -F, 'NR > 1 && $9 > 1000 { printf "%s ", $1 }' "$work/diloco2/log.csv")" = "5 10 15 20 " ]
+# An outer step of 1 without momentum after one step of SGD is SGD with the mean gradient; what travels in 8 or 16
+# bits hardly changes that, since what is lost of one message is added to the next.
+sgd=(--accumulate 2 --steps 40 --clip 0 --lr 0.3)
+as_sgd=("${sgd[@]}" --workers diloco --optimizer diloco --base sgd --inner-steps 1 --outer-lr 1 --outer-momentum 0)
+ok "SGD" "$train" "${small[@]}" "${sgd[@]}" --optimizer sgd --out "$work/sgd"
+for how in none,0.000002,8 bf16,0.00001,4 int8,0.00002,2; do
+    IFS=, read -r compression error bytes <<<"$how"
+    ok "SGD as DiLoCo, $compression" mpi 2 "$train_mpi" "${small[@]}" "${as_sgd[@]}" --compression $compression --out "$work/$compression"
+    ok "SGD as DiLoCo, $compression, is SGD" near "$(val $compression)" "$(val sgd)" $error
+    ok "$compression: bytes" near "$(sent $compression)" $((parameters * bytes / 2 * 21 / 20)) $((parameters * bytes / 40))
+done
+
+# ---- a worker that dies: the run ends at once, with one line where worker 0 can still speak; others go on from there
+long=("${small[@]}" --accumulate 6 --steps 150)
+ok "an unbroken run" "$train" "${long[@]}" --out "$work/whole"
+killed() { # NAME VICTIM OPTIONS...: kills a worker after the first checkpoint
+    local name=$1 victim=$2 run mpirun start=$SECONDS
+    shift 2
+    mpi 3 "$train_mpi" "${long[@]}" "$@" --out "$work/$name" >"$work/out" 2>"$work/err" &
+    run=$!
+    until [ -e "$work/$name/state.bin" ] || [ $((SECONDS - start)) -gt 20 ]; do sleep 0.02; done
+    mpirun=$(pgrep -P $run -x mpirun || echo $run)
+    kill -9 "$(pgrep -P "$mpirun" | sed -n $((victim + 1))p)"
+    start=$SECONDS
+    wait $run
+    ok "killed worker $victim: the run fails" [ $? != 0 ]
+    ok "killed worker $victim: within seconds" [ $((SECONDS - start)) -le 10 ]
+    ok "and has not come to its end" [ "$(wc -l <"$work/$name/log.csv")" -lt 151 ]
+}
+killed data 1 --workers data --save-every 1
+ok "with one line of ours" [ "$(grep -c '^error: a worker died' "$work/err") $(grep -c ^error "$work/err")" = "1 1" ]
+ok "2 workers go on after 3" mpi 2 "$train_mpi" "${long[@]}" --workers data --out "$work/data" --resume
+ok "to the same bits" same_run "$work/whole" "$work/data"
+killed diloco 0 --workers diloco --inner-steps 5 --save-every 5
+at=$(wc -l <"$work/diloco/log.csv")
+ok "2 of DiLoCo go on after 3" mpi 2 "$train_mpi" "${long[@]}" --workers diloco --inner-steps 5 --out "$work/diloco" --resume
+ok "from the same loss" awk -F, -v at="$at" 'NR == 2 { first = $4 } NR == at + 1 { again = $4 } END { exit !(again < first) }' "$work/diloco/log.csv"
+ok "and learn" near "$(val diloco)" 0.8 0.4
+rm -rf "$work/stopped"
+mpi 2 "$train_mpi" "${long[@]}" --workers data --out "$work/stopped" >"$work/out" 2>"$work/err" &
+run=$!
+until [ -s "$work/stopped/log.csv" ] && [ "$(wc -l <"$work/stopped/log.csv")" -gt 5 ] || ! kill -0 $run 2>/dev/null; do sleep 0.05; done
+kill -TERM "$(pgrep -P $run -x mpirun || echo $run)"
+wait $run
+ok "mpirun, asked to stop, leaves a checkpoint" [ -s "$work/stopped/state.bin" ]
+ok "one process goes on after 2" "$train" "${long[@]}" --out "$work/stopped" --resume
+ok "to the same bits" same_run "$work/whole" "$work/stopped"
+ok "whose log has all columns" [ "$(awk -F, '{ print NF }' "$work/stopped/log.csv" | sort -u)" = 8 ]
+
+# ---- refused, with one line in all
+all=(mpirun -q --oversubscribe --bind-to none)
+refuses 2 "need --workers" "${all[@]}" -n 2 "$train_mpi" "${small[@]}" --accumulate 2
+refuses 2 "cannot share" "${all[@]}" -n 2 "$train_mpi" "${small[@]}" --accumulate 3 --workers data
+refuses 2 "data or diloco" "${all[@]}" -n 2 "$train_mpi" "${small[@]}" --accumulate 2 --workers fsdp
+refuses 2 "base" "${all[@]}" -n 2 "$train_mpi" "${small[@]}" --accumulate 2 --workers diloco --optimizer muon
+refuses 2 "compression" "${all[@]}" -n 2 "$train_mpi" "${small[@]}" --accumulate 2 --workers data --compression int8
+refuses 2 "make train_gpt2_mpi" "$train" "${small[@]}" --workers data
+refuses 1 "not a number" "${all[@]}" -n 2 "$train_mpi" "${small[@]}" --accumulate 2 --workers data --steps 99 --clip 0 --optimizer sgd --lr 1e30
+one=("$train_mpi" "${small[@]}" --accumulate 2 --workers data)
+refuses 1 "worker 1 has other" "${all[@]}" -n 1 "${one[@]}" : -n 1 "${one[@]}" --seed 8
+refuses 1 "no file matches" "${all[@]}" -n 1 "${one[@]}" : -n 1 "${one[@]}" --data "$work/missing.txt"
+finish
