@@ -2247,7 +2247,8 @@ static void dataset_add_shard(Dataset *d, const char *path) {
         die("%s is not a token file of llm.c (magic %d, version %d; 20240520 and 1 expected)", path,
             header[0], header[1]);
     if (header[2] < 0 || size != 1024 + 2 * (size_t)header[2])
-        die("%s: the header promises %d tokens, the file has %zu bytes of them", path, header[2], size - 1024);
+        die("%s: the header promises %d tokens, the file has %zu bytes of them", path, header[2],
+            size - 1024);
     dataset_add(d, (uint16_t *)(header + 256), (size_t)header[2]);
 }
 
