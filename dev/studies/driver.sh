@@ -3,13 +3,14 @@
 # A study says what to compare, and what to print of it:
 #
 #   . dev/studies/driver.sh
-#   common --steps 500 --batch 12                          options of every run
+#   length 500 2000                                        $steps, the second with FULL=1
+#   common --steps $steps --batch 12                       options of every run
 #   method AdamW "lr=2e-3,4e-3,8e-3 schedule=cosine,linear"             LABEL "GRID" OPTIONS of its own ...
 #   method GPA "lr=4e-3,8e-3,16e-3" --optimizer gpa
 #   tune                                                   searches the grids, prints them, marks the best
 #   measure 1 2 3                                          the best of each, with these seeds
 #   table AdamW                                            losses, and steps to AdamW's loss
-#   claim "GPA needs fewer steps" "24%" "$(saved GPA AdamW)" "$(at_least 24 "$(saved GPA AdamW)")"
+#   claim "GPA needs fewer steps" "24%" "$(fewer GPA AdamW)" "$(holds "$(saved GPA AdamW) >= 24")"
 #   picture
 #
 # Every training goes to a folder of its own below runs/studies/, with the command that made it, and is kept: a study
@@ -18,6 +19,7 @@
 #   DATA=FILE      the text (default: dev/data/tales.txt, which make writes)
 #   FULL=1         an hour or two instead of ten minutes on two cores
 #   JOBS=2         trainings at a time, of one thread each (default: one for each core)
+#   STEPS=N        another length
 #   EXTRA="..."    options behind those of every run
 #   REPORT=1       no training: table, claims and picture once more from the CSV that is there
 #   RESULTS=DIR    where NAME.csv, NAME.md (the claims: rows of README's table) and NAME.png go
@@ -43,13 +45,19 @@ data_sum=$(cksum <"$data" | cut -d ' ' -f 1)
 # ---- what to compare
 labels=() grids=() options=() points=() tried=() shared=()
 
+# length DEFAULT FULL: sets steps, and how often to measure: 20 times.
+length() {
+    steps=${STEPS:-${full:+$2}}
+    steps=${steps:-$1} eval_every=$(((${steps:-$1} + 19) / 20))
+}
+
 # common OPTIONS...: of every run.
 common() { shared=("$@"); }
 
 # method LABEL "GRID" OPTIONS...: GRID is `option=value,value,... option=...`. A list of numbers ascends, the search
 # begins at its middle and moves to neighbours; of other lists every value is tried. "" is nothing to tune.
 method() {
-    [[ $1 != *,* ]] || die "no comma in a method's name: $1"
+    [[ $1 != *,* ]] || die "the name of a method is a cell of a CSV, without comma: $1"
     labels+=("$1") grids+=("$2") points+=("$(awk -v grid="$2" "$grid_functions"'BEGIN { middle() }')")
     shift 2
     options+=("$([ $# = 0 ] || printf '%q ' "$@")")
@@ -104,8 +112,8 @@ enqueue() {
     shift
     command="# text $data_sum"$'\n'"OMP_NUM_THREADS=1 exec $(printf '%q ' "$train" --data "$data" "$@")--out $(printf '%q' "$dir") --resume"
     [ -f "$dir/loss" ] && [ "$(cat "$dir/command")" = "$command" ] && return
-    if ! { [ -f "$dir/command" ] && [ "$(cat "$dir/command")" = "$command" ]; }; then # --resume would refuse the other's state
-        rm -rf "$dir"
+    if [ "$(cat "$dir/command" 2>/dev/null)" != "$command" ]; then # --resume would refuse the state of another
+        rm -f "$dir/loss" "$dir/state.bin" "$dir/log.csv"
         mkdir -p "$dir" || die "cannot make $dir"
         printf '%s\n' "$command" >"$dir/command"
     fi
@@ -127,7 +135,7 @@ run_one() {
     loss=$(awk '/^final val loss/ { print $4 == $4 + 0 ? $4 : "inf" }' "$dir/output")
     if [ -z "$loss" ] && grep -q '^error: the loss or its gradient is not a number' "$dir/output"; then loss=inf; fi
     if [ -z "$loss" ]; then
-        echo "$dir/output ends with: $(tail -n 1 "$dir/output")" >&2
+        tail -n 1 "$dir/output" | sed 's/^error: //' >"$runs/failed"
         return 255
     fi
     [ -f "$dir/keep" ] || rm -f "$dir/model.bin" "$dir/state.bin"
@@ -146,17 +154,26 @@ run_queue() {
     queue_start=$(date +%s)
     : >"$runs/finished"
     export -f run_one
-    printf '%s\0' "${queue[@]}" | xargs -0 -n 1 -P "$jobs" bash -c 'run_one "$1"' _ || die "stopped; the same command goes on"
+    rm -f "$runs/failed"
+    printf '%s\0' "${queue[@]}" | xargs -0 -n 1 -P "$jobs" bash -c 'run_one "$1"' _ 2>/dev/null ||
+        die "$(cat "$runs/failed" 2>/dev/null || echo "stopped; the same command goes on")"
     queue=()
 }
 
-# keep DIR: the training that goes there keeps its model (a teacher).
-keep() { mkdir -p "$1" && : >"$1/keep"; }
+# model LABEL OPTIONS...: queues a training whose model stays; `model_dir` is where (a teacher's, say).
+model() {
+    model_dir=$(folder "$1" "" $tune_seed)
+    shift
+    [ "$report" ] && return
+    mkdir -p "$model_dir" && : >"$model_dir/keep"
+    enqueue "$model_dir" "$@" --eval-every 0 --seed $tune_seed ${EXTRA:-}
+}
 
 # ---- the search, and the seeds
 tuned=0 measured=0 # so many of the methods were
 collected=$runs/collected.csv
-[ "$report" ] || echo "part,method,setting,seed,step,val_loss,memory_mb" >"$collected"
+[ "$report" ] || printf '# make study NAME=%s DATA=%s%s\npart,method,setting,seed,step,val_loss,memory_mb\n' \
+    "$study" "$(basename "$data")" "${full:+ FULL=1}" >"$collected"
 
 # collect PART INDEX SETTING SEED: what this training's log has measured, in the CSV.
 collect() {
@@ -168,6 +185,13 @@ collect() {
         NR > 1 { step = $1 }
         END { if (loss == "inf") print row "," step ",inf," memory; else if (row ~ /^tune/) print last }' "$dir/log.csv" >>"$collected"
 }
+
+# point_of LABEL: where a method is on its grid, "lr=4e-3"; best LABEL: the same as options, "--lr 4e-3".
+point_of() {
+    local i
+    for ((i = 0; i < ${#labels[@]}; i++)); do [ "${labels[$i]}" != "$1" ] || printf '%s' "${points[$i]}"; done
+}
+best() { point_of "$1" | sed 's/\([^ =]*\)=/--\1 /g'; }
 
 # beside INDEX: the point of a method, and those beside it.
 beside() {
@@ -267,11 +291,14 @@ curves() {
             '"$1"'
         }' "$csv" || die "the report of $csv fails"
 }
-loss_of() { A=$1 curves 'print show(A)'; }                             # 1.890 ± 0.003, mean and deviation of the seeds
-mean_of() { A=$1 curves 'printf "%.4f\n", final(A)'; }
-saved() { A=$1 B=$2 curves 'print saved(A, B)'; }                      # 24.2: A has B's final loss after 24.2% fewer steps
-above() { A=$1 B=$2 curves 'printf "%+.3f\n", final(A) - final(B)'; }  # A's final loss minus B's
-holds() { awk "BEGIN { exit !($1) }" 2>/dev/null && echo yes || echo no; } # holds "1.83 <= 1.89": yes or no
+loss_of() { A=$1 B= curves 'print show(A)'; } # 1.890 ± 0.003: mean and deviation of the seeds' last losses
+mean_of() { A=$1 B= curves "printf \"%.4f\\n\", mean(A, ${2:-last[A]})"; } # mean_of METHOD [STEP]
+saved() { A=$1 B=$2 curves 's = saved(A, B); print s == "" ? -100 : s'; } # 24.2: A has B's final loss after 24.2% fewer steps
+fewer() { # the same in words, with both losses
+    A=$1 B=$2 curves 's = saved(A, B); printf "%s (%s against %s)\n", s == "" ? "not reached" : s "%", show(A), show(B)'
+}
+against() { A=$1 B=$2 curves 'printf "%+.3f (%s against %s)\n", final(A) - final(B), show(A), show(B)'; }
+holds() { awk "BEGIN { exit !($1) }" && echo yes || echo no; } # holds "1.83 <= 1.89 + 0.03": yes or no
 
 # table REFERENCE: all methods; "fewer" is what saved says of them.
 table() {
@@ -289,13 +316,15 @@ table() {
 # claim WHAT PAPER HERE yes|no: a row of the claims, NAME.md.
 claims=0
 claim() {
+    [ -n "$3" ] && [[ $4 = yes || $4 = no ]] || die "no result for the claim: $1"
     [ $claims = 0 ] && : >"$results/$study.md.tmp"
     claims=$((claims + 1))
-    printf '| %s | %s | %s | %s | `make study NAME=%s`, [picture](dev/studies/results/%s.png) |\n' "$1" "$2" "$3" "$4" "$study" "$study" >>"$results/$study.md.tmp"
-    printf '\n%s\n    paper: %s; here: %s; held: %s\n' "$1" "$2" "$3" "$4"
+    printf '| %s | %s | %s | %s | `%s`, [picture](dev/studies/results/%s.png) |\n' "$1" "$2" "$3" "$4" \
+        "$(sed -n '1s/^# //p' "$csv")" "$study" >>"$results/$study.md.tmp"
+    printf '\n%s\n    the paper: %s; here: %s; held: %s\n' "$1" "$2" "$3" "$4"
 }
 
-# picture [TITLE]: validation loss over steps, mean of the seeds.
+# picture: validation loss over steps, mean of the seeds. Ends the study.
 picture() {
     local points=$runs/points
     [ -f "$results/$study.md.tmp" ] && mv "$results/$study.md.tmp" "$results/$study.md"
