@@ -324,10 +324,12 @@ claim() {
     printf '\n%s\n    the paper: %s; here: %s; held: %s\n' "$1" "$2" "$3" "$4"
 }
 
+finish_claims() { mv "$results/$study.md.tmp" "$results/$study.md"; }
+
 # picture: validation loss over steps, mean of the seeds. Ends the study.
 picture() {
     local points=$runs/points
-    [ -f "$results/$study.md.tmp" ] && mv "$results/$study.md.tmp" "$results/$study.md"
+    finish_claims
     curves 'for (i = 1; i <= methods; i++) {
             print "\"" order[i] "\""
             for (s = 1; s <= last[order[i]]; s++) if ((order[i], s) in many && mean(order[i], s) < 1e20) print s, mean(order[i], s)
