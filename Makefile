@@ -128,6 +128,17 @@ demo: all
 plot:
 	bash dev/plot.sh $(or $(PLOT),plot.png) $(RUNS)
 
+# One claim of the papers, from trainings to table and picture: make study NAME=averaging [DATA=text.txt] [FULL=1].
+# dev/studies/README.md lists them.
+study: train_gpt2 dev/data/tales.txt
+	@[ -f "dev/studies/$(NAME).sh" ] || { echo "error: NAME is one of" \
+		$(filter-out driver race readme,$(basename $(notdir $(wildcard dev/studies/*.sh)))) >&2; exit 2; }
+	bash dev/studies/$(NAME).sh
+
+# An optimizer against all others: make race ENTRY="--optimizer gpa --lr 8e-3" STEPS=800 SEEDS=5 [TRACK=tales].
+race: train_gpt2 dev/data/tales.txt
+	bash dev/studies/race.sh
+
 # Every check, in a few minutes; with FULL=1 those that take longer too. test/run.sh says what runs.
 test: all $(TESTS) dev/convex dev/data/tokenize
 	CC="$(CC)" FLAGS="$(FLAGS)" LIBS="$(LIBS)" bash test/run.sh
@@ -144,4 +155,4 @@ clean:
 		dev/data/tokenize dev/convex dev/bench/bench dev/bench/bench_blas $(TESTS) test/test_gpt2_cuda test/test_gpt2_cuda_nccl \
 		test/test_gpt2_cuda_gpu test/test_train_gpt2_cuda test/test_train_gpt2_cuda_nccl
 
-.PHONY: all demo plot test test-full bench clean
+.PHONY: all demo plot study race test test-full bench clean
