@@ -43,6 +43,11 @@ parameters=$(tr -d '\r' <"$work/data7.out" | sed -n 's/.*: \([0-9]*\) parameters
 ok "log.csv has the bytes" [ "$(head -n 1 "$work/data7/log.csv" | cut -d, -f8-)" = grad_norm,bytes_sent ]
 ok "bytes of 7 workers" near "$(sent data7)" $((parameters * 49 / 7)) $((parameters / 7))
 ok "bytes of one" [ "$(sent data1)" = 0 ]
+ok "bytes as MPI counts them" env -u OMPI_MCA_pml mpirun -q --oversubscribe --bind-to none --mca pml_monitoring_enable 1 \
+    --mca pml_monitoring_enable_output 3 --mca pml_monitoring_filename "$work/counted" -n 3 "$train_mpi" "${small[@]}" \
+    --accumulate 12 --steps 9 --workers data
+ours=$(tr -d '\r' <"$work/last" | awk '/^sent / { print $2 }')
+ok "are ours" near "$(cat "$work"/counted.*.prof | awk '$1 == "E" { bytes += $4 } END { print bytes / 3e6 }')" "$ours" 0.002
 
 # ---- DiLoCo
 inner=(--accumulate 4 --inner-steps 5 --steps 20)
