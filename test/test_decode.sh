@@ -83,7 +83,7 @@ refuses 2 "command" "$decode"
 refuses 2 "needs --model" "$decode" run --prompt 1
 refuses 2 "needs --out" "$decode" train --model "$work/model" --data "$work/text.txt"
 refuses 2 "no optimizer" "$decode" train --model "$work/model" "${tokens[@]}" --optimizer magic --out "$work/x"
-refuses 2 "no option of train" "$decode" train --model "$work/model" "${tokens[@]}" --colour 3 --out "$work/x"
+refuses 2 "no option" "$decode" train --model "$work/model" "${tokens[@]}" --colour 3 --out "$work/x"
 refuses 1 "seq-len" "$decode" train --model "$work/model" "${tokens[@]}" --seq-len 4 --out "$work/x"
 refuses 1 "cannot" "$decode" train --model "$work/model" "${tokens[@]}" --out "$work/no/such/place"
 refuses 1 "no such\|cannot open\|No such" "$decode" train --model "$work/model" "${tokens[@]}" --out "$work/x" --resume
