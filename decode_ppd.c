@@ -314,7 +314,8 @@ typedef struct {
     WeightKind kind;
     ParameterTensors small;                    // wpe, biases, layer norms; the matrices' pointers are NULL
     Matrix wte, *qkv, *attproj, *fc, *fcproj;  // (V,C), and for each layer (3C,C), (C,C), (4C,C), (C,4C)
-    float *prompts;                            // (n,copies,C) embeddings of prompt tokens; not owned
+    float *prompts;                            // (n,copies,depth,C) of chapter 6's prompt tokens; not owned
+    int depth;                                 // layers at whose beginning a prompt token adds a vector
     Matrix *heads;                             // (n) of (C,C): chapter 4's heads; not owned
     float *heads_bias;                         // (n,C)
     int stride, wide;                          // floats between rows of C, and of 4C
@@ -480,6 +481,15 @@ static void apply_heads(Decoder *d, const Batch *b) {
     }
 }
 
+// The residual stream of prompt tokens += their vectors for layer l.
+static void add_prompts(Decoder *d, const Batch *b, int l) {
+    int C = d->config.channels;
+#pragma omp for schedule(static)
+    for (int r = 0; r < b->rows; r++)
+        for (int c = 0; c < C && b->token[r] < 0; c++)
+            d->residual[(size_t)r * d->stride + c] += d->prompts[((size_t)~b->token[r] * d->depth + l) * C + c];
+}
+
 // The rows' keys and values into the cache, the outputs' logits to decoder_logits.
 static void decoder_pass(Decoder *d, const Batch *b) {
     GPT2Config g = d->config;
@@ -496,10 +506,11 @@ static void decoder_pass(Decoder *d, const Batch *b) {
         for (int r = 0; r < rows; r++) {
             float *x = d->residual + (size_t)r * stride, *position = p.wpe + (size_t)(d->past + b->depth[r]) * C;
             if (b->token[r] >= 0) matrix_row(&d->wte, b->token[r], x);
-            else memcpy(x, d->prompts + (size_t)~b->token[r] * C, C * sizeof(float));
+            else memset(x, 0, C * sizeof(float));
             for (int c = 0; c < C; c++) x[c] += position[c];
         }
         for (int l = 0; l < g.num_layers; l++) {
+            if (l < d->depth) add_prompts(d, b, l);
             decoder_linear(d, &d->qkv[l], p.qkvb + l * 3 * C, d->residual, stride, rows, p.ln1w + l * C,
                            p.ln1b + l * C, STAY, NULL, 0);
             attention_rows(d, b, l, ancestors);
@@ -1081,16 +1092,20 @@ prompts before; nothing of the text sees a prompt.
     loss = sum_i 0.8^i / n  mean over cuts of KL(model at cut+1+i || prompt i),  i from 0  (arXiv 2405.18628)
 
 The model's own distribution at cut+1+i is that of the token i+2 after the cut, whose guess is prompt i's.
+A prompt token is an embedding (depth 1), as in the paper, or has a vector for the beginning of every layer
+(depth L, ours): a small frozen model makes little of a strange embedding alone. One prompt token for a model of
+4 layers of 256 guessed 22%, 52%, 75% of characters among its first 1, 5, 10 after 1500 steps with an embedding,
+and 29%, 70%, 88% after 600 with four vectors.
 Backward, only prompt rows have gradients, unless the model is trained too ("joint"); then text rows have them
 as well, and those of the prompts flow into the keys and values of the text. The B texts of a step come one
 after the other. */
 typedef struct {
     GPT2 *m;
-    int n, copies, cuts, B, T;
+    int n, copies, depth, cuts, B, T;
     int heads;                          // train n heads in place of prompt tokens (arXiv 2401.10774)
     int joint;
     float weight;                       // of the prompts' loss
-    float *params, *grads;              // (n,copies,C), or heads (n,C,C) and then (n,C)
+    float *params, *grads;              // (n,copies,depth,C), or heads (n,C,C) and then (n,C)
     int *cut;                           // (B,cuts)
     float *student, *teacher, *dstudent, *own, *z; // (n*cuts,C) hidden states of guesses; for heads
     float *teacher_logits;              // (logit_rows,V)
@@ -1099,8 +1114,9 @@ typedef struct {
     double top1[MAX_PROMPTS], top5[MAX_PROMPTS]; // shares of cuts whose likeliest token is among the guesses
 } PromptTrainer;
 
-static size_t guesser_size(int heads, int n, int copies, int C) {
-    return heads ? (size_t)n * (C * (size_t)C + C) : (size_t)n * copies * C;
+// Of n prompt tokens of copies*depth vectors each, or of n heads.
+static size_t guesser_size(int heads, int n, int vectors, int C) {
+    return heads ? (size_t)n * (C * (size_t)C + C) : (size_t)n * vectors * C;
 }
 
 // P, of a text.
@@ -1178,11 +1194,12 @@ static void prompt_attention_backward(const PromptTrainer *t, float *dqkv, const
     }
 }
 
-// Where in params, and at which position, prompt row r stands.
-static size_t prompt_at(const PromptTrainer *t, int r, const int *cut, int *position) {
-    int i = r / t->copies / t->cuts;
-    *position = cut[r / t->copies % t->cuts] + 1 + i;
-    return (size_t)(i * t->copies + r % t->copies) * t->m->config.channels;
+// The position of prompt row r, and where in params its vectors begin.
+static int prompt_position(const PromptTrainer *t, int r, const int *cut) {
+    return cut[r / t->copies % t->cuts] + 1 + r / t->copies / t->cuts;
+}
+static size_t prompt_at(const PromptTrainer *t, int r) {
+    return (size_t)(r / t->copies / t->cuts * t->copies + r % t->copies) * t->depth * t->m->config.channels;
 }
 
 // As gpt2_forward for a text of T tokens, with the prompts' rows behind it.
@@ -1190,17 +1207,18 @@ static void prompt_forward(PromptTrainer *t, const uint16_t *tokens, const int *
     GPT2 *m = t->m;
     GPT2Config g = m->config;
     ParameterTensors p = m->params;
-    int C = g.channels, rows = t->T + prompt_rows(t), position;
+    int C = g.channels, rows = t->T + prompt_rows(t);
     m->tokens = tokens, m->B = 1, m->T = t->T;
     encoder_forward(m->residual, tokens, p.wte, p.wpe, 1, t->T, C);
-    for (int r = t->T; r < rows; r++) {
-        const float *prompt = t->params + prompt_at(t, r - t->T, cut, &position);
-        for (int c = 0; c < C; c++) m->residual[(size_t)r * C + c] = prompt[c] + p.wpe[(size_t)position * C + c];
-    }
+    for (int r = t->T; r < rows; r++)
+        memcpy(m->residual + (size_t)r * C, p.wpe + (size_t)prompt_position(t, r - t->T, cut) * C,
+               C * sizeof(float));
     for (int l = 0; l < g.num_layers; l++) {
         size_t at = (size_t)l * rows, w = (size_t)l * C * C;
         float *x = m->residual + at * C, *x2 = m->residual2 + at * C, *qkv = m->qkv + at * 3 * C,
               *atty = m->atty + at * C;
+        for (int r = t->T; r < rows && l < t->depth; r++)
+            for (int c = 0; c < C; c++) x[(size_t)r * C + c] += t->params[prompt_at(t, r - t->T) + l * C + c];
         layernorm_forward(m->normed, m->ln1_mean + at, m->ln1_rstd + at, x, p.ln1w + l * C, p.ln1b + l * C,
                           rows, C);
         linear_forward(qkv, m->normed, p.qkvw + 3 * w, rows, C, 3 * C, (Epilogue){.bias = p.qkvb + l * 3 * C});
@@ -1309,7 +1327,7 @@ static double prompt_text(PromptTrainer *t, const uint16_t *tokens, const uint16
     GPT2 *m = t->m;
     GPT2Config g = m->config;
     ParameterTensors p = m->params, d = m->grads;
-    int C = g.channels, rows = t->T + prompt_rows(t), first = t->joint ? 0 : t->T, n = rows - first, position;
+    int C = g.channels, rows = t->T + prompt_rows(t), first = t->joint ? 0 : t->T, n = rows - first;
     size_t layer = t->joint ? C : 0;
     float *u = t->unread, *dx = m->dresidual, *dnormed = m->dnormed + (size_t)first * C;
     float *dwide = m->dwide; // of rows from `first` on, too
@@ -1347,13 +1365,14 @@ static double prompt_text(PromptTrainer *t, const uint16_t *tokens, const uint16
                         n, C, 3 * C, plain);
         layernorm_backward(dx, d.ln1w + l * layer, d.ln1b + l * layer, m->partial, dnormed, x, ln1w, mean1,
                            rstd1, n, C);
+        for (int r = t->T; r < rows && l < t->depth; r++)
+            for (int c = 0; c < C; c++)
+                t->grads[prompt_at(t, r - t->T) + l * C + c] += dx[(size_t)(r - first) * C + c];
     }
     if (t->joint) encoder_backward(d.wte, d.wpe, dx, tokens, 1, t->T, C);
-    for (int r = t->T; r < rows; r++) {
-        size_t at = prompt_at(t, r - t->T, cut, &position);
-        for (int c = 0; c < C; c++) t->grads[at + c] += dx[(size_t)(r - first) * C + c];
-        for (int c = 0; c < C && t->joint; c++) d.wpe[(size_t)position * C + c] += dx[(size_t)(r - first) * C + c];
-    }
+    for (int r = t->T; r < rows && t->joint; r++)
+        for (int c = 0; c < C; c++)
+            d.wpe[(size_t)prompt_position(t, r - t->T, cut) * C + c] += dx[(size_t)r * C + c];
     return loss;
 }
 
@@ -1361,7 +1380,7 @@ static double prompt_text(PromptTrainer *t, const uint16_t *tokens, const uint16
 // accuracies. Returns the mean loss of the texts, or NaN.
 static double prompt_step(PromptTrainer *t, const uint16_t *x, const uint16_t *y) {
     double loss = 0;
-    memset(t->grads, 0, guesser_size(t->heads, t->n, t->copies, t->m->config.channels) * sizeof(float));
+    memset(t->grads, 0, guesser_size(t->heads, t->n, t->copies * t->depth, t->m->config.channels) * sizeof(float));
     if (t->joint) memset(t->m->grads_memory, 0, t->m->num_parameters * sizeof(float));
     memset(t->top1, 0, sizeof t->top1), memset(t->top5, 0, sizeof t->top5);
     t->kl = 0;
@@ -1379,13 +1398,13 @@ static void draw_cuts(PromptTrainer *t, uint64_t seed, long step) {
 // ===========================================================================================================
 // 7  The prompts file; an engine
 
-/* A PROMPTS file: PromptsHeader, n*copies*C floats (heads: n*(C*C+C)), PromptsTables, a hash of all before
+/* A PROMPTS file: PromptsHeader, n*copies*depth*C floats (heads: n*(C*C+C)), PromptsTables, a hash of all before
 it. It belongs to one model, whose hash it has. How often a guess of some rank was right is counted on text
 that the model itself wrote after held-out beginnings: greedy text is what the guesses will meet. */
-#define PROMPTS_MAGIC "PPDFILE1"
+#define PROMPTS_MAGIC "PPDFILE2"
 typedef struct {
     char magic[8];
-    int32_t heads, n, copies, channels;
+    int32_t heads, n, copies, depth, channels, layers;
     uint64_t model, steps;
 } PromptsHeader;
 
@@ -1402,7 +1421,9 @@ typedef struct {
     PromptsTables tables;
 } Prompts;
 
-static size_t prompts_size(const PromptsHeader *h) { return guesser_size(h->heads, h->n, h->copies, h->channels); }
+static size_t prompts_size(const PromptsHeader *h) {
+    return guesser_size(h->heads, h->n, h->copies * h->depth, h->channels);
+}
 
 static uint64_t prompts_hash(const Prompts *p) {
     uint64_t hash = hash_bytes(0, &p->header, sizeof p->header);
@@ -1427,11 +1448,11 @@ static void prompts_load(Prompts *p, const char *path, GPT2Config g, uint64_t mo
     if (fread(h, sizeof *h, 1, f) != 1 || memcmp(h->magic, PROMPTS_MAGIC, 8))
         die("%s is not a file of prompt tokens; `decode_ppd train` makes one", path);
     if ((h->heads != 0 && h->heads != 1) || h->n < 1 || h->n > MAX_PROMPTS || h->copies < 1 ||
-        h->copies > MAX_ROWS || h->n * h->copies > 48)
+        h->copies > MAX_ROWS || h->n * h->copies > 48 || (h->depth != 1 && h->depth != h->layers))
         die("%s: %d prompts of %d copies cannot be: the file is damaged", path, h->n, h->copies);
-    if (h->channels != g.channels)
-        die("%s is for a model of %d channels, this one has %d; give the model it was trained for", path,
-            h->channels, g.channels);
+    if (h->channels != g.channels || h->layers != g.num_layers)
+        die("%s is for a model of %d layers and %d channels, this one has %d and %d; give the one it was trained for",
+            path, h->layers, h->channels, g.num_layers, g.channels);
     size_t count = prompts_size(h), expected = sizeof *h + count * 4 + sizeof p->tables + 8;
     if (size != expected)
         die("%s has %zu bytes, its shape asks for %zu: the file is damaged", path, size, expected);
@@ -1500,7 +1521,7 @@ static void engine_guess(Engine *e) {
     Decoder *d = &e->decoder;
     int C = d->config.channels;
     g->n = h->n, g->copies = h->copies, g->kind = h->heads ? GUESS_HEADS : GUESS_PROMPTS;
-    d->prompts = e->prompts.params;
+    d->prompts = e->prompts.params, d->depth = h->heads ? 0 : h->depth;
     for (int i = 0; i < g->n && h->heads; i++)
         e->heads[i] = matrix_pack(e->prompts.params + (size_t)i * C * C, C, C, d->kind);
     d->heads = e->heads, d->heads_bias = e->prompts.params + (size_t)g->n * C * C;
@@ -1594,7 +1615,7 @@ typedef struct {
     const char *model, *data, *val, *out, *ppd, *heads_file, *draft, *draft_ppd, *prompt, *weights;
     int tokens, top_k, typical, ngram, tree, seed, texts;
     double temperature, top_p;
-    int prompts, copies, heads, joint, own_tokens, steps, batch, seq_len, cuts, save_every, resume, warmup;
+    int prompts, copies, deep, heads, joint, own_tokens, steps, batch, seq_len, cuts, save_every, resume, warmup;
     double prompt_weight, final_lr, clip;
     const char *optimizer, *base, *schedule, *out_model;
     int num_hyper;
@@ -1625,6 +1646,7 @@ static const OptionRow decode_rows[] = {
     {"texts", 'i', AT(texts), "8", "N", "beginnings to go on from", 1, 1e6, 4},
     {"prompts", 'i', AT(prompts), "3", "N", "prompt tokens, or heads", 1, MAX_PROMPTS, 1},
     {"copies", 'i', AT(copies), "1", "N", "copies of each, averaged (EPT)", 1, 16, 1},
+    {"deep", 'f', AT(deep), "0", "", "each copy has a vector for every layer, not just an embedding", 0, 0, 1},
     {"heads", 'f', AT(heads), "0", "", "train Medusa-like heads instead", 0, 0, 1},
     {"joint", 'f', AT(joint), "0", "", "train the model on, together with its prompts", 0, 0, 1},
     {"own-tokens", 'i', AT(own_tokens), "20000", "N", "learn from N tokens that the model writes (0: from --data)",
@@ -1819,7 +1841,7 @@ static void start_prompts(PromptRun *r, const DecodeOptions *o) {
     GPT2 *m = t->m;
     GPT2Config g = m->config;
     int C = g.channels, n = 0;
-    size_t model = t->joint ? m->num_parameters : 0, own = guesser_size(t->heads, t->n, t->copies, C);
+    size_t model = t->joint ? m->num_parameters : 0, own = guesser_size(t->heads, t->n, t->copies * t->depth, C);
     r->count = model + own;
     r->params = allocate_floats(r->count), r->grads = allocate_floats(r->count);
     t->params = r->params + model, t->grads = r->grads + model;
@@ -1830,7 +1852,7 @@ static void start_prompts(PromptRun *r, const DecodeOptions *o) {
     for (int c = 0; c < C && !t->heads; c++) {
         double mean = 0;
         for (int v = 0; v < g.vocab_size; v++) mean += m->params.wte[(size_t)v * C + c] / g.vocab_size;
-        for (size_t i = c; i < own; i += C) t->params[i] += (float)mean;
+        for (size_t i = c; i < own; i += (size_t)t->depth * C) t->params[i] += (float)mean;
     }
     if (t->joint) {
         memcpy(r->params, m->params_memory, model * sizeof(float));
@@ -1937,8 +1959,8 @@ static int train_command(const DecodeOptions *o) {
     if (T > m.config.max_seq_len || T <= o->prompts + 1)
         die("--seq-len %d: it must be above --prompts + 1 and at most the model's context of %d", T,
             m.config.max_seq_len);
-    *t = (PromptTrainer){.m = &m, .n = o->prompts, .copies = o->heads ? 1 : o->copies, .cuts = o->cuts,
-                         .B = o->batch, .T = T, .heads = o->heads, .joint = o->joint,
+    *t = (PromptTrainer){.m = &m, .n = o->prompts, .copies = o->heads ? 1 : o->copies,
+                         .depth = o->deep ? m.config.num_layers : 1, .cuts = o->cuts, .B = o->batch, .T = T, .heads = o->heads, .joint = o->joint,
                          .weight = o->joint ? (float)o->prompt_weight : 1};
     if (o->own_tokens && !o->joint) write_own_text(&m, &train, o->own_tokens, o->seed);
     trainer_allocate(t);
@@ -1946,13 +1968,13 @@ static int train_command(const DecodeOptions *o) {
     run.loader = (DataLoader){&train, T, o->seed, 0, 0};
     uint64_t hash = o->joint ? 0 : model_hash(&m);
     snprintf(run.identity, sizeof run.identity,
-             "model %016llx %s\ndata %016llx\nshape %d %d %d\nbatch %d %d %d\njoint %d %g\n"
+             "model %016llx %s\ndata %016llx\nshape %d %d %d %d\nbatch %d %d %d\njoint %d %g\n"
              "optimizer %s %s\nschedule %s %d %d %g %g\nseed %d\n",
              (unsigned long long)hash, o->model, (unsigned long long)train.hash, t->heads, t->n, t->copies,
-             t->B, T, t->cuts, t->joint, t->weight, o->optimizer, o->base, o->schedule, o->steps, o->warmup,
+             t->depth, t->B, T, t->cuts, t->joint, t->weight, o->optimizer, o->base, o->schedule, o->steps, o->warmup,
              o->final_lr, o->clip, o->seed);
     if (o->resume) prompt_state(&run, state, 1), printf("resumed at step %ld of %d\n", run.now.step, o->steps);
-    size_t own = guesser_size(t->heads, t->n, t->copies, m.config.channels);
+    size_t own = guesser_size(t->heads, t->n, t->copies * t->depth, m.config.channels);
     printf("%zu trained numbers, %.6f%% of the model's %zu; %d texts of %d tokens, %d cuts each\n", own,
            100.0 * own / m.num_parameters, m.num_parameters, t->B, T, t->cuts);
     if (o->joint && !run.now.step) printf("val loss %.4f before\n", evaluate(&m, &val, T, 50000));
@@ -1971,8 +1993,8 @@ static int train_command(const DecodeOptions *o) {
         gpt2_save(m.config, m.params_memory, path_in(o->out_model, "model.bin").s);
         tokenizer_save(&engine.tokenizer, o->out_model);
     }
-    engine.prompts.header = (PromptsHeader){PROMPTS_MAGIC, t->heads, t->n, t->copies, m.config.channels,
-                                            model_hash(&m), run.now.step};
+    engine.prompts.header = (PromptsHeader){PROMPTS_MAGIC, t->heads, t->n, t->copies, t->depth, m.config.channels,
+                                            m.config.num_layers, model_hash(&m), run.now.step};
     engine.prompts.params = t->params;
     for (int kind = NUM_KINDS - 1; kind >= 0; kind--) { // latencies of all kinds; guesses are counted with f32
         if (kind < NUM_KINDS - 1) decoder_free(&engine.decoder);

@@ -166,8 +166,8 @@ static void test_identity(void) {
         for (int copies = 1; copies <= 3; copies += 2) {
             Engine reference = {0}, e = {0}, draft = {0};
             engine_start(&reference, &m, kind), engine_start(&e, &m, kind), engine_start(&draft, &s, kind);
-            Prompts p = {.header = {"", 0, 3, copies, 32, 0, 0}}, q = {.header = {"", 0, 2, 1, 16, 0, 0}};
-            p.params = random_floats(guesser_size(0, 3, copies, 32), 0.1f, 7),
+            Prompts p = {.header = {"", 0, 3, copies, copies < 3 ? 1 : 2, 32, 2, 0, 0}}, q = {.header = {"", 0, 2, 1, 1, 16, 1, 0, 0}};
+            p.params = random_floats(prompts_size(&p.header), 0.1f, 7),
             q.params = random_floats(32, 0.1f, 8);
             e.prompts = p, draft.prompts = q;
             engine_guess(&e), engine_guess(&draft);
@@ -211,7 +211,7 @@ static void test_chi_square(void) {
     gpt2_allocate_activations(&m, 1, 16, 0);
     Engine e = {0};
     engine_start(&e, &m, WEIGHTS_F32);
-    e.prompts = (Prompts){.header = {"", 0, 2, 1, 8, 0, 0}, .params = random_floats(16, 0.5f, 3)};
+    e.prompts = (Prompts){.header = {"", 0, 2, 1, 1, 8, 1, 0, 0}, .params = random_floats(16, 0.5f, 3)};
     engine_guess(&e);
     TreeModel model = some_accuracies(2, 1, 0.9, 0.7);
     search_trees(&model, 12, e.generator.templates);
@@ -314,12 +314,13 @@ static void test_gradients(void) {
         PromptTrainer t = {.m = &m,
                            .n = 3,
                            .copies = mode == 1 ? 2 : 1,
+                           .depth = mode == 1 || mode == 3 ? 2 : 1, // of 2 layers
                            .cuts = 3,
                            .B = B,
                            .T = T,
                            .heads = mode == 2,
                            .joint = mode == 3};
-        size_t n = guesser_size(t.heads, 3, t.copies, 12), text = (size_t)T * 12,
+        size_t n = guesser_size(t.heads, 3, t.copies * t.depth, 12), text = (size_t)T * 12,
                model = t.joint ? m.num_parameters : 0;
         t.weight = 1, t.params = random_floats(n, 0.3f, 3), t.grads = allocate_floats(n);
         trainer_allocate(&t);
@@ -438,10 +439,12 @@ static void test_tree_search(void) {
               num_trees, tau, best);
     }
     TreeModel m = some_accuracies(3, 1, 0.9, 0.55);
-    double latency[MAX_ROWS], speedup, start = now();
+    double latency[MAX_ROWS], speedup;
+    clock_t start = clock(); // of this thread, whatever else the machine does
     Template trees[MAX_PROMPTS + 1];
     for (int r = 0; r < MAX_ROWS; r++) latency[r] = 1 + 0.03 * r;
-    double tau = best_trees(&m, latency, MAX_ROWS - 16, trees, &speedup), took = now() - start;
+    double tau = best_trees(&m, latency, MAX_ROWS - 16, trees, &speedup),
+           took = (double)(clock() - start) / CLOCKS_PER_SEC;
     check(tau > 1 && speedup > 1 && took < 1, "the search over all sizes took %.2f s", took);
     printf("tree search %.2f s: %.2f tokens a pass\n", took, tau);
 }
@@ -449,7 +452,7 @@ static void test_tree_search(void) {
 // ---- prompts files
 
 static Prompts some_prompts(GPT2Config g) {
-    Prompts p = {.header = {PROMPTS_MAGIC, 0, 3, 2, g.channels, 77, 5}};
+    Prompts p = {.header = {PROMPTS_MAGIC, 0, 3, 2, 1, g.channels, g.num_layers, 77, 5}};
     p.params = random_floats(guesser_size(0, 3, 2, g.channels), 1, 1);
     return p;
 }

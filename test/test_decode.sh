@@ -33,7 +33,7 @@ tokens=(--data "$work/text.txt" --own-tokens 1000 --steps 40 --batch 2 --cuts 8 
 ok "train" "$decode" train --model "$work/model" "${tokens[@]}" --out "$work/p"
 ok "accuracies are printed" grep -q '^distance 3 ' "$work/last"
 ok "no checkpoint stays" [ ! -e "$work/p.state" ]
-ok "copies" "$decode" train --model "$work/model" "${tokens[@]}" --prompts 2 --copies 3 --out "$work/copies"
+ok "copies and layers" "$decode" train --model "$work/model" "${tokens[@]}" --prompts 2 --copies 3 --deep --out "$work/copies"
 ok "heads" "$decode" train --model "$work/model" "${tokens[@]}" --heads --out "$work/heads"
 ok "the draft's" "$decode" train --model "$work/draft" "${tokens[@]}" --out "$work/draft.p"
 ok "another optimizer" "$decode" train --model "$work/model" "${tokens[@]}" --optimizer prodigy --lr 1 --out "$work/prodigy"
@@ -62,7 +62,7 @@ wait $pid
 ok "it goes on" "$decode" train --model "$work/model" "${tokens[@]}" --steps 500 --out "$work/broken" --resume
 ok "from a checkpoint" grep -q '^resumed at step' "$work/last"
 ok "unbroken" "$decode" train --model "$work/model" "${tokens[@]}" --steps 500 --out "$work/whole"
-ok "the same numbers" cmp -n $((40 + 3 * 32 * 4)) "$work/broken" "$work/whole"
+ok "the same numbers" cmp -n $((48 + 3 * 32 * 4)) "$work/broken" "$work/whole"
 
 # ---- refused
 refuses 1 empty "${run[@]}"
