@@ -45,10 +45,10 @@ dev/data/tales.txt: dev/data/tales
 dev/convex: dev/convex.c optim.h
 	$(CC) $(FLAGS) $< -o $@ -lm
 
-dev/bench/bench: dev/bench/bench.c $(TRAINER)
+dev/bench/bench: dev/bench/bench.c decode_ppd.c $(TRAINER)
 	$(CC) $(FLAGS) $< -o $@ $(LIBS)
 
-dev/bench/bench_blas: dev/bench/bench.c $(TRAINER)
+dev/bench/bench_blas: dev/bench/bench.c decode_ppd.c $(TRAINER)
 	$(CC) $(FLAGS) -DUSE_BLAS $< -o $@ $(LIBS) -lopenblas
 
 # The GPU's trainer: nvcc takes one half of train_gpt2.cu, the C compiler the other; test/cuda_on_cpu.h stands for a GPU.

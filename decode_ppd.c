@@ -195,15 +195,15 @@ static inline __attribute__((always_inline)) void block_product(const WeightKind
     out += (size_t)b * VEC;
 // The block is cut into parts of NB outputs: a quarter of it stays in L1 for all rows. Expanded twice: what
 // comes first fetches the next block.
-#define TILES(NB, RB, last)                                                                                 \
-    for (int part = 0; part < VEC / (NB) && first < last; part++) {                                         \
-        const char *from = w + part * (NB) / 4 * m->quad + part * (NB) % 4 * VECTOR;                        \
-        for (int r = first; r < last; r += RB) {                                                            \
-            vec_i sums = r ? tile(kind, NB, RB, 0, m->steps, from, m->quad, x + r * row, row)               \
-                           : tile(kind, NB, RB, 1, m->steps, from, m->quad, x, row);                        \
-            for (int j = 0; j < RB; j++)                                                                    \
-                memcpy(out + (size_t)(r + j) * ld + part * (NB), (Sum *)&sums + j * (NB), (NB) * sizeof(Sum));\
-        }                                                                                                   \
+#define TILES(NB, RB, last)                                                                              \
+    for (int part = 0; part < VEC / (NB) && first < last; part++) {                                      \
+        const char *from = w + part * (NB) / 4 * m->quad + part * (NB) % 4 * VECTOR;                     \
+        for (int r = first; r < last; r += RB) {                                                         \
+            vec_i sums = r ? tile(kind, NB, RB, 0, m->steps, from, m->quad, x + r * row, row)            \
+                           : tile(kind, NB, RB, 1, m->steps, from, m->quad, x, row);                     \
+            for (int j = 0; j < RB; j++)                                                                 \
+                memcpy(out + (size_t)(r + j) * ld + part * (NB), (Sum *)&sums + j * (NB), 4 * (NB));     \
+        }                                                                                                \
     }
     TILES(VEC / 4, 4, four)
     first = four;
@@ -268,7 +268,7 @@ static void linear_rows(Sum *sums, int sums_ld, const Scratch *x, const Matrix *
         float *o = out + (size_t)r * ld;
         if (m->kind == WEIGHTS_INT8)
             for (int n = n0; n < n1; n++)
-                s[n].f = (float)(s[n].i - (ACTIVATION_OFFSET ? m->offset[n] : 0)) * (m->scale[n] * x->scale[r]);
+                s[n].f = m->scale[n] * x->scale[r] * (float)(s[n].i - (ACTIVATION_OFFSET ? m->offset[n] : 0));
         for (int n = n0; n < n1 && bias; n++) s[n].f += bias[n];
         for (int n = n0; n < n1 && finish == ADD; n++) o[n] += s[n].f;
 #pragma omp simd
@@ -374,7 +374,7 @@ static void decoder_init(Decoder *d, const GPT2 *m, WeightKind kind) {
     for (int t = 0; t < d->threads; t++) {
         Scratch *s = &d->scratch[t];
         s->normed = allocate_floats((size_t)MAX_ROWS * d->stride), s->scale = allocate_floats(MAX_ROWS);
-        s->bytes = allocate((size_t)MAX_ROWS * d->wide, 1), s->scores = allocate_floats(d->capacity + 4 * VEC);
+        s->bytes = allocate(MAX_ROWS, d->wide), s->scores = allocate_floats(d->capacity + 4 * VEC);
     }
 }
 
@@ -402,8 +402,8 @@ static void normalize_row(float *out, const float *x, const float *weight, const
     for (int c = 0; c < C; c++) out[c] = (x[c] - mean) * scale * weight[c] + bias[c];
 }
 
-// The product of m with rows x (R, ld), or with their layer norm where there are norm_w and norm_b; see
-// linear_rows for the rest. Every thread normalizes all rows for itself: cheaper than to wait for one another.
+// The product of m with rows x (R, x_ld), or with their layer norm where there are norm_w and norm_b; the
+// rest as in linear_rows. Every thread normalizes all rows for itself: cheaper than to wait for one another.
 static void decoder_linear(Decoder *d, const Matrix *m, const float *bias, const float *x, int x_ld, int rows,
                            const float *norm_w, const float *norm_b, Finish finish, float *out, int ld) {
     Scratch *s = &d->scratch[omp_get_thread_num()];
@@ -485,9 +485,10 @@ static void apply_heads(Decoder *d, const Batch *b) {
 static void add_prompts(Decoder *d, const Batch *b, int l) {
     int C = d->config.channels;
 #pragma omp for schedule(static)
-    for (int r = 0; r < b->rows; r++)
-        for (int c = 0; c < C && b->token[r] < 0; c++)
-            d->residual[(size_t)r * d->stride + c] += d->prompts[((size_t)~b->token[r] * d->depth + l) * C + c];
+    for (int r = 0; r < b->rows; r++) {
+        const float *vector = d->prompts + ((size_t)~b->token[r] * d->depth + l) * C;
+        for (int c = 0; c < C && b->token[r] < 0; c++) d->residual[(size_t)r * d->stride + c] += vector[c];
+    }
 }
 
 // The rows' keys and values into the cache, the outputs' logits to decoder_logits.
@@ -504,7 +505,8 @@ static void decoder_pass(Decoder *d, const Batch *b) {
     {
 #pragma omp for schedule(static)
         for (int r = 0; r < rows; r++) {
-            float *x = d->residual + (size_t)r * stride, *position = p.wpe + (size_t)(d->past + b->depth[r]) * C;
+            float *x = d->residual + (size_t)r * stride;
+            const float *position = p.wpe + (size_t)(d->past + b->depth[r]) * C;
             if (b->token[r] >= 0) matrix_row(&d->wte, b->token[r], x);
             else memset(x, 0, C * sizeof(float));
             for (int c = 0; c < C; c++) x[c] += position[c];
@@ -644,7 +646,7 @@ static int choose(const Sampling *s, const float *logits, int V, uint64_t index)
     if (k == V && s->top_p >= 1) return draw((float *)logits, V, temperature, u);
     Candidate *c = resize(NULL, (size_t)k * sizeof *c);
     if (k < V) top_tokens(logits, V, k, ids);
-    // tokens below `least`, all together, are not worth 1 - top_p: none of them is in the nucleus of all tokens
+    // tokens below `least` together are not worth 1 - top_p: none of them is in the nucleus of all tokens
     float least = k < V ? 0 : (float)((1 - s->top_p) / V);
     for (int i = 0; i < k; i++) {
         int id = k < V ? ids[i] : i;
@@ -670,7 +672,8 @@ typedef struct {
 
 static void writer_put(Writer *w, int token) {
     size_t length = 0;
-    const char *bytes = token < w->tokenizer->vocab_size ? tokenizer_token(w->tokenizer, token, &length) : NULL;
+    const Tokenizer *t = w->tokenizer;
+    const char *bytes = token < t->vocab_size ? tokenizer_token(t, token, &length) : NULL;
     for (size_t i = 0; i < length; i++) {
         unsigned char c = (unsigned char)bytes[i];
         if ((c & 0xC0) != 0x80) fwrite(w->held, 1, w->n, w->file), w->n = 0; // a new character
@@ -915,7 +918,8 @@ static int generator_step(Generator *g, int limit) {
     for (;;) {
         const float *logits = decoder_logits(d, v - t.root);
         int child = g->sampling.typical ? typical_child(g, &t, v, logits) : -1;
-        uint16_t token = (uint16_t)(child >= 0 ? t.batch.token[child] : choose(&g->sampling, logits, V, g->drawn));
+        uint16_t token =
+            (uint16_t)(child >= 0 ? t.batch.token[child] : choose(&g->sampling, logits, V, g->drawn));
         if (child < 0) child = tree_child(&t, v, token);
         generator_append(g, &token, 1);
         g->drawn++, made++;
@@ -978,10 +982,10 @@ static void fill_table(TreeTable *t, const TreeModel *model, int k, int s, const
             double w[MAX_ROWS + 1] = {0};
             for (int r = 0; r < RANKS && d < k; r++)
                 for (int b = s; b >= 0; b--) { // downwards: w[b - rows] is still that of the ranks before
-                    double best = w[b];
+                    double best = w[b], right = model->accuracy[d][r];
                     int rows = 0;
                     for (int give = 1; give <= b; give++) {
-                        double value = w[b - give] + model->accuracy[d][r] * (1 + t->value[d + 1][give] - h[m]);
+                        double value = w[b - give] + right * (1 + t->value[d + 1][give] - h[m]);
                         if (value > best + 1e-12) best = value, rows = give;
                     }
                     w[b] = best;
@@ -1093,9 +1097,9 @@ prompts before; nothing of the text sees a prompt.
 
 The model's own distribution at cut+1+i is that of the token i+2 after the cut, whose guess is prompt i's.
 A prompt token is an embedding (depth 1), as in the paper, or has a vector for the beginning of every layer
-(depth L, ours): a small frozen model makes little of a strange embedding alone. One prompt token for a model of
-4 layers of 256 guessed 22%, 52%, 75% of characters among its first 1, 5, 10 after 1500 steps with an embedding,
-and 29%, 70%, 88% after 600 with four vectors.
+(depth L, ours): a small frozen model makes little of a strange embedding alone. For the teacher of `make
+demo` (train --prompts 1 --batch 2 --steps 600) the character after the next was among the first 1, 5, 10
+guesses 29%, 70%, 88% of the time with --deep; without it 22%, 52%, 75%, after 1500 steps too.
 Backward, only prompt rows have gradients, unless the model is trained too ("joint"); then text rows have them
 as well, and those of the prompts flow into the keys and values of the text. The B texts of a step come one
 after the other. */
@@ -1117,6 +1121,10 @@ typedef struct {
 // Of n prompt tokens of copies*depth vectors each, or of n heads.
 static size_t guesser_size(int heads, int n, int vectors, int C) {
     return heads ? (size_t)n * (C * (size_t)C + C) : (size_t)n * vectors * C;
+}
+
+static size_t trainer_size(const PromptTrainer *t) {
+    return guesser_size(t->heads, t->n, t->copies * t->depth, t->m->config.channels);
 }
 
 // P, of a text.
@@ -1159,14 +1167,14 @@ static void prompt_attention_forward(const PromptTrainer *t, float *out, const f
     for (int h = 0; h < NH; h++) {
         float *p = t->attention + (size_t)omp_get_thread_num() * 2 * P * R;
         prompt_probabilities(t, p, qkv + h * HS, cut);
-        multiply(out + (size_t)t->T * C + h * HS, C, p, R, 1, qkv + 2 * C + h * HS, 3L * C, 1, P, HS, R, plain,
-                 NULL, NULL);
+        multiply(out + (size_t)t->T * C + h * HS, C, p, R, 1, qkv + 2 * C + h * HS, 3L * C, 1, P, HS, R,
+                 plain, NULL, NULL);
     }
 }
 
 // dqkv of the prompt rows from dout; jointly, dk and dv of the text are added to.
-static void prompt_attention_backward(const PromptTrainer *t, float *dqkv, const float *dout, const float *qkv,
-                                      const float *out, const int *cut) {
+static void prompt_attention_backward(const PromptTrainer *t, float *dqkv, const float *dout,
+                                      const float *qkv, const float *out, const int *cut) {
     int C = t->m->config.channels, NH = t->m->config.num_heads, HS = C / NH, T = t->T, P = prompt_rows(t),
         R = T + P;
     long ld = 3L * C;
@@ -1185,7 +1193,7 @@ static void prompt_attention_backward(const PromptTrainer *t, float *dqkv, const
             for (int j = 0; j < R; j++) dpr[j] = pr[j] * (dpr[j] - D) * scale;
         }
         multiply(dq + T * ld, ld, dp, R, 1, k, ld, 1, P, HS, R, plain, NULL, NULL);
-        for (int own = !t->joint; own < 2; own++) { // rows of the text, to which its own attention has written
+        for (int own = !t->joint; own < 2; own++) { // the text's own attention has written to its rows
             int from = own ? T : 0, rows = own ? P : T;
             Epilogue add = own ? plain : accumulate;
             multiply(dk + from * ld, ld, dp + from, 1, R, q + T * ld, ld, 1, rows, HS, P, add, NULL, NULL);
@@ -1218,10 +1226,12 @@ static void prompt_forward(PromptTrainer *t, const uint16_t *tokens, const int *
         float *x = m->residual + at * C, *x2 = m->residual2 + at * C, *qkv = m->qkv + at * 3 * C,
               *atty = m->atty + at * C;
         for (int r = t->T; r < rows && l < t->depth; r++)
-            for (int c = 0; c < C; c++) x[(size_t)r * C + c] += t->params[prompt_at(t, r - t->T) + l * C + c];
+            for (int c = 0; c < C; c++)
+                x[(size_t)r * C + c] += t->params[prompt_at(t, r - t->T) + l * C + c];
         layernorm_forward(m->normed, m->ln1_mean + at, m->ln1_rstd + at, x, p.ln1w + l * C, p.ln1b + l * C,
                           rows, C);
-        linear_forward(qkv, m->normed, p.qkvw + 3 * w, rows, C, 3 * C, (Epilogue){.bias = p.qkvb + l * 3 * C});
+        linear_forward(qkv, m->normed, p.qkvw + 3 * w, rows, C, 3 * C,
+                       (Epilogue){.bias = p.qkvb + l * 3 * C});
         attention_forward(atty, m->lse + at * g.num_heads, qkv, 1, t->T, C, g.num_heads);
         if (rows > t->T) prompt_attention_forward(t, atty, qkv, cut);
         linear_forward(x2, atty, p.attprojw + w, rows, C, C,
@@ -1241,9 +1251,11 @@ static void prompt_forward(PromptTrainer *t, const uint16_t *tokens, const int *
 static void heads_forward(PromptTrainer *t) {
     int C = t->m->config.channels, cuts = t->cuts, n = t->n * cuts * C;
     memcpy(t->own, t->student, (size_t)n * sizeof(float));
-    for (int i = 0; i < t->n; i++)
-        linear_forward(t->z + (size_t)i * cuts * C, t->own + (size_t)i * cuts * C, t->params + (size_t)i * C * C,
-                       cuts, C, C, (Epilogue){.bias = t->params + (size_t)t->n * C * C + i * C});
+    for (int i = 0; i < t->n; i++) {
+        size_t rows = (size_t)i * cuts * C, w = (size_t)i * C * C, bias = (size_t)t->n * C * C + i * C;
+        linear_forward(t->z + rows, t->own + rows, t->params + w, cuts, C, C,
+                       (Epilogue){.bias = t->params + bias});
+    }
 #pragma omp parallel for simd schedule(static)
     for (int k = 0; k < n; k++) t->student[k] += t->z[k] / (1.0f + exp_f32(-t->z[k]));
 }
@@ -1256,16 +1268,17 @@ static void heads_backward(PromptTrainer *t) {
         float s = 1.0f / (1.0f + exp_f32(-t->z[k]));
         t->z[k] = t->dstudent[k] * (s + t->z[k] * s * (1.0f - s));
     }
-    for (int i = 0; i < t->n; i++)
-        matmul(t->grads + (size_t)i * C * C, t->z + (size_t)i * t->cuts * C, t->own + (size_t)i * t->cuts * C, C,
-               C, t->cuts, 1, 0, accumulate);
+    for (int i = 0; i < t->n; i++) {
+        size_t rows = (size_t)i * t->cuts * C, w = (size_t)i * C * C;
+        matmul(t->grads + w, t->z + rows, t->own + rows, C, C, t->cuts, 1, 0, accumulate);
+    }
     for (int q = 0; q < guesses; q++)
         for (int c = 0; c < C; c++)
             t->grads[(size_t)t->n * C * C + q / t->cuts * C + c] += t->z[(size_t)q * C + c];
 }
 
-// Adds the KL of all guesses after prompt_forward to t->kl. Its gradient, times t->weight, goes into the prompt
-// rows of m->dnormed and jointly into grads.wte, or into the heads.
+// Adds the KL of all guesses after prompt_forward to t->kl. Its gradient, times t->weight, goes into the
+// prompt rows of m->dnormed and jointly into grads.wte, or into the heads.
 static void prompt_loss(PromptTrainer *t, const int *cut) {
     GPT2 *m = t->m;
     int C = m->config.channels, V = m->config.vocab_size, guesses = t->n * t->cuts, all = t->B * t->cuts;
@@ -1308,8 +1321,9 @@ static void prompt_loss(PromptTrainer *t, const int *cut) {
         int i = q / t->cuts;
         t->kl += powf(0.8f, (float)i) / (float)(t->n * all) * kl[q];
         t->top1[i] += (rank[q] < 1) / (double)all, t->top5[i] += (rank[q] < 5) / (double)all;
-        for (int k = 0; k < copies * C && !t->heads; k++)
-            m->dnormed[(size_t)(t->T + q * copies) * C + k] = t->dstudent[(size_t)q * C + k % C] / (float)copies;
+        const float *d = t->dstudent + (size_t)q * C;
+        float *own = m->dnormed + (size_t)(t->T + q * copies) * C;
+        for (int k = 0; k < copies * C && !t->heads; k++) own[k] = d[k % C] / (float)copies;
     }
 }
 
@@ -1358,7 +1372,8 @@ static double prompt_text(PromptTrainer *t, const uint16_t *tokens, const uint16
         backward_linear(t, dnormed, d.attprojw + dw, d.attprojb + l * layer, dx, atty + (size_t)first * C,
                         p.attprojw + w, n, C, C, plain);
         if (t->joint)
-            attention_backward(dwide, dnormed, qkv, atty, m->lse + all * g.num_heads, 1, t->T, C, g.num_heads);
+            attention_backward(dwide, dnormed, qkv, atty, m->lse + all * g.num_heads, 1, t->T, C,
+                               g.num_heads);
         prompt_attention_backward(t, dwide - (size_t)first * 3 * C, m->dnormed, qkv, atty, cut);
         if (t->joint) layernorm_again(m->normed, x, ln1w, p.ln1b + l * C, mean1, rstd1, n, C);
         backward_linear(t, dnormed, d.qkvw + 3 * dw, d.qkvb + l * 3 * layer, dwide, m->normed, p.qkvw + 3 * w,
@@ -1376,11 +1391,11 @@ static double prompt_text(PromptTrainer *t, const uint16_t *tokens, const uint16
     return loss;
 }
 
-// The gradients of a step over B texts, x and y (B,T), into t->grads, jointly also into m->grads; t->kl and the
-// accuracies. Returns the mean loss of the texts, or NaN.
+// The gradients of a step over B texts, x and y (B,T), into t->grads, jointly also into m->grads; t->kl and
+// the accuracies. Returns the mean loss of the texts, or NaN.
 static double prompt_step(PromptTrainer *t, const uint16_t *x, const uint16_t *y) {
     double loss = 0;
-    memset(t->grads, 0, guesser_size(t->heads, t->n, t->copies * t->depth, t->m->config.channels) * sizeof(float));
+    memset(t->grads, 0, trainer_size(t) * sizeof(float));
     if (t->joint) memset(t->m->grads_memory, 0, t->m->num_parameters * sizeof(float));
     memset(t->top1, 0, sizeof t->top1), memset(t->top5, 0, sizeof t->top5);
     t->kl = 0;
@@ -1398,9 +1413,9 @@ static void draw_cuts(PromptTrainer *t, uint64_t seed, long step) {
 // ===========================================================================================================
 // 7  The prompts file; an engine
 
-/* A PROMPTS file: PromptsHeader, n*copies*depth*C floats (heads: n*(C*C+C)), PromptsTables, a hash of all before
-it. It belongs to one model, whose hash it has. How often a guess of some rank was right is counted on text
-that the model itself wrote after held-out beginnings: greedy text is what the guesses will meet. */
+/* A PROMPTS file: PromptsHeader, n*copies*depth*C floats (heads: n*(C*C+C)), PromptsTables, a hash of all
+before it. It belongs to one model, whose hash it has. How often a guess of some rank was right is counted on
+text that the model itself wrote after held-out beginnings: greedy text is what the guesses will meet. */
 #define PROMPTS_MAGIC "PPDFILE2"
 typedef struct {
     char magic[8];
@@ -1427,7 +1442,8 @@ static size_t prompts_size(const PromptsHeader *h) {
 
 static uint64_t prompts_hash(const Prompts *p) {
     uint64_t hash = hash_bytes(0, &p->header, sizeof p->header);
-    return hash_bytes(hash_bytes(hash, p->params, prompts_size(&p->header) * 4), &p->tables, sizeof p->tables);
+    hash = hash_bytes(hash, p->params, prompts_size(&p->header) * 4);
+    return hash_bytes(hash, &p->tables, sizeof p->tables);
 }
 
 static void prompts_save(const Prompts *p, const char *path) {
@@ -1451,8 +1467,8 @@ static void prompts_load(Prompts *p, const char *path, GPT2Config g, uint64_t mo
         h->copies > MAX_ROWS || h->n * h->copies > 48 || (h->depth != 1 && h->depth != h->layers))
         die("%s: %d prompts of %d copies cannot be: the file is damaged", path, h->n, h->copies);
     if (h->channels != g.channels || h->layers != g.num_layers)
-        die("%s is for a model of %d layers and %d channels, this one has %d and %d; give the one it was trained for",
-            path, h->layers, h->channels, g.num_layers, g.channels);
+        die("%s is for a model of %d layers and %d channels, not of %d and %d; give that model", path,
+            h->layers, h->channels, g.num_layers, g.channels);
     size_t count = prompts_size(h), expected = sizeof *h + count * 4 + sizeof p->tables + 8;
     if (size != expected)
         die("%s has %zu bytes, its shape asks for %zu: the file is damaged", path, size, expected);
@@ -1505,7 +1521,8 @@ static void engine_trees(Engine *e, int rows) {
     double seconds;
     e->model = (TreeModel){.n = g->n, .copies = g->kind == GUESS_HEADS ? 0 : g->copies};
     for (int d = 0; d < g->n; d++)
-        for (int r = 0; r < RANKS; r++) e->model.accuracy[d][r] = t->right_after[d][r] / (t->seen_after[d] + 1.0);
+        for (int r = 0; r < RANKS; r++)
+            e->model.accuracy[d][r] = t->right_after[d][r] / (t->seen_after[d] + 1.0);
     if (!rows) e->tau = best_trees(&e->model, e->latency, engine_most_rows(e), g->templates, &e->speedup);
     else {
         search_trees(&e->model, MIN(rows, engine_most_rows(e)), g->templates);
@@ -1615,7 +1632,8 @@ typedef struct {
     const char *model, *data, *val, *out, *ppd, *heads_file, *draft, *draft_ppd, *prompt, *weights;
     int tokens, top_k, typical, ngram, tree, seed, texts;
     double temperature, top_p;
-    int prompts, copies, deep, heads, joint, own_tokens, steps, batch, seq_len, cuts, save_every, resume, warmup;
+    int prompts, copies, deep, heads, joint, own_tokens;
+    int steps, batch, seq_len, cuts, save_every, resume, warmup;
     double prompt_weight, final_lr, clip;
     const char *optimizer, *base, *schedule, *out_model;
     int num_hyper;
@@ -1646,11 +1664,11 @@ static const OptionRow decode_rows[] = {
     {"texts", 'i', AT(texts), "8", "N", "beginnings to go on from", 1, 1e6, 4},
     {"prompts", 'i', AT(prompts), "3", "N", "prompt tokens, or heads", 1, MAX_PROMPTS, 1},
     {"copies", 'i', AT(copies), "1", "N", "copies of each, averaged (EPT)", 1, 16, 1},
-    {"deep", 'f', AT(deep), "0", "", "each copy has a vector for every layer, not just an embedding", 0, 0, 1},
+    {"deep", 'f', AT(deep), "0", "", "a vector for every layer, not just an embedding", 0, 0, 1},
     {"heads", 'f', AT(heads), "0", "", "train Medusa-like heads instead", 0, 0, 1},
     {"joint", 'f', AT(joint), "0", "", "train the model on, together with its prompts", 0, 0, 1},
-    {"own-tokens", 'i', AT(own_tokens), "20000", "N", "learn from N tokens that the model writes (0: from --data)",
-     0, 1e9, 1},
+    {"own-tokens", 'i', AT(own_tokens), "20000", "N", "learn from tokens of the model's own (0: --data)", 0,
+     1e9, 1},
     {"out-model", 's', AT(out_model), "", "DIR", "where --joint writes the model", 0, 0, 1},
     {"prompt-weight", 'd', AT(prompt_weight), "0.3", "X", "of the prompts' loss with --joint", 0, 1e3, 1},
     {"steps", 'i', AT(steps), "600", "N", "optimizer steps", 0, 1e9, 1},
@@ -1841,7 +1859,7 @@ static void start_prompts(PromptRun *r, const DecodeOptions *o) {
     GPT2 *m = t->m;
     GPT2Config g = m->config;
     int C = g.channels, n = 0;
-    size_t model = t->joint ? m->num_parameters : 0, own = guesser_size(t->heads, t->n, t->copies * t->depth, C);
+    size_t model = t->joint ? m->num_parameters : 0, own = trainer_size(t);
     r->count = model + own;
     r->params = allocate_floats(r->count), r->grads = allocate_floats(r->count);
     t->params = r->params + model, t->grads = r->grads + model;
@@ -1960,7 +1978,8 @@ static int train_command(const DecodeOptions *o) {
         die("--seq-len %d: it must be above --prompts + 1 and at most the model's context of %d", T,
             m.config.max_seq_len);
     *t = (PromptTrainer){.m = &m, .n = o->prompts, .copies = o->heads ? 1 : o->copies,
-                         .depth = o->deep ? m.config.num_layers : 1, .cuts = o->cuts, .B = o->batch, .T = T, .heads = o->heads, .joint = o->joint,
+                         .depth = o->deep ? m.config.num_layers : 1, .cuts = o->cuts, .B = o->batch, .T = T,
+                         .heads = o->heads, .joint = o->joint,
                          .weight = o->joint ? (float)o->prompt_weight : 1};
     if (o->own_tokens && !o->joint) write_own_text(&m, &train, o->own_tokens, o->seed);
     trainer_allocate(t);
@@ -1971,10 +1990,13 @@ static int train_command(const DecodeOptions *o) {
              "model %016llx %s\ndata %016llx\nshape %d %d %d %d\nbatch %d %d %d\njoint %d %g\n"
              "optimizer %s %s\nschedule %s %d %d %g %g\nseed %d\n",
              (unsigned long long)hash, o->model, (unsigned long long)train.hash, t->heads, t->n, t->copies,
-             t->depth, t->B, T, t->cuts, t->joint, t->weight, o->optimizer, o->base, o->schedule, o->steps, o->warmup,
-             o->final_lr, o->clip, o->seed);
-    if (o->resume) prompt_state(&run, state, 1), printf("resumed at step %ld of %d\n", run.now.step, o->steps);
-    size_t own = guesser_size(t->heads, t->n, t->copies * t->depth, m.config.channels);
+             t->depth, t->B, T, t->cuts, t->joint, t->weight, o->optimizer, o->base, o->schedule, o->steps,
+             o->warmup, o->final_lr, o->clip, o->seed);
+    if (o->resume) {
+        prompt_state(&run, state, 1);
+        printf("resumed at step %ld of %d\n", run.now.step, o->steps);
+    }
+    size_t own = trainer_size(t);
     printf("%zu trained numbers, %.6f%% of the model's %zu; %d texts of %d tokens, %d cuts each\n", own,
            100.0 * own / m.num_parameters, m.num_parameters, t->B, T, t->cuts);
     if (o->joint && !run.now.step) printf("val loss %.4f before\n", evaluate(&m, &val, T, 50000));
@@ -1993,10 +2015,11 @@ static int train_command(const DecodeOptions *o) {
         gpt2_save(m.config, m.params_memory, path_in(o->out_model, "model.bin").s);
         tokenizer_save(&engine.tokenizer, o->out_model);
     }
-    engine.prompts.header = (PromptsHeader){PROMPTS_MAGIC, t->heads, t->n, t->copies, t->depth, m.config.channels,
-                                            m.config.num_layers, model_hash(&m), run.now.step};
+    GPT2Config g = m.config;
+    engine.prompts.header = (PromptsHeader){PROMPTS_MAGIC, t->heads, t->n, t->copies, t->depth, g.channels,
+                                            g.num_layers, model_hash(&m), run.now.step};
     engine.prompts.params = t->params;
-    for (int kind = NUM_KINDS - 1; kind >= 0; kind--) { // latencies of all kinds; guesses are counted with f32
+    for (int kind = NUM_KINDS - 1; kind >= 0; kind--) { // latencies of all; guesses are counted with f32
         if (kind < NUM_KINDS - 1) decoder_free(&engine.decoder);
         engine_start(&engine, &m, kind);
         engine_latency(&engine);
@@ -2007,7 +2030,7 @@ static int train_command(const DecodeOptions *o) {
     unlink(state);
     print_accuracy(&engine.prompts.tables, t->n);
     engine_trees(&engine, 0);
-    printf("%.2f tokens a pass, %.2f times as fast as plain decoding with f32 weights: predicted for this machine\n",
+    printf("%.2f tokens a pass, %.2f times as fast as plain decoding with f32 weights: predicted\n",
            engine.tau, engine.speedup);
     return 0;
 }
@@ -2015,22 +2038,23 @@ static int train_command(const DecodeOptions *o) {
 // ===========================================================================================================
 // 9  Bench
 
-// Bytes a second that all threads together read from memory.
-static double read_bandwidth(void) {
-    size_t n = (size_t)64 << 20, best = 0;
-    float *x = allocate_floats(n), sink = 0;
-    for (int round = 0; round < 5; round++) {
+// Bytes a second that all threads together read from memory, the best of some tries.
+static double read_bandwidth(double seconds) {
+    size_t n = (size_t)1 << 28; // 1 GiB
+    float *x = allocate_floats(n);
+    double best = 0, end = now() + seconds;
+    volatile float sink = 0;
+    while (now() < end) {
         double start = now();
-#pragma omp parallel for reduction(+ : sink) schedule(static)
-        for (size_t i = 0; i < n; i += 8 * VEC) {
-            vec s = {0};
-            for (int j = 0; j < 8; j++) s += *(const vec *)(x + i + j * VEC);
-            sink += s[0];
-        }
-        best = MAX(best, (size_t)((double)n * sizeof(float) / (now() - start)));
+        float sum = 0;
+#pragma omp parallel for simd reduction(+ : sum) schedule(static)
+        for (size_t i = 0; i < n; i++) sum += x[i];
+        sink = sum;
+        best = fmax(best, 4.0 * n / (now() - start));
     }
+    (void)sink;
     free(x);
-    return (double)best + sink;
+    return best;
 }
 
 // Perplexity of the first tokens of a text, by the decoder itself.
@@ -2051,9 +2075,22 @@ static double perplexity(Decoder *d, const uint16_t *tokens, int n) {
     return exp(sum / (n - 1));
 }
 
-// Plain decoding with each kind of weights: `make` tokens after 8 of the text.
+// Seconds a token of plain decoding, after 8 tokens of a text: the best of three times `make` tokens.
+static double plain_seconds(Engine *e, const uint16_t *tokens, int make) {
+    double fastest = INFINITY;
+    for (int round = 0; round < 3; round++) {
+        generator_text(&e->generator, tokens, 8);
+        generator_prefill(&e->generator);
+        double start = now();
+        for (int i = 0; i < make; i++) generator_step(&e->generator, 1);
+        fastest = fmin(fastest, (now() - start) / make);
+    }
+    return fastest;
+}
+
+// Plain decoding with each kind of weights.
 static void bench_kinds(const char *path, const uint16_t *tokens, int n, int make) {
-    double bandwidth = read_bandwidth(), base = 0;
+    double bandwidth = read_bandwidth(1), base = 0;
     GPT2 m;
     gpt2_load(&m, path);
     printf("weights  bytes a token   tokens/s   GB/s   share of %.1f GB/s read   perplexity (%d tokens)\n",
@@ -2061,18 +2098,11 @@ static void bench_kinds(const char *path, const uint16_t *tokens, int n, int mak
     for (int kind = 0; kind < NUM_KINDS; kind++) {
         Engine e = {0};
         engine_start(&e, &m, kind);
-        double ppl = perplexity(&e.decoder, tokens, n), fastest = 1e30, bytes = decoder_bytes(&e.decoder);
+        double ppl = perplexity(&e.decoder, tokens, n), bytes = decoder_bytes(&e.decoder);
+        double rate = 1 / plain_seconds(&e, tokens, make);
         if (kind == 0) base = ppl;
-        for (int round = 0; round < 3; round++) {
-            generator_text(&e.generator, tokens, 8);
-            generator_prefill(&e.generator);
-            double start = now();
-            for (int i = 0; i < make; i++) generator_step(&e.generator, 1);
-            fastest = fmin(fastest, (now() - start) / make);
-        }
-        printf("%-8s %8.1f MB    %8.1f   %5.1f   %3.0f%%                     %.3f (%+.3f)\n", kinds[kind].name,
-               bytes / 1e6, 1 / fastest, bytes / fastest / 1e9, 100 * bytes / fastest / bandwidth, ppl,
-               ppl - base);
+        printf("%-8s %8.1f MB    %8.1f   %5.1f   %3.0f%% %20s %.3f (%+.3f)\n", kinds[kind].name, bytes / 1e6,
+               rate, bytes * rate / 1e9, 100 * bytes * rate / bandwidth, "", ppl, ppl - base);
         decoder_free(&e.decoder);
         free(e.generator.text);
     }
@@ -2152,7 +2182,8 @@ static int bench_command(const DecodeOptions *o) {
     int context = engine.decoder.config.max_seq_len, begin = MIN(64, MAX(1, context / 4)), tokens = o->tokens;
     Shard text = val.shards[0];
     if (text.count < (size_t)begin + 9) die("the held-out text has only %zu tokens", text.count);
-    bench_kinds(o->model, text.tokens, (int)MIN(text.count, (size_t)MIN(512, context)), MIN(tokens, context / 2));
+    bench_kinds(o->model, text.tokens, (int)MIN(text.count, (size_t)MIN(512, context)),
+                MIN(tokens, context / 2));
 
     int ppd = engine.prompts.params != NULL, own = draft.prompts.params != NULL;
     Engine *with = ppd ? &engine : NULL, *medusa = *o->heads_file ? &heads : NULL;

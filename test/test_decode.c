@@ -33,7 +33,7 @@ static void test_products(void) {
             int N = sizes[i][0], K = sizes[i][1], rows = 23, ld = round_up(MAX(N, K), 64), changed = 0;
             float *w = random_floats((size_t)N * K, 1, 1), *x = allocate_floats((size_t)(rows + 4) * ld),
                   *bias = random_floats(N, 1, 3);
-            Sum *out = allocate((size_t)(rows + 4) * ld, sizeof *out), *alone = allocate((size_t)ld, sizeof *alone);
+            Sum *out = allocate((size_t)(rows + 4) * ld, sizeof *out), *alone = allocate(ld, sizeof *alone);
             Scratch s = {.scale = allocate_floats(rows), .bytes = allocate((size_t)(rows + 4) * ld, 1)};
             Matrix m = matrix_pack(w, N, K, kind);
             for (int r = 0; r < rows; r++) random_normal(x + (size_t)r * ld, K, 1, 10 + r);
@@ -166,7 +166,8 @@ static void test_identity(void) {
         for (int copies = 1; copies <= 3; copies += 2) {
             Engine reference = {0}, e = {0}, draft = {0};
             engine_start(&reference, &m, kind), engine_start(&e, &m, kind), engine_start(&draft, &s, kind);
-            Prompts p = {.header = {"", 0, 3, copies, copies < 3 ? 1 : 2, 32, 2, 0, 0}}, q = {.header = {"", 0, 2, 1, 1, 16, 1, 0, 0}};
+            Prompts p = {.header = {"", 0, 3, copies, copies < 3 ? 1 : 2, 32, 2, 0, 0}},
+                    q = {.header = {"", 0, 2, 1, 1, 16, 1, 0, 0}};
             p.params = random_floats(prompts_size(&p.header), 0.1f, 7),
             q.params = random_floats(32, 0.1f, 8);
             e.prompts = p, draft.prompts = q;
@@ -341,7 +342,8 @@ static void test_gradients(void) {
             gpt2_forward(&same, x, B, T);
             gpt2_backward(&same, y, 1.0f / (B * T), 0, NULL);
             double off = 0;
-            for (size_t i = 0; i < model; i++) off = fmax(off, fabs(m.grads_memory[i] - same.grads_memory[i]));
+            for (size_t i = 0; i < model; i++)
+                off = fmax(off, fabs(m.grads_memory[i] - same.grads_memory[i]));
             check(off < 1e-5, "without weight, joint training has another gradient than the trainer, by %g",
                   off);
             gpt2_free(&same);
