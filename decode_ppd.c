@@ -486,8 +486,9 @@ static void add_prompts(Decoder *d, const Batch *b, int l) {
     int C = d->config.channels;
 #pragma omp for schedule(static)
     for (int r = 0; r < b->rows; r++) {
+        if (b->token[r] >= 0) continue;
         const float *vector = d->prompts + ((size_t)~b->token[r] * d->depth + l) * C;
-        for (int c = 0; c < C && b->token[r] < 0; c++) d->residual[(size_t)r * d->stride + c] += vector[c];
+        for (int c = 0; c < C; c++) d->residual[(size_t)r * d->stride + c] += vector[c];
     }
 }
 
@@ -495,11 +496,12 @@ static void add_prompts(Decoder *d, const Batch *b, int l) {
 static void decoder_pass(Decoder *d, const Batch *b) {
     GPT2Config g = d->config;
     ParameterTensors p = d->small;
-    int C = g.channels, rows = b->rows, stride = d->stride;
+    int C = g.channels, rows = b->rows, stride = d->stride, prompts = 0;
     static int ancestors[MAX_ROWS][MAX_ROWS]; // slots of each row's ancestors, from the first to itself
     for (int r = 0; r < rows; r++) {
         if (b->parent[r] >= 0) memcpy(ancestors[r], ancestors[b->parent[r]], b->depth[r] * sizeof(int));
         ancestors[r][b->depth[r]] = d->past + r;
+        prompts += b->token[r] < 0;
     }
 #pragma omp parallel num_threads(d->threads)
     {
@@ -512,7 +514,7 @@ static void decoder_pass(Decoder *d, const Batch *b) {
             for (int c = 0; c < C; c++) x[c] += position[c];
         }
         for (int l = 0; l < g.num_layers; l++) {
-            if (l < d->depth) add_prompts(d, b, l);
+            if (prompts && l < d->depth) add_prompts(d, b, l);
             decoder_linear(d, &d->qkv[l], p.qkvb + l * 3 * C, d->residual, stride, rows, p.ln1w + l * C,
                            p.ln1b + l * C, STAY, NULL, 0);
             attention_rows(d, b, l, ancestors);
