@@ -16,13 +16,13 @@ if [ "$full" ]; then
     text_options=(--tokenizer gpt2 --merges "$GPT2_MERGES" --context 256)
     model=(--layers 8 --heads 6 --channels 384 --batch 4 --lr 1e-3 --steps "${STEPS:-3500}")
     draft=(--layers 2 --heads 3 --channels 192 --batch 4 --lr 2e-3 --steps "${STEPS:-2000}")
-    prompts=(--steps "${STEPS:-600}" --batch 2) joint=(--steps "${STEPS:-800}" --batch 2 --lr 3e-4)
+    prompts=(--steps "${STEPS:-600}" --batch 2) joint=(--steps "${STEPS:-1500}" --lr 5e-4 --prompt-weight 1)
     bench=(--texts 16 --tokens 128)
 else
     text_options=(--context 64)
     model=(--layers 4 --heads 4 --channels 256 --batch 12 --lr 2e-3 --steps "${STEPS:-1000}")
     draft=(--layers 2 --heads 4 --channels 64 --batch 12 --lr 4e-3 --steps "${STEPS:-1000}")
-    prompts=(--steps "${STEPS:-600}") joint=(--steps "${STEPS:-600}" --lr 1e-3)
+    prompts=(--steps "${STEPS:-600}") joint=(--steps "${STEPS:-600}" --batch 8 --lr 5e-4 --prompt-weight 1)
     bench=(--texts 16 --tokens 200)
 fi
 
