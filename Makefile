@@ -53,10 +53,10 @@ dev/data/tales.txt: dev/data/tales
 dev/convex: dev/convex.c optim.h
 	$(CC) $(FLAGS) $< -o $@ -lm
 
-dev/bench/bench: dev/bench/bench.c $(TRAINER)
+dev/bench/bench: dev/bench/bench.c decode_ppd.c $(TRAINER)
 	$(CC) $(FLAGS) $< -o $@ $(LIBS)
 
-dev/bench/bench_blas: dev/bench/bench.c $(TRAINER)
+dev/bench/bench_blas: dev/bench/bench.c decode_ppd.c $(TRAINER)
 	$(CC) $(FLAGS) -DUSE_BLAS $< -o $@ $(LIBS) -lopenblas
 
 # The GPU's trainer: nvcc takes train_gpt2.cu's kernels; train_gpt2.c includes the rest of it. test/cuda_on_cpu.h stands
