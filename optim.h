@@ -263,7 +263,7 @@ typedef struct {          // one tensor (of one layer) inside the flat parameter
     KEY(inner_steps, "inner-steps", "[1,inf)i", "steps from one outer step to the next (H)")                \
     KEY(outer_lr, "outer-lr", "[0,inf)", "of the outer Nesterov step")                                      \
     KEY(outer_momentum, "outer-momentum", "[0,1)", "of the outer Nesterov step")                            \
-    KEY(mu_x, "mu-x", "[0,1]", "weight of x in the new x; like H steps of DiLoCo: momentum^(1/H)")          \
+    KEY(mu_x, "mu-x", "[0,1]", "weight of x in the new x; train_gpt2: 1 - 15/steps unless given")           \
     KEY(mu_y, "mu-y", "(0,1]", "weight of x in y")                                                          \
     KEY(r, "r", "[0,inf)", "power of t in the average's weights")                                           \
     KEY(lambda, "lambda", "[0,inf)", "weight of the past in the average; 0: t = 1, 2, ..")                  \
@@ -493,7 +493,7 @@ static void optim_step_diloco(Optimizer *o, const OptimInput *in) {
 // Generalized Primal Averaging
 static const char optim_maths_gpa[] =
     "y = mu_y x + (1-mu_y) z, g at y;  u: the base's step         arXiv 2512.17131, facebookresearch gpa/\n"
-    "z = (1 - lr wd) z - lr u,  x = mu_x x + (1-mu_x) z\n"
+    "z = (1 - lr wd) z - lr u,  x = mu_x x + (1-mu_x) z;  DiLoCo's H steps: mu_x = momentum^(1/H)\n"
     "stored: y = (1-c) y + c z + lr (mu_y (1-c) - 1) u, c = 1-mu_x, and z;  x = y + (1 - 1/mu_y) (z - y)\n";
 
 // Weight decay moves z before the step. The authors' AdamW in place leaves y where it is, so the x that y and
@@ -743,17 +743,6 @@ static const char optim_maths_iam[] =
     "d = g (sgd); g/D, D = sqrt(v/(1-b2^(t+1))) + eps (adamw); over muon g/D for the rest, for the matrices\n"
     "matrix-weight sqrt(max(rows, cols)) NS(Muon's momentum).  The paper's: lambda 9, lr-cap 0\n";
 
-// Why a cap. Polyak's step is as long as the line from f_t(x) along d needs to come down to the teacher's
-// loss. A student that cannot get there has a gap that never closes, and steps that never shorten; they even
-// grow, for where they are too long g is small against the noise that D remembers. How far the line holds is
-// known from the shapes: entries of d near 1, times inputs near 1 (they come from a LayerNorm), change a
-// matrix's outputs by their own size where a is 1/fan-in, Adam's rate by width in arXiv 2203.03466 too. The
-// schedule on the cap anneals the noise that an open gap would keep; where the teacher is within reach, a is
-// below it. Under the cap lambda 4, which averages over fewer steps than the paper's 9, is stable.
-//
-// Why 0.2 for Muon's matrices: the root mean square of Adam's steps (0.2 to 0.4, arXiv 2502.16982), so that
-// one a, and one cap, suits matrices and rest.
-
 static void optim_step_sps(Optimizer *o, const OptimInput *in) {
     const double scale = in->scale, g2 = scale * scale * optim_sum_squares(o->all, in->g).s0;
     o->s.step = g2 > 0 ? fmax(in->gap, 0) / g2 : 0;
@@ -790,6 +779,16 @@ OPTIM_PASS(optim_iam_adam, (float *x, float *z, const float *g, float scale, con
 OPTIM_PASS(optim_iam_muon, (float *x, float *z, const float *u, float a, float wd, float c),
     optim_iam_move(&x[i], &z[i], u[i], a, wd * chunk.decay, c);)
 
+// Why a cap. Polyak's step is as long as the line from f_t(x) along d needs to come down to the teacher's
+// loss. A student that cannot get there has a gap that never closes, and steps that never shorten; they even
+// grow, for where they are too long g is small against the noise that D remembers. How far the line holds is
+// known from the shapes: entries of d near 1, times inputs near 1 (they come from a LayerNorm), change a
+// matrix's outputs by their own size where a is 1/fan-in, Adam's rate by width in arXiv 2203.03466 too. The
+// schedule on the cap anneals the noise that an open gap would keep; where the teacher is within reach, a is
+// below it. Under the cap lambda 4, which averages over fewer steps than the paper's 9, is stable.
+//
+// Why 0.2 for Muon's matrices: the root mean square of Adam's steps (0.2 to 0.4, arXiv 2502.16982), so that
+// one a, and one cap, suits matrices and rest.
 static void optim_step_iam(Optimizer *o, const OptimInput *in) {
     float *x = o->params, *z = o->z, *v = o->v;
     const int sgd = o->row->base == OPTIM_SGD;
@@ -855,26 +854,29 @@ static void optim_step_adgd(Optimizer *o, const OptimInput *in) {
 }
 
 // -----------------------------------------------------------------------------------------------------------
-// The table of optimizers. Defaults live here and nowhere else.
+// The table of optimizers. Defaults live here and nowhere else (but train_gpt2's mu-x, which knows the steps).
 
-#define OPTIM_ADAM_ "lr=1e-3 beta1=0.9 beta2=0.99 eps=1e-8 weight-decay=0.1 "
+#define OPTIM_ADAM_WITH_(beta1) "lr=1e-3 beta1=" beta1 " beta2=0.99 eps=1e-8 weight-decay=0.1 "
+#define OPTIM_ADAM_ OPTIM_ADAM_WITH_("0.9")
 #define OPTIM_SGD_ "lr=0.1 momentum=0.9 dampening=0.9 weight-decay=0 "
-#define OPTIM_MUON_ OPTIM_ADAM_ "muon-lr=0.02 muon-momentum=0.95 "
+#define OPTIM_MUON_ "muon-lr=0.02 muon-momentum=0.95 "
 #define OPTIM_FREE_ "beta1=0.9 weight-decay=0 r=0 "
 #define OPTIM_D_ "lr=1 beta1=0.9 beta2=0.999 eps=1e-8 weight-decay=0 d0=1e-6 growth-rate=inf "
 #define OPTIM_IAM_ADAM_ "lambda=4 lr-cap=-1 weight-decay=0 beta2=0.999 eps=1e-8 "
-#define OPTIM_OVER_BASES(name, buffers, defaults, maths, step, eval)                                        \
-    { name, OPTIM_ADAMW, "m v " buffers, OPTIM_ADAM_ defaults, maths, step, eval },                         \
+#define OPTIM_OVER_BASES(name, beta1, buffers, defaults, maths, step, eval)                                 \
+    { name, OPTIM_ADAMW, "m v " buffers, OPTIM_ADAM_WITH_(beta1) defaults, maths, step, eval },             \
     { name, OPTIM_SGD, "m " buffers, OPTIM_SGD_ defaults, maths, step, eval },                              \
-    { name, OPTIM_MUON, "m v " buffers, OPTIM_MUON_ defaults, maths, step, eval },
+    { name, OPTIM_MUON, "m v " buffers, OPTIM_ADAM_WITH_(beta1) OPTIM_MUON_ defaults, maths, step, eval },
 
 static const OptimRow optim_rows[] = {
     { "adamw", OPTIM_ADAMW, "m v", OPTIM_ADAM_, optim_maths_adamw, optim_step_base, NULL },
     { "sgd", OPTIM_SGD, "m", OPTIM_SGD_, optim_maths_sgd, optim_step_base, NULL },
-    { "muon", OPTIM_MUON, "m v", OPTIM_MUON_, optim_maths_muon, optim_step_base, NULL },
-    OPTIM_OVER_BASES("diloco", "outer x_outer", "inner-steps=32 outer-lr=0.7 outer-momentum=0.9 ",
+    { "muon", OPTIM_MUON, "m v", OPTIM_ADAM_ OPTIM_MUON_, optim_maths_muon, optim_step_base, NULL },
+    OPTIM_OVER_BASES("diloco", "0.9", "outer x_outer", "inner-steps=32 outer-lr=0.7 outer-momentum=0.9 ",
         optim_maths_diloco, optim_step_diloco, NULL)
-    OPTIM_OVER_BASES("gpa", "z", "mu-x=0.9967 mu-y=0.7 ", optim_maths_gpa, optim_step_gpa, optim_eval_gpa)
+    // The average does beta1's work as well: lower, it pays (README, Measured).
+    OPTIM_OVER_BASES("gpa", "0.7", "z", "mu-x=0.9967 mu-y=0.7 ", optim_maths_gpa, optim_step_gpa,
+        optim_eval_gpa)
     { "schedule-free", OPTIM_NO_BASE, "v z", "lr=2.5e-3 beta2=0.999 eps=1e-8 " OPTIM_FREE_,
         optim_maths_schedule_free, optim_step_schedule_free, optim_eval_schedule_free },
     { "schedule-free-sgd", OPTIM_NO_BASE, "z", "lr=1 " OPTIM_FREE_, optim_maths_schedule_free,
