@@ -1096,9 +1096,9 @@ OPTIM_API void optim_step(Optimizer *o, const float *grad, float grad_scale, dou
 // Whether the step comes from losses, the batch's and a teacher's, not from a rate.
 OPTIM_API int optim_is_polyak(const Optimizer *o) { return o->row->step == optim_step_sps || o->row->step == optim_step_iam; }
 
-// The step length for a log: the scheduled rate, or what the last step found.
+// The step length for a log: the scheduled rate (times d where d is estimated), or what the last step found.
 OPTIM_API double optim_rate(const Optimizer *o, double lr_factor) {
-    return isnan(optim_get(o, "lr")) ? o->s.step : o->h.lr * lr_factor;
+    return isnan(optim_get(o, "lr")) ? o->s.step : o->h.lr * lr_factor * (o->h.d0 > 0 ? o->s.d : 1);
 }
 
 // Writes the evaluation point x to out (n floats); params stays.
