@@ -3141,6 +3141,10 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
     if (o.diloco && !strcmp(o.optimizer, "adamw")) o.optimizer = "diloco";
     choose_optimizer(optimizer, o.optimizer, o.base);
     set_hyperparameters(optimizer, o.num_hyper, o.hyper_name, o.hyper_value);
+    // GPA's average reaches back over 1/(1 - mu_x) steps: a fifteenth of the run, long or short.
+    int given = 0;
+    for (int i = 0; i < o.num_hyper; i++) given |= !strcmp(o.hyper_name[i], "mu-x");
+    if (!given) optim_set(optimizer, "mu-x", 1 - 15.0 / MAX(o.steps, 16));
     if (isnan(optim_schedule(o.schedule, 0, 1, 0, 0)) && strncmp(o.schedule, "refined:", 8))
         die_usage("no schedule is called '%s'; see --help", o.schedule);
     if (strcmp(o.distill, "loss") && strcmp(o.distill, "soft"))

@@ -29,13 +29,13 @@ say "1  The text: $data"
 head -c 600 "$data"
 printf ' ...\n'
 
-# A teacher far better than the student can become would make IAM-Adam's steps too long (README, Measured).
-say "2  A teacher: 4 layers, 256 wide, AdamW with warmup and cosine"
-./train_gpt2 "${small[@]}" --layers 4 --channels 256 --lr 2e-3 --steps 800 --eval-every 100 --sample-every 800 --out runs/teacher
+say "2  A teacher: 4 layers, 256 wide, Muon with warmup and cosine"
+./train_gpt2 "${small[@]}" --layers 4 --channels 256 --optimizer muon --lr 4e-3 --steps 1000 --eval-every 100 \
+    --sample-every 1000 --out runs/teacher
 
-say "3  A student: 3 layers, 128 wide. IAM-Adam reads the teacher's loss on each batch, and needs no learning rate"
-./train_gpt2 "${small[@]}" --layers 3 --channels 128 --optimizer iam-adam --teacher runs/teacher --steps 1000 \
-    --eval-every 100 --sample-every 1000 --out runs/student
+say "3  A student: 3 layers, 128 wide. IAM over Muon reads the teacher's loss on each batch, and needs no learning rate"
+./train_gpt2 "${small[@]}" --layers 3 --channels 128 --optimizer iam --base muon --teacher runs/teacher --steps 1500 \
+    --eval-every 100 --sample-every 1500 --out runs/student
 
 say "4  Validation loss"
 draw runs/teacher runs/student
