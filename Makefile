@@ -45,6 +45,14 @@ dev/data/tales.txt: dev/data/tales
 dev/convex: dev/convex.c optim.h
 	$(CC) $(FLAGS) $< -o $@ -lm
 
+dev/federated: dev/federated.c $(TRAINER)
+	$(CC) $(FLAGS) $< -o $@ $(LIBS)
+
+# The same with clients as MPI's ranks: mpirun -n 4 dev/federated_mpi ...
+MPICC ?= mpicc
+federated_mpi dev/federated_mpi: dev/federated.c $(TRAINER)
+	OMPI_CC="$(CC)" $(MPICC) $(FLAGS) -DFEDERATED_MPI $< -o dev/federated_mpi $(LIBS)
+
 dev/bench/bench: dev/bench/bench.c $(TRAINER)
 	$(CC) $(FLAGS) $< -o $@ $(LIBS)
 
@@ -113,7 +121,7 @@ bench: dev/bench/bench
 	bash dev/bench/bench.sh
 
 clean:
-	rm -rf build train_gpt2 train_gpt2cu decode_ppd dev/data/tales dev/data/tales.txt dev/convex dev/bench/bench \
+	rm -rf build train_gpt2 train_gpt2cu decode_ppd dev/data/tales dev/data/tales.txt dev/convex dev/federated dev/federated_mpi dev/bench/bench \
 		dev/bench/bench_blas $(TESTS) test/test_gpt2_cuda test/test_gpt2_cuda_gpu test/test_train_gpt2_cuda
 
-.PHONY: all demo plot test test-full bench clean
+.PHONY: all federated_mpi demo plot test test-full bench clean
