@@ -57,6 +57,7 @@ typedef struct {
     int layers, heads, channels, context, batch;
     const char *method_name, *patterns;
     int rounds, local_steps, finetune;
+    double finetune_lr;
     const char *server_optimizer, *client_optimizer, *schedule;
     int warmup;
     double final_lr, clip;
@@ -307,6 +308,7 @@ typedef struct {
     Message *request[LANES], *reply[LANES];
     long version;          // the server's steps when it was asked
     double asked, arrives; // times; the virtual clock knows when the answer arrives
+    int gone;              // it was given up, and has not answered since
     double loss;           // at the last measurement
 #ifdef FEDERATED_MPI
     MPI_Request sending[LANES]; // of requests, on the server; of replies, on the client's rank
@@ -435,7 +437,7 @@ static void client_answer(const Federation *f, Client *c, Worker *t, const Messa
             client_start(f, c, c->x, c->alone ? c->x + l->num_private : w, 1);
             c->alone = 1;
             for (int k = 0; k < o->finetune; k++)
-                client_steps(f, c, t, 1, NULL, optim_schedule(o->schedule, k, o->finetune, 0, o->final_lr));
+                client_steps(f, c, t, 1, NULL, o->finetune_lr * optim_schedule(o->schedule, k, o->finetune, 0, 0));
         }
         out->count = 1;
         out->payload[0] = (float)client_loss(f, c, t, w);
@@ -443,46 +445,66 @@ static void client_answer(const Federation *f, Client *c, Worker *t, const Messa
 }
 
 #ifdef FEDERATED_MPI
+static int mpi_rank, mpi_size = 1;
+#else
+enum { mpi_rank = 0, mpi_size = 1 };
+#endif
+
+// Whether answers come when they are ready, or when a virtual clock says so.
+static int real_clock(const Federation *f) { return mpi_size > 1 && !strcmp(f->options.clock, "real"); }
+
+// How long to wait for a client: --deadline, in rounds of the virtual clock or in seconds.
+static double patience(const Federation *f) {
+    return f->options.deadline > 0 ? f->options.deadline : real_clock(f) ? 600 : INFINITY;
+}
+
+#ifdef FEDERATED_MPI
 /* Rank 0 serves, client m lives on rank 1 + m mod (ranks - 1). Nobody waits for a message to be taken: a client's rank
 may be busy with another client of its own, and a server that waited for it would wait for a rank that waits for the
 server. The tag of a message says whose it is, and whether it is work. */
-static int mpi_rank, mpi_size = 1;
-
 static void mpi_send(Federation *f, int m, Message *message) {
     int to = mpi_rank ? 0 : 1 + m % (mpi_size - 1), lane = lane_of(message);
     MPI_Isend(message, (int)message_bytes(message), MPI_BYTE, to, LANES * m + lane, MPI_COMM_WORLD,
               &f->peers[m].sending[lane]);
 }
 
-// Whether client m has taken the last work it was sent.
-static int mpi_taken(Federation *f, int m) {
-    int done;
-    MPI_Test(&f->peers[m].sending[WORKING], &done, MPI_STATUS_IGNORE);
-    return done;
+// Takes one message off the network, if one is there, into its peer's buffer. It may answer a request that was given
+// up long ago: only its job tells.
+static void mpi_receive(Federation *f) {
+    int there, bytes;
+    MPI_Status s;
+    MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, MPI_COMM_WORLD, &there, &s);
+    if (!there) {
+        nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
+        return;
+    }
+    Message *reply = f->peers[s.MPI_TAG / LANES].reply[s.MPI_TAG % LANES];
+    MPI_Get_count(&s, MPI_BYTE, &bytes);
+    if (bytes > (int)(sizeof *reply + (s.MPI_TAG % LANES == WORKING ? f->layout.num_shared : 1) * sizeof(float)))
+        die("rank %d sends what is no message of this program", s.MPI_SOURCE);
+    MPI_Recv(reply, bytes, MPI_BYTE, s.MPI_SOURCE, s.MPI_TAG, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+    on_the_wire(f, reply);
 }
 
-// Takes an answer of client m (-1: anybody) into its peer's buffer. Returns whose it was, or -1 if none came in time.
-// What answers a request that was given up long ago is thrown away.
-static int mpi_take(Federation *f, int m, int lane, double seconds) {
-    for (double end = now() + seconds; now() < end;) {
-        int there, bytes;
-        MPI_Status s;
-        MPI_Iprobe(m < 0 ? MPI_ANY_SOURCE : 1 + m % (mpi_size - 1), m < 0 ? MPI_ANY_TAG : LANES * m + lane,
-                   MPI_COMM_WORLD, &there, &s);
-        if (!there) {
-            nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
-            continue;
-        }
-        Peer *p = &f->peers[s.MPI_TAG / LANES];
-        Message *reply = p->reply[s.MPI_TAG % LANES];
-        MPI_Get_count(&s, MPI_BYTE, &bytes);
-        if (bytes > (int)(sizeof *reply + MAX(1, f->layout.num_shared) * sizeof(float)))
-            die("rank %d sends what is no message of this program", s.MPI_SOURCE);
-        MPI_Recv(reply, bytes, MPI_BYTE, s.MPI_SOURCE, s.MPI_TAG, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
-        on_the_wire(f, reply);
-        if (reply->job == p->request[s.MPI_TAG % LANES]->job) return s.MPI_TAG / LANES;
+// Whether client m has taken the last work it was sent; by the virtual clock, waits until it has.
+static int mpi_taken(Federation *f, int m) {
+    for (int done;;) {
+        MPI_Test(&f->peers[m].sending[WORKING], &done, MPI_STATUS_IGNORE);
+        if (done || real_clock(f)) return done;
+        mpi_receive(f);
     }
-    return -1;
+}
+
+// Waits for client m's answer, or, with m = -1, for anybody's that is expected. Returns whose it is, -1 if none comes
+// in time.
+static int mpi_take(Federation *f, int m, int lane, double seconds) {
+    for (double end = now() + seconds;; mpi_receive(f)) {
+        for (int i = MAX(m, 0); i < (m < 0 ? f->num_clients : m + 1); i++) {
+            const Peer *p = &f->peers[i];
+            if ((m >= 0 || p->state == BUSY) && p->reply[lane]->job == p->request[lane]->job) return i;
+        }
+        if (now() >= end) return -1;
+    }
 }
 
 // The life of a rank that has clients.
@@ -500,12 +522,30 @@ static void mpi_clients(Federation *f) {
         mpi_send(f, in->client, p->reply[lane_of(in)]);
     }
     for (int m = 0; m < f->num_clients; m++) MPI_Waitall(LANES, f->peers[m].sending, MPI_STATUSES_IGNORE);
+    MPI_Request home;
+    MPI_Ibarrier(MPI_COMM_WORLD, &home);
+    MPI_Wait(&home, MPI_STATUS_IGNORE);
+}
+
+// Sends every rank home, and takes what they still have to say; a rank that does not go is left to mpirun to end.
+static void mpi_stop(Federation *f) {
+    MPI_Request home;
+    double limit = real_clock(f) ? fmax(60, patience(f)) : INFINITY;
+    int done = 0;
+    for (int m = 0; m < mpi_size - 1; m++) { // rank 1 + m is client m's
+        Message *stop = f->peers[m].request[MEASURING];
+        *stop = (Message){.kind = STOP, .client = m};
+        mpi_send(f, m, stop);
+    }
+    MPI_Ibarrier(MPI_COMM_WORLD, &home);
+    for (double end = now() + limit; !done && now() < end; mpi_receive(f)) MPI_Test(&home, &done, MPI_STATUS_IGNORE);
+    if (!done) die("a rank does not stop, and is ended; the results are complete");
 }
 #else
-enum { mpi_rank = 0, mpi_size = 1 };
 static void mpi_send(Federation *f, int m, Message *message) { (void)f, (void)m, (void)message; }
 static int mpi_taken(Federation *f, int m) { return (void)f, (void)m, 1; }
 static int mpi_take(Federation *f, int m, int lane, double s) { return (void)f, (void)lane, (void)s, m; }
+static void mpi_stop(Federation *f) { (void)f; }
 #endif
 
 // Sends w, or the point to measure at, to some clients. In one process they answer at once, side by side; when such
@@ -725,13 +765,6 @@ static void ask(Federation *f) {
     free(idle);
 }
 
-static int real_clock(const Federation *f) { return mpi_size > 1 && !strcmp(f->options.clock, "real"); }
-
-// How long to wait for a client: --deadline, in rounds of the virtual clock or in seconds.
-static double patience(const Federation *f) {
-    return f->options.deadline > 0 ? f->options.deadline : real_clock(f) ? 600 : INFINITY;
-}
-
 // Lets time go on to the next answers, or to when one is given up.
 static void wait_for_answers(Federation *f) {
     double limit = patience(f), next = INFINITY;
@@ -745,7 +778,7 @@ static void wait_for_answers(Federation *f) {
     if (real_clock(f)) {
         int m = mpi_take(f, -1, WORKING, busy < 0 ? limit : next - (now() - f->start));
         if (m < 0 && busy < 0) die("no client's rank takes any message");
-        if (m >= 0 && f->peers[m].state == BUSY) f->peers[m].state = ANSWERED;
+        if (m >= 0) f->peers[m].state = ANSWERED, f->peers[m].gone = 0;
         f->clock = next = now() - f->start;
     } else if (next == INFINITY)
         die("client %s never answers, and without --deadline the server waits for ever", f->clients[busy].name);
@@ -758,6 +791,7 @@ static void wait_for_answers(Federation *f) {
             p->state = ANSWERED;
         } else if (p->asked + limit <= next) {
             p->state = IDLE;
+            p->gone = 1;
             f->missed++, f->spent++;
         }
     }
@@ -798,11 +832,12 @@ static void server_step(Federation *f) {
 }
 
 // The honest clients' losses as they are (EVALUATE), or after each has trained on alone (FINETUNE). Returns the mean.
+// By the real clock those that have gone are left out.
 static double measure(Federation *f, MessageKind kind, double *worst) {
     int count = 0, *to = resize(NULL, (size_t)f->num_clients * sizeof *to);
     double sum = 0;
     for (int m = 0; m < f->num_clients; m++)
-        if (!f->clients[m].attacker) to[count++] = m;
+        if (!f->clients[m].attacker && !(real_clock(f) && f->peers[m].gone)) to[count++] = m;
     optim_eval_params(&f->optimizer, f->point);
     post(f, to, count, kind, 1);
     *worst = -INFINITY;
@@ -859,15 +894,16 @@ static void serve(Federation *f) {
     f->start = now();
     mean = measure(f, EVALUATE, &worst);
     log_row(f, mean, worst);
-    while (f->spent < end) {
+    for (int finished = 0; !finished;) {
         int busy = 0, answered = 0;
         ask(f);
         wait_for_answers(f);
         for (int m = 0; m < f->num_clients; m++)
             busy += f->peers[m].state == BUSY, answered += f->peers[m].state == ANSWERED;
-        if (busy && !(o->async && answered >= o->async)) continue;
+        if (busy && f->spent < end && !(o->async && answered >= o->async)) continue;
         server_step(f);
-        if (f->spent < end && (!every || f->spent < due)) continue;
+        finished = f->spent >= end;
+        if (!finished && (!every || f->spent < due)) continue;
         while (every && due <= f->spent) due += every;
         mean = measure(f, EVALUATE, &worst);
         log_row(f, mean, worst);
@@ -879,11 +915,6 @@ static void serve(Federation *f) {
         printf("; after %d steps of fine-tuning %.6g, worst %.6g", o->finetune, mean, worst);
     }
     printf("\n");
-    for (int m = 0; m < f->num_clients && mpi_size > 1; m++) { // a rank stops at the first
-        Message *stop = f->peers[m].request[MEASURING];
-        *stop = (Message){.kind = STOP, .client = m};
-        if (m < mpi_size - 1) mpi_send(f, m, stop);
-    }
 }
 
 // ===========================================================================================================
@@ -1122,6 +1153,7 @@ static const OptionRow fed_rows[] = {
     {"rounds", 'i', OF(rounds), "200", "N", "N answers of each client, on average", 1, 1e7, 0},
     {"local-steps", 'i', OF(local_steps), "1", "K", "of a client before it answers", 0, 1e6, 0},
     {"finetune", 'i', OF(finetune), "0", "N", "steps of each client on everything, at the end", 0, 1e7, 0},
+    {"finetune-lr", 'd', OF(finetune_lr), "0.3", "FRACTION", "of the clients' rate, for these", 0, 1e9, 0},
     {"server-optimizer", 's', OF(server_optimizer), "", "NAME",
      "any of train_gpt2 --help, with its options as --server-lr .. [ffgg: adamw; sgd]", 0, 0, 0},
     {"client-optimizer", 's', OF(client_optimizer), "", "NAME", "likewise, --client-lr .. [adamw; --convex: sgd]", 0, 0, 0},
@@ -1247,6 +1279,7 @@ int main(int argc, char **argv) {
     {
         serve(&f);
         if (*f.options.out) write_clients(&f);
+        if (mpi_size > 1) mpi_stop(&f);
     }
 #ifdef FEDERATED_MPI
     MPI_Finalize();
