@@ -26,7 +26,7 @@ FLAGS += -DUSE_BLAS
 LIBS += -lopenblas
 endif
 TRAINER = train_gpt2.c optim.h dev/unicode_tables.h
-TESTS = test/test_gpt2 test/test_optim test/test_tokenizer test/test_files test/test_decode
+TESTS = test/test_gpt2 test/test_optim test/test_tokenizer test/test_files test/test_decode test/test_federated
 
 all: train_gpt2 decode_ppd dev/data/tales.txt
 
@@ -96,6 +96,7 @@ test/test_train_gpt2_cuda: build/cuda_on_cpu.o build/gpu_program.o
 	$(CXX) $(OPTIMIZE) $^ -o $@ $(LIBS)
 
 test/test_decode: decode_ppd.c
+test/test_federated: dev/federated.c
 
 test/test_%: test/test_%.c test/check.h $(TRAINER)
 	$(CC) $(FLAGS) $< -o $@ $(LIBS)
@@ -110,10 +111,10 @@ plot:
 	bash dev/plot.sh $(or $(PLOT),plot.png) $(RUNS)
 
 # Every check, in a few minutes; with FULL=1 those that take longer too. test/run.sh says what runs.
-test: all $(TESTS) dev/convex
+test: all $(TESTS) dev/convex dev/federated
 	CC="$(CC)" FLAGS="$(FLAGS)" LIBS="$(LIBS)" bash test/run.sh
 
-test-full: all $(TESTS) dev/convex
+test-full: all $(TESTS) dev/convex dev/federated
 	FULL=1 CC="$(CC)" FLAGS="$(FLAGS)" LIBS="$(LIBS)" bash test/run.sh
 
 # README's table of speed, for this machine.

@@ -51,7 +51,7 @@ typedef enum { MEAN, MEDIAN, TRIMMED, GEOMETRIC_MEDIAN, CLIPPING } Aggregator;
 typedef enum { SIGN_FLIP, NOISE, LITTLE, NAN_SENDER, SILENT } Attack;
 
 typedef struct {
-    const char *data, *split, *tokenizer, *merges, *model;
+    const char *data, *split, *model;
     int convex, min_bytes, max_clients;
     double misfit;
     int layers, heads, channels, context, batch;
@@ -59,14 +59,12 @@ typedef struct {
     int rounds, local_steps, finetune;
     double finetune_lr;
     const char *server_optimizer, *client_optimizer, *schedule;
-    int warmup;
-    double final_lr, clip;
+    double clip;
     const char *aggregator_name;
     double trim;
     int bucket;
     double attackers;
     const char *attack_name;
-    double attack_scale;
     int async, delay;
     double deadline;
     const char *clock;
@@ -329,7 +327,7 @@ typedef struct {
     Optimizer optimizer; // of w
     float *aggregate;   // (num_shared) the last one
     float *buckets;     // (num_clients, num_shared) means of messages
-    double noise;            // the attackers'
+    float noise;             // the attackers'
     double start, clock;     // the clock is virtual, or counts seconds from start
     long steps, spent;       // server steps; answers that were used, refused or given up
     long used, refused, missed, stale_sum, stale_max;
@@ -573,22 +571,16 @@ static void post(Federation *f, const int *to, int count, MessageKind kind, doub
 // ===========================================================================================================
 // 6  Attackers. They know everything, and change their messages when all others are known.
 
-static double normal_quantile(double p) {
-    double low = -10, high = 10;
-    for (int i = 0; i < 60; i++) {
-        double middle = (low + high) / 2;
-        if (erfc(-middle / M_SQRT2) / 2 < p) low = middle;
-        else high = middle;
-    }
-    return low;
-}
+#define ATTACK_SCALE 10.0f // sign-flip sends -10 times its gradient, noise has 10 times the first one's size for ever
 
 // "A little is enough" (Baruch, Baruch and Goldberg 2019): mean - z std of the honest messages, coordinate by
-// coordinate, with z as large as lets the attackers and the honest ones beyond pass for the majority. g: the messages
-// of `honest` clients that have come.
-static void little_is_enough(const Federation *f, float *out, float *const *g, int honest, double z) {
+// coordinate, with z as large as lets the attackers and the honest ones beyond pass for the majority of M.
+static void little_is_enough(float *out, float *const *g, int honest, size_t d, int M, int attackers) {
+    double p = (double)(M - attackers - MAX(M / 2 + 1 - attackers, 1)) / (M - attackers), z = -10;
+    for (double step = 10; step > 1e-9; step /= 2) // the largest z with Phi(z) <= p
+        if (erfc(-(z + step) / M_SQRT2) / 2 <= p) z += step;
 #pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < f->layout.num_shared; i++) {
+    for (size_t i = 0; i < d; i++) {
         double mean = 0, square = 0;
         for (int m = 0; m < honest; m++) mean += (double)g[m][i] / honest;
         for (int m = 0; m < honest; m++) square += (g[m][i] - mean) * (g[m][i] - mean) / honest;
@@ -599,25 +591,22 @@ static void little_is_enough(const Federation *f, float *out, float *const *g, i
 // Puts the attackers' messages in the place of what they would have answered, once the others' are there.
 static void attack(Federation *f) {
     const FedOptions *o = &f->options;
-    size_t n = f->layout.num_shared;
+    size_t d = f->layout.num_shared;
     int M = f->num_clients, honest = 0, attackers = 0;
-    float **g = resize(NULL, (size_t)M * sizeof *g);
+    float *g[M];
     for (int m = 0; m < M; m++) {
         attackers += f->clients[m].attacker;
         if (f->peers[m].state == ANSWERED && !f->clients[m].attacker) g[honest++] = f->peers[m].reply[WORKING]->payload;
     }
-    double z = normal_quantile((double)(M - attackers - MAX(M / 2 + 1 - attackers, 1)) / (M - attackers));
     for (int m = 0; m < M; m++) {
         float *x = f->peers[m].reply[WORKING]->payload;
         if (f->peers[m].state != ANSWERED || !f->clients[m].attacker) continue;
-        if (!f->noise) f->noise = o->attack_scale * sqrt(optim_norm2(x, n) / n); // of the first message, for ever
-        if (o->attack == LITTLE && honest) little_is_enough(f, x, g, honest, z);
-        if (o->attack == NOISE)
-            random_normal(x, n, (float)f->noise, (uint64_t)o->seed * 65537 + (uint64_t)f->spent * M + m);
-        for (size_t i = 0; i < n; i++)
-            x[i] = o->attack == SIGN_FLIP ? -(float)o->attack_scale * x[i] : o->attack == NAN_SENDER ? NAN : x[i];
+        if (!f->noise) f->noise = ATTACK_SCALE * sqrtf(optim_norm2(x, d) / d);
+        if (o->attack == LITTLE && honest) little_is_enough(x, g, honest, d, M, attackers);
+        if (o->attack == NOISE) random_normal(x, d, f->noise, (uint64_t)o->seed * 65537 + (uint64_t)f->spent * M + m);
+        float factor = o->attack == SIGN_FLIP ? -ATTACK_SCALE : o->attack == NAN_SENDER ? NAN : 1;
+        for (size_t i = 0; i < d; i++) x[i] *= factor;
     }
-    free(g);
 }
 
 // ===========================================================================================================
@@ -628,40 +617,32 @@ static int compare_doubles(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static double median_of(double *x, int n) {
-    qsort(x, n, sizeof *x, compare_doubles);
-    return (x[(n - 1) / 2] + x[n / 2]) / 2;
-}
-
 // The mean of each coordinate without its `trim` smallest and largest numbers; with trim = (n-1)/2 it is the median
 // (Yin et al. 2018).
 static void trimmed_mean(float *out, float *const *g, int n, size_t d, int trim) {
-#pragma omp parallel
-    {
-        double *x = allocate(n, sizeof *x);
-#pragma omp for schedule(static)
-        for (size_t i = 0; i < d; i++) {
-            double sum = 0;
-            for (int m = 0; m < n; m++) {
-                int at = m;
-                for (; trim && at > 0 && x[at - 1] > g[m][i]; at--) x[at] = x[at - 1];
-                x[at] = g[m][i];
-            }
-            for (int m = trim; m < n - trim; m++) sum += x[m];
-            out[i] = (float)(sum / (n - 2 * trim));
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < d; i++) {
+        double sum = 0, x[n];
+        for (int m = 0; m < n; m++) {
+            int at = m;
+            for (; trim && at > 0 && x[at - 1] > g[m][i]; at--) x[at] = x[at - 1];
+            x[at] = g[m][i];
         }
-        free(x);
+        for (int m = trim; m < n - trim; m++) sum += x[m];
+        out[i] = (float)(sum / (n - 2 * trim));
     }
 }
 
-// distance[m] = |g[m] - v|.
-static void distances(double *distance, float *const *g, int n, size_t d, const float *v) {
+// distance[m] = |g[m] - v|, and the same in order.
+static void distances(double *distance, double *sorted, float *const *g, int n, size_t d, const float *v) {
 #pragma omp parallel for schedule(static)
     for (int m = 0; m < n; m++) {
         double sum = 0;
         for (size_t i = 0; i < d; i++) sum += ((double)g[m][i] - v[i]) * ((double)g[m][i] - v[i]);
         distance[m] = sqrt(sum);
     }
+    memcpy(sorted, distance, n * sizeof *sorted);
+    qsort(sorted, n, sizeof *sorted, compare_doubles);
 }
 
 // v = (1 - sum of weights) v + sum of weight[m] g[m].
@@ -676,35 +657,30 @@ static void move_towards(float *v, float *const *g, int n, size_t d, const doubl
 
 // The point with the least sum of distances to the messages (Pillutla et al. 2019, "RFA"), by Weiszfeld's iteration
 // from the median of the coordinates; distances below a millionth of the median one count as that.
-static void geometric_median(float *v, float *const *g, int n, size_t d, double *distance) {
-    double *sorted = allocate(n, sizeof *sorted);
+static void geometric_median(float *v, float *const *g, int n, size_t d) {
+    double distance[n], sorted[n];
     trimmed_mean(v, g, n, d, (n - 1) / 2);
     for (int iteration = 0; iteration < 32; iteration++) {
         double total = 0;
-        distances(distance, g, n, d, v);
-        memcpy(sorted, distance, n * sizeof *sorted);
-        double least = 1e-6 * median_of(sorted, n);
-        if (least == 0) break; // most messages are this point
-        for (int m = 0; m < n; m++) total += distance[m] = 1 / fmax(distance[m], least);
+        distances(distance, sorted, g, n, d, v);
+        if (sorted[n / 2] == 0) break; // most messages are this point
+        for (int m = 0; m < n; m++) total += distance[m] = 1 / fmax(distance[m], 1e-6 * sorted[n / 2]);
         for (int m = 0; m < n; m++) distance[m] /= total;
         move_towards(v, g, n, d, distance);
     }
-    free(sorted);
 }
 
 // Centred clipping (Karimireddy, He and Jaggi 2021): v, which comes in as the last aggregate, moves by the mean of
-// the messages' distances from it, each cut to the median of their lengths. A fixed radius would let the attackers
-// push as hard near the solution as far from it; the median shrinks with the honest messages.
-static void centred_clipping(float *v, float *const *g, int n, size_t d, double *distance) {
-    double *sorted = allocate(n, sizeof *sorted);
+// the messages' differences from it, each cut to a radius. That is the lower quartile of their lengths: a fixed one
+// would let the attackers push as hard near the solution as far from it, this one shrinks with the honest messages.
+static void centred_clipping(float *v, float *const *g, int n, size_t d) {
+    double distance[n], sorted[n];
     for (int iteration = 0; iteration < 10; iteration++) {
-        distances(distance, g, n, d, v);
-        memcpy(sorted, distance, n * sizeof *sorted);
-        median_of(sorted, n); double radius = sorted[n / 4];
-        for (int m = 0; m < n; m++) distance[m] = (distance[m] > radius ? radius / distance[m] : 1) / n;
+        distances(distance, sorted, g, n, d, v);
+        for (int m = 0; m < n; m++)
+            distance[m] = (distance[m] > sorted[n / 4] ? sorted[n / 4] / distance[m] : 1) / n;
         move_towards(v, g, n, d, distance);
     }
-    free(sorted);
 }
 
 // Means of `size` messages at a time, in a random order, take the messages' place: they differ less, and a robust
@@ -726,13 +702,10 @@ static int bucketing(float *buckets, float **g, int n, size_t d, int size, uint6
 }
 
 static void aggregate(float *out, float **g, int n, size_t d, Aggregator kind, double trim) {
-    double *distance = allocate(n, sizeof *distance);
-    if (kind == MEAN) trimmed_mean(out, g, n, d, 0);
-    if (kind == MEDIAN) trimmed_mean(out, g, n, d, (n - 1) / 2);
-    if (kind == TRIMMED) trimmed_mean(out, g, n, d, MIN((int)ceil(trim * n - 1e-9), (n - 1) / 2));
-    if (kind == GEOMETRIC_MEDIAN) geometric_median(out, g, n, d, distance);
-    if (kind == CLIPPING) centred_clipping(out, g, n, d, distance);
-    free(distance);
+    int cut = kind == MEDIAN ? (n - 1) / 2 : kind == TRIMMED ? MIN((int)ceil(trim * n - 1e-9), (n - 1) / 2) : 0;
+    if (kind == GEOMETRIC_MEDIAN) geometric_median(out, g, n, d);
+    else if (kind == CLIPPING) centred_clipping(out, g, n, d);
+    else trimmed_mean(out, g, n, d, cut);
 }
 
 // ===========================================================================================================
@@ -741,7 +714,7 @@ static void aggregate(float *out, float **g, int n, size_t d, Aggregator kind, d
 static double schedule_now(const Federation *f) {
     const FedOptions *o = &f->options;
     long round = MIN(f->spent / f->num_clients, o->rounds - 1);
-    return optim_schedule(o->schedule, round, o->rounds, o->warmup, o->final_lr);
+    return optim_schedule(o->schedule, round, o->rounds, 0, 0.1);
 }
 
 // Asks everybody who has nothing to do. By the virtual clock client m's answer takes 1 + a random number up to
@@ -853,24 +826,7 @@ static double measure(Federation *f, MessageKind kind, double *worst) {
     return sum / count;
 }
 
-// |w - w*|^2 / |w_0 - w*|^2 on the convex problem, where w starts at 0; NaN where there is no such w.
-static double distance_to_solution(const Federation *f) {
-    const Layout *l = &f->layout;
-    const double *solution = f->clients[0].term.solution + TERM_B;
-    double distance = 0, first = 0;
-    if (!f->options.convex || f->options.method == LOCAL) return NAN;
-    for (int i = l->num_private_tensors; i < l->num_tensors; i++) {
-        if (strcmp(l->tensors[i].name, "w")) continue;
-        const float *w = f->point + l->tensors[i].segment.offset - l->num_private;
-        for (int j = 0; j < TERM_W; j++) {
-            distance += (w[j] - solution[j]) * (w[j] - solution[j]);
-            first += solution[j] * solution[j];
-        }
-    }
-    return first ? distance / first : NAN;
-}
-
-#define FED_LOG_HEADER "round,time,steps,bytes_up,bytes_down,stale_mean,stale_max,refused,missed,mean_loss,worst_loss,distance\n"
+#define FED_LOG_HEADER "round,time,steps,bytes_up,bytes_down,stale_mean,stale_max,refused,missed,mean_loss,worst_loss\n"
 static void log_row(Federation *f, double mean, double worst) {
     double round = (double)f->spent / f->num_clients, stale = f->used ? (double)f->stale_sum / f->used : 0;
     printf("round %.0f/%d | loss mean %.6g worst %.6g | %.2f MB up, %.2f MB down | stale %.1f, at most %ld", round,
@@ -880,10 +836,9 @@ static void log_row(Federation *f, double mean, double worst) {
     printf("\n");
     fflush(stdout);
     if (!f->log) return;
-    fprintf(f->log, "%.2f,%.6g,%ld,%llu,%llu,%.3f,%ld,%ld,%ld,%.9g,%.9g,", round, f->clock, f->steps,
+    fprintf(f->log, "%.2f,%.6g,%ld,%llu,%llu,%.3f,%ld,%ld,%ld,%.9g,%.9g\n", round, f->clock, f->steps,
             (unsigned long long)f->bytes_up, (unsigned long long)f->bytes_down, stale, f->stale_max, f->refused,
             f->missed, mean, worst);
-    log_number(f->log, distance_to_solution(f), "%.9g", '\n');
     if (fflush(f->log)) die("cannot write %s/log.csv: %s", f->options.out, strerror(errno));
 }
 
@@ -909,7 +864,6 @@ static void serve(Federation *f) {
         log_row(f, mean, worst);
     }
     printf("final mean loss %.6g, worst %.6g", mean, worst);
-    if (!isnan(distance_to_solution(f))) printf(", squared distance to the solution %.3g", distance_to_solution(f));
     if (o->finetune) {
         mean = measure(f, FINETUNE, &worst);
         printf("; after %d steps of fine-tuning %.6g, worst %.6g", o->finetune, mean, worst);
@@ -922,17 +876,13 @@ static void serve(Federation *f) {
 
 // Gives a piece of text to the client of that name, a new one if need be.
 static void give_text(Federation *f, const char *name, size_t length, const char *text, size_t bytes) {
-    static int last; // most pieces go to whom the last went
-    Client *c = last < f->num_clients ? &f->clients[last] : NULL;
-    if (!c || strlen(c->name) != length || memcmp(c->name, name, length))
-        for (c = f->clients; c < f->clients + f->num_clients; c++)
-            if (strlen(c->name) == length && !memcmp(c->name, name, length)) break;
-    last = (int)(c - f->clients);
-    if (last == f->num_clients) {
-        f->clients = resize(f->clients, (size_t)++f->num_clients * sizeof *c);
-        c = &f->clients[last];
-        *c = (Client){.name = strndup(name, length)};
+    int m = 0;
+    while (m < f->num_clients && (strncmp(f->clients[m].name, name, length) || f->clients[m].name[length])) m++;
+    if (m == f->num_clients) {
+        f->clients = resize(f->clients, (size_t)++f->num_clients * sizeof *f->clients);
+        f->clients[m] = (Client){.name = strndup(name, length)};
     }
+    Client *c = &f->clients[m];
     c->text = resize(c->text, c->bytes + bytes);
     memcpy(c->text + c->bytes, text, bytes);
     c->bytes += bytes;
@@ -990,17 +940,7 @@ static void prepare_text(Federation *f) {
     size_t length;
     char *text = read_texts(o->data, &length);
     if (!strcmp(o->split, "speakers")) split_speakers(f, text, text + length);
-    else if (!strcmp(o->split, "books")) split_books(f, text, text + length);
-    else {
-        glob_t g = expand(o->data);
-        for (size_t i = 0; i < g.gl_pathc; i++) {
-            size_t bytes;
-            char *file = read_file(g.gl_pathv[i], &bytes);
-            give_text(f, g.gl_pathv[i], strlen(g.gl_pathv[i]), file, bytes);
-            free(file);
-        }
-        globfree(&g);
-    }
+    else split_books(f, text, text + length);
     qsort(f->clients, f->num_clients, sizeof *f->clients, longer_first);
     int kept = 0;
     while (kept < f->num_clients && f->clients[kept].bytes >= (size_t)o->min_bytes) kept++;
@@ -1011,23 +951,13 @@ static void prepare_text(Federation *f) {
     GPT2 *m = &f->workers[0].model;
     Tokenizer *t = &f->tokenizer;
     if (*o->model) gpt2_load(m, o->model);
-    if (*o->tokenizer || !*o->model || !tokenizer_load(t, o->model))
-        tokenizer_init(t, *o->tokenizer ? o->tokenizer : "chars", text, length, o->merges);
+    if (!*o->model || !tokenizer_load(t, o->model)) chars_init(t, text, length, o->data);
     free(text);
     f->config = *o->model ? m->config : (GPT2Config){o->context, t->vocab_size, o->layers, o->heads, o->channels};
     check_config(f->config, "the command line");
     if (t->vocab_size > f->config.vocab_size)
         die("the tokenizer has %d tokens, the model knows %d", t->vocab_size, f->config.vocab_size);
     add_model_tensors(&f->layout, f->config);
-    for (int i = 0; i < omp_get_max_threads(); i++) {
-        Worker *w = &f->workers[i];
-        if (i || !*o->model) gpt2_allocate(&w->model, f->config);
-        gpt2_allocate_activations(&w->model, o->batch, f->config.max_seq_len, 1);
-        w->params = w->model.params_memory, w->grads = w->model.grads_memory;
-        w->x = allocate((size_t)o->batch * f->config.max_seq_len, sizeof *w->x);
-        w->y = allocate((size_t)o->batch * f->config.max_seq_len, sizeof *w->y);
-    }
-    if (!*o->model) gpt2_initialize(m, (uint64_t)o->seed);
     for (int i = 0; i < kept; i++) {
         Client *c = &f->clients[i];
         size_t count;
@@ -1039,6 +969,15 @@ static void prepare_text(Federation *f) {
         if (dataset_tokens(&c->train) <= (size_t)c->loader.T || dataset_tokens(&c->val) < 2)
             die("client %s has only %zu tokens, too few for --context %d; raise --min-bytes", c->name, count, c->loader.T);
     }
+    for (int i = 0; i < omp_get_max_threads(); i++) {
+        Worker *w = &f->workers[i];
+        if (i || !*o->model) gpt2_allocate(&w->model, f->config);
+        gpt2_allocate_activations(&w->model, o->batch, f->config.max_seq_len, 1);
+        w->params = w->model.params_memory, w->grads = w->model.grads_memory;
+        w->x = allocate((size_t)o->batch * f->config.max_seq_len, sizeof *w->x);
+        w->y = allocate((size_t)o->batch * f->config.max_seq_len, sizeof *w->y);
+    }
+    if (!*o->model) gpt2_initialize(m, (uint64_t)o->seed);
 }
 
 static void prepare_convex(Federation *f) {
@@ -1133,14 +1072,12 @@ static void write_clients(const Federation *f) {
 
 #define OF(name) offsetof(FedOptions, name)
 static const OptionRow fed_rows[] = {
-    {"data", 's', OF(data), "", "FILE|GLOB", "the text that is split among clients", 0, 0, 0},
-    {"clients", 's', OF(split), "speakers", "speakers|books|files", "a client is a speaker of a play, a book, a file", 0, 0, 0},
+    {"data", 's', OF(data), "", "FILE|GLOB", "a text that is split among clients", 0, 0, 0},
+    {"clients", 's', OF(split), "speakers", "speakers|books", "a client is a speaker of a play, or a book of a book of books", 0, 0, 0},
     {"convex", 'f', OF(convex), "0", "", "least squares with a known solution instead of a text", 0, 0, 0},
     {"misfit", 'd', OF(misfit), "0", "X", "noise in it: above 0 no w suits every client", 0, 1e6, 0},
     {"max-clients", 'i', OF(max_clients), "0", "M", "the M with the longest texts (0: all); --convex: M clients [20]", 0, 1e4, 0},
     {"min-bytes", 'i', OF(min_bytes), "4000", "N", "of a client's text", 1, 1e9, 0},
-    {"tokenizer", 's', OF(tokenizer), "", "bytes|chars|gpt2", "default: the model's, or chars", 0, 0, 0},
-    {"merges", 's', OF(merges), "", "FILE", "GPT-2's vocab.bpe, for --tokenizer gpt2", 0, 0, 0},
     {"model", 's', OF(model), "", "FILE|DIR", "what everybody begins with, instead of a new model", 0, 0, 0},
     {"layers", 'i', OF(layers), "2", "L", "of a new model", 1, 1000, 0},
     {"heads", 'i', OF(heads), "2", "NH", "", 1, 1000, 0},
@@ -1158,15 +1095,12 @@ static const OptionRow fed_rows[] = {
      "any of train_gpt2 --help, with its options as --server-lr .. [ffgg: adamw; sgd]", 0, 0, 0},
     {"client-optimizer", 's', OF(client_optimizer), "", "NAME", "likewise, --client-lr .. [adamw; --convex: sgd]", 0, 0, 0},
     {"schedule", 's', OF(schedule), "", "NAME", "of both rates: constant, cosine, linear, wsd [cosine; --convex: constant]", 0, 0, 0},
-    {"warmup", 'i', OF(warmup), "0", "N", "rounds of linear warmup", 0, 1e7, 0},
-    {"final-lr", 'd', OF(final_lr), "0.1", "FRACTION", "of the rates at the end of the schedule", 0, 1, 0},
     {"clip", 'd', OF(clip), "-1", "X", "largest norm of a gradient; 0: none (-1: 1, none with --convex)", -1, 1e30, 0},
     {"aggregate", 's', OF(aggregator_name), "mean", "NAME", "mean, median, trimmed, geometric-median or clipping", 0, 0, 0},
     {"trim", 'd', OF(trim), "-1", "SHARE", "that trimmed cuts off at either end (-1: --attackers)", -1, 0.5, 0},
     {"bucket", 'i', OF(bucket), "1", "N", "aggregate means of N messages", 1, 1e4, 0},
     {"attackers", 'd', OF(attackers), "0", "SHARE", "of the clients", 0, 1, 0},
     {"attack", 's', OF(attack_name), "sign-flip", "NAME", "sign-flip, noise, little (is enough), nan or silent", 0, 0, 0},
-    {"attack-scale", 'd', OF(attack_scale), "10", "X", "of sign-flip and noise", 0, 1e9, 0},
     {"async", 'i', OF(async), "0", "N", "a server step as soon as N answers are there (0: when all are)", 0, 1e4, 0},
     {"delay", 'i', OF(delay), "0", "D", "client m answers 0 to D m/(M-1) rounds late, at random", 0, 1e6, 0},
     {"deadline", 'd', OF(deadline), "0", "T", "give an answer up after T rounds (seconds by the real clock; 0: 600)", 0, 1e9, 0},
@@ -1218,7 +1152,7 @@ static FedOptions fed_options(int argc, char **argv) {
     static const char *const methods[] = {"ffgg", "fedavg", "local", NULL};
     static const char *const aggregators[] = {"mean", "median", "trimmed", "geometric-median", "clipping", NULL};
     static const char *const attacks[] = {"sign-flip", "noise", "little", "nan", "silent", NULL};
-    static const char *const splits[] = {"speakers", "books", "files", NULL}, *const clocks[] = {"virtual", "real", NULL};
+    static const char *const splits[] = {"speakers", "books", NULL}, *const clocks[] = {"virtual", "real", NULL};
     FedOptions o = {0};
     Options rest = {0};
     for (int i = 0; i < NUM_FED; i++) set_option((Options *)&o, &fed_rows[i], fed_rows[i].initial);
