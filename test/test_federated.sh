@@ -126,7 +126,7 @@ refuses 1 "no file matches" "$federated" --data "$work/none"
 refuses 1 "no speakers" "$federated" --data "$work/books.txt"
 refuses 1 "no books" "$federated" --data "$work/play.txt" --clients books
 refuses 1 "min-bytes" "$federated" --data "$work/play.txt" --min-bytes 1000000
-refuses 1 "too few" "$federated" --data "$work/play.txt" --min-bytes 10 --context 10000
+refuses 1 "too few" "$federated" --data "$work/play.txt" --context 20000
 refuses 1 "cannot make the folder" "$federated" --convex --out /dev/null/run
 ok "--help" "$federated" --help
 finish
