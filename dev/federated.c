@@ -1,8 +1,8 @@
-/* dev/federated.c: partially personalized federated learning on GPT-2 or on a convex problem (FFGG, Mishchenko,
-Islamov, Gorbunov and Horvath 2023, arXiv 2305.18285).
+/* dev/federated.c: partially personalized federated learning on GPT-2 or on a convex problem (FFGG,
+Mishchenko, Islamov, Gorbunov and Horvath 2023, arXiv 2305.18285).
 
-M clients have texts of their own, which stay with them. Some tensors of the model, w, are shared; the others, b_m,
-are private: every client has its own, and nobody else ever sees them.
+M clients have texts of their own, which stay with them. Some tensors of the model, w, are shared; the others,
+b_m, are private: every client has its own, and nobody else ever sees them.
 
        min_w  1/M sum_m F_m(w),     F_m(w) = min_b f_m(w, b)
 
@@ -10,16 +10,18 @@ are private: every client has its own, and nobody else ever sees them.
                                g_m  = d f_m / dw at (w, b_m), all that is sent
        the server:             w   <- an optimizer's step with aggregate(g_1, .., g_M)
 
-The problem is called overpersonalized if one w minimizes every F_m. Then all g_m vanish at that w, and so does what
-usually hurts: local steps have nowhere to drift to, a stale gradient differs by no more than w has moved, and a
-robust mean of gradients that attackers have mixed with theirs errs by no more than the honest ones differ, which goes
-to zero. So FFGG comes to the exact solution, at a constant rate. Where no w suits everybody, synchronous FFGG
-without attackers still does; stale gradients and attackers leave an error in proportion to how much the clients'
-gradients differ at the solution (--misfit makes such a problem). On text, batches are noisy and nothing is exact.
+The problem is called overpersonalized if one w minimizes every F_m. Then all g_m vanish at that w, and so
+does what usually hurts: local steps have nowhere to drift to, a stale gradient differs by no more than w has
+moved, and a robust mean of gradients that attackers have mixed with theirs errs by no more than the honest
+ones differ, which goes to zero. So FFGG comes to the exact solution, at a constant rate. Where no w suits
+everybody, synchronous FFGG without attackers still does; stale gradients and attackers leave an error in
+proportion to how much the clients' gradients differ at the solution (--misfit makes such a problem). On text,
+batches are noisy and nothing is exact.
 
-The baselines on the same clients: `local` trains everything and sends nothing; `fedavg` (McMahan et al. 2017) takes K
-steps on everything and sends how far the shared tensors moved, w_old - w, which the server takes for a gradient.
-Without --private it is FedAvg proper. --finetune N lets every client train everything on, alone, at the end.
+The baselines on the same clients: `local` trains everything and sends nothing; `fedavg` (McMahan et al. 2017)
+takes K steps on everything and sends how far the shared tensors moved, w_old - w, which the server takes for
+a gradient. Without --private it is FedAvg proper. --finetune N lets every client train everything on, alone,
+at the end.
 
    1  options
    2  tensors, private and shared
@@ -31,8 +33,9 @@ Without --private it is FedAvg proper. --finetune N lets every client train ever
    8  the server
    9  clients from a text; the command line
 
-All clients weigh the same. Every number drawn depends on --seed only, and sums are taken in the clients' order, so a
-run's numbers depend neither on threads nor on ranks (with --clock real they depend on who comes first). */
+All clients weigh the same. Every number drawn depends on --seed only, and sums are taken in the clients'
+order, so a run's numbers depend neither on threads nor on ranks (with --clock real they depend on who comes
+first). */
 #define TRAIN_GPT2_NO_MAIN
 #include "../train_gpt2.c"
 #include <fnmatch.h>
@@ -51,7 +54,7 @@ typedef enum { MEAN, MEDIAN, TRIMMED, GEOMETRIC_MEDIAN, CLIPPING } Aggregator;
 typedef enum { SIGN_FLIP, NOISE, LITTLE, NAN_SENDER, SILENT } Attack;
 
 typedef struct {
-    const char *data, *split, *model;
+    const char *data, *split, *tokenizer, *model;
     int convex, min_bytes, max_clients;
     double misfit;
     int layers, heads, channels, context, batch;
@@ -115,7 +118,8 @@ static void add_model_tensors(Layout *l, GPT2Config g) {
     }
 }
 
-// Makes private what the patterns match (as a shell matches file names; commas between them), and lays the vector out.
+// Makes private what the patterns match (as a shell matches file names; commas between them), and lays the
+// vector out.
 static void make_private(Layout *l, const char *patterns) {
     char pattern[256];
     for (const char *p = patterns, *end; *p; p = *end ? end + 1 : end) {
@@ -131,14 +135,14 @@ static void make_private(Layout *l, const char *patterns) {
     Tensor *sorted = resize(NULL, (size_t)l->num_tensors * sizeof *sorted);
     size_t offset = 0;
     int n = 0;
-    for (int private = 1; private >= 0; private--) {
+    for (int side = 1; side >= 0; side--) { // private, then shared
         for (int i = 0; i < l->num_tensors; i++) {
-            if (l->tensors[i].private != private) continue;
+            if (l->tensors[i].private != side) continue;
             sorted[n] = l->tensors[i];
             sorted[n++].segment.offset = offset;
             offset += l->tensors[i].segment.size;
         }
-        if (private) l->num_private = offset, l->num_private_tensors = n;
+        if (side) l->num_private = offset, l->num_private_tensors = n;
     }
     l->num_shared = offset - l->num_private;
     free(l->tensors);
@@ -165,7 +169,8 @@ static void from_model(const Layout *l, float *x, const float *params) {
 }
 
 // Starts an optimizer of x, which holds tensors [first, last) of the layout.
-static void start_vector(Optimizer *o, const Optimizer *hyper, const Layout *l, int first, int last, float *x) {
+static void start_vector(Optimizer *o, const Optimizer *hyper, const Layout *l, int first, int last,
+                         float *x) {
     OptimSegment *segments = resize(NULL, (size_t)l->num_tensors * sizeof *segments);
     size_t n = 0;
     for (int i = first; i < last; i++) {
@@ -181,9 +186,10 @@ static void start_vector(Optimizer *o, const Optimizer *hyper, const Layout *l, 
 // ===========================================================================================================
 // 3  What a client minimizes
 
-// A term of the convex problem, f(b, w) = |B b + A w - y|^2 / (2 rows), y = B b* + A w* + misfit * noise. The clients'
-// b* and the scales of their A and B differ; without noise w* suits them all, and the problem is overpersonalized.
-// Each client's A is blind to one direction, another for each, so that alone none can find w*.
+// A term of the convex problem, f(b, w) = |B b + A w - y|^2 / (2 rows), y = B b* + A w* + misfit * noise. The
+// clients' b* and the scales of their A and B differ; without noise w* suits them all, and the problem is
+// overpersonalized. Each client's A is blind to one direction, another for each, so that alone none can find
+// w*.
 enum { TERM_ROWS = 200, TERM_B = 10, TERM_W = 20, TERM_COLS = TERM_B + TERM_W };
 typedef struct {
     double (*z)[TERM_COLS];     // (rows) B and A side by side; NULL: this client has a text
@@ -200,15 +206,15 @@ typedef struct {
     DataLoader loader;
     Term term;
 
-    float *x;            // b, or (b, w) if it trains everything; its own
-    size_t n;            // floats of x
-    int alone;           // its own w counts, not the server's: local, or fine-tuned
-    Optimizer optimizer; // of x
+    float *x;  // (b, w): its own b, and a w that counts if it trains everything
+    size_t n;  // so many of x its optimizer moves: b, or all
+    int alone; // its own w counts when it is measured: local, or fine-tuned
+    Optimizer optimizer;
 } Client;
 
 // A thread's room to work for one client after the other.
 typedef struct {
-    GPT2 model; // unused by the convex problem
+    GPT2 model;            // unused by the convex problem
     float *params, *grads; // in the model's order
     float *g;              // (b, w)
     uint16_t *x, *y;       // (B,T)
@@ -227,8 +233,8 @@ static double term_gradient(const Term *t, const float *x, float *grad) {
     return loss / (2 * TERM_ROWS);
 }
 
-// What counts as its validation loss: half the mean square, over fresh rows, of the difference between the predictions
-// of x and of the solution.
+// What counts as its validation loss: half the mean square, over fresh rows, of the difference between the
+// predictions of x and of the solution.
 static double term_loss(const Term *t, const float *x) {
     double square = 0;
     for (int j = 0; j < TERM_COLS; j++) square += (x[j] - t->solution[j]) * (x[j] - t->solution[j]);
@@ -264,14 +270,15 @@ static void solve_terms(Client *clients, int count) {
     double *H = allocate((size_t)n * n, sizeof *H), *r = allocate(n, sizeof *r);
     for (int m = 0; m < count; m++) {
         const Term *t = &clients[m].term;
-        int cols = clients[m].attacker ? TERM_B : TERM_COLS; // of an attacker's its b alone, so that H is definite
-        for (int i = 0; i < TERM_ROWS; i++)
-            for (int j = 0; j < cols; j++) {
-                int row = j < TERM_B ? TERM_W + m * TERM_B + j : j - TERM_B;
-                r[row] += t->z[i][j] * t->y[i];
-                for (int k = 0; k < cols; k++)
-                    H[(size_t)row * n + (k < TERM_B ? TERM_W + m * TERM_B + k : k - TERM_B)] += t->z[i][j] * t->z[i][k];
+        int cols = clients[m].attacker ? TERM_B : TERM_COLS; // an attacker's w does not count
+        for (int j = 0; j < cols; j++) {
+            int row = j < TERM_B ? TERM_W + m * TERM_B + j : j - TERM_B;
+            for (int i = 0; i < TERM_ROWS; i++) r[row] += t->z[i][j] * t->y[i];
+            for (int k = 0; k < cols; k++) {
+                double *to = &H[(size_t)row * n + (k < TERM_B ? TERM_W + m * TERM_B + k : k - TERM_B)];
+                for (int i = 0; i < TERM_ROWS; i++) *to += t->z[i][j] * t->z[i][k];
             }
+        }
     }
     for (int j = 0; j < n; j++) // H = L L'
         for (int i = j; i < n; i++) {
@@ -298,8 +305,8 @@ static void solve_terms(Client *clients, int count) {
 
 typedef struct Message Message;
 
-// What the server knows of a client. Work and measurements have messages of their own, for a client may be at work
-// when it is measured.
+// What the server knows of a client. Work and measurements have messages of their own, for a client may be at
+// work when it is measured.
 enum { WORKING, MEASURING, LANES };
 typedef struct {
     enum { IDLE, BUSY, ANSWERED } state;
@@ -321,21 +328,22 @@ typedef struct {
     Client *clients;
     Peer *peers;
     int num_clients;
-    Worker *workers;    // one for each thread
-    float *w;           // (num_shared) the server's
-    float *point;       // (num_shared) where it is evaluated, the same but for optimizers that average
+    Worker *workers;     // one for each thread
+    float *w;            // (num_shared) the server's
+    float *point;        // (num_shared) where it is evaluated, the same but for optimizers that average
     Optimizer optimizer; // of w
-    float *aggregate;   // (num_shared) the last one
-    float *buckets;     // (num_clients, num_shared) means of messages
-    float noise;             // the attackers'
-    double start, clock;     // the clock is virtual, or counts seconds from start
-    long steps, spent;       // server steps; answers that were used, refused or given up
+    float *aggregate;    // (num_shared) the last one
+    float *buckets;      // (num_clients, num_shared) means of messages
+    float noise;         // the attackers'
+    double start, clock; // the clock is virtual, or counts seconds from start
+    long steps, spent;   // server steps; answers that were used, refused or given up
     long used, refused, missed, stale_sum, stale_max;
     uint64_t bytes_up, bytes_down;
     FILE *log;
 } Federation;
 
-// The training loss of a client at (b, w), and its gradient in t->g (b, w): on its next batch, or its whole term.
+// The training loss of a client at (b, w), and its gradient in t->g (b, w): on its next batch, or its whole
+// term.
 static double client_gradient(const Federation *f, Client *c, Worker *t, const float *b, const float *w) {
     double loss;
     to_model(&f->layout, t->params, b, w);
@@ -347,9 +355,11 @@ static double client_gradient(const Federation *f, Client *c, Worker *t, const f
         loss = gpt2_backward(&t->model, t->y, 1.0f / ((float)B * (float)T), 0, NULL);
     }
     from_model(&f->layout, t->g, t->grads);
-    if (!isfinite(loss))
-        die("the loss of client %s is not a number: the run diverges; lower --server-lr or --client-lr, or take "
-            "a robust --aggregate", c->name);
+    if (!isfinite(loss)) {
+#pragma omp critical // one client says it
+        die("the loss of client %s is not a number: the run diverges; lower --server-lr or --client-lr",
+            c->name);
+    }
     return loss;
 }
 
@@ -360,17 +370,13 @@ static double client_loss(const Federation *f, Client *c, Worker *t, const float
     return evaluate(&t->model, &c->val, c->loader.T, 0);
 }
 
-// Gives the client an optimizer of b, or of everything, starting from its b and the given w.
-static void client_start(const Federation *f, Client *c, const float *b, const float *w, int everything) {
+// Gives the client a new optimizer, of b or of everything.
+static void client_start(const Federation *f, Client *c, int everything) {
     const Layout *l = &f->layout;
-    float *x = allocate_floats(layout_size(l));
-    memcpy(x, b, l->num_private * sizeof(float));
-    if (everything) memcpy(x + l->num_private, w, l->num_shared * sizeof(float));
-    if (c->x) optim_free(&c->optimizer);
-    free(c->x);
-    c->x = x;
+    if (c->n) optim_free(&c->optimizer);
     c->n = everything ? layout_size(l) : l->num_private;
-    start_vector(&c->optimizer, &f->options.client, l, 0, everything ? l->num_tensors : l->num_private_tensors, x);
+    int tensors = everything ? l->num_tensors : l->num_private_tensors;
+    start_vector(&c->optimizer, &f->options.client, l, 0, tensors, c->x);
 }
 
 static float clip_factor(const FedOptions *o, const float *g, size_t n) {
@@ -378,7 +384,7 @@ static float clip_factor(const FedOptions *o, const float *g, size_t n) {
     return norm > o->clip ? (float)(o->clip / norm) : 1.0f;
 }
 
-// Steps on x; the server's w is used where x has none.
+// Steps on b alone with the server's w, or on everything.
 static void client_steps(const Federation *f, Client *c, Worker *t, int steps, const float *w, double rate) {
     for (int k = 0; k < steps; k++) {
         const float *shared = c->n > f->layout.num_private ? c->x + f->layout.num_private : w;
@@ -390,8 +396,9 @@ static void client_steps(const Federation *f, Client *c, Worker *t, int steps, c
 // ===========================================================================================================
 // 5  Messages
 
-// All that is ever sent: a head of 24 bytes and floats, which are the shared tensors (WORK, EVALUATE, FINETUNE),
-// their gradient or how far they moved (RESULT), or a single loss (LOSS, a measurement for the log).
+// All that is ever sent: a head of 24 bytes and floats, which are the shared tensors (WORK, EVALUATE,
+// FINETUNE), their gradient or how far they moved (RESULT), or a single loss (LOSS, a measurement for the
+// log).
 typedef enum { WORK, EVALUATE, FINETUNE, STOP, RESULT, LOSS } MessageKind;
 struct Message {
     int32_t kind, client, job;
@@ -432,10 +439,12 @@ static void client_answer(const Federation *f, Client *c, Worker *t, const Messa
         for (size_t i = 0; i < out->count; i++) out->payload[i] = w[i] - own[i];
     } else {
         if (in->kind == FINETUNE) {
-            client_start(f, c, c->x, c->alone ? c->x + l->num_private : w, 1);
+            if (!c->alone) memcpy(c->x + l->num_private, w, l->num_shared * sizeof(float));
             c->alone = 1;
+            client_start(f, c, 1);
             for (int k = 0; k < o->finetune; k++)
-                client_steps(f, c, t, 1, NULL, o->finetune_lr * optim_schedule(o->schedule, k, o->finetune, 0, 0));
+                client_steps(f, c, t, 1, NULL,
+                             o->finetune_lr * optim_schedule(o->schedule, k, o->finetune, 0, 0));
         }
         out->count = 1;
         out->payload[0] = (float)client_loss(f, c, t, w);
@@ -457,17 +466,17 @@ static double patience(const Federation *f) {
 }
 
 #ifdef FEDERATED_MPI
-/* Rank 0 serves, client m lives on rank 1 + m mod (ranks - 1). Nobody waits for a message to be taken: a client's rank
-may be busy with another client of its own, and a server that waited for it would wait for a rank that waits for the
-server. The tag of a message says whose it is, and whether it is work. */
+/* Rank 0 serves, client m lives on rank 1 + m mod (ranks - 1). Nobody waits for a message to be taken: a
+client's rank may be busy with another client of its own, and a server that waited for it would wait for a
+rank that waits for the server. The tag of a message says whose it is, and whether it is work. */
 static void mpi_send(Federation *f, int m, Message *message) {
     int to = mpi_rank ? 0 : 1 + m % (mpi_size - 1), lane = lane_of(message);
     MPI_Isend(message, (int)message_bytes(message), MPI_BYTE, to, LANES * m + lane, MPI_COMM_WORLD,
               &f->peers[m].sending[lane]);
 }
 
-// Takes one message off the network, if one is there, into its peer's buffer. It may answer a request that was given
-// up long ago: only its job tells.
+// Takes one message off the network, if one is there, into its peer's buffer. It may answer a request that
+// was given up long ago: only its job tells.
 static void mpi_receive(Federation *f) {
     int there, bytes;
     MPI_Status s;
@@ -478,7 +487,8 @@ static void mpi_receive(Federation *f) {
     }
     Message *reply = f->peers[s.MPI_TAG / LANES].reply[s.MPI_TAG % LANES];
     MPI_Get_count(&s, MPI_BYTE, &bytes);
-    if (bytes > (int)(sizeof *reply + (s.MPI_TAG % LANES == WORKING ? f->layout.num_shared : 1) * sizeof(float)))
+    size_t most = s.MPI_TAG % LANES == WORKING ? f->layout.num_shared : 1;
+    if ((size_t)bytes > sizeof *reply + most * sizeof(float))
         die("rank %d sends what is no message of this program", s.MPI_SOURCE);
     MPI_Recv(reply, bytes, MPI_BYTE, s.MPI_SOURCE, s.MPI_TAG, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
     on_the_wire(f, reply);
@@ -493,8 +503,8 @@ static int mpi_taken(Federation *f, int m) {
     }
 }
 
-// Waits for client m's answer, or, with m = -1, for anybody's that is expected. Returns whose it is, -1 if none comes
-// in time.
+// Waits for client m's answer, or, with m = -1, for anybody's that is expected. Returns whose it is, -1 if
+// none comes in time.
 static int mpi_take(Federation *f, int m, int lane, double seconds) {
     for (double end = now() + seconds;; mpi_receive(f)) {
         for (int i = MAX(m, 0); i < (m < 0 ? f->num_clients : m + 1); i++) {
@@ -525,7 +535,8 @@ static void mpi_clients(Federation *f) {
     MPI_Wait(&home, MPI_STATUS_IGNORE);
 }
 
-// Sends every rank home, and takes what they still have to say; a rank that does not go is left to mpirun to end.
+// Sends every rank home, and takes what they still have to say; a rank that does not go is left to mpirun to
+// end.
 static void mpi_stop(Federation *f) {
     MPI_Request home;
     double limit = real_clock(f) ? fmax(60, patience(f)) : INFINITY;
@@ -536,7 +547,8 @@ static void mpi_stop(Federation *f) {
         mpi_send(f, m, stop);
     }
     MPI_Ibarrier(MPI_COMM_WORLD, &home);
-    for (double end = now() + limit; !done && now() < end; mpi_receive(f)) MPI_Test(&home, &done, MPI_STATUS_IGNORE);
+    for (double end = now() + limit; !done && now() < end; mpi_receive(f))
+        MPI_Test(&home, &done, MPI_STATUS_IGNORE);
     if (!done) die("a rank does not stop, and is ended; the results are complete");
 }
 #else
@@ -546,13 +558,14 @@ static int mpi_take(Federation *f, int m, int lane, double s) { return (void)f, 
 static void mpi_stop(Federation *f) { (void)f; }
 #endif
 
-// Sends w, or the point to measure at, to some clients. In one process they answer at once, side by side; when such
-// an answer arrives is the clock's affair.
+// Sends w, or the point to measure at, to some clients. In one process they answer at once, side by side;
+// when such an answer arrives is the clock's affair.
 static void post(Federation *f, const int *to, int count, MessageKind kind, double rate) {
     size_t n = f->options.method == LOCAL ? 0 : f->layout.num_shared;
     for (int i = 0; i < count; i++) {
         Message *request = f->peers[to[i]].request[kind == WORK ? WORKING : MEASURING];
-        *request = (Message){.kind = kind, .client = to[i], .job = request->job + 1, .rate = (float)rate, .count = n};
+        int job = request->job + 1;
+        *request = (Message){.kind = kind, .client = to[i], .job = job, .rate = (float)rate, .count = n};
         memcpy(request->payload, kind == WORK ? f->w : f->point, n * sizeof(float));
         on_the_wire(f, request);
         if (mpi_size > 1) mpi_send(f, to[i], request);
@@ -562,16 +575,19 @@ static void post(Federation *f, const int *to, int count, MessageKind kind, doub
 #pragma omp parallel for schedule(dynamic, 1)
     for (int i = 0; i < count; i++) {
         Peer *p = &f->peers[to[i]];
-        client_answer(f, &f->clients[to[i]], &f->workers[omp_get_thread_num()], p->request[lane], p->reply[lane]);
+        client_answer(f, &f->clients[to[i]], &f->workers[omp_get_thread_num()], p->request[lane],
+                      p->reply[lane]);
     }
     for (int i = 0; i < count; i++)
-        if (f->clients[to[i]].attacker == 0 || f->options.attack != SILENT) on_the_wire(f, f->peers[to[i]].reply[lane]);
+        if (f->clients[to[i]].attacker == 0 || f->options.attack != SILENT)
+            on_the_wire(f, f->peers[to[i]].reply[lane]);
 }
 
 // ===========================================================================================================
 // 6  Attackers. They know everything, and change their messages when all others are known.
 
-#define ATTACK_SCALE 10.0f // sign-flip sends -10 times its gradient, noise has 10 times the first one's size for ever
+// Sign flip sends -10 times its own gradient; noise has 10 times the size of the first gradient, for ever.
+#define ATTACK_SCALE 10.0f
 
 // "A little is enough" (Baruch, Baruch and Goldberg 2019): mean - z std of the honest messages, coordinate by
 // coordinate, with z as large as lets the attackers and the honest ones beyond pass for the majority of M.
@@ -596,14 +612,16 @@ static void attack(Federation *f) {
     float *g[M];
     for (int m = 0; m < M; m++) {
         attackers += f->clients[m].attacker;
-        if (f->peers[m].state == ANSWERED && !f->clients[m].attacker) g[honest++] = f->peers[m].reply[WORKING]->payload;
+        if (f->peers[m].state == ANSWERED && !f->clients[m].attacker)
+            g[honest++] = f->peers[m].reply[WORKING]->payload;
     }
     for (int m = 0; m < M; m++) {
         float *x = f->peers[m].reply[WORKING]->payload;
         if (f->peers[m].state != ANSWERED || !f->clients[m].attacker) continue;
         if (!f->noise) f->noise = ATTACK_SCALE * sqrtf(optim_norm2(x, d) / d);
         if (o->attack == LITTLE && honest) little_is_enough(x, g, honest, d, M, attackers);
-        if (o->attack == NOISE) random_normal(x, d, f->noise, (uint64_t)o->seed * 65537 + (uint64_t)f->spent * M + m);
+        if (o->attack == NOISE)
+            random_normal(x, d, f->noise, (uint64_t)o->seed * 65537 + (uint64_t)f->spent * M + m);
         float factor = o->attack == SIGN_FLIP ? -ATTACK_SCALE : o->attack == NAN_SENDER ? NAN : 1;
         for (size_t i = 0; i < d; i++) x[i] *= factor;
     }
@@ -617,8 +635,8 @@ static int compare_doubles(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-// The mean of each coordinate without its `trim` smallest and largest numbers; with trim = (n-1)/2 it is the median
-// (Yin et al. 2018).
+// The mean of each coordinate without its `trim` smallest and largest numbers; with trim = (n-1)/2 it is the
+// median (Yin et al. 2018).
 static void trimmed_mean(float *out, float *const *g, int n, size_t d, int trim) {
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < d; i++) {
@@ -655,8 +673,8 @@ static void move_towards(float *v, float *const *g, int n, size_t d, const doubl
     }
 }
 
-// The point with the least sum of distances to the messages (Pillutla et al. 2019, "RFA"), by Weiszfeld's iteration
-// from the median of the coordinates; distances below a millionth of the median one count as that.
+// The point with the least sum of distances to the messages (Pillutla et al. 2019, "RFA"), by Weiszfeld's
+// iteration from the median of the coordinates; distances below a millionth of the median one count as that.
 static void geometric_median(float *v, float *const *g, int n, size_t d) {
     double distance[n], sorted[n];
     trimmed_mean(v, g, n, d, (n - 1) / 2);
@@ -670,9 +688,10 @@ static void geometric_median(float *v, float *const *g, int n, size_t d) {
     }
 }
 
-// Centred clipping (Karimireddy, He and Jaggi 2021): v, which comes in as the last aggregate, moves by the mean of
-// the messages' differences from it, each cut to a radius. That is the lower quartile of their lengths: a fixed one
-// would let the attackers push as hard near the solution as far from it, this one shrinks with the honest messages.
+// Centred clipping (Karimireddy, He and Jaggi 2021): v, which comes in as the last aggregate, moves by the
+// mean of the messages' differences from it, each cut to a radius. That is the lower quartile of their
+// lengths: a fixed one would let the attackers push as hard near the solution as far from it, this one
+// shrinks with the honest messages.
 static void centred_clipping(float *v, float *const *g, int n, size_t d) {
     double distance[n], sorted[n];
     for (int iteration = 0; iteration < 10; iteration++) {
@@ -683,9 +702,9 @@ static void centred_clipping(float *v, float *const *g, int n, size_t d) {
     }
 }
 
-// Means of `size` messages at a time, in a random order, take the messages' place: they differ less, and a robust
-// mean of them errs less (Karimireddy, He and Jaggi 2022). But an attacker spoils a whole bucket: the share of
-// attackers times the size has to stay below a half. Returns how many buckets.
+// Means of `size` messages at a time, in a random order, take the messages' place: they differ less, and a
+// robust mean of them errs less (Karimireddy, He and Jaggi 2022). But an attacker spoils a whole bucket: the
+// share of attackers times the size has to stay below a half. Returns how many buckets.
 static int bucketing(float *buckets, float **g, int n, size_t d, int size, uint64_t key) {
     int count = (n + size - 1) / size;
     for (int b = 0; b < count; b++) {
@@ -702,7 +721,8 @@ static int bucketing(float *buckets, float **g, int n, size_t d, int size, uint6
 }
 
 static void aggregate(float *out, float **g, int n, size_t d, Aggregator kind, double trim) {
-    int cut = kind == MEDIAN ? (n - 1) / 2 : kind == TRIMMED ? MIN((int)ceil(trim * n - 1e-9), (n - 1) / 2) : 0;
+    int half = (n - 1) / 2, cut = kind == MEDIAN ? half : 0;
+    if (kind == TRIMMED) cut = MIN((int)ceil(trim * n - 1e-9), half);
     if (kind == GEOMETRIC_MEDIAN) geometric_median(out, g, n, d);
     else if (kind == CLIPPING) centred_clipping(out, g, n, d);
     else trimmed_mean(out, g, n, d, cut);
@@ -714,11 +734,11 @@ static void aggregate(float *out, float **g, int n, size_t d, Aggregator kind, d
 static double schedule_now(const Federation *f) {
     const FedOptions *o = &f->options;
     long round = MIN(f->spent / f->num_clients, o->rounds - 1);
-    return optim_schedule(o->schedule, round, o->rounds, 0, 0.1);
+    return optim_schedule(o->schedule, round, o->rounds, o->convex ? 0 : o->rounds / 20, 0.1);
 }
 
-// Asks everybody who has nothing to do. By the virtual clock client m's answer takes 1 + a random number up to
-// --delay m/(M-1): some clients are always quick, others now and then very slow.
+// Asks everybody who has nothing to do. By the virtual clock client m's answer takes 1 + a random number from
+// 0 to D m/(M-1), D from --delay: some clients are always quick, others now and then very slow.
 static void ask(Federation *f) {
     const FedOptions *o = &f->options;
     int count = 0, *idle = resize(NULL, (size_t)f->num_clients * sizeof *idle);
@@ -754,7 +774,8 @@ static void wait_for_answers(Federation *f) {
         if (m >= 0) f->peers[m].state = ANSWERED, f->peers[m].gone = 0;
         f->clock = next = now() - f->start;
     } else if (next == INFINITY)
-        die("client %s never answers, and without --deadline the server waits for ever", f->clients[busy].name);
+        die("client %s never answers, and without --deadline the server waits for ever",
+            f->clients[busy].name);
     f->clock = next;
     for (int m = 0; m < f->num_clients; m++) {
         Peer *p = &f->peers[m];
@@ -770,8 +791,8 @@ static void wait_for_answers(Federation *f) {
     }
 }
 
-// One step with the answers that are there and can be used: of the right length, and finite. An asynchronous step is
-// shorter, so that an answer weighs 1/M as in a full round.
+// One step with the answers that are there and can be used: of the right length, and finite. An asynchronous
+// step is shorter, so that an answer weighs 1/M as in a full round.
 static void server_step(Federation *f) {
     const FedOptions *o = &f->options;
     size_t d = o->method == LOCAL ? 0 : f->layout.num_shared;
@@ -796,16 +817,18 @@ static void server_step(Federation *f) {
     if (!f->used && f->spent >= 10L * f->num_clients) die("no client has sent anything usable in ten rounds");
     if (n && d) {
         if (o->async) rate *= (double)n / f->num_clients;
-        if (o->bucket > 1) n = bucketing(f->buckets, g, n, d, o->bucket, random_u64((uint64_t)o->seed, f->steps));
+        if (o->bucket > 1)
+            n = bucketing(f->buckets, g, n, d, o->bucket, random_u64((uint64_t)o->seed, f->steps));
         aggregate(f->aggregate, g, n, d, o->aggregator, o->trim);
-        optim_step(&f->optimizer, f->aggregate, o->method == FFGG ? clip_factor(o, f->aggregate, d) : 1.0f, rate, 0, 0);
+        optim_step(&f->optimizer, f->aggregate, o->method == FFGG ? clip_factor(o, f->aggregate, d) : 1.0f,
+                   rate, 0, 0);
         f->steps++;
     }
     free(g);
 }
 
-// The honest clients' losses as they are (EVALUATE), or after each has trained on alone (FINETUNE). Returns the mean.
-// By the real clock those that have gone are left out.
+// The honest clients' losses as they are (EVALUATE), or after each has trained on alone (FINETUNE). Returns
+// the mean. By the real clock those that have gone are left out.
 static double measure(Federation *f, MessageKind kind, double *worst) {
     int count = 0, *to = resize(NULL, (size_t)f->num_clients * sizeof *to);
     double sum = 0;
@@ -823,22 +846,26 @@ static double measure(Federation *f, MessageKind kind, double *worst) {
         *worst = fmax(*worst, p->loss);
     }
     free(to);
+    if (!isfinite(sum))
+        die("the loss is not a number after %ld server steps: the run diverges; lower --server-lr", f->steps);
     return sum / count;
 }
 
-#define FED_LOG_HEADER "round,time,steps,bytes_up,bytes_down,stale_mean,stale_max,refused,missed,mean_loss,worst_loss\n"
+static const char log_header[] = "round,time,steps,bytes_up,bytes_down,stale_mean,stale_max,refused,missed,"
+                                 "mean_loss,worst_loss\n";
 static void log_row(Federation *f, double mean, double worst) {
     double round = (double)f->spent / f->num_clients, stale = f->used ? (double)f->stale_sum / f->used : 0;
-    printf("round %.0f/%d | loss mean %.6g worst %.6g | %.2f MB up, %.2f MB down | stale %.1f, at most %ld", round,
-           f->options.rounds, mean, worst, f->bytes_up / 1e6, f->bytes_down / 1e6, stale, f->stale_max);
+    printf("round %.0f/%d | loss mean %.6g worst %.6g | %.2f MB up, %.2f MB down | stale %.1f, at most %ld",
+           round, f->options.rounds, mean, worst, f->bytes_up / 1e6, f->bytes_down / 1e6, stale,
+           f->stale_max);
     if (f->refused) printf(" | %ld refused", f->refused);
     if (f->missed) printf(" | %ld given up", f->missed);
     printf("\n");
     fflush(stdout);
     if (!f->log) return;
     fprintf(f->log, "%.2f,%.6g,%ld,%llu,%llu,%.3f,%ld,%ld,%ld,%.9g,%.9g\n", round, f->clock, f->steps,
-            (unsigned long long)f->bytes_up, (unsigned long long)f->bytes_down, stale, f->stale_max, f->refused,
-            f->missed, mean, worst);
+            (unsigned long long)f->bytes_up, (unsigned long long)f->bytes_down, stale, f->stale_max,
+            f->refused, f->missed, mean, worst);
     if (fflush(f->log)) die("cannot write %s/log.csv: %s", f->options.out, strerror(errno));
 }
 
@@ -877,7 +904,8 @@ static void serve(Federation *f) {
 // Gives a piece of text to the client of that name, a new one if need be.
 static void give_text(Federation *f, const char *name, size_t length, const char *text, size_t bytes) {
     int m = 0;
-    while (m < f->num_clients && (strncmp(f->clients[m].name, name, length) || f->clients[m].name[length])) m++;
+    while (m < f->num_clients && (strncmp(f->clients[m].name, name, length) || f->clients[m].name[length]))
+        m++;
     if (m == f->num_clients) {
         f->clients = resize(f->clients, (size_t)++f->num_clients * sizeof *f->clients);
         f->clients[m] = (Client){.name = strndup(name, length)};
@@ -892,20 +920,21 @@ static void give_text(Federation *f, const char *name, size_t length, const char
 static void split_speakers(Federation *f, const char *text, const char *end) {
     const char *name = NULL;
     size_t length = 0;
+    int after_empty = 1;
     for (const char *line = text, *next; line < end; line = next) {
         const char *stop = memchr(line, '\n', (size_t)(end - line));
         next = stop ? stop + 1 : end;
         if (!stop) stop = end;
-        if ((line == text || line[-1] == '\n') && (line == text || line - text < 2 || line[-2] == '\n') &&
-            stop > line && stop[-1] == ':' && stop - line <= 60)
+        if (after_empty && stop > line && stop[-1] == ':' && stop - line <= 60)
             name = line, length = (size_t)(stop - 1 - line);
         else if (name) give_text(f, name, length, line, (size_t)(next - line));
+        after_empty = stop == line;
     }
     if (!name) die("%s has no speakers: no line `NAME:` after an empty one", f->options.data);
 }
 
-// A book of books: lines `BOOK CHAPTER:VERSE text`, such as `Ge1:1 In the beginning`; what stands before the text is
-// left out.
+// A book of books: lines `BOOK CHAPTER:VERSE text`, such as `Ge1:1 In the beginning`; what stands before the
+// text is left out.
 static void split_books(Federation *f, const char *text, const char *end) {
     for (const char *line = text, *next; line < end; line = next) {
         const char *stop = memchr(line, '\n', (size_t)(end - line)), *p = line;
@@ -932,13 +961,16 @@ static int longer_first(const void *a, const void *b) {
     return x->bytes != y->bytes ? (x->bytes < y->bytes) - (x->bytes > y->bytes) : strcmp(x->name, y->name);
 }
 
-static int is_here(int client) { return mpi_size == 1 || (mpi_rank && client % (mpi_size - 1) == mpi_rank - 1); }
+static int is_here(int client) {
+    return mpi_size == 1 || (mpi_rank && client % (mpi_size - 1) == mpi_rank - 1);
+}
 
 // Reads the texts, splits them among clients, and makes or loads the model that all begin with.
 static void prepare_text(Federation *f) {
     const FedOptions *o = &f->options;
     size_t length;
     char *text = read_texts(o->data, &length);
+    if (memchr(text, 0, length)) die("%s holds a zero byte: it is not a text", o->data);
     if (!strcmp(o->split, "speakers")) split_speakers(f, text, text + length);
     else split_books(f, text, text + length);
     qsort(f->clients, f->num_clients, sizeof *f->clients, longer_first);
@@ -951,9 +983,10 @@ static void prepare_text(Federation *f) {
     GPT2 *m = &f->workers[0].model;
     Tokenizer *t = &f->tokenizer;
     if (*o->model) gpt2_load(m, o->model);
-    if (!*o->model || !tokenizer_load(t, o->model)) chars_init(t, text, length, o->data);
+    if (!*o->model || !tokenizer_load(t, o->model)) tokenizer_init(t, o->tokenizer, text, length, NULL);
     free(text);
-    f->config = *o->model ? m->config : (GPT2Config){o->context, t->vocab_size, o->layers, o->heads, o->channels};
+    f->config =
+        *o->model ? m->config : (GPT2Config){o->context, t->vocab_size, o->layers, o->heads, o->channels};
     check_config(f->config, "the command line");
     if (t->vocab_size > f->config.vocab_size)
         die("the tokenizer has %d tokens, the model knows %d", t->vocab_size, f->config.vocab_size);
@@ -967,7 +1000,8 @@ static void prepare_text(Federation *f) {
         dataset_split(&c->train, &c->val);
         c->loader = (DataLoader){&c->train, f->config.max_seq_len, (uint64_t)o->seed + 1000003ull * i, 0, 0};
         if (dataset_tokens(&c->train) <= (size_t)c->loader.T || dataset_tokens(&c->val) < 2)
-            die("client %s has only %zu tokens, too few for --context %d; raise --min-bytes", c->name, count, c->loader.T);
+            die("client %s has only %zu tokens, too few for --context %d; raise --min-bytes", c->name, count,
+                c->loader.T);
     }
     for (int i = 0; i < omp_get_max_threads(); i++) {
         Worker *w = &f->workers[i];
@@ -1005,12 +1039,12 @@ static void prepare_federation(Federation *f) {
     if (o->convex) prepare_convex(f);
     else prepare_text(f);
     int M = f->num_clients, attackers = (int)(o->attackers * M + 0.5);
+    make_private(l, o->patterns);
     if (attackers == M) die("all of %d clients would be attackers", M);
+    if (mpi_size > 1 && l->num_shared > 1u << 29) die("the shared tensors do not fit a message of MPI's");
     if (mpi_size - 1 > M) die("%d ranks for %d clients and the server; start fewer", mpi_size, M);
     for (int i = 0; i < attackers; i++) f->clients[permute(i, M, (uint64_t)o->seed + 99)].attacker = 1;
     if (o->convex) solve_terms(f->clients, M);
-
-    make_private(l, o->patterns);
     if (o->method == FFGG && (!l->num_private || !l->num_shared))
         die("--method ffgg wants some tensors private and others shared; --private makes %d of %d private",
             l->num_private_tensors, l->num_tensors);
@@ -1023,12 +1057,17 @@ static void prepare_federation(Federation *f) {
         Peer *p = &f->peers[m];
         for (int lane = 0; lane < LANES; lane++) {
             p->request[lane] = allocate(1, sizeof(Message) + l->num_shared * sizeof(float));
-            p->reply[lane] = allocate(1, sizeof(Message) + (lane == WORKING ? l->num_shared : 1) * sizeof(float));
+            p->reply[lane] =
+                allocate(1, sizeof(Message) + (lane == WORKING ? l->num_shared : 1) * sizeof(float));
 #ifdef FEDERATED_MPI
             p->sending[lane] = MPI_REQUEST_NULL;
 #endif
         }
-        if (is_here(m)) client_start(f, &f->clients[m], x, x + l->num_private, o->method != FFGG);
+        if (is_here(m)) {
+            f->clients[m].x = allocate_floats(layout_size(l));
+            memcpy(f->clients[m].x, x, layout_size(l) * sizeof(float));
+            client_start(f, &f->clients[m], o->method != FFGG);
+        }
         f->clients[m].alone = o->method == LOCAL;
     }
     f->w = allocate_floats(l->num_shared + 1);
@@ -1043,18 +1082,19 @@ static void prepare_federation(Federation *f) {
     printf("clients    %d", M);
     if (attackers) printf(", of whom %d attack (%s)", attackers, o->attack_name);
     if (!o->convex)
-        printf(", with %zu to %zu bytes; %d layers, %d channels, context %d, %d tokens", f->clients[M - 1].bytes,
-               f->clients[0].bytes, f->config.num_layers, f->config.channels, f->config.max_seq_len, f->config.vocab_size);
+        printf(", with %zu to %zu bytes; %d layers, %d channels, context %d, %d tokens",
+               f->clients[M - 1].bytes, f->clients[0].bytes, f->config.num_layers, f->config.channels,
+               f->config.max_seq_len, f->config.vocab_size);
     printf("\nparameters %zu shared, %zu private", l->num_shared, l->num_private);
     for (int i = 0; i < l->num_private_tensors; i++)
         printf("%s%s", !i ? ": " : i % 6 ? ", " : ",\n           ", l->tensors[i].name);
-    printf("\nmethod     %s, %d local steps of %s, server %s, %s\n", o->method_name, o->local_steps, o->client_optimizer,
-           o->server_optimizer, o->aggregator_name);
+    printf("\nmethod     %s, %d local steps of %s, server %s, %s\n", o->method_name, o->local_steps,
+           o->client_optimizer, o->server_optimizer, o->aggregator_name);
     if (!*o->out) return;
     make_folder(o->out);
     Path path = path_in(o->out, "log.csv");
     f->log = fopen(path.s, "w");
-    if (!f->log || fputs(FED_LOG_HEADER, f->log) < 0) die("cannot write %s: %s", path.s, strerror(errno));
+    if (!f->log || fputs(log_header, f->log) < 0) die("cannot write %s: %s", path.s, strerror(errno));
 }
 
 // DIR/clients.csv: each client's loss at the end.
@@ -1064,7 +1104,9 @@ static void write_clients(const Federation *f) {
     fprintf(file, "client,bytes,attacker,loss\n");
     for (int m = 0; m < f->num_clients; m++) {
         const Client *c = &f->clients[m];
-        fprintf(file, "%s,%zu,%d,", c->name, c->bytes, c->attacker);
+        for (const char *p = c->name; *p; p++)
+            fputc(*p == ',' ? ';' : *p, file); // a comma would be another cell
+        fprintf(file, ",%zu,%d,", c->bytes, c->attacker);
         log_number(file, c->attacker ? NAN : f->peers[m].loss, "%.6f", '\n');
     }
     write_commit(file, path.s);
@@ -1073,18 +1115,22 @@ static void write_clients(const Federation *f) {
 #define OF(name) offsetof(FedOptions, name)
 static const OptionRow fed_rows[] = {
     {"data", 's', OF(data), "", "FILE|GLOB", "a text that is split among clients", 0, 0, 0},
-    {"clients", 's', OF(split), "speakers", "speakers|books", "a client is a speaker of a play, or a book of a book of books", 0, 0, 0},
+    {"clients", 's', OF(split), "speakers", "speakers|books",
+     "a client is a speaker of a play, or a book of a book of books", 0, 0, 0},
     {"convex", 'f', OF(convex), "0", "", "least squares with a known solution instead of a text", 0, 0, 0},
     {"misfit", 'd', OF(misfit), "0", "X", "noise in it: above 0 no w suits every client", 0, 1e6, 0},
-    {"max-clients", 'i', OF(max_clients), "0", "M", "the M with the longest texts (0: all); --convex: M clients [20]", 0, 1e4, 0},
+    {"max-clients", 'i', OF(max_clients), "0", "M",
+     "the M with the longest texts (0: all); --convex: M clients [20]", 0, 1e4, 0},
     {"min-bytes", 'i', OF(min_bytes), "4000", "N", "of a client's text", 1, 1e9, 0},
+    {"tokenizer", 's', OF(tokenizer), "chars", "chars|bytes", "unless --model has its own", 0, 0, 0},
     {"model", 's', OF(model), "", "FILE|DIR", "what everybody begins with, instead of a new model", 0, 0, 0},
     {"layers", 'i', OF(layers), "2", "L", "of a new model", 1, 1000, 0},
     {"heads", 'i', OF(heads), "2", "NH", "", 1, 1000, 0},
     {"channels", 'i', OF(channels), "32", "C", "", 1, 65536, 0},
     {"context", 'i', OF(context), "32", "T", "", 1, 1 << 20, 0},
     {"batch", 'i', OF(batch), "4", "B", "sequences of a client's batch", 1, 1 << 16, 0},
-    {"method", 's', OF(method_name), "ffgg", "ffgg|fedavg|local", "partially personalized, averaged, or alone", 0, 0, 0},
+    {"method", 's', OF(method_name), "ffgg", "ffgg|fedavg|local",
+     "partially personalized, averaged, or alone", 0, 0, 0},
     {"private", 's', OF(patterns), "-", "PATTERN[,PATTERN]",
      "tensors that stay with a client [ffgg: h.*.ln_*,ln_f.*, or b]", 0, 0, 0},
     {"rounds", 'i', OF(rounds), "200", "N", "N answers of each client, on average", 1, 1e7, 0},
@@ -1093,17 +1139,23 @@ static const OptionRow fed_rows[] = {
     {"finetune-lr", 'd', OF(finetune_lr), "0.3", "FRACTION", "of the clients' rate, for these", 0, 1e9, 0},
     {"server-optimizer", 's', OF(server_optimizer), "", "NAME",
      "any of train_gpt2 --help, with its options as --server-lr .. [ffgg: adamw; sgd]", 0, 0, 0},
-    {"client-optimizer", 's', OF(client_optimizer), "", "NAME", "likewise, --client-lr .. [adamw; --convex: sgd]", 0, 0, 0},
-    {"schedule", 's', OF(schedule), "", "NAME", "of both rates: constant, cosine, linear, wsd [cosine; --convex: constant]", 0, 0, 0},
-    {"clip", 'd', OF(clip), "-1", "X", "largest norm of a gradient; 0: none (-1: 1, none with --convex)", -1, 1e30, 0},
-    {"aggregate", 's', OF(aggregator_name), "mean", "NAME", "mean, median, trimmed, geometric-median or clipping", 0, 0, 0},
-    {"trim", 'd', OF(trim), "-1", "SHARE", "that trimmed cuts off at either end (-1: --attackers)", -1, 0.5, 0},
+    {"client-optimizer", 's', OF(client_optimizer), "", "NAME",
+     "likewise, --client-lr .. [adamw; --convex: sgd]", 0, 0, 0},
+    {"schedule", 's', OF(schedule), "", "NAME",
+     "of both rates: constant, cosine, linear, wsd [cosine; --convex: constant]", 0, 0, 0},
+    {"clip", 'd', OF(clip), "-1", "X", "largest norm of a gradient; 0: none (-1: 1, or none with --convex)",
+     -1, 1e30, 0},
+    {"aggregate", 's', OF(aggregator_name), "mean", "NAME",
+     "mean, median, trimmed, geometric-median or clipping", 0, 0, 0},
+    {"trim", 'd', OF(trim), "-1", "SHARE", "that trimmed cuts off at an end (-1: --attackers)", -1, 0.5, 0},
     {"bucket", 'i', OF(bucket), "1", "N", "aggregate means of N messages", 1, 1e4, 0},
     {"attackers", 'd', OF(attackers), "0", "SHARE", "of the clients", 0, 1, 0},
-    {"attack", 's', OF(attack_name), "sign-flip", "NAME", "sign-flip, noise, little (is enough), nan or silent", 0, 0, 0},
-    {"async", 'i', OF(async), "0", "N", "a server step as soon as N answers are there (0: when all are)", 0, 1e4, 0},
+    {"attack", 's', OF(attack_name), "sign-flip", "NAME",
+     "sign-flip, noise, little (is enough), nan or silent", 0, 0, 0},
+    {"async", 'i', OF(async), "0", "N", "a step as soon as N answers are there (0: when all are)", 0, 1e4, 0},
     {"delay", 'i', OF(delay), "0", "D", "client m answers 0 to D m/(M-1) rounds late, at random", 0, 1e6, 0},
-    {"deadline", 'd', OF(deadline), "0", "T", "give an answer up after T rounds (seconds by the real clock; 0: 600)", 0, 1e9, 0},
+    {"deadline", 'd', OF(deadline), "0", "T",
+     "give an answer up after T rounds (seconds by the real clock; 0: 600)", 0, 1e9, 0},
     {"clock", 's', OF(clock), "virtual", "virtual|real",
      "real: MPI's ranks answer when they are done; virtual: the same numbers as in one process", 0, 0, 0},
     {"seed", 'i', OF(seed), "1337", "N", "of everything that is drawn", 0, 1e9, 0},
@@ -1122,20 +1174,26 @@ static void fed_help(void) {
         int shown = *r->initial && *r->initial != '-' && r->type != 'f';
         char left[64];
         snprintf(left, sizeof left, "--%s %s", r->name, r->argument);
-        printf("  %-32s %s%s%s%s\n", left, r->help, shown ? " [" : "", shown ? r->initial : "", shown ? "]" : "");
+        printf("  %-32s %s%s%s%s\n", left, r->help, shown ? " [" : "", shown ? r->initial : "",
+               shown ? "]" : "");
     }
 }
 
-// The number of a name in a list that ends with NULL.
-static int choose(const char *option, const char *name, const char *const *names) {
-    for (int i = 0; names[i]; i++)
-        if (!strcmp(names[i], name)) return i;
-    die_usage("--%s does not know '%s'; see --help", option, name);
+// Which word of a list a name is, counted from 0.
+static int choose(const char *option, const char *name, const char *list) {
+    int index = 0;
+    for (const char *p = list; *p; index++) {
+        size_t n = strcspn(p, " ");
+        if (strlen(name) == n && !strncmp(p, name, n)) return index;
+        p += n + (p[n] == ' ');
+    }
+    die_usage("--%s takes one of %s, not '%s'", option, list, name);
 }
 
-// Chooses an optimizer, SGD without momentum unless that is asked for, and sets what of the remaining options begins
-// with the prefix, as --server-lr does with server-.
-static void set_hyper(Optimizer *o, const char *optimizer, double lr, const char *prefix, const Options *rest) {
+// Chooses an optimizer, SGD without momentum unless that is asked for, and sets what of the remaining options
+// begins with the prefix, as --server-lr does with server-.
+static void set_hyper(Optimizer *o, const char *optimizer, double lr, const char *prefix,
+                      const Options *rest) {
     if (optim_init(o, optimizer)) die_usage("no optimizer is called '%s'; see train_gpt2 --help", optimizer);
     if (optim_is_polyak(o)) die_usage("%s needs a teacher, which nobody has here", optimizer);
     if (lr > 0) optim_set(o, "lr", lr);
@@ -1143,16 +1201,12 @@ static void set_hyper(Optimizer *o, const char *optimizer, double lr, const char
     for (int i = 0; i < rest->num_hyper; i++) {
         if (strncmp(rest->hyper_name[i], prefix, strlen(prefix))) continue;
         if (optim_set(o, rest->hyper_name[i] + strlen(prefix), rest->hyper_value[i]))
-            die_usage("--%s %g is no option of %s, or out of its range", rest->hyper_name[i], rest->hyper_value[i],
-                      optimizer);
+            die_usage("--%s %g is no option of %s, or out of its range", rest->hyper_name[i],
+                      rest->hyper_value[i], optimizer);
     }
 }
 
 static FedOptions fed_options(int argc, char **argv) {
-    static const char *const methods[] = {"ffgg", "fedavg", "local", NULL};
-    static const char *const aggregators[] = {"mean", "median", "trimmed", "geometric-median", "clipping", NULL};
-    static const char *const attacks[] = {"sign-flip", "noise", "little", "nan", "silent", NULL};
-    static const char *const splits[] = {"speakers", "books", NULL}, *const clocks[] = {"virtual", "real", NULL};
     FedOptions o = {0};
     Options rest = {0};
     for (int i = 0; i < NUM_FED; i++) set_option((Options *)&o, &fed_rows[i], fed_rows[i].initial);
@@ -1168,18 +1222,24 @@ static FedOptions fed_options(int argc, char **argv) {
         if (row < NUM_FED) set_option((Options *)&o, &fed_rows[row], value);
         else if ((strncmp(name, "server-", 7) && strncmp(name, "client-", 7)) || rest.num_hyper == 64)
             die_usage("--%s is no option; see --help", name);
-        else rest.hyper_name[rest.num_hyper] = name, rest.hyper_value[rest.num_hyper++] = parse_number(name, value, 0);
+        else {
+            rest.hyper_name[rest.num_hyper] = name;
+            rest.hyper_value[rest.num_hyper++] = parse_number(name, value, 0);
+        }
     }
-    o.method = choose("method", o.method_name, methods);
-    o.aggregator = choose("aggregate", o.aggregator_name, aggregators);
-    o.attack = choose("attack", o.attack_name, attacks);
-    choose("clients", o.split, splits);
-    choose("clock", o.clock, clocks);
+    o.method = choose("method", o.method_name, "ffgg fedavg local");
+    o.aggregator = choose("aggregate", o.aggregator_name, "mean median trimmed geometric-median clipping");
+    o.attack = choose("attack", o.attack_name, "sign-flip noise little nan silent");
+    choose("clients", o.split, "speakers books");
+    choose("clock", o.clock, "virtual real");
+    choose("tokenizer", o.tokenizer, "chars bytes");
     if (!o.convex && !*o.data) die_usage("give a text with --data FILE, or --convex; see --help");
-    if (!strcmp(o.clock, "real") && mpi_size == 1) die_usage("--clock real needs MPI's ranks (make federated_mpi)");
+    if (!strcmp(o.clock, "real") && mpi_size == 1)
+        die_usage("--clock real needs MPI's ranks (make federated_mpi)");
     if (!strcmp(o.patterns, "-")) o.patterns = o.method != FFGG ? "" : o.convex ? "b" : "h.*.ln_*,ln_f.*";
     if (!*o.schedule) o.schedule = o.convex ? "constant" : "cosine";
-    if (isnan(optim_schedule(o.schedule, 0, 1, 0, 0))) die_usage("no schedule is called '%s' here; see --help", o.schedule);
+    if (isnan(optim_schedule(o.schedule, 0, 1, 0, 0)))
+        die_usage("no schedule is called '%s' here; see --help", o.schedule);
     if (o.clip < 0) o.clip = !o.convex;
     if (o.trim < 0) o.trim = o.attackers;
     // FedAvg's server puts the mean of what the clients have made of w in its place: SGD at rate 1.

@@ -42,7 +42,7 @@ ok "one that never answers is given up" loss 0 1e-11 convex --rounds 300 --attac
 ok "and counted" grep -q '300 given up' "$work/run"
 ok "asynchronous, too" loss 0 1e-11 convex --rounds 300 --attackers 0.2 --attack silent --deadline 10 --async 1 --delay 5
 refuses 1 "never answers" "$federated" --convex --attackers 0.05 --attack silent
-refuses 1 "anything usable" "$federated" --convex --max-clients 1 --method fedavg --client-lr 1e30
+refuses 1 "anything usable\|not a number" "$federated" --convex --max-clients 1 --method fedavg --client-lr 1e30
 refuses 1 "diverges" "$federated" --convex --client-lr 1e4
 
 # ---- texts: speakers who share a grammar, each with words of their own; the same as books
@@ -112,8 +112,8 @@ fi
 refuses 2 "no option" "$federated" --convex --attacker 0.1
 refuses 2 "needs a value" "$federated" --rounds
 refuses 2 "give a text" "$federated"
-refuses 2 "does not know" "$federated" --convex --aggregate mode
-refuses 2 "does not know" "$federated" --convex --attack bribe
+refuses 2 "takes one of" "$federated" --convex --aggregate mode
+refuses 2 "takes one of" "$federated" --convex --attack bribe
 refuses 2 "real needs MPI" "$federated" --convex --clock real
 refuses 2 "not between" "$federated" --convex --attackers 2
 refuses 2 "no optimizer" "$federated" --convex --server-optimizer newton
@@ -124,6 +124,8 @@ refuses 1 "private and others shared" "$federated" --convex --private '*'
 refuses 1 "would be attackers" "$federated" --convex --attackers 1
 refuses 1 "no file matches" "$federated" --data "$work/none"
 refuses 1 "no speakers" "$federated" --data "$work/books.txt"
+printf "A:\\nhello\\000there\\n" >"$work/zero.txt"
+refuses 1 "zero byte" "$federated" --data "$work/zero.txt"
 refuses 1 "no books" "$federated" --data "$work/play.txt" --clients books
 refuses 1 "min-bytes" "$federated" --data "$work/play.txt" --min-bytes 1000000
 refuses 1 "too few" "$federated" --data "$work/play.txt" --context 20000

@@ -5,7 +5,7 @@
 #   text      20 speakers of a play, and 20 books: each client's validation loss, rounds and bytes to a loss
 #   attack    0, 20 and 40% attackers of each kind, every aggregator
 #   delay     answers up to 20 rounds late, synchronous and asynchronous
-# Rates are the best of three for each method, on a seed that is not used again.
+# Rates are the best of four for each method, on a seed that is not used again.
 #
 #   DATA=FILE      a play, lines `NAME:` over speeches (default data/tinyshakespeare.txt; dev/data/texts.sh fetches it)
 #   BOOKS=FILE     lines `Ge1:1 In the beginning` (default: none, and that split is left out)
@@ -26,6 +26,7 @@ mkdir -p "$results" "$runs" || die "cannot make $results and $runs"
 # ---- runs
 program=dev/federated
 queue=$runs/queue rows=$runs/rows
+rates="2e-3 5e-3 1e-2 2e-2" # the clients' of the baselines, the server's of FFGG
 last_block='h.1.*,ln_f.*' norms='h.*.ln_*,ln_f.*'
 splits=speakers
 [ "$books" ] && splits="speakers books"
@@ -66,7 +67,7 @@ run_one() {
     else sed -n 's/^final mean loss \([^,]*\), worst \([^;]*\)\(; .* fine-tuning \([^,]*\), worst \(.*\)\)*$/\1 \2 \4 \5/p' "$dir/output" |
         awk '{ print(NF > 2 ? $3 " " $4 : $1 " " $2) }' >"$dir/loss"; fi
     [ -s "$dir/loss" ] || { tail -n 1 "$dir/output" >&2 && rm -f "$dir/loss" && return 255; }
-    printf '%-70s %s\n' "$(basename "$dir")" "$(cat "$dir/loss")"
+    printf '%-66s %s\n' "$(basename "$dir")" "$(cat "$dir/loss")"
 }
 export -f run_one
 run_all() {
@@ -112,14 +113,14 @@ if [ ! "${REPORT:-}" ]; then
 
     # text: each method's rate, then three seeds
     for split in $splits; do
-        for rate in 2e-3 5e-3 1.2e-2; do
+        for rate in $rates; do
             for method in local FedAvg; do add tune $split "$method" $rate 0 $(of "$method") --client-lr $rate --eval-every 0; done
             for method in "FFGG norms" "FFGG block"; do add tune $split "$method" $rate 0 $(of "$method") --server-lr $rate --client-lr 5e-3 --eval-every 0; done
         done
     done
     run_all
     for split in $splits; do
-        rate=$(best $split FedAvg rate 2e-3 5e-3 1.2e-2)
+        rate=$(best $split FedAvg rate $rates)
         for fraction in 0.03 0.1 0.3; do
             add tune $split "FedAvg fine-tuned" $fraction 0 $(of FedAvg) --client-lr $rate --finetune 100 --finetune-lr $fraction --eval-every 0
         done
@@ -127,15 +128,15 @@ if [ ! "${REPORT:-}" ]; then
     run_all
     for split in $splits; do
         for seed in 1 2 3; do
-            for method in local FedAvg; do add text $split $method best $seed $(of $method) --client-lr $(best $split $method rate 2e-3 5e-3 1.2e-2); done
-            add text $split "FedAvg fine-tuned" best $seed $(of FedAvg) --client-lr $(best $split FedAvg rate 2e-3 5e-3 1.2e-2) \
+            for method in local FedAvg; do add text $split $method best $seed $(of $method) --client-lr $(best $split $method rate $rates); done
+            add text $split "FedAvg fine-tuned" best $seed $(of FedAvg) --client-lr $(best $split FedAvg rate $rates) \
                 --finetune 100 --finetune-lr $(best $split "FedAvg fine-tuned" rate 0.03 0.1 0.3)
             for method in "FFGG norms" "FFGG block"; do
-                add text $split "$method" best $seed $(of "$method") --server-lr $(best $split "$method" rate 2e-3 5e-3 1.2e-2) --client-lr 5e-3
+                add text $split "$method" best $seed $(of "$method") --server-lr $(best $split "$method" rate $rates) --client-lr 5e-3
             done
         done
     done
-    rate="--server-lr $(best speakers "FFGG block" rate 2e-3 5e-3 1.2e-2) --client-lr 5e-3"
+    rate="--server-lr $(best speakers "FFGG block" rate $rates) --client-lr 5e-3"
     for aggregate in mean median trimmed geometric-median clipping; do
         for attack in sign-flip ${full:+noise little}; do
             for share in 0 0.2 0.4; do
