@@ -313,7 +313,7 @@ typedef struct {
     Message *request[LANES], *reply[LANES];
     long version;          // the server's steps when it was asked
     double asked, arrives; // times; the virtual clock knows when the answer arrives
-    int gone;              // it was given up, and has not answered since
+    int gone;              // by the real clock: it was given up, and has not answered since
     double loss;           // at the last measurement
 #ifdef FEDERATED_MPI
     MPI_Request sending[LANES]; // of requests, on the server; of replies, on the client's rank
@@ -494,10 +494,10 @@ static void mpi_receive(Federation *f) {
     on_the_wire(f, reply);
 }
 
-// Whether client m has taken the last work it was sent; by the virtual clock, waits until it has.
-static int mpi_taken(Federation *f, int m) {
+// Whether client m has taken what it was sent last; by the virtual clock, waits until it has.
+static int mpi_taken(Federation *f, int m, int lane) {
     for (int done;;) {
-        MPI_Test(&f->peers[m].sending[WORKING], &done, MPI_STATUS_IGNORE);
+        MPI_Test(&f->peers[m].sending[lane], &done, MPI_STATUS_IGNORE);
         if (done || real_clock(f)) return done;
         mpi_receive(f);
     }
@@ -553,7 +553,7 @@ static void mpi_stop(Federation *f) {
 }
 #else
 static void mpi_send(Federation *f, int m, Message *message) { (void)f, (void)m, (void)message; }
-static int mpi_taken(Federation *f, int m) { return (void)f, (void)m, 1; }
+static int mpi_taken(Federation *f, int m, int lane) { return (void)f, (void)m, (void)lane, 1; }
 static int mpi_take(Federation *f, int m, int lane, double s) { return (void)f, (void)lane, (void)s, m; }
 static void mpi_stop(Federation *f) { (void)f; }
 #endif
@@ -744,7 +744,7 @@ static void ask(Federation *f) {
     int count = 0, *idle = resize(NULL, (size_t)f->num_clients * sizeof *idle);
     for (int m = 0; m < f->num_clients; m++) {
         Peer *p = &f->peers[m];
-        if (p->state != IDLE || !mpi_taken(f, m)) continue;
+        if (p->state != IDLE || !mpi_taken(f, m, WORKING)) continue;
         uint64_t most = (uint64_t)o->delay * m / MAX(f->num_clients - 1, 1);
         uint64_t draw = random_u64((uint64_t)o->seed * 31 + m, (uint64_t)p->request[WORKING]->job);
         p->state = BUSY;
@@ -785,7 +785,7 @@ static void wait_for_answers(Federation *f) {
             p->state = ANSWERED;
         } else if (p->asked + limit <= next) {
             p->state = IDLE;
-            p->gone = 1;
+            p->gone = real_clock(f);
             f->missed++, f->spent++;
         }
     }
@@ -830,25 +830,26 @@ static void server_step(Federation *f) {
 // The honest clients' losses as they are (EVALUATE), or after each has trained on alone (FINETUNE). Returns
 // the mean. By the real clock those that have gone are left out.
 static double measure(Federation *f, MessageKind kind, double *worst) {
-    int count = 0, *to = resize(NULL, (size_t)f->num_clients * sizeof *to);
+    int count = 0, answers = 0, *to = resize(NULL, (size_t)f->num_clients * sizeof *to);
     double sum = 0;
     for (int m = 0; m < f->num_clients; m++)
-        if (!f->clients[m].attacker && !(real_clock(f) && f->peers[m].gone)) to[count++] = m;
+        if (!f->clients[m].attacker && !f->peers[m].gone && mpi_taken(f, m, MEASURING)) to[count++] = m;
     optim_eval_params(&f->optimizer, f->point);
     post(f, to, count, kind, 1);
     *worst = -INFINITY;
     for (int i = 0; i < count; i++) {
         Peer *p = &f->peers[to[i]];
-        if (mpi_take(f, to[i], MEASURING, real_clock(f) ? patience(f) : INFINITY) < 0)
-            die("client %s does not say its loss; give a longer --deadline", f->clients[to[i]].name);
+        p->gone = mpi_take(f, to[i], MEASURING, real_clock(f) ? patience(f) : INFINITY) < 0;
+        if (p->gone) continue;
         p->loss = p->reply[MEASURING]->payload[0];
-        sum += p->loss;
+        sum += p->loss, answers++;
         *worst = fmax(*worst, p->loss);
     }
     free(to);
+    if (!answers) die("no client says its loss; are their ranks alive?");
     if (!isfinite(sum))
         die("the loss is not a number after %ld server steps: the run diverges; lower --server-lr", f->steps);
-    return sum / count;
+    return sum / answers;
 }
 
 static const char log_header[] = "round,time,steps,bytes_up,bytes_down,stale_mean,stale_max,refused,missed,"

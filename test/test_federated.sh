@@ -124,7 +124,7 @@ refuses 1 "private and others shared" "$federated" --convex --private '*'
 refuses 1 "would be attackers" "$federated" --convex --attackers 1
 refuses 1 "no file matches" "$federated" --data "$work/none"
 refuses 1 "no speakers" "$federated" --data "$work/books.txt"
-printf "A:\\nhello\\000there\\n" >"$work/zero.txt"
+printf 'A:\nhello\000there\n' >"$work/zero.txt"
 refuses 1 "zero byte" "$federated" --data "$work/zero.txt"
 refuses 1 "no books" "$federated" --data "$work/play.txt" --clients books
 refuses 1 "min-bytes" "$federated" --data "$work/play.txt" --min-bytes 1000000

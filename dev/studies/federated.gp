@@ -22,7 +22,7 @@ plot rows('exact', 'convex', 'FFGG', 'misfit 0 steps 5') using 7:11 with lines l
 unset logscale y
 set format y '%g'
 
-methods = "'local' 'FedAvg' 'FedAvg fine-tuned' 'FFGG norms' 'FFGG block'"
+methods = "'local' 'FedAvg' 'FedAvg fine-tuned' 'FFGG norms' 'FFGG MLP'"
 set title 'speakers: mean validation loss of the clients'
 set yrange [*:3.2]
 plot for [i=1:words(methods)] rows('text', 'speakers', word(methods, i), 'best') using 7:11 with linespoints lw 2 ps 0.4 title word(methods, i)

@@ -2,38 +2,38 @@
 # Partially personalized federated learning (FFGG, arXiv 2305.18285; dev/federated.c) against training alone, FedAvg and
 # FedAvg with fine-tuning, on the same clients, with as many gradients of each client:
 #   exact     a convex problem whose solution is known, for which it is overpersonalized; and one for which it is not
-#   text      20 speakers of a play, and 20 books: each client's validation loss, rounds and bytes to a loss
+#   text      20 speakers of a play; 10 speakers and 10 books: each client's validation loss, rounds and bytes to a loss
 #   attack    0, 20 and 40% attackers of each kind, every aggregator
 #   delay     answers up to 20 rounds late, synchronous and asynchronous
-# Rates are the best of four for each method, on a seed that is not used again.
+# Rates are the best of three for each method, on a seed that is not used again.
 #
 #   DATA=FILE      a play, lines `NAME:` over speeches (default data/tinyshakespeare.txt; dev/data/texts.sh fetches it)
-#   BOOKS=FILE     lines `Ge1:1 In the beginning` (default: none, and that split is left out)
-#   FULL=1         1500 rounds instead of 400, and on text all attackers: an hour or two instead of ten minutes
+#   BOOKS=FILE     lines `Ge1:1 In the beginning` (default: none, and the speakers stay among themselves)
+#   FULL=1         1500 rounds instead of 400, three seeds, and on text all attackers: hours instead of ten minutes
 #   JOBS=2         runs at a time, of one thread each (default: one for each core)
 #   REPORT=1       no runs: tables, claims and picture once more from the CSV that is there
 #   RESULTS=DIR    where federated.csv, federated.md (the claims) and federated.png go
 set -u
 cd "$(dirname "$0")/../.." || exit 1
+set -f # patterns of tensors are words, too
 full=${FULL:-} results=${RESULTS:-dev/studies/results} jobs=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
 play=${DATA:-data/tinyshakespeare.txt} books=${BOOKS:-}
 csv=$results/federated.csv runs=runs/studies/federated${full:+-full}
-rounds=400 convex_rounds=600
-[ "$full" ] && rounds=1500
+rounds=400 convex_rounds=600 seeds="1 2"
+[ "$full" ] && rounds=1500 seeds="1 2 3"
 die() { echo "error: $1" >&2; exit "${2:-1}"; }
 mkdir -p "$results" "$runs" || die "cannot make $results and $runs"
 
 # ---- runs
 program=dev/federated
 queue=$runs/queue rows=$runs/rows
-rates="2e-3 5e-3 1e-2 2e-2" # the clients' of the baselines, the server's of FFGG
-last_block='h.1.*,ln_f.*' norms='h.*.ln_*,ln_f.*'
+norms='h.*.ln_*,ln_f.*'
 splits=speakers
-[ "$books" ] && splits="speakers books"
+[ "$books" ] && splits="speakers both"
 on() { # the options of a split
     case $1 in
     speakers) echo "--data $play --clients speakers --max-clients 20 --rounds $rounds" ;;
-    books) echo "--data $books --clients books --max-clients 20 --rounds $rounds" ;;
+    both) echo "--data $runs/both.txt --clients speakers --max-clients 20 --rounds $rounds" ;;
     *) echo "--convex --rounds $convex_rounds" ;;
     esac
 }
@@ -43,9 +43,11 @@ of() {
     local) echo "--method local --local-steps 2" ;;
     FedAvg*) echo "--method fedavg --local-steps 2" ;;
     "FFGG norms") echo "--private $norms" ;;
-    FFGG*) echo "--private $last_block" ;;
+    FFGG*) echo "--private $norms,h.1.mlp.*" ;;
     esac
 }
+# rates METHOD: those to choose from; a client's, or the server's of FFGG
+rates() { if [ "$1" = local ]; then echo 2e-3 5e-3 1e-2; else echo 1e-2 2e-2 4e-2; fi; }
 folder() { printf '%s/%s' "$runs" "$(echo "$1 $2 $3 $4 $5" | tr -cs 'a-zA-Z0-9.\n-' '_')"; } # PART SPLIT METHOD SETTING SEED
 
 # add PART SPLIT METHOD SETTING SEED OPTIONS...: queues a run, unless it was finished by the same command.
@@ -88,6 +90,17 @@ if [ ! "${REPORT:-}" ]; then
     [ -r "$play" ] || [ "${DATA:-}" ] || bash dev/data/texts.sh tinyshakespeare
     [ -r "$play" ] || die "$play cannot be read; give a play with DATA=FILE"
     : >"$queue" && : >"$rows"
+    if [ "$books" ]; then # ten speakers who say most, and ten books of 30 kB, as speakers
+        {
+            awk 'BEGIN { RS = ""; FS = "\n" } $1 ~ /:$/ { n[$1] += length($0); text[$1] = text[$1] $0 "\n\n" }
+                END { for (i = 0; i < 10; i++) { most = ""; for (who in n) if (most == "" || n[who] > n[most]) most = who
+                        printf "%s", text[most]; delete n[most] } }' "$play"
+            awk 'match($1, /^[0-9]?[A-Za-z]+/) { book = substr($1, 1, RLENGTH); sub(/^[^ ]* /, "")
+                    if (!(book in n)) order[++count] = book
+                    if (n[book] < 30000) { n[book] += length($0); text[book] = text[book] "BOOK " book ":\n" $0 "\n\n" } }
+                END { for (i = 1; i <= count; i++) if (n[order[i]] >= 30000 && k++ % 4 == 0 && taken++ < 10) printf "%s", text[order[i]] }' "$books"
+        } >"$runs/both.txt"
+    fi
 
     # exact: local steps, then attackers and delays
     for misfit in 0 1; do
@@ -113,41 +126,43 @@ if [ ! "${REPORT:-}" ]; then
 
     # text: each method's rate, then three seeds
     for split in $splits; do
-        for rate in $rates; do
-            for method in local FedAvg; do add tune $split "$method" $rate 0 $(of "$method") --client-lr $rate --eval-every 0; done
-            for method in "FFGG norms" "FFGG block"; do add tune $split "$method" $rate 0 $(of "$method") --server-lr $rate --client-lr 5e-3 --eval-every 0; done
+        for method in local FedAvg; do
+            for rate in $(rates $method); do add tune $split $method $rate 0 $(of $method) --client-lr $rate --eval-every 0; done
+        done
+        for method in "FFGG norms" "FFGG MLP"; do
+            for rate in $(rates FFGG); do add tune $split "$method" $rate 0 $(of "$method") --server-lr $rate --client-lr 1e-2 --eval-every 0; done
         done
     done
     run_all
     for split in $splits; do
-        rate=$(best $split FedAvg rate $rates)
+        rate=$(best $split FedAvg rate $(rates FedAvg))
         for fraction in 0.03 0.1 0.3; do
             add tune $split "FedAvg fine-tuned" $fraction 0 $(of FedAvg) --client-lr $rate --finetune 100 --finetune-lr $fraction --eval-every 0
         done
     done
     run_all
     for split in $splits; do
-        for seed in 1 2 3; do
-            for method in local FedAvg; do add text $split $method best $seed $(of $method) --client-lr $(best $split $method rate $rates); done
-            add text $split "FedAvg fine-tuned" best $seed $(of FedAvg) --client-lr $(best $split FedAvg rate $rates) \
+        for seed in $seeds; do
+            for method in local FedAvg; do add text $split $method best $seed $(of $method) --client-lr $(best $split $method rate $(rates $method)); done
+            add text $split "FedAvg fine-tuned" best $seed $(of FedAvg) --client-lr $(best $split FedAvg rate $(rates FedAvg)) \
                 --finetune 100 --finetune-lr $(best $split "FedAvg fine-tuned" rate 0.03 0.1 0.3)
-            for method in "FFGG norms" "FFGG block"; do
-                add text $split "$method" best $seed $(of "$method") --server-lr $(best $split "$method" rate $rates) --client-lr 5e-3
+            for method in "FFGG norms" "FFGG MLP"; do
+                add text $split "$method" best $seed $(of "$method") --server-lr $(best $split "$method" rate $(rates FFGG)) --client-lr 1e-2
             done
         done
     done
-    rate="--server-lr $(best speakers "FFGG block" rate $rates) --client-lr 5e-3"
+    rate="--server-lr $(best speakers "FFGG MLP" rate $(rates FFGG)) --client-lr 1e-2"
     for aggregate in mean median trimmed geometric-median clipping; do
         for attack in sign-flip ${full:+noise little}; do
             for share in 0 0.2 0.4; do
                 [ $share$attack = 0noise ] || [ $share$attack = 0little ] && continue
-                add attack speakers $aggregate "$attack $share" 1 $(of "FFGG block") $rate --attackers $share --attack $attack --aggregate $aggregate
+                add attack speakers $aggregate "$attack $share" 1 $(of "FFGG MLP") $rate --attackers $share --attack $attack --aggregate $aggregate
             done
         done
     done
     for delay in 5 20; do
-        add delay speakers synchronous "delay $delay" 1 $(of "FFGG block") $rate --delay $delay
-        add delay speakers asynchronous "delay $delay" 1 $(of "FFGG block") $rate --delay $delay --async 1
+        add delay speakers synchronous "delay $delay" 1 $(of "FFGG MLP") $rate --delay $delay
+        add delay speakers asynchronous "delay $delay" 1 $(of "FFGG MLP") $rate --delay $delay --async 1
     done
     run_all
 
@@ -239,17 +254,17 @@ say "with answers up to 20 rounds late, asynchronous (loss; time to 1e-8 against
 say "where no w suits all (misfit 1), synchronous FFGG is exact, delays and attackers leave an error (losses: FFGG; delays; 20% sign-flip, median)" "yes" "$(report '
     f = final("exact,convex,FFGG,misfit 1 steps 1"); d = final("delay,convex,asynchronous,misfit 1 delay 20"); a = final("attack,convex,median,misfit 1 sign-flip 0.2")
     printf("%.1e; %.1e; %.1e|%s", f, d, a, f < 1e-8 && d > 1e-6 && a > 1e-6 ? "yes" : "no")')"
-for split in $(cut -d, -f2 "$csv" | grep -E '^(speakers|books)$' | sort -ru); do
+for split in $(cut -d, -f2 "$csv" | grep -E '^(speakers|both)$' | sort -ru); do
     say "On text, $split: FFGG's mean and worst client loss are below local training's and FedAvg's" "yes" "$(report '
-        f = "text,'$split',FFGG block,best"; l = "text,'$split',local,best"; a = "text,'$split',FedAvg,best"
+        f = "text,'$split',FFGG MLP,best"; l = "text,'$split',local,best"; a = "text,'$split',FedAvg,best"
         printf("mean %.3f against %.3f and %.3f, worst %.3f against %.3f and %.3f|%s", final(f), final(l), final(a), worst(f), worst(l), worst(a),
             final(f) < final(l) && final(f) < final(a) && worst(f) < worst(l) && worst(f) < worst(a) ? "yes" : "no")')"
     say "On text, $split: FFGG is below FedAvg with fine-tuning" "yes" "$(report '
-        f = "text,'$split',FFGG block,best"; a = "text,'$split',FedAvg fine-tuned,best"
+        f = "text,'$split',FFGG MLP,best"; a = "text,'$split',FedAvg fine-tuned,best"
         printf("mean %.3f against %.3f, worst %.3f against %.3f|%s", final(f), final(a), worst(f), worst(a), final(f) < final(a) && worst(f) < worst(a) ? "yes" : "no")')"
     say "On text, $split: every client is better off with FFGG than alone" "yes" "$(report '
         for (c in clients) { split(c, part, ","); if (part[1] != "'$split'") continue
-            n++; if (client["'$split',FFGG block," part[2]] < client["'$split',local," part[2]]) better++ }
+            n++; if (client["'$split',FFGG MLP," part[2]] < client["'$split',local," part[2]]) better++ }
         printf("%d of %d|%s", better, n, better == n ? "yes" : "no")')"
 done
 say "On text, a robust aggregator keeps 40% sign-flipping attackers from doing harm (loss without any, mean; with, best robust; with, mean)" "yes" "$(report '
