@@ -13,10 +13,11 @@ b_m, are private: every client has its own, and nobody else ever sees them.
 The problem is called overpersonalized if one w minimizes every F_m. Then all g_m vanish at that w, and so
 does what usually hurts: local steps have nowhere to drift to, a stale gradient differs by no more than w has
 moved, and a robust mean of gradients that attackers have mixed with theirs errs by no more than the honest
-ones differ, which goes to zero. So FFGG comes to the exact solution, at a constant rate. Where no w suits
-everybody, synchronous FFGG without attackers still does; stale gradients and attackers leave an error in
-proportion to how much the clients' gradients differ at the solution (--misfit makes such a problem). On text,
-batches are noisy and nothing is exact.
+ones differ, which goes to zero. So FFGG comes to the exact solution, at a constant rate, as long as the
+honest gradients on the way there agree well enough for the share of attackers. Where no w suits everybody,
+synchronous FFGG without attackers still does; stale gradients and attackers leave an error in proportion to
+how much the clients' gradients differ at the solution (--misfit makes such a problem). On text, batches are
+noisy and nothing is exact.
 
 The baselines on the same clients: `local` trains everything and sends nothing; `fedavg` (McMahan et al. 2017)
 takes K steps on everything and sends how far the shared tensors moved, w_old - w, which the server takes for
