@@ -1249,7 +1249,7 @@ static char *read_file(const char *path, size_t *size) {
 // any moment there is either the old file or the new one, whole.
 static FILE *write_begin(const char *path) {
     Path temporary = path_in(path, "");
-    snprintf(temporary.s, sizeof temporary.s, "%s.tmp", path);
+    strcpy(temporary.s + strlen(path), ".tmp"); // path_in leaves room for it
     FILE *f = fopen(temporary.s, "wb");
     if (!f) die("cannot write %s: %s; choose another place", temporary.s, strerror(errno));
     memcpy(unfinished_file, temporary.s, sizeof unfinished_file);
