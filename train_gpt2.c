@@ -1627,7 +1627,8 @@ static void load_hf(GPT2 *m, const char *folder) {
             JsonNode name = j.nodes[key + 1];
             for (i = 0; i < count && !json_is(&j, key + 1, parts[i]);) i++;
             if (i < count) continue;
-            if (name.type != '"' || strchr(name.text, '/') || name.length > 200 || count == MAX_PARTS)
+            if (name.type != '"' || strchr(name.text, '/') || name.length > 200 || count == MAX_PARTS ||
+                strcmp(name.text, printable(name.text, name.length).s)) // a line's end, say
                 die("%s should name at most %d files beside it: it is damaged", index.s, MAX_PARTS);
             parts[count++] = name.text;
         }

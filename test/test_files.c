@@ -459,8 +459,8 @@ static void test_refused_safetensors(const float *params) {
     unlink(in_test("hf/model-00002-of-00003.safetensors").s);
     check_refused(load_model, path.s, "model-00002-of-00003.safetensors");
     const char *const indices[] = {"{\"weight_map\": {\"a\": \"../x.safetensors\"}}",
-                                   "{\"weight_map\": {\"a\": 5}}"};
-    for (int i = 0; i < 2; i++) {
+                                   "{\"weight_map\": {\"a\": 5}}", "{\"weight_map\": {\"a\": \"b\\nc\"}}"};
+    for (int i = 0; i < 3; i++) {
         put("hf/model.safetensors.index.json", indices[i], strlen(indices[i]));
         check_refused(load_model, path.s, "should name");
     }
