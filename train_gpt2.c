@@ -3243,8 +3243,8 @@ static void muon_matmul(float *C, const float *A, const float *B, int M, int N, 
 }
 
 // Where each layer's tensors are in the parameters, for the optimizer: which decay, and which are matrices
-// inside the blocks. Of frozen tensors it does not know: they get no update and count in no norm. segments has
-// room for NUM_TENSORS a layer; returns how many there are.
+// inside the blocks. Of frozen tensors it does not know: they get no update and count in no norm. Returns how
+// many segments there are, at most NUM_TENSORS a layer.
 static int model_segments(GPT2Config g, const char *frozen, OptimSegment *segments) {
     size_t offset = 0;
     int n = 0;
