@@ -42,7 +42,7 @@ ok "the joint model's text" "$decode" run --model "$work/joint" --ppd "$work/joi
 for kind in f32 bf16 int8; do
     for sampling in "--temperature 0" "--temperature 0.8 --seed 4"; do
         text --prompt "7 green" --tokens 150 $sampling --weights $kind >"$work/expected"
-        for with in "--ppd $work/p" "--ppd $work/copies" "--ppd $work/heads" "--ppd $work/heads --ngram" "--ngram" "--ppd $work/p --ngram" "--draft $work/draft" \
+        for with in "--ppd $work/p" "--ppd $work/p --tree 30" "--ppd $work/copies" "--ppd $work/heads" "--ppd $work/heads --ngram" "--ngram" "--ppd $work/p --ngram" "--draft $work/draft" \
             "--draft $work/draft --draft-ppd $work/draft.p" "--ppd $work/p --draft $work/draft --draft-ppd $work/draft.p"; do
             ok "$kind $sampling ${with//$work\//}: the same text" diff <(text --prompt "7 green" --tokens 150 $sampling --weights $kind $with) "$work/expected"
         done
