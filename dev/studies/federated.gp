@@ -3,7 +3,7 @@ set terminal pngcairo size 1400,1000 font 'sans,10'
 set output out
 set datafile separator ','
 set grid
-set key outside right
+set key outside below
 rows(part, split, method, setting) = sprintf("< awk -F, '$1 == \"%s\" && $2 == \"%s\" && $3 == \"%s\" && $4 == \"%s\" && $5 == 1 && $6 == \"\"' %s", part, split, method, setting, csv)
 set multiplot layout 2,2
 
