@@ -2582,35 +2582,32 @@ static void prepare_workers(GPT2 *m, const float *x_outer, int n, int width) {
 // bytes = n numbers as they travel: bfloat16, rounded to the nearest; or int8, and then the scales.
 static void encode(char *bytes, const float *x, size_t n) {
     uint16_t *halves = (uint16_t *)bytes;
-    int8_t *quarters = (int8_t *)bytes;
+    int8_t *eighths = (int8_t *)bytes;
     float *scales = (float *)(bytes + n);
-    if (mpi.width == 2) {
 #pragma omp parallel for simd schedule(static)
-        for (size_t i = 0; i < n; i++) {
-            union { float f; uint32_t u; } bits = {.f = x[i]};
-            halves[i] = (uint16_t)((bits.u + 0x7FFF + (bits.u >> 16 & 1)) >> 16);
-        }
-        return;
+    for (size_t i = 0; i < (mpi.width == 2 ? n : 0); i++) {
+        union { float f; uint32_t u; } bits = {.f = x[i]};
+        halves[i] = (uint16_t)((bits.u + 0x7FFF + (bits.u >> 16 & 1)) >> 16);
     }
 #pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < n; i += SCALED) {
+    for (size_t i = 0; i < (mpi.width == 1 ? n : 0); i += SCALED) {
         float largest = 0;
         for (size_t j = i; j < i + SCALED; j++) largest = MAX(largest, fabsf(x[j]));
         float inverse = largest > 1e-30f ? 127 / largest : 0;
         scales[i / SCALED] = largest / 127;
-        for (size_t j = i; j < i + SCALED; j++) quarters[j] = (int8_t)rintf(x[j] * inverse);
+        for (size_t j = i; j < i + SCALED; j++) eighths[j] = (int8_t)rintf(x[j] * inverse);
     }
 }
 
 static void decode(float *x, const char *bytes, size_t n) {
     const uint16_t *halves = (const uint16_t *)bytes;
-    const int8_t *quarters = (const int8_t *)bytes;
+    const int8_t *eighths = (const int8_t *)bytes;
     const float *scales = (const float *)(bytes + n);
 #pragma omp parallel for simd schedule(static)
     for (size_t i = 0; i < n; i++) {
         union { float f; uint32_t u; } bits;
         if (mpi.width == 2) bits.u = (uint32_t)halves[i] << 16;
-        else bits.f = quarters[i] * scales[i / SCALED];
+        else bits.f = eighths[i] * scales[i / SCALED];
         x[i] = bits.f;
     }
 }
