@@ -54,7 +54,9 @@ if [ ! "${REPORT:-}" ]; then
                 return x[int((count + 3) / 4)]
             }
             FILENAME == "-" && / parameters$/ { head = head "," $(NF - 1) }
-            FILENAME == "-" && /^sent / && counted > 0 { printf "counted,%s,%s,,,%.6f,%.6f\n", head, tail, $2, counted / n / 1e6 }
+            FILENAME == "-" && /^sent / && counted > 0 {
+                printf "sent,%s,%s,run,,%.0f\ncounted,%s,%s,run,,%.0f\n", head, tail, $2 * 1e6, head, tail, counted / n
+            }
             FILENAME == "-" { next }
             { split($0, cell, ","); ms = 1000 * (cell[3] - before); before = cell[3] }
             cell[1] > 3 && cell[1] < steps { # not the first steps, which meet their memory, nor the last, with its validation
@@ -194,7 +196,10 @@ off() { awk -F, -v column="$1" -v workers="$2" '
     $1 == "measured" { x[key] = $column }
     $1 == "predicted" && $5 == workers && x[key] > 0 { d = 100 * ($column / x[key] - 1); d = d < 0 ? -d : d; if (d > most) most = d }
     END { printf "%.1f\n", most }' "$csv"; }
-counted() { awk -F, '$1 == "counted" { d = $9 / $10 - 1; d = d < 0 ? -d : d; if (d > most) most = d; n++ } END { if (n) printf "%.4f\n", 100 * most; else print "-" }' "$csv"; }
+counted() { awk -F, '
+    $1 == "sent" { ours = $10 }
+    $1 == "counted" { d = ours / $10 - 1; d = d < 0 ? -d : d; if (d > most) most = d; n++ }
+    END { if (n) printf "%.4f\n", 100 * most; else print "-" }' "$csv"; }
 holds() { awk "BEGIN { exit !($1) }" && echo yes || echo no; }
 claim() {
     printf '| %s | - | %s | %s | `make study NAME=workers`, [picture](dev/studies/results/workers.png) |\n' "$1" "$2" "$3" >>"$new"
