@@ -2416,6 +2416,11 @@ static size_t layer_tensor(GPT2Config g, int l, int i, size_t *at) {
 static void send_layer(const GradientSum *s, int l);
 static void receive_layers(int wait);
 
+static void add_floats(float *x, const float *y, size_t n) {
+#pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) x[i] += y[i];
+}
+
 // Called by gpt2_backward: joins a layer's sums, and sends them while the layers below are computed.
 static void layer_done(void *context, int l) {
     const GradientSum *s = context;
@@ -2423,12 +2428,7 @@ static void layer_done(void *context, int l) {
     size_t n, at;
     for (int i = 0; i < NUM_TENSORS && s->joins; i++) {
         n = layer_tensor(s->model->config, l, i, &at);
-#pragma omp parallel for simd schedule(static)
-        for (size_t j = at; j < at + n; j++) {
-            float sum = last[0][j];
-            for (int k = 1; k <= s->joins; k++) sum = last[-k][j] + sum;
-            last[-s->joins][j] = sum;
-        }
+        for (int k = 1; k <= s->joins; k++) add_floats(last[-k] + at, last[1 - k] + at, n);
     }
     if (s->travels) send_layer(s, l);
     receive_layers(0);
@@ -2664,9 +2664,8 @@ static void add_slice(Layer *layer) {
         float *sum = stack[waiting] = layer->in + k * n;
         if (mpi.width < 4) decode(sum, layer->in_bytes + (size_t)k * layer->bytes, n);
         for (int j = 0; j < mpi.joins[k]; j++) {
-            float *left = stack[--waiting], *right = stack[waiting + 1];
-#pragma omp parallel for simd schedule(static)
-            for (size_t i = 0; i < n; i++) left[i] += right[i];
+            waiting--;
+            add_floats(stack[waiting], stack[waiting + 1], n);
         }
         waiting++;
     }
