@@ -26,7 +26,7 @@ FLAGS += -DUSE_BLAS
 LIBS += -lopenblas
 endif
 TRAINER = train_gpt2.c optim.h dev/unicode_tables.h
-TESTS = test/test_gpt2 test/test_optim test/test_tokenizer test/test_files test/test_decode
+TESTS = test/test_gpt2 test/test_optim test/test_tokenizer test/test_files test/test_decode test/test_convex
 
 all: train_gpt2 decode_ppd dev/data/tales.txt
 
@@ -43,6 +43,9 @@ decode_ppd: decode_ppd.c $(TRAINER)
 
 dev/data/tales: dev/data/tales.c
 	$(CC) $(WARNINGS) -O2 $< -o $@ -lm
+
+dev/data/tokenize: dev/data/tokenize.c $(TRAINER)
+	$(CC) $(FLAGS) $< -o $@ $(LIBS)
 
 dev/data/tales.txt: dev/data/tales
 	dev/data/tales --bytes 2000000 --out $@
@@ -108,6 +111,10 @@ test/test_train_gpt2_cuda$(NCCL): build/shim$(NCCL).o build/gpu_program$(NCCL).o
 	$(SHIM) $(OPTIMIZE) $^ -o $@ $(LIBS)
 
 test/test_decode: decode_ppd.c
+test/test_tokenizer: dev/data/tokenize.c
+test/test_convex: dev/convex.c
+test/test_files test/test_convex: test/caught.h test/damaged.h
+test/test_files test/test_convex test/test_tokenizer: test/forked.h
 
 test/test_%: test/test_%.c test/check.h $(TRAINER)
 	$(CC) $(FLAGS) $< -o $@ $(LIBS)
@@ -122,10 +129,10 @@ plot:
 	bash dev/plot.sh $(or $(PLOT),plot.png) $(RUNS)
 
 # Every check, in a few minutes; with FULL=1 those that take longer too. test/run.sh says what runs.
-test: all $(TESTS) dev/convex
+test: all $(TESTS) dev/convex dev/data/tokenize
 	CC="$(CC)" FLAGS="$(FLAGS)" LIBS="$(LIBS)" bash test/run.sh
 
-test-full: all $(TESTS) dev/convex
+test-full: all $(TESTS) dev/convex dev/data/tokenize
 	FULL=1 CC="$(CC)" FLAGS="$(FLAGS)" LIBS="$(LIBS)" bash test/run.sh
 
 # README's table of speed, for this machine.
@@ -133,8 +140,8 @@ bench: dev/bench/bench
 	bash dev/bench/bench.sh
 
 clean:
-	rm -rf build train_gpt2 train_gpt2_mpi train_gpt2cu decode_ppd dev/data/tales dev/data/tales.txt dev/convex \
-		dev/bench/bench dev/bench/bench_blas $(TESTS) test/test_gpt2_cuda test/test_gpt2_cuda_nccl \
+	rm -rf build train_gpt2 train_gpt2_mpi train_gpt2cu decode_ppd dev/data/tales dev/data/tales.txt \
+		dev/data/tokenize dev/convex dev/bench/bench dev/bench/bench_blas $(TESTS) test/test_gpt2_cuda test/test_gpt2_cuda_nccl \
 		test/test_gpt2_cuda_gpu test/test_train_gpt2_cuda test/test_train_gpt2_cuda_nccl
 
 .PHONY: all demo plot test test-full bench clean

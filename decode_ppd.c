@@ -1203,7 +1203,7 @@ static void prompt_probabilities(const PromptTrainer *t, const PromptHead *a, in
     int C = t->m->config.channels, HS = C / t->m->config.num_heads, P = prompt_rows(t), T = t->T;
     long ld = 3L * C;
     float scale = 1.0f / sqrtf((float)HS);
-    multiply(p, T, a->q, ld, 1, a->k, 1, ld, P, T, HS, plain, NULL, NULL);
+    multiply(p, T, a->q, ld, 1, a->k, 1, ld, P, T, HS, plain);
     for (int r = 0; r < P; r++) {
         int i = r / t->copies % t->n, seen = t->cut[b * t->cuts + r / (t->n * t->copies)] + 1;
         float *x = p + (size_t)r * T, *y = own + (size_t)r * t->n, max = -INFINITY, sum = 0;
@@ -1232,7 +1232,7 @@ static void prompt_attention_forward(const PromptTrainer *t, float *out, float *
         float *p = resize(NULL, (size_t)P * (T + t->n) * sizeof(float)), *own = p + (size_t)P * T,
               *o = out + a.out;
         prompt_probabilities(t, &a, bh / NH, lse + a.lse, p, own, 0);
-        multiply(o, C, p, T, 1, a.v, 3L * C, 1, P, HS, T, plain, NULL, NULL);
+        multiply(o, C, p, T, 1, a.v, 3L * C, 1, P, HS, T, plain);
         for (int r = 0; r < P; r++)
             for (int i = r / t->copies % t->n, e = 0; e <= i; e++) {
                 const float *v = a.own_v + (r - (i - e) * t->copies) * 3L * C;
@@ -1256,7 +1256,7 @@ static void prompt_attention_backward(const PromptTrainer *t, float *dqkv, const
         float *dq = dqkv + a.to_q, *dk = dq + C, *dv = dk + C;
         const float *d_o = dout + a.out, *o = out + a.out;
         prompt_probabilities(t, &a, bh / NH, lse + a.lse, p, own, 1);
-        multiply(dp, T, d_o, C, 1, a.v, 1, ld, P, T, HS, plain, NULL, NULL);
+        multiply(dp, T, d_o, C, 1, a.v, 1, ld, P, T, HS, plain);
         for (int r = 0; r < P; r++)
             for (int c = 0; c < HS; c++) dk[r * ld + c] = dv[r * ld + c] = 0;
         for (int r = 0; r < P; r++) {
@@ -1264,10 +1264,10 @@ static void prompt_attention_backward(const PromptTrainer *t, float *dqkv, const
                   *dpr = dp + (size_t)r * T;
             for (int j = 0; j < T; j++) dpr[j] = pr[j] * (dpr[j] - D) * scale;
         }
-        multiply(dq, ld, dp, T, 1, a.k, ld, 1, P, HS, T, plain, NULL, NULL);
+        multiply(dq, ld, dp, T, 1, a.k, ld, 1, P, HS, T, plain);
         if (t->joint) {
-            multiply(dqkv + a.to_k, ld, dp, 1, T, a.q, ld, 1, T, HS, P, accumulate, NULL, NULL);
-            multiply(dqkv + a.to_k + C, ld, p, 1, T, d_o, C, 1, T, HS, P, accumulate, NULL, NULL);
+            multiply(dqkv + a.to_k, ld, dp, 1, T, a.q, ld, 1, T, HS, P, accumulate);
+            multiply(dqkv + a.to_k + C, ld, p, 1, T, d_o, C, 1, T, HS, P, accumulate);
         }
         for (int r = 0; r < P; r++)
             for (int i = r / t->copies % t->n, e = 0; e <= i; e++) {
@@ -1558,11 +1558,6 @@ static void prompts_load(Prompts *p, const char *path, GPT2Config g, uint64_t mo
     for (int k = 0; k < 3 * MAX_ROWS; k++)
         if (!(p->tables.latency[k / MAX_ROWS][k % MAX_ROWS] >= 0))
             die("%s: a latency is not a number: the file is damaged", path);
-}
-
-static uint64_t model_hash(const GPT2 *m) {
-    return hash_bytes(hash_bytes(0, &m->config, sizeof m->config), m->params_memory,
-                      m->num_parameters * sizeof(float));
 }
 
 // A number for this machine and its threads, so that latencies of another one are not believed.

@@ -336,7 +336,8 @@ struct Optimizer {
     OptimHyper h;
     OptimScalars s;
     float *params;        // the caller's, as many as n
-    size_t n, num_slices;
+    size_t n, moving;     // moving: those that the segments cover
+    size_t num_slices;
     OPTIM_BUFFERS(OPTIM_POINTER)                         // those of the row are allocated, the others NULL
     void (*average)(float *x, size_t n); // diloco among workers: x = its mean over them; NULL: one worker
     OptimSegment *segments;
@@ -1016,7 +1017,9 @@ OPTIM_API void optim_free(Optimizer *o) {
 }
 
 // Allocates the buffers. params is the caller's array of n floats and holds the starting point; the segments
-// cover it in order (NULL, 0: one vector without weight decay). 0, or -1 without memory.
+// cover it in order (NULL, 0: one vector without weight decay). What none of them covers is never moved and
+// counts in no sum, and the zeros that are kept for it take no memory until they are saved and read again.
+// 0, or -1 without memory.
 OPTIM_API int optim_start(Optimizer *o, float *params, size_t n, const OptimSegment *segments,
                           int num_segments) {
     const OptimSegment whole = { 0, n, 0, 0, 0 };
@@ -1027,6 +1030,8 @@ OPTIM_API int optim_start(Optimizer *o, float *params, size_t n, const OptimSegm
     o->segments = (OptimSegment *)malloc(num_segments * sizeof(OptimSegment));
     if (!o->segments) return -1;
     memcpy(o->segments, segments, num_segments * sizeof(OptimSegment));
+    o->moving = 0;
+    for (int j = 0; j < num_segments; j++) o->moving += segments[j].size;
 
     const size_t slice = o->h.slice_p > 1 ? (size_t)o->h.slice_p : 1;
     const int rest = optim_cut(o, 0, 1, NULL), matrices = optim_cut(o, 1, 1, NULL);
@@ -1089,8 +1094,14 @@ OPTIM_API double optim_rate(const Optimizer *o, double lr_factor) {
     return isnan(optim_get(o, "lr")) ? o->s.step : o->h.lr * lr_factor;
 }
 
+// |g|^2 over what moves.
+OPTIM_API double optim_gradient_norm2(const Optimizer *o, const float *g) {
+    return optim_sum_squares(o->all, g).s0;
+}
+
 // Writes the evaluation point x to out (n floats); params stays.
 OPTIM_API void optim_eval_params(const Optimizer *o, float *out) {
+    if (o->moving < o->n) optim_copy(optim_flat(o->n, NULL), out, o->params);
     if (o->row->eval) o->row->eval(o, out);
     else optim_copy(o->all, out, o->params);
 }

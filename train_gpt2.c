@@ -28,6 +28,7 @@ pieces of fixed size which are added in order. */
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <fnmatch.h>
 #include <glob.h>
 #include <limits.h>
 #include <math.h>
@@ -86,8 +87,8 @@ __attribute__((format(printf, 1, 2), noreturn)) static void die(const char *form
 
 static size_t allocated_bytes; // by allocate(), for the plan that is printed at the start
 
-// count zeroed elements of size bytes, aligned to a cache line; large ones ask the kernel for huge pages, which
-// spare passes over hundreds of megabytes most of their page-table walks.
+// count zeroed elements of size bytes, aligned to a cache line; large ones ask the kernel for huge pages,
+// which spare passes over hundreds of megabytes most of their page-table walks.
 static void *allocate(size_t count, size_t size) {
     size_t alignment = 64, bytes;
     if (__builtin_mul_overflow(count, size, &bytes) || bytes > SIZE_MAX / 2)
@@ -158,14 +159,12 @@ typedef float vec_u __attribute__((vector_size(4 * VEC), aligned(4), may_alias))
 typedef int32_t vec_i __attribute__((vector_size(4 * VEC)));
 
 // exp(x) to 1 ulp, without branches, so that loops over it become vector code. With n = round(x / ln 2) and
-// r = x - n ln 2: exp(x) = 2^n exp(r); exp(r) by a polynomial on |r| <= ln 2 / 2; 2^n is put together as
-// bits. Below -87.3 (results under the smallest normal float) it is 0, above 88.7 infinity; NaN stays NaN.
+// r = x - n ln 2: exp(x) = 2^n exp(r); exp(r) by a polynomial on |r| <= ln 2 / 2; n is added to its exponent.
+// Below -87.3 (results under the smallest normal float) it is 0, above 88.7 infinity; NaN stays NaN.
 static inline float exp_f32(float x) {
     const float shift = 0x1.8p23f; // adding it rounds to an integer, which then stands in the low bits
-    float clamped = x > 88.8f ? 88.8f : x;
-    clamped = clamped < -88.0f ? -88.0f : clamped;
-    float t = clamped * 1.44269504f + shift, n = t - shift;
-    float r = clamped - n * 0.693359375f; // ln 2 in two parts: the first has few bits, so n times it is exact
+    float t = x * 1.44269504f + shift, n = t - shift;
+    float r = x - n * 0.693359375f; // ln 2 in two parts: the first has few bits, so n times it is exact
     r = r + n * 2.12194440e-4f;
     float p = 1.9875691500e-4f; // coefficients: Cephes' expf (Moshier)
     p = p * r + 1.3981999507e-3f;
@@ -174,36 +173,23 @@ static inline float exp_f32(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    union { float f; uint32_t u; } bits = {.f = t}, half = {.u = 0};
-    int32_t e = (int32_t)(bits.u - 0x4B400000u); // n as an integer; 2^n in two factors, for n may be 128
-    half.u = (uint32_t)((e >> 1) + 127) << 23;
-    bits.u = (uint32_t)(e - (e >> 1) + 127) << 23;
-    p = p * half.f * bits.f;
-    return x < -87.3365f ? 0.0f : p;
+    union { float f; uint32_t u; } bits = {.f = t}, result = {.f = p};
+    result.u += bits.u << 23;
+    float y = x > 88.7228f ? INFINITY : result.f;
+    return x < -87.3365f ? 0.0f : y;
 }
 
-// tanh(x) to 2 ulp: an odd polynomial near 0, where 1 - 2/(exp(2x)+1) would cancel, that formula elsewhere.
-static inline float tanh_f32(float x) {
-    float a = fabsf(x), s = x * x;
-    float p = -5.70498872745e-3f; // coefficients: Cephes' tanhf (Moshier)
-    p = p * s + 2.06390887954e-2f;
-    p = p * s - 5.37397155531e-2f;
-    p = p * s + 1.33314422036e-1f;
-    p = p * s - 3.33332819422e-1f;
-    float small = x + x * s * p;
-    float large = copysignf(1.0f - 2.0f / (exp_f32(2.0f * a) + 1.0f), x);
-    return a < 0.625f ? small : large;
+// GELU in its tanh form, GPT-2's "gelu_new": x/2 (1 + tanh u), u = sqrt(2/pi) (x + 0.044715 x^3); this is x s
+// with the gate s = 1 / (1 + exp(-2u)), in which nothing cancels.
+static inline float gelu_gate(float x) {
+    return 1.0f / (1.0f + exp_f32(-2.0f * 0.7978845608f * (x + 0.044715f * x * x * x)));
 }
 
-// GELU in its tanh form, GPT-2's "gelu_new": x/2 (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3).
-static inline float gelu(float x) {
-    return 0.5f * x * (1.0f + tanh_f32(0.7978845608f * (x + 0.044715f * x * x * x)));
-}
+static inline float gelu(float x) { return x * gelu_gate(x); }
 
-// d gelu / dx = (1 + tanh u)/2 + x/2 (1 - tanh^2 u) u'
-static inline float gelu_derivative(float x, float tanh_u) {
-    float du = 0.7978845608f * (1.0f + 3.0f * 0.044715f * x * x);
-    return 0.5f * (1.0f + tanh_u) + 0.5f * x * (1.0f - tanh_u * tanh_u) * du;
+// d gelu / dx = s + x s (1 - s) 2u', s the gate of x.
+static inline float gelu_derivative(float x, float s) {
+    return s + x * s * (1.0f - s) * (2.0f * 0.7978845608f) * (1.0f + 3.0f * 0.044715f * x * x);
 }
 
 // The largest of n numbers, in VEC maxima side by side.
@@ -220,11 +206,11 @@ static float largest_of(const float *x, int n) {
 
 /* Matrix multiplication after Goto and van de Geijn (2008), in BLIS's words: C (M x N) = A (M x K) B (K x N).
 
-C is cut into tasks of about 256 x 128, each one thread's work without any waiting for others. A task goes
+C is cut into tasks of at most 576 x NT, each one thread's work without any waiting for others. A task goes
 through K in blocks of KC and packs its part of B into panels, in the order in which they will be read:
 
                         panel 0    panel 1          for each block of KC rows of B
-     A               k=0 [ NR ]     [ NR ]            pack the task's panels
+     A               k=0 [ NR ]     [ NR ]            pack the task's panels (they stay in L2)
      +--KC--+        k=1 [ NR ]     [ NR ]            for each MC rows of A (they stay in L2)
   MR |strip0|        k=2 [ NR ]     [ NR ]              for each panel (it stays in L1)
   MR |strip1|            ...        ...                   for each strip of MR rows
@@ -233,9 +219,8 @@ through K in blocks of KC and packs its part of B into panels, in the order in w
 The microkernel keeps the tile of C in registers: for each k it loads NR = 2 vectors of B, and for each of the
 MR rows one number of A, which multiplies both: 2 MR fused multiply-adds for 2 + MR loads. Rows of A are read
 where they stand; they are packed, MR numbers for each k side by side, only if A is transposed or the strip is
-cut short by the end of the matrix. While a panel is worked on, the next one is fetched from memory. An
-element of C is summed in the same order whoever computes it, so the cuts into tasks may depend on the
-threads. */
+cut short by the end of the matrix. Meanwhile the tile's lines of C come from memory. An element of C is
+summed in the same order whoever computes it, so the cuts into tasks may depend on the threads. */
 #if VEC == 4 && !defined(__aarch64__) || VEC == 8
 #define MR 6 // 12 of 16 registers hold the tile
 #else
@@ -244,19 +229,29 @@ threads. */
 #define NR (2 * VEC)
 #define KC 256
 #define MC 48
-#define NT 256 // columns of a task at most
+#define NT 384 // columns of a task at most
 
-// tile (MR x nv vectors) = a strip of A times a panel of B; A[i][k] is a[i*row + k*col]. nv is a constant
-// where this is expanded, so that the tile lives in registers.
+// tile (MR x nv vectors) = a strip of A times a panel of B; A[i][k] is a[i*row + k*col], and the tile will be
+// written to C (rows ldc apart; NULL: not all of it). nv and col are constants where this is expanded, so
+// that the tile lives in registers.
 static inline __attribute__((always_inline)) void microkernel(const int nv, int K, const float *a, long row,
-                                                              long col, const float *b, vec *tile) {
+                                                              const long col, const float *b, vec *tile,
+                                                              const float *C, long ldc) {
     vec c[MR][2];
+    const float *p[MR / 3]; // every third row; the two after it are found from there
     for (int i = 0; i < MR; i++) c[i][0] = c[i][1] = (vec){0};
-    for (int k = 0; k < K; k++, a += col, b += nv * VEC)
+    for (int i = 0; i < MR / 3; i++) {
+        p[i] = a + 3 * i * row;
+        __asm__("" : "+r"(p[i])); // else GCC keeps MR offsets, more than there are registers
+    }
+    for (int i = 0; C && i < MR * nv; i++) __builtin_prefetch(C + i / nv * ldc + i % nv * VEC, 1);
+    for (int k = 0; k < K; k++, b += nv * VEC)
 #pragma GCC unroll 12
         for (int i = 0; i < MR; i++) {
-            c[i][0] += a[i * row] * *(const vec_u *)b;
-            if (nv == 2) c[i][1] += a[i * row] * *(const vec_u *)(b + VEC);
+            float x = p[i / 3][i % 3 * row];
+            c[i][0] += x * *(const vec_u *)b;
+            if (nv == 2) c[i][1] += x * *(const vec_u *)(b + VEC);
+            if (i % 3 == 2) p[i / 3] += col;
         }
     for (int i = 0; i < MR; i++)
         for (int j = 0; j < nv; j++) tile[i * nv + j] = c[i][j];
@@ -264,6 +259,7 @@ static inline __attribute__((always_inline)) void microkernel(const int nv, int 
 
 // What is done to C as it is written out, while it is still in cache. All pointers may be NULL.
 typedef struct {
+    int bf16;              // before it all: B is of bfloat16 (uint16_t), (N,K), and widened as it is packed
     int accumulate;        // C += A B instead of C = A B
     const float *bias;     // (N) added to each row
     const float *residual; // (M,N) added
@@ -364,6 +360,26 @@ static __attribute__((noinline)) void pack_panel(float *panel, const float *b, l
         for (int j = 0; j < width; j++) panel[k * width + j] = j < cols ? b[k * row + j * col] : 0.0f;
 }
 
+// bfloat16 is the upper half of a float32. Rounds to the nearest, ties to even.
+static inline uint16_t bf16_of(float x) {
+    union { float f; uint32_t u; } bits = {.f = x};
+    return (uint16_t)((bits.u + 0x7FFF + (bits.u >> 16 & 1)) >> 16);
+}
+
+static inline void widen(float *out, const uint16_t *x, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        union { uint32_t u; float f; } bits = {.u = (uint32_t)x[i] << 16};
+        out[i] = bits.f;
+    }
+}
+
+// The same panel of a B of bfloat16 whose columns are contiguous, col apart.
+static void pack_panel_bf16(float *panel, const uint16_t *b, long col, int K, int cols) {
+    static _Thread_local float columns[NR * KC];
+    for (int j = 0; j < cols; j++) widen(columns + j * K, b + j * col, (size_t)K);
+    pack_panel(panel, columns, 1, K, K, cols);
+}
+
 // Strips of A: for each MR rows, K times MR numbers side by side; rows past the end become zeros. noinline:
 // its loop then has the registers to itself.
 static __attribute__((noinline)) void pack_strips(float *strips, const float *a, long row, long col, int K,
@@ -379,58 +395,38 @@ static __attribute__((noinline)) void pack_strips(float *strips, const float *a,
     }
 }
 
-// A block of A or B that will be packed or read soon: element (i,j) is at[i*row + j*col], and one of row and
-// col is 1.
-typedef struct {
-    const float *at; // NULL: none
-    long row, col;
-    int rows, cols;
-} Block;
-
-// Asks for share `part` of `parts` of a block to be brought to L2, while other work goes on.
-static void prefetch_block(Block b, int part, int parts) {
-    if (!b.at) return;
-    long lines = b.row == 1 ? b.cols : b.rows, length = b.row == 1 ? b.rows : b.cols,
-         stride = b.row == 1 ? b.col : b.row;
-    for (long line = lines * part / parts; line < lines * (part + 1) / parts; line++)
-        for (long i = 0; i < length + 15; i += 16)
-            __builtin_prefetch(b.at + line * stride + MIN(i, length - 1), 0, 2);
-}
-
 // C (M,N; rows ldc apart) = A B, and the epilogue; one thread's work. A[i][k] is a[i*a_row + k*a_col],
-// B[k][j] is b[k*b_row + j*b_col]; of each pair of strides one is 1. a_next, b_next: where the operands of
-// the product that will follow begin, or NULL.
+// B[k][j] is b[k*b_row + j*b_col]; of each pair of strides one is 1.
 static void multiply(float *C, long ldc, const float *a, long a_row, long a_col, const float *b, long b_row,
-                     long b_col, int M, int N, int K, Epilogue e, const float *a_next, const float *b_next) {
+                     long b_col, int M, int N, int K, Epilogue e) {
     static _Thread_local float panels[NT * KC] __attribute__((aligned(64)));
     static _Thread_local float strips[MC * KC] __attribute__((aligned(64)));
     vec tile[2 * MR];
     for (; N > NT; N -= NT, b += NT * b_col, C += NT) // heads wider than NT, which have no epilogue
-        multiply(C, ldc, a, a_row, a_col, b, b_row, b_col, M, NT, K, e, NULL, NULL);
+        multiply(C, ldc, a, a_row, a_col, b, b_row, b_col, M, NT, K, e);
     for (int k0 = 0; k0 < K; k0 += KC) {
-        int kc = MIN(KC, K - k0), first = k0 == 0, last = k0 + kc == K,
-            next_kc = last ? MIN(KC, K) : MIN(KC, K - k0 - kc);
-        Block next_b = {last ? b_next : b + (k0 + kc) * b_row, b_row, b_col, next_kc, N};
-        for (int j = 0; j < N; j += NR)
-            pack_panel(panels + j * kc, b + k0 * b_row + j * b_col, b_row, b_col, kc, MIN(NR, N - j));
+        int kc = MIN(KC, K - k0), first = k0 == 0, last = k0 + kc == K;
+        for (int j = 0; j < N; j += NR) {
+            long at = k0 * b_row + j * b_col;
+            if (e.bf16) pack_panel_bf16(panels + j * kc, (const uint16_t *)b + at, b_col, kc, MIN(NR, N - j));
+            else pack_panel(panels + j * kc, b + at, b_row, b_col, kc, MIN(NR, N - j));
+        }
         for (int m = 0; m < M; m += MC) {
             int mc = MIN(MC, M - m),
                 direct = a_row == 1 ? 0 : mc / MR * MR; // rows of A that are read in place
             const float *block = a + m * a_row + k0 * a_col;
-            Block next_a = {block + MC * a_row, a_row, a_col, MIN(MC, M - m - MC), kc};
-            if (m + MC >= M)
-                next_a = (Block){last ? a_next : a + (k0 + kc) * a_col, a_row, a_col, MIN(MC, M), next_kc};
             pack_strips(strips + direct * kc, block + direct * a_row, a_row, a_col, kc, mc - direct);
-            prefetch_block(next_b, m / MC, (M + MC - 1) / MC);
             for (int j = 0; j < N; j += NR) {
                 int cols = MIN(NR, N - j), nv = panel_width(cols) / VEC;
-                prefetch_block(next_a, j / NR, (N + NR - 1) / NR);
+                const float *panel = panels + j * kc;
                 for (int i = 0; i < mc; i += MR) {
-                    int rows = MIN(MR, mc - i), packed = i >= direct;
-                    const float *strip = packed ? strips + i * kc : block + i * a_row;
-                    long row = packed ? 1 : a_row, col = packed ? MR : a_col;
-                    if (nv == 2) microkernel(2, kc, strip, row, col, panels + j * kc, tile);
-                    else microkernel(1, kc, strip, row, col, panels + j * kc, tile);
+                    int rows = MIN(MR, mc - i);
+                    const float *c = cols == NR && rows == MR ? C + (m + i) * ldc + j : NULL;
+                    const float *in_place = block + i * a_row, *packed = strips + i * kc;
+                    if (i < direct && nv == 2) microkernel(2, kc, in_place, a_row, 1, panel, tile, c, ldc);
+                    else if (i < direct) microkernel(1, kc, in_place, a_row, 1, panel, tile, c, ldc);
+                    else if (nv == 2) microkernel(2, kc, packed, 1, MR, panel, tile, c, ldc);
+                    else microkernel(1, kc, packed, 1, MR, panel, tile, c, ldc);
                     if (cols == NR) write_tile(tile, 2, C, ldc, m + i, rows, j, NR, &e, first, last);
                     else write_tile(tile, nv, C, ldc, m + i, rows, j, cols, &e, first, last);
                 }
@@ -450,11 +446,16 @@ static const Epilogue plain = {0}, accumulate = {.accumulate = 1};
 
 // C (M,N) = op(A) (M,K) op(B) (K,N), then the epilogue. op transposes where asked for: A is then stored
 // (K,M), B (N,K). Neither operand may overlap C.
-static void matmul(float *C, const float *A, const float *B, int M, int N, int K, int trans_a, int trans_b,
+static void matmul(float *C, const float *A, const void *B, int M, int N, int K, int trans_a, int trans_b,
                    Epilogue e) {
 #ifdef USE_BLAS
+    float *wide = e.bf16 ? malloc((size_t)N * K * sizeof *wide) : NULL;
+    if (e.bf16 && !wide) die("out of memory: a matrix of %zu MiB", ((size_t)N * K * sizeof *wide) >> 20);
+    for (int n = 0; e.bf16 && n < N; n++) widen(wide + (size_t)n * K, (const uint16_t *)B + (size_t)n * K, K);
     cblas_sgemm(CblasRowMajor, trans_a ? CblasTrans : CblasNoTrans, trans_b ? CblasTrans : CblasNoTrans, M, N,
-                K, 1.0f, A, trans_a ? M : K, B, trans_b ? K : N, e.accumulate ? 1.0f : 0.0f, C, N);
+                K, 1.0f, A, trans_a ? M : K, wide ? wide : B, trans_b ? K : N, e.accumulate ? 1.0f : 0.0f, C,
+                N);
+    free(wide);
     e.accumulate = 0;
     if (!e.bias && !e.residual && !e.times && !e.gelu) return;
 #pragma omp parallel for schedule(static)
@@ -467,14 +468,10 @@ static void matmul(float *C, const float *A, const float *B, int M, int N, int K
         }
 #else
     long a_row = trans_a ? 1 : K, a_col = trans_a ? M : 1, b_row = trans_b ? 1 : N, b_col = trans_b ? K : 1;
-    // Tasks: rows are shared out first where A is the larger operand, so that a thread works on the rows that
-    // it has in cache from the layer before; columns where B is, so that it is packed once. mt and nt are
-    // multiples of MR and NR.
-    int threads = omp_get_max_threads(), by_rows = M >= N && !trans_a;
-    int mt = share(M, by_rows ? threads : 1, 264, MR),
-        nt = share(N, by_rows ? 1 : threads, trans_a ? NT : NT / 2, NR);
-    if (!by_rows && (N + nt - 1) / nt < 2 * threads)
-        mt = share(M, threads, 132, MR); // too few columns for all
+    // Tasks: rows are shared out where they are more, so that a thread works on the rows that it has in cache
+    // from the layer before, else columns; then each thread packs its part of B, or all of a smaller B.
+    int threads = omp_get_max_threads(), by_rows = M >= N;
+    int mt = share(M, by_rows ? threads : 1, 576, MR), nt = share(N, by_rows ? 1 : threads, NT, NR);
     int row_tasks = (M + mt - 1) / mt, col_tasks = (N + nt - 1) / nt;
 #pragma omp parallel for schedule(static)
     for (int task = 0; task < row_tasks * col_tasks; task++) {
@@ -486,17 +483,17 @@ static void matmul(float *C, const float *A, const float *B, int M, int N, int K
         if (e.residual) part.residual += at;
         if (e.times) part.times += at;
         if (e.gelu) part.gelu += at;
-        multiply(C + at, N, A + i * a_row, a_row, a_col, B + j * b_col, b_row, b_col, MIN(mt, M - i),
-                 MIN(nt, N - j), K, part, i + mt < M ? A + (i + mt) * a_row : NULL,
-                 j + 2 * nt <= N ? B + (j + nt) * b_col : NULL);
+        const float *b = (const float *)B + j * b_col;
+        if (e.bf16) b = (const float *)((const uint16_t *)B + j * b_col);
+        multiply(C + at, N, A + i * a_row, a_row, a_col, b, b_row, b_col, MIN(mt, M - i), MIN(nt, N - j), K,
+                 part);
     }
 #endif
 }
 
 // ===========================================================================================================
 // 3  Layers, forward beside backward. Gradients of parameters are added to, gradients of activations too
-// where
-//    the name starts with "d" and the comment says +=.
+//    where the name starts with "d" and the comment says +=.
 
 // out (B,T,C) = wte[token] + wpe[position]; wte (V,C), wpe (maxT,C).
 static void encoder_forward(float *out, const uint16_t *tokens, const float *wte, const float *wpe, int B,
@@ -505,6 +502,17 @@ static void encoder_forward(float *out, const uint16_t *tokens, const float *wte
     for (int r = 0; r < B * T; r++) {
         const float *token = wte + (size_t)tokens[r] * C, *position = wpe + (size_t)(r % T) * C;
         for (int c = 0; c < C; c++) out[(size_t)r * C + c] = token[c] + position[c];
+    }
+}
+
+// The same from a wte of bfloat16.
+static void encoder_forward_bf16(float *out, const uint16_t *tokens, const uint16_t *wte, const float *wpe,
+                                 int B, int T, int C) {
+#pragma omp parallel for schedule(static)
+    for (int r = 0; r < B * T; r++) {
+        float *x = out + (size_t)r * C;
+        widen(x, wte + (size_t)tokens[r] * C, (size_t)C);
+        for (int c = 0; c < C; c++) x[c] += wpe[(size_t)(r % T) * C + c];
     }
 }
 
@@ -596,7 +604,7 @@ static void layernorm_again(float *out, const float *x, const float *weight, con
 }
 
 // out (rows,N) = x (rows,K) w' + bias; w (N,K). The epilogue may add a residual or a GELU.
-static void linear_forward(float *out, const float *x, const float *w, int rows, int K, int N, Epilogue e) {
+static void linear_forward(float *out, const float *x, const void *w, int rows, int K, int N, Epilogue e) {
     matmul(out, x, w, rows, N, K, 0, 1, e);
 }
 
@@ -621,16 +629,15 @@ static void linear_backward(float *dx, float *dw, float *dbias, const float *dou
 static void gelu_again(float *out, float *x, size_t n) {
 #pragma omp parallel for simd schedule(static)
     for (size_t i = 0; i < n; i++) {
-        float v = x[i], t = tanh_f32(0.7978845608f * (v + 0.044715f * v * v * v));
-        out[i] = 0.5f * v * (1.0f + t);
-        x[i] = gelu_derivative(v, t);
+        float v = x[i], s = gelu_gate(v);
+        out[i] = v * s;
+        x[i] = gelu_derivative(v, s);
     }
 }
 
 // ===========================================================================================================
 // 4  Attention. The T x T matrix is never stored: it is made in blocks of BLOCK queries by BLOCK keys, with
-// the
-//    softmax carried along from block to block (Milakov and Gimelshein 2018, "online softmax"; Dao et al.
+//    the softmax carried along from block to block (Milakov and Gimelshein 2018, "online softmax"; Dao et al.
 //    2022).
 
 #define BLOCK 64
@@ -651,7 +658,7 @@ static void attention_forward(float *out, float *lse, const float *qkv, int B, i
             for (int i = 0; i < nq; i++) max[i] = -INFINITY, sum[i] = 0;
             for (int k0 = 0; k0 < q0 + nq; k0 += BLOCK) {
                 int nk = MIN(BLOCK, q0 + nq - k0);
-                multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain, NULL, NULL);
+                multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain);
                 for (int i = 0; i < nq; i++) {
                     // keys after the query count as -infinity, so the loops go over whole blocks, without a
                     // tail
@@ -667,7 +674,7 @@ static void attention_forward(float *out, float *lse, const float *qkv, int B, i
                         for (int c = 0; c < HS; c++) o[(size_t)(q0 + i) * C + c] *= shrink;
                 }
                 multiply(o + (size_t)q0 * C, C, p, BLOCK, 1, v + k0 * ld, ld, 1, nq, HS, nk,
-                         k0 ? accumulate : plain, NULL, NULL);
+                         k0 ? accumulate : plain);
             }
             for (int i = 0; i < nq; i++) {
                 for (int c = 0; c < HS; c++) o[(size_t)(q0 + i) * C + c] *= 1.0f / sum[i];
@@ -701,9 +708,8 @@ static void attention_backward(float *dqkv, const float *dout, const float *qkv,
             }
             for (int k0 = 0; k0 < q0 + nq; k0 += BLOCK) {
                 int nk = MIN(BLOCK, q0 + nq - k0);
-                multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain, NULL, NULL);
-                multiply(dp, BLOCK, d_o + (size_t)q0 * C, C, 1, v + k0 * ld, 1, ld, nq, nk, HS, plain, NULL,
-                         NULL);
+                multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain);
+                multiply(dp, BLOCK, d_o + (size_t)q0 * C, C, 1, v + k0 * ld, 1, ld, nq, nk, HS, plain);
                 for (int i = 0; i < nq; i++) {
                     float *pr = p + i * BLOCK, *dpr = dp + i * BLOCK, l = lse[(size_t)bh * T + q0 + i],
                           Di = D[i];
@@ -716,11 +722,10 @@ static void attention_backward(float *dqkv, const float *dout, const float *qkv,
                 }
                 // the first query block to see these keys writes their gradients, later ones add
                 Epilogue add = q0 > k0 ? accumulate : plain;
-                multiply(dv + k0 * ld, ld, p, 1, BLOCK, d_o + (size_t)q0 * C, C, 1, nk, HS, nq, add, NULL,
-                         NULL);
-                multiply(dk + k0 * ld, ld, dp, 1, BLOCK, q + q0 * ld, ld, 1, nk, HS, nq, add, NULL, NULL);
+                multiply(dv + k0 * ld, ld, p, 1, BLOCK, d_o + (size_t)q0 * C, C, 1, nk, HS, nq, add);
+                multiply(dk + k0 * ld, ld, dp, 1, BLOCK, q + q0 * ld, ld, 1, nk, HS, nq, add);
                 multiply(dq + q0 * ld, ld, dp, BLOCK, 1, k + k0 * ld, ld, 1, nq, HS, nk,
-                         k0 ? accumulate : plain, NULL, NULL);
+                         k0 ? accumulate : plain);
             }
         }
     }
@@ -747,6 +752,7 @@ typedef struct {
     float *fcprojw, *fcprojb;   // (L,C,4C), (L,C)
     float *lnfw, *lnfb;         // (C)
 } ParameterTensors;
+#define TENSOR(name) (offsetof(ParameterTensors, name) / sizeof(float *)) // its number
 
 typedef struct {
     const char *name, *hf_name; // llm.c's and Hugging Face's, %d is the layer
@@ -781,6 +787,35 @@ static TensorShape tensor_shape(GPT2Config g, int i) {
 static size_t layer_size(TensorShape t) { return (size_t)t.rows * (t.cols ? t.cols : 1); }
 static size_t tensor_size(TensorShape t) { return layer_size(t) * (t.layers ? t.layers : 1); }
 
+// Whether a list "PATTERN,PATTERN.." means a layer of tensor i. Patterns are the shell's (*, ?, [0-5]), for
+// Hugging Face's name of the layer's tensor (h.0.attn.c_attn.weight) or llm.c's of all layers' (qkvw).
+static int tensor_matches(const char *patterns, GPT2Config g, int i, int layer) {
+    TensorShape t = tensor_shape(g, i);
+    char name[64], pattern[64];
+    snprintf(name, sizeof name, t.hf_name, layer);
+    for (const char *p = patterns, *end; *p; p = end + (*end == ',')) {
+        end = p + strcspn(p, ",");
+        snprintf(pattern, sizeof pattern, "%.*s", (int)MIN(end - p, 63), p);
+        if (!fnmatch(pattern, name, 0) || !fnmatch(pattern, t.name, 0)) return 1;
+    }
+    return 0;
+}
+
+// Dies if one of the patterns means no tensor.
+static void check_patterns(const char *patterns, GPT2Config g, const char *option) {
+    char pattern[64];
+    for (const char *p = patterns, *end; *p; p = end + (*end == ',')) {
+        int found = 0;
+        end = p + strcspn(p, ",");
+        snprintf(pattern, sizeof pattern, "%.*s", (int)MIN(end - p, 63), p);
+        for (int i = 0; i < NUM_TENSORS && !found; i++)
+            for (int l = 0; l < MAX(tensor_shape(g, i).layers, 1); l++)
+                found |= tensor_matches(pattern, g, i, l);
+        if (!found)
+            die("--%s %s: no tensor is called so; names are wte, fcw, h.0.mlp.c_fc.weight", option, pattern);
+    }
+}
+
 static size_t count_parameters(GPT2Config g) {
     size_t n = 0;
     for (int i = 0; i < NUM_TENSORS; i++) n += tensor_size(tensor_shape(g, i));
@@ -802,6 +837,10 @@ typedef struct {
     size_t num_parameters;
     float *params_memory, *grads_memory; // flat, (num_parameters); grads_memory is NULL for inference
     ParameterTensors params, grads;
+    // of a model in bfloat16 (gpt2_to_bf16), which makes forward passes only; elsewhere NULL
+    uint16_t *bf16_memory; // (bf16_count)
+    size_t bf16_count;
+    uint16_t *bf16[NUM_TENSORS]; // the matrices, in whose place params has NULL
 
     int max_rows, max_T; // room for B*T rows, T at most max_T
     int keep; // 1: activations of all layers are kept for backward; 0: each layer uses the same memory
@@ -833,6 +872,37 @@ static void gpt2_allocate(GPT2 *m, GPT2Config config) {
     m->num_parameters = count_parameters(config);
     m->params_memory = allocate_floats(m->num_parameters);
     m->params = point_parameters(m->params_memory, config);
+}
+
+// Rounds the matrices to bfloat16; the vectors and wpe, which are small, stay as they are.
+static void gpt2_to_bf16(GPT2 *m) {
+    float **tensors = (float **)&m->params, *old = m->params_memory;
+    for (size_t i = 0; i < NUM_TENSORS; i++) {
+        TensorShape t = tensor_shape(m->config, (int)i);
+        if (t.cols && i != TENSOR(wpe)) m->bf16_count += tensor_size(t);
+    }
+    uint16_t *half = m->bf16_memory = allocate(m->bf16_count, sizeof *half);
+    float *rest = m->params_memory = allocate_floats(m->num_parameters - m->bf16_count);
+    for (size_t i = 0; i < NUM_TENSORS; i++) {
+        TensorShape t = tensor_shape(m->config, (int)i);
+        size_t n = tensor_size(t);
+        const float *x = tensors[i];
+        if (t.cols && i != TENSOR(wpe)) {
+            for (size_t k = 0; k < n; k++) half[k] = bf16_of(x[k]);
+            m->bf16[i] = half, tensors[i] = NULL, half += n;
+        } else {
+            memcpy(rest, x, n * sizeof *x);
+            tensors[i] = rest, rest += n;
+        }
+    }
+    free(old);
+    allocated_bytes -= m->num_parameters * sizeof(float);
+}
+
+// The matrix of layer l of tensor i, in the type that Epilogue.bf16 tells.
+static const void *weights(const GPT2 *m, int i, int l) {
+    size_t at = l * layer_size(tensor_shape(m->config, i));
+    return m->bf16_memory ? (const void *)(m->bf16[i] + at) : ((float *const *)&m->params)[i] + at;
 }
 
 // Room for passes over up to B sequences of up to T tokens. training = 0: forward only, a layer's worth of
@@ -873,6 +943,7 @@ static UNUSED void gpt2_free(GPT2 *m) {
                       m->lnf,           m->lnf_mean,     m->lnf_rstd, m->losses,    m->normed,   m->fch_gelu,
                       m->dresidual,     m->dnormed,      m->dwide,    m->partial,   m->logits};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
+    free(m->bf16_memory);
     memset(m, 0, sizeof *m);
 }
 
@@ -896,26 +967,27 @@ static void gpt2_initialize(GPT2 *m, uint64_t seed) {
 static void gpt2_forward(GPT2 *m, const uint16_t *tokens, int B, int T) {
     GPT2Config g = m->config;
     ParameterTensors p = m->params;
-    int C = g.channels, rows = B * T;
+    int C = g.channels, rows = B * T, bf16 = m->bf16_memory != NULL;
     m->tokens = tokens, m->B = B, m->T = T;
-    encoder_forward(m->residual, tokens, p.wte, p.wpe, B, T, C);
+    if (bf16) encoder_forward_bf16(m->residual, tokens, m->bf16[TENSOR(wte)], p.wpe, B, T, C);
+    else encoder_forward(m->residual, tokens, p.wte, p.wpe, B, T, C);
     for (int l = 0; l < g.num_layers; l++) {
         size_t at = (size_t)l * m->keep * rows; // rows of the activations of the layers before
         float *x = m->residual + at * C, *x2 = m->residual2 + at * C, *fch = m->fch + at * 4 * C;
         float *out = m->keep ? x + (size_t)rows * C : x, *qkv = m->qkv + at * 3 * C, *atty = m->atty + at * C;
         layernorm_forward(m->normed, m->ln1_mean + at, m->ln1_rstd + at, x, p.ln1w + l * C, p.ln1b + l * C,
                           rows, C);
-        linear_forward(qkv, m->normed, p.qkvw + (size_t)l * 3 * C * C, rows, C, 3 * C,
-                       (Epilogue){.bias = p.qkvb + l * 3 * C});
+        linear_forward(qkv, m->normed, weights(m, TENSOR(qkvw), l), rows, C, 3 * C,
+                       (Epilogue){.bf16 = bf16, .bias = p.qkvb + l * 3 * C});
         attention_forward(atty, m->lse + at * g.num_heads, qkv, B, T, C, g.num_heads);
-        linear_forward(x2, atty, p.attprojw + (size_t)l * C * C, rows, C, C,
-                       (Epilogue){.bias = p.attprojb + l * C, .residual = x});
+        linear_forward(x2, atty, weights(m, TENSOR(attprojw), l), rows, C, C,
+                       (Epilogue){.bf16 = bf16, .bias = p.attprojb + l * C, .residual = x});
         layernorm_forward(m->normed, m->ln2_mean + at, m->ln2_rstd + at, x2, p.ln2w + l * C, p.ln2b + l * C,
                           rows, C);
-        linear_forward(fch, m->normed, p.fcw + (size_t)l * 4 * C * C, rows, C, 4 * C,
-                       (Epilogue){.bias = p.fcb + l * 4 * C, .gelu = m->fch_gelu});
-        linear_forward(out, m->fch_gelu, p.fcprojw + (size_t)l * 4 * C * C, rows, 4 * C, C,
-                       (Epilogue){.bias = p.fcprojb + l * C, .residual = x2});
+        linear_forward(fch, m->normed, weights(m, TENSOR(fcw), l), rows, C, 4 * C,
+                       (Epilogue){.bf16 = bf16, .bias = p.fcb + l * 4 * C, .gelu = m->fch_gelu});
+        linear_forward(out, m->fch_gelu, weights(m, TENSOR(fcprojw), l), rows, 4 * C, C,
+                       (Epilogue){.bf16 = bf16, .bias = p.fcprojb + l * C, .residual = x2});
     }
     float *last = m->residual + (size_t)g.num_layers * m->keep * rows * C;
     layernorm_forward(m->lnf, m->lnf_mean, m->lnf_rstd, last, p.lnfw, p.lnfb, rows, C);
@@ -924,7 +996,8 @@ static void gpt2_forward(GPT2 *m, const uint16_t *tokens, int B, int T) {
 // Logits (n,V) of n rows of m->lnf from row `first` on.
 static void gpt2_logits(const GPT2 *m, float *logits, int first, int n) {
     int C = m->config.channels;
-    linear_forward(logits, m->lnf + (size_t)first * C, m->params.wte, n, C, m->config.vocab_size, plain);
+    linear_forward(logits, m->lnf + (size_t)first * C, weights(m, TENSOR(wte), 0), n, C, m->config.vocab_size,
+                   (Epilogue){.bf16 = m->bf16_memory != NULL});
 }
 
 // A teacher whose probabilities the student learns too (Hinton et al. 2015): the gradient is that of
@@ -955,23 +1028,27 @@ static double classifier(GPT2 *m, const uint16_t *targets, float grad_scale, int
         if (soft) gpt2_logits(soft->teacher, soft->teacher->logits, first, n);
 #pragma omp parallel for schedule(static)
         for (int r = 0; r < n; r++) {
-            float *x = m->logits + (size_t)r * V, lse = log_sum_exp(x, V, 1.0f);
             int target = targets[first + r];
-            m->losses[first + r] = lse - x[target];
-            if (grad_scale == 0) continue;
-            if (soft) {
+            float *x = m->logits + (size_t)r * V, x_target = x[target];
+            if (soft && grad_scale != 0) {
                 float *y = soft->teacher->logits + (size_t)r * V, t = 1.0f / soft->temperature;
-                float x_lse = log_sum_exp(x, V, soft->temperature),
+                float lse = log_sum_exp(x, V, 1.0f), x_lse = log_sum_exp(x, V, soft->temperature),
                       y_lse = log_sum_exp(y, V, soft->temperature);
                 float hard = (1.0f - soft->weight) * grad_scale,
                       kl = soft->weight * soft->temperature * grad_scale;
 #pragma omp simd
                 for (int i = 0; i < V; i++)
-                    x[i] = hard * (exp_f32(x[i] - lse) - (float)(i == target)) +
+                    x[i] = hard * exp_f32(x[i] - lse) +
                            kl * (exp_f32(x[i] * t - x_lse) - exp_f32(y[i] * t - y_lse));
+                x[target] -= hard;
+                m->losses[first + r] = lse - x_target;
             } else {
-#pragma omp simd
-                for (int i = 0; i < V; i++) x[i] = grad_scale * (exp_f32(x[i] - lse) - (float)(i == target));
+                float max = largest_of(x, V), sum = 0;
+#pragma omp simd reduction(+ : sum)
+                for (int i = 0; i < V; i++) sum += x[i] = exp_f32(x[i] - max);
+                for (int i = 0; i < V; i++) x[i] *= grad_scale / sum;
+                x[target] -= grad_scale;
+                m->losses[first + r] = max + logf(sum) - x_target;
             }
         }
         if (grad_scale == 0) continue;
@@ -1123,6 +1200,24 @@ static inline uint64_t hash_bytes(uint64_t h, const void *p, size_t n) {
         h ^= h >> 32;
     }
     return h;
+}
+
+// A text shortened and on one line, for messages that quote what a file says.
+static Path printable(const char *text, size_t n) {
+    Path p = {{0}};
+    for (size_t i = 0; i < MIN(n, 200); i++) p.s[i] = iscntrl((unsigned char)text[i]) ? '?' : text[i];
+    return p;
+}
+
+// Dies with the first line in which what a file says of its run is not what this run is.
+static void compare_identity(const char *ours, const char *theirs, const char *path) {
+    while (*ours || *theirs) {
+        int n = (int)strcspn(ours, "\n"), m = (int)strcspn(theirs, "\n");
+        if (n != m || memcmp(ours, theirs, n))
+            die("%s belongs to another run: '%s' there, '%s' here", path, printable(theirs, m).s,
+                printable(ours, n).s);
+        ours += n + (ours[n] != 0), theirs += m + (theirs[m] != 0);
+    }
 }
 
 // Opens a file for reading; the size of a pipe is 0.
@@ -1407,13 +1502,6 @@ static int64_t json_int(const Json *j, size_t node, int64_t min, int64_t max, co
     if (!(x >= (double)min && x <= (double)max) || x != floor(x))
         die("%s: %s is not a whole number from %lld to %lld", j->path, what, (long long)min, (long long)max);
     return (int64_t)x;
-}
-
-// A text shortened and on one line, for messages that quote what a file says.
-static Path printable(const char *text, size_t n) {
-    Path p = {{0}};
-    for (size_t i = 0; i < MIN(n, 80); i++) p.s[i] = iscntrl((unsigned char)text[i]) ? '?' : text[i];
-    return p;
 }
 
 // ---- Hugging Face's folders
@@ -2149,20 +2237,18 @@ static int has_suffix(const char *s, const char *suffix) {
 
 // llm.c's token file: 256 ints (magic 20240520, version 1, count), then the tokens as uint16.
 static void dataset_add_shard(Dataset *d, const char *path) {
-    int fd = open(path, O_RDONLY);
-    struct stat info;
-    if (fd < 0 || fstat(fd, &info)) die("cannot read %s: %s", path, strerror(errno));
-    if (!S_ISREG(info.st_mode) || info.st_size < 1024)
-        die("%s is not a token file of llm.c: no header", path);
-    int32_t *header = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-    close(fd);
+    size_t size;
+    FILE *f = open_file(path, &size);
+    if (size < 1024) die("%s is not a token file of llm.c: no header", path);
+    int32_t *header = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fileno(f), 0);
+    fclose(f);
     if (header == MAP_FAILED) die("cannot map %s: %s", path, strerror(errno));
     if (header[0] != 20240520 || header[1] != 1)
         die("%s is not a token file of llm.c (magic %d, version %d; 20240520 and 1 expected)", path,
             header[0], header[1]);
-    if (header[2] < 0 || (size_t)info.st_size != 1024 + 2 * (size_t)header[2])
-        die("%s: the header promises %d tokens, the file has %zd bytes of them", path, header[2],
-            (size_t)info.st_size - 1024);
+    if (header[2] < 0 || size != 1024 + 2 * (size_t)header[2])
+        die("%s: the header promises %d tokens, the file has %zu bytes of them", path, header[2],
+            size - 1024);
     dataset_add(d, (uint16_t *)(header + 256), (size_t)header[2]);
 }
 
@@ -2341,6 +2427,145 @@ static double evaluate(GPT2 *m, const Dataset *d, int T, size_t max_tokens) {
 static double teacher_loss(GPT2 *teacher, const uint16_t *x, const uint16_t *y, int B, int T) {
     gpt2_forward(teacher, x, B, T);
     return gpt2_loss(teacher, y);
+}
+
+// A hash of a model's shape and weights as they are kept, by which files name it.
+static uint64_t model_hash(const GPT2 *m) {
+    size_t in_bf16 = m->bf16_count;
+    uint64_t hash = hash_bytes(0, &m->config, sizeof m->config);
+    hash = hash_bytes(hash, m->params_memory, (m->num_parameters - in_bf16) * sizeof(float));
+    return in_bf16 ? hash_bytes(hash, m->bf16_memory, in_bf16 * sizeof *m->bf16_memory) : hash;
+}
+
+/* --teacher-cache FILE: the teacher's loss on the batch of each step, so that its forward passes are needed
+once for all runs over the same batches. Which batch a step sees depends on the data and on the order (the
+DataLoader's); the file names both, and one that belongs to others is refused. It is a text, so that losses
+can come from elsewhere, from an API, too:
+
+       teacher losses 1
+       teacher 8c9bf3a0d5e1f274    a hash of the teacher, or any name; compared only where --teacher is given
+       data 52fdfc072182654f       a hash of the training tokens
+       order seed 1337, seq-len 64, batch 12, accumulate 1
+       # a remark
+       1 4.1743872165679932        step 1, and the mean loss on its targets in nats per token
+
+Lines of losses may stand in any order; of two for one step, the first counts. A line is added in one write as
+soon as its loss is known: a run that is killed loses none, and several runs may add to one file. */
+#define CACHE_TITLE "teacher losses 1\nteacher "
+typedef struct {
+    const char *path;
+    char teacher[100]; // who gave the losses
+    double *loss;      // (steps) NaN where not known; NULL without --teacher-cache
+    FILE *file;        // to add to; NULL where nothing is missing, and for workers but the first
+} TeacherCache;
+
+// Takes a line of n bytes up to its end. Losses of steps beyond this run's are for other runs.
+static void cache_line(TeacherCache *c, const char *line, size_t n, int steps) {
+    char *gap, *end;
+    if (line[0] == '#' || strspn(line, " \t\r") == n) return;
+    double step = strtod(line, &gap), loss = strtod(gap, &end);
+    int numbers = end > gap && step >= 1 && step == floor(step) && loss >= 0 && isfinite(loss);
+    if (!numbers || end + strspn(end, " \t\r") != line + n)
+        die("%s: '%s' is not a step and its loss in nats", c->path, printable(line, n).s);
+    if (step <= steps && isnan(c->loss[(size_t)step - 1])) c->loss[(size_t)step - 1] = loss;
+}
+
+// Writes the windows of every step's batch as remarks `# step "text"`: T targets after one token of context.
+static void cache_request(FILE *f, const Tokenizer *t, DataLoader loader, int windows, int vocab_size,
+                          int steps) {
+    const Tokenizer plain_text = {.kind = TOKENIZER_CHARS};
+    int T = loader.T;
+    uint16_t *x = allocate(T, sizeof *x), *y = allocate(T, sizeof *y);
+    for (long i = 0; i < (long)windows * steps; i++) {
+        loader_next(&loader, x, y, 1, vocab_size);
+        fprintf(f, "# %ld \"", i / windows + 1);
+        for (int k = 0; k <= T; k++) {
+            size_t length;
+            const char *token = tokenizer_token(t, k < T ? x[k] : y[T - 1], &length);
+            write_symbols(f, &plain_text, token, length, 1);
+        }
+        fputs("\"\n", f);
+    }
+    free(x), free(y);
+}
+
+// Opens the file, or begins it, for `steps` steps of `accumulate` batches of B windows. Losses that it lacks
+// will come from the teacher of the name `teacher`; where that is "", none may be missing.
+static void cache_open(TeacherCache *c, const char *path, const char *teacher, const DataLoader *l,
+                       const Tokenizer *t, int B, int accumulate, int vocab_size, int steps) {
+    char order[200], ours[400], *end;
+    size_t n;
+    int known = 0;
+    snprintf(order, sizeof order, "data %016llx\norder seed %llu, seq-len %d, batch %d, accumulate %d\n",
+             (unsigned long long)l->data->hash, (unsigned long long)l->seed, l->T, B, accumulate);
+    if (!file_exists(path)) {
+        if (!*teacher && !t->vocab_size) die("%s is not there; --teacher FILE|DIR makes it", path);
+        FILE *f = write_begin(path);
+        fprintf(f, CACHE_TITLE "%s\n%s", *teacher ? teacher : "?", order);
+        if (!*teacher) cache_request(f, t, *l, B * accumulate, vocab_size, steps);
+        write_commit(f, path);
+        if (!*teacher) die("%s was not there; it has each step's text now: add lines `step loss`", path);
+    }
+    char *text = read_file(path, &n);
+    if (strncmp(text, CACHE_TITLE, strlen(CACHE_TITLE)))
+        die("%s is not a list of a teacher's losses; name one, or a new file", path);
+    const char *name = text + strlen(CACHE_TITLE);
+    snprintf(c->teacher, sizeof c->teacher, "%.*s", (int)MIN(strcspn(name, "\n"), 99), name);
+    snprintf(ours, sizeof ours, CACHE_TITLE "%s\n%s", *teacher ? teacher : c->teacher, order);
+    if (strncmp(text, ours, strlen(ours))) {
+        end = text;
+        for (int line = 0; line < 4; line++) end += strcspn(end, "\n"), end += *end != 0;
+        *end = 0;
+        compare_identity(ours, text, path);
+        die("%s ends after its first lines: it is cut short", path);
+    }
+    c->path = path;
+    c->loss = allocate(steps + 1, sizeof(double));
+    for (int i = 0; i < steps; i++) c->loss[i] = NAN;
+    for (char *p = text + strlen(ours); p < text + n; p = end + 1) {
+        end = memchr(p, '\n', (size_t)(text + n - p));
+        if (!end) die("%s ends within a line: it is cut short; remove the line, or end it", path);
+        cache_line(c, p, (size_t)(end - p), steps);
+    }
+    free(text);
+    while (known < steps && !isnan(c->loss[known])) known++;
+    if (known == steps) return;
+    if (!*teacher) die("%s lacks the loss of step %d; --teacher FILE|DIR adds it", path, known + 1);
+    c->file = fopen(path, "a");
+    if (!c->file) die("cannot add to %s: %s", path, strerror(errno));
+}
+
+static void cache_add(TeacherCache *c, long step, double loss) {
+    fseeko(c->file, 0, SEEK_END);
+    off_t size = ftello(c->file);
+    c->loss[step] = loss;
+    if (fprintf(c->file, "%ld %.17g\n", step + 1, loss) > 0 && !fflush(c->file)) return;
+    int error = errno;
+    if (ftruncate(fileno(c->file), size)) error = errno; // no half line stays
+    die("cannot add to %s: %s; make room", c->path, strerror(error));
+}
+
+/* A student that begins as every second layer of its teacher, as DistilGPT-2 did (Sanh et al. 2019), or as
+other layers evenly spaced: its layer l of N is the teacher's round(l (L-1)/(N-1)) of L, so the first and the
+last are there. Embeddings and the last layer norm are the teacher's; the context may be shorter. */
+static int layer_of_teacher(int l, int N, int L) {
+    return N > 1 ? (2 * l * (L - 1) + N - 1) / (2 * (N - 1)) : 0;
+}
+
+static void start_from_layers(GPT2 *m, const GPT2 *teacher, int layers, int context) {
+    GPT2Config g = teacher->config;
+    int L = g.num_layers;
+    g.num_layers = layers, g.max_seq_len = context;
+    gpt2_allocate(m, g);
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        TensorShape t = tensor_shape(g, i);
+        size_t n = layer_size(t);
+        for (int l = 0; l < MAX(t.layers, 1); l++) {
+            const float *from = ((float **)&teacher->params)[i];
+            if (t.layers) from += layer_of_teacher(l, layers, L) * n;
+            memcpy(((float **)&m->params)[i] + l * n, from, n * sizeof(float));
+        }
+    }
 }
 
 /* A cheaper proxy for the objective (Woodworth, Mishchenko and Bach 2023, arXiv 2302.03542): with g_t the
@@ -2597,10 +2822,7 @@ static void encode(char *bytes, const float *x, size_t n) {
     int8_t *eighths = (int8_t *)bytes;
     float *scales = (float *)(bytes + n);
 #pragma omp parallel for simd schedule(static)
-    for (size_t i = 0; i < (mpi.width == 2 ? n : 0); i++) {
-        union { float f; uint32_t u; } bits = {.f = x[i]};
-        halves[i] = (uint16_t)((bits.u + 0x7FFF + (bits.u >> 16 & 1)) >> 16);
-    }
+    for (size_t i = 0; i < (mpi.width == 2 ? n : 0); i++) halves[i] = bf16_of(x[i]);
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < (mpi.width == 1 ? n : 0); i += SCALED) {
         float largest = 0;
@@ -2615,12 +2837,9 @@ static void decode(float *x, const char *bytes, size_t n) {
     const int8_t *eighths = (const int8_t *)bytes;
     const float *scales = (const float *)(bytes + n);
 #pragma omp parallel for simd schedule(static)
-    for (size_t i = 0; i < n; i++) {
-        union { float f; uint32_t u; } bits;
-        if (mpi.width == 2) bits.u = (uint32_t)halves[i] << 16;
-        else bits.f = eighths[i] * scales[i / SCALED];
-        x[i] = bits.f;
-    }
+    for (size_t i = 0; i < n; i++)
+        if (mpi.width == 2) widen(x + i, halves + i, 1);
+        else x[i] = eighths[i] * scales[i / SCALED];
 }
 
 // Encodes x (n) with what was lost the last time, and keeps what is lost now.
@@ -2736,7 +2955,8 @@ typedef struct {
     const char *optimizer, *base, *schedule;
     int warmup;
     double final_lr, clip;
-    const char *teacher, *distill;
+    const char *student_from, *freeze;
+    const char *teacher, *teacher_weights, *distill, *teacher_cache;
     double temperature, soft_weight;
     const char *proxy;
     int proxy_steps;
@@ -2745,7 +2965,8 @@ typedef struct {
     int diloco; // --workers diloco
     int eval_every, eval_tokens, sample_every, save_every, resume, f32;
     const char *out, *export_hf;
-    int num_hyper; // the optimizer's own options, as given
+    uint64_t given; // bit i: the command line has option_rows[i]
+    int num_hyper;  // the optimizer's own options, as given
     const char *hyper_name[64];
     double hyper_value[64];
 } Options;
@@ -2770,6 +2991,10 @@ static const OptionRow option_rows[] = {
      0},
     {"model", 's', FIELD(model), "", "FILE|DIR", "start from this model: .bin, Hugging Face folder, run", 0,
      0, 1},
+    {"student-from", 's', FIELD(student_from), "", "FILE|DIR",
+     "start from every second layer of this model, or --layers of them", 0, 0, 1},
+    {"freeze", 's', FIELD(freeze), "", "PATTERN,..", "tensors that stay as they are: 'wte,wpe,h.0.*'", 0, 0,
+     1},
     {"layers", 'i', FIELD(layers), "4", "L", "layers of a new model", 1, 1000, 1},
     {"heads", 'i', FIELD(heads), "4", "NH", "attention heads", 1, 1000, 1},
     {"channels", 'i', FIELD(channels), "128", "C", "width", 1, 65536, 1},
@@ -2789,7 +3014,10 @@ static const OptionRow option_rows[] = {
     {"final-lr", 'd', FIELD(final_lr), "0", "FRACTION", "of the rate at the end of the schedule", 0, 1, 1},
     {"clip", 'd', FIELD(clip), "-1", "X", "largest gradient norm; 0: none (-1: 1, none with Polyak steps)",
      -1, 1e30, 1},
-    {"teacher", 's', FIELD(teacher), "", "FILE|DIR", "distil from this model", 0, 0, 1},
+    {"teacher", 's', FIELD(teacher), "", "FILE|DIR", "distil from this model", 0, 0, 0},
+    {"teacher-weights", 's', FIELD(teacher_weights), "f32", "f32|bf16", "bf16: half the memory", 0, 0, 0},
+    {"teacher-cache", 's', FIELD(teacher_cache), "", "FILE",
+     "its losses: read, and added to where some are missing", 0, 0, 0},
     {"distill", 's', FIELD(distill), "loss", "loss|soft",
      "read only its loss (sps, iam), or its probabilities", 0, 0, 1},
     {"temperature", 'd', FIELD(temperature), "2", "X", "of soft labels", 1e-3, 1e3, 1},
@@ -2879,6 +3107,7 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
         }
         int row = 0;
         while (row < NUM_OPTIONS && strcmp(option_rows[row].name, name)) row++;
+        if (row < NUM_OPTIONS) o.given |= 1ull << row;
         if (row < NUM_OPTIONS && option_rows[row].type == 'f') {
             set_option(&o, &option_rows[row], "1");
             continue;
@@ -2910,6 +3139,12 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
         die_usage("no schedule is called '%s'; see --help", o.schedule);
     if (strcmp(o.distill, "loss") && strcmp(o.distill, "soft"))
         die_usage("--distill takes loss or soft, not '%s'", o.distill);
+    if (strcmp(o.teacher_weights, "f32") && strcmp(o.teacher_weights, "bf16"))
+        die_usage("--teacher-weights takes f32 or bf16, not '%s'", o.teacher_weights);
+    if (*o.model && *o.student_from)
+        die_usage("--model and --student-from both say where the student starts; give one");
+    if (*o.teacher_cache && !strcmp(o.distill, "soft"))
+        die_usage("--distill soft needs the teacher's probabilities; --teacher-cache has only its losses");
     int compressed = strcmp(o.compression, "none") != 0, N = workers.count;
     if (*o.workers && !o.diloco && strcmp(o.workers, "data"))
         die_usage("--workers takes data or diloco, not '%s'", o.workers);
@@ -2919,6 +3154,8 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
     if (o.diloco && strcmp(o.optimizer, "diloco"))
         die_usage("--workers diloco is an optimizer; --base chooses what takes its inner steps");
     if (o.diloco && *o.proxy) die_usage("--proxy goes with --workers data, not with diloco");
+    if (o.diloco && (*o.teacher_cache || *o.freeze))
+        die_usage("--workers diloco goes without --teacher-cache and --freeze");
     if (N > 1 && !*o.workers) die_usage("%d processes need --workers data or diloco", N);
     if (o.accumulate % N)
         die_usage("%d workers cannot share --accumulate %d micro-batches; make it a multiple", N,
@@ -2931,8 +3168,17 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
     return o;
 }
 
-// What a run is, a line an option: stored in its checkpoints, and compared when one is resumed.
-static char *describe_run(const Options *o, const Optimizer *optimizer, GPT2Config g, uint64_t data_hash) {
+// Whether the command line itself has an option, which then is no default.
+static int is_given(const Options *o, const char *name) {
+    int row = 0;
+    while (strcmp(option_rows[row].name, name)) row++;
+    return o->given >> row & 1;
+}
+
+// What a run is, a line an option: stored in its checkpoints, and compared when one is resumed. teacher: the
+// name of who gives the teacher's losses.
+static char *describe_run(const Options *o, const Optimizer *optimizer, GPT2Config g, uint64_t data_hash,
+                          const char *teacher) {
     size_t size = 1 << 14, n = 0;
     char *text = allocate(size, 1);
     for (int i = 0; i < NUM_OPTIONS; i++) {
@@ -2948,8 +3194,8 @@ static char *describe_run(const Options *o, const Optimizer *optimizer, GPT2Conf
         double x = optim_get(optimizer, optim_keys[i].name);
         if (!isnan(x)) n += snprintf(text + n, size - n, "%s %.17g\n", optim_keys[i].name, x);
     }
-    snprintf(text + n, size - n, "shape %d %d %d %d %d\ndata %016llx\n", g.num_layers, g.num_heads,
-             g.channels, g.max_seq_len, g.vocab_size, (unsigned long long)data_hash);
+    snprintf(text + n, size - n, "teacher %s\nshape %d %d %d %d %d\ndata %016llx\n", teacher, g.num_layers,
+             g.num_heads, g.channels, g.max_seq_len, g.vocab_size, (unsigned long long)data_hash);
     return text;
 }
 
@@ -2963,6 +3209,7 @@ typedef struct {
     Tokenizer tokenizer; // vocab_size 0: token shards without --merges, whose text cannot be shown
     Dataset train, val;
     DataLoader loader;
+    TeacherCache cache;
     Proxy proxy; // x_t is NULL without one
     double *schedule; // the refined schedule's factors, or NULL
     int B, T;
@@ -2985,19 +3232,23 @@ static void muon_matmul(float *C, const float *A, const float *B, int M, int N, 
 }
 
 // Tells the optimizer where each layer's tensors are: which decay, and which are matrices inside the blocks.
-static void start_optimizer(Optimizer *o, GPT2 *m) {
+// Of frozen tensors it does not know: they get no update and count in no norm.
+static void start_optimizer(Optimizer *o, GPT2 *m, const char *frozen) {
+    check_patterns(frozen, m->config, "freeze");
     OptimSegment *segments = allocate((size_t)NUM_TENSORS * m->config.num_layers, sizeof(OptimSegment));
     size_t offset = 0;
     int n = 0;
     for (int i = 0; i < NUM_TENSORS; i++) {
         TensorShape t = tensor_shape(m->config, i);
-        for (int l = 0; l < MAX(t.layers, 1); l++, n++) {
+        for (int l = 0; l < MAX(t.layers, 1); l++, offset += layer_size(t)) {
+            if (tensor_matches(frozen, m->config, i, l)) continue;
             segments[n] = (OptimSegment){offset, layer_size(t), 0, 0, t.cols > 0};
             if (t.layers && t.cols) segments[n].rows = t.rows, segments[n].cols = t.cols;
-            offset += layer_size(t);
+            n++;
         }
     }
     optim_matmul = muon_matmul;
+    if (n == 0) die("--freeze %s leaves nothing to train", frozen);
     if (optim_start(o, m->params_memory, m->num_parameters, segments, n))
         die("out of memory for the optimizer");
     free(segments);
@@ -3059,16 +3310,6 @@ static void save_state(Run *run) {
     if (!f) return;
     write_bytes(f, &hash, sizeof hash);
     write_commit(f, path.s);
-}
-
-// Dies with the first line in which two runs differ.
-static void compare_identity(const char *ours, const char *theirs, const char *path) {
-    while (*ours || *theirs) {
-        int n = (int)strcspn(ours, "\n"), m = (int)strcspn(theirs, "\n");
-        if (n != m || memcmp(ours, theirs, n))
-            die("%s belongs to another run: '%.*s' there, '%.*s' here", path, m, theirs, n, ours);
-        ours += n + (ours[n] != 0), theirs += m + (theirs[m] != 0);
-    }
 }
 
 // Takes up DIR/state.bin where there is one; a run killed before its first checkpoint starts again. Returns
@@ -3217,6 +3458,26 @@ static double *refined_schedule(const char *path, int steps, const Optimizer *op
     return factors;
 }
 
+// --student-from: a student of --layers layers (half of the model's, unless given), of the same width.
+static void start_student(GPT2 *m, const Options *o) {
+    GPT2 whole;
+    size_t before = allocated_bytes;
+    gpt2_load(&whole, o->student_from);
+    GPT2Config g = whole.config;
+    const struct { const char *name; int asked, there, less; } shapes[] = {
+        {"layers", o->layers, g.num_layers, 1}, {"heads", o->heads, g.num_heads, 0},
+        {"channels", o->channels, g.channels, 0}, {"context", o->context, g.max_seq_len, 1}};
+    for (int i = 0; i < 4; i++)
+        if (is_given(o, shapes[i].name) && shapes[i].asked != shapes[i].there &&
+            !(shapes[i].less && shapes[i].asked < shapes[i].there))
+            die("--%s %d: %s has %d, and its student can have %s", shapes[i].name, shapes[i].asked,
+                o->student_from, shapes[i].there, shapes[i].less ? "no more" : "no other number");
+    start_from_layers(m, &whole, is_given(o, "layers") ? o->layers : (g.num_layers + 1) / 2,
+                      is_given(o, "context") ? o->context : g.max_seq_len);
+    gpt2_free(&whole);
+    allocated_bytes = before + m->num_parameters * sizeof(float);
+}
+
 // Workers that did not read the same data, start from the same model or compute alike would drift apart.
 static void compare_workers(const Run *run) {
     const GPT2 *m = &run->model;
@@ -3247,12 +3508,16 @@ static void prepare(Run *run) {
         for (int i = 0; i < 3; i++) unlink(path_in(o->out, written[i]).s);
     }
     if (*o->model) gpt2_load(m, o->model);
+    if (*o->student_from) start_student(m, o);
     if (*o->teacher) gpt2_load(&run->teacher, o->teacher);
+    if (*o->teacher && !strcmp(o->teacher_weights, "bf16")) gpt2_to_bf16(&run->teacher);
 
     size_t length = 0;
     char *text = is_shards(o->data) ? NULL : read_texts(o->data, &length);
     if (*o->tokenizer) tokenizer_init(t, o->tokenizer, text, length, o->merges);
-    else if (!(*o->model && tokenizer_load(t, o->model)) && !(*o->teacher && tokenizer_load(t, o->teacher))) {
+    else if (!(*o->model && tokenizer_load(t, o->model)) &&
+             !(*o->student_from && tokenizer_load(t, o->student_from)) &&
+             !(*o->teacher && tokenizer_load(t, o->teacher))) {
         if (!text && *o->merges) tokenizer_init(t, "gpt2", NULL, 0, o->merges);
         else if (text) tokenizer_init(t, "chars", text, length, NULL);
     }
@@ -3261,7 +3526,7 @@ static void prepare(Run *run) {
     if (*o->val) dataset_load(&run->val, o->val, t, NULL, 0);
     else dataset_split(&run->train, &run->val);
 
-    if (!*o->model) {
+    if (!m->params_memory) {
         GPT2Config g = {o->context, t->vocab_size ? t->vocab_size : 50257, o->layers, o->heads, o->channels};
         check_config(g, "the command line");
         gpt2_allocate(m, g);
@@ -3283,12 +3548,12 @@ static void prepare(Run *run) {
         if (tg.max_seq_len < run->T)
             die("the teacher's context is %d; use --seq-len %d", tg.max_seq_len, tg.max_seq_len);
         gpt2_allocate_activations(&run->teacher, run->B, run->T, 0);
-    } else if (optim_is_polyak(&run->optimizer))
+    } else if (optim_is_polyak(&run->optimizer) && !*o->teacher_cache)
         die_usage("%s needs --teacher: its step comes from a teacher's loss", o->optimizer);
     else if (!strcmp(o->distill, "soft")) die_usage("--distill soft needs --teacher");
     if (o->clip < 0) o->clip = optim_is_polyak(&run->optimizer) ? 0 : 1;
 
-    start_optimizer(&run->optimizer, m);
+    start_optimizer(&run->optimizer, m, o->freeze);
     run->x = allocate((size_t)run->B * run->T, sizeof *run->x);
     run->y = allocate((size_t)run->B * run->T, sizeof *run->y);
     run->loader = (DataLoader){&run->train, run->T, o->seed, 0, 0};
@@ -3298,6 +3563,17 @@ static void prepare(Run *run) {
     prepare_workers(m, run->optimizer.x_outer, o->diloco ? N : o->accumulate,
                     !strcmp(o->compression, "int8") ? 1 : !strcmp(o->compression, "bf16") ? 2 : 4);
     if (o->diloco) run->optimizer.average = diloco_average;
+    char teacher[20] = "";
+    if (*o->teacher)
+        snprintf(teacher, sizeof teacher, "%016llx", (unsigned long long)model_hash(&run->teacher));
+    if (*o->teacher_cache) {
+        TeacherCache *c = &run->cache;
+        if (workers.rank) c->loss = allocate(o->steps + 1, sizeof *c->loss);
+        else cache_open(c, o->teacher_cache, teacher, &run->loader, t, run->B, o->accumulate, g.vocab_size,
+                        o->steps);
+        copy_from_worker_0(c->loss, o->steps * sizeof *c->loss);
+        copy_from_worker_0(c->teacher, sizeof c->teacher);
+    }
     if (*o->proxy) {
         size_t n = m->num_parameters;
         dataset_load(&run->proxy.data, o->proxy, t, NULL, 0);
@@ -3309,7 +3585,8 @@ static void prepare(Run *run) {
     if (!strncmp(o->schedule, "refined:", 8))
         run->schedule = refined_schedule(o->schedule + 8, o->steps, &run->optimizer);
     run->now.val_loss = NAN;
-    run->identity = describe_run(o, &run->optimizer, g, run->train.hash ^ run->proxy.data.hash);
+    run->identity = describe_run(o, &run->optimizer, g, run->train.hash ^ run->proxy.data.hash,
+                                 *teacher ? teacher : run->cache.teacher);
     compare_workers(run);
 
     printf("model      %d layers, %d heads, %d channels, context %d, %d tokens: %zu parameters\n",
@@ -3372,7 +3649,7 @@ typedef struct { double loss, teacher_loss, lr, grad_norm; } StepResult; // NaN 
 static void update(Run *run, StepResult *r) {
     const Options *o = &run->options;
     long step = run->now.step;
-    r->grad_norm = sqrt(optim_norm2(run->model.grads_memory, run->model.num_parameters));
+    r->grad_norm = sqrt(optim_gradient_norm2(&run->optimizer, run->model.grads_memory));
     if (!isfinite(r->loss) || !isfinite(r->grad_norm))
         die("the loss or its gradient is not a number at step %ld; lower --lr, or look at the data",
             step + 1);
@@ -3389,8 +3666,12 @@ static void update(Run *run, StepResult *r) {
 static StepResult train_step(Run *run) {
     const Options *o = &run->options;
     StepResult r = {0};
-    int has_teacher = run->teacher.params_memory != NULL;
-    r.loss = gradient(run, &run->loader, o->accumulate, has_teacher ? &r.teacher_loss : NULL);
+    const double *cached = run->cache.loss ? &run->cache.loss[run->now.step] : NULL;
+    int known = cached && !isnan(*cached), has_teacher = known || run->teacher.params_memory;
+    r.loss = gradient(run, &run->loader, o->accumulate, has_teacher && !known ? &r.teacher_loss : NULL);
+    if (known) r.teacher_loss = *cached;
+    if (!isfinite(r.teacher_loss)) die("the teacher's loss is not a number at step %ld", run->now.step + 1);
+    if (run->cache.file && !known) cache_add(&run->cache, run->now.step, r.teacher_loss);
     if (!run->proxy.x_t) update(run, &r);
     else {
         Proxy *p = &run->proxy;

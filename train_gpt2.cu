@@ -113,6 +113,7 @@ void gpu_optim_eval(const Optimizer *o, float *out); // and waits
 int gpu_optim_state(Optimizer *o, int i, void **block, size_t *bytes, const char **name);
 void gpu_optim_free(Optimizer *o);
 double gpu_norm2(const float *x, size_t n);
+double gpu_gradient_norm2(const Optimizer *o, const float *g);
 void gpu_copy(OptimSpan span, float *out, const float *x);
 void gpu_proxy_gradient(float *out, const float *proxy, const float *g, const float *proxy_t, const float *x,
                         const float *xt, double eta, size_t n);
@@ -1569,6 +1570,11 @@ int gpu_optim_state(Optimizer *o, int i, void **block, size_t *bytes, const char
 }
 
 void gpu_optim_free(Optimizer *o) { optim_free(o); }
+double gpu_gradient_norm2(const Optimizer *optimizer, const float *g) {
+    Optimizer o = *optimizer;
+    OnGpu on(&o, o.n);
+    return optim_gradient_norm2(&o, g + on.begin);
+}
 double gpu_norm2(const float *x, size_t n) {
     return optim_norm2(x + shard_begin(n), shard_end(n) - shard_begin(n));
 }
@@ -1633,7 +1639,7 @@ static void gpt2_allocate_activations_gpu(GPT2 *m, int B, int T, int training) {
 }
 
 static UNUSED void gpt2_free_gpu(GPT2 *m) {
-    gpu_free(m->gpu);
+    if (m->gpu) gpu_free(m->gpu);
     gpu_unshare(m->params_memory), gpu_unshare(m->grads_memory);
     free(m->logits);
 }
@@ -1661,6 +1667,7 @@ static double gpt2_backward_gpu(GPT2 *m, const uint16_t *targets, float grad_sca
 #define gpt2_allocate gpt2_allocate_gpu
 #define gpt2_allocate_activations gpt2_allocate_activations_gpu
 #define gpt2_free gpt2_free_gpu
+#define gpt2_to_bf16(m) die("--teacher-weights is for CPUs; a GPU computes in bf16 where it can")
 #define gpt2_forward gpt2_forward_gpu
 #define gpt2_logits gpt2_logits_gpu
 #define gpt2_loss gpt2_loss_gpu
@@ -1670,6 +1677,7 @@ static double gpt2_backward_gpu(GPT2 *m, const uint16_t *targets, float grad_sca
 #define optim_eval_params gpu_optim_eval
 #define optim_state gpu_optim_state
 #define optim_norm2 gpu_norm2
+#define optim_gradient_norm2 gpu_gradient_norm2
 #define optim_copy gpu_copy
 #define optim_proxy_gradient gpu_proxy_gradient
 

@@ -59,6 +59,23 @@ static void data_transpose(Data *d) {
         }
 }
 
+static int ascending(const void *a, const void *b) { return *(const int *)a - *(const int *)b; }
+
+// Leaves out the columns that no row has, whose weights stay 0: memory then goes by what the file holds, not
+// by the largest index that it names.
+static void data_renumber(Data *d, size_t entries) {
+    int *used = (int *)grow(NULL, entries, sizeof(int));
+    size_t count = 0;
+    memcpy(used, d->col, entries * sizeof(int));
+    qsort(used, entries, sizeof(int), ascending);
+    for (size_t k = 0; k < entries; k++)
+        if (!count || used[k] != used[count - 1]) used[count++] = used[k];
+    for (size_t k = 0; k < entries; k++)
+        d->col[k] = (int)((int *)bsearch(&d->col[k], used, count, sizeof(int), ascending) - used);
+    d->cols = (long)count;
+    free(used);
+}
+
 static Data data_read(const char *path) {
     enum { MOST = 100000000 };                             // rows, columns: they fit an int, and a memory
     Data d;
@@ -125,6 +142,7 @@ static Data data_read(const char *path) {
     d.row_start[d.rows] = entries;
     const int larger = labels[1] > labels[0];              // of the two labels, the larger is 1
     for (long i = 0; i < d.rows; i++) d.y[i] = (d.y[i] == 1) == larger ? 1.0f : -1.0f;
+    if ((size_t)d.cols > entries) data_renumber(&d, entries);
     data_transpose(&d);
     return d;
 }

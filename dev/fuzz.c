@@ -1,157 +1,91 @@
-/* libFuzzer targets for what reads files: FUZZ_MODEL (llm.c's .bin), FUZZ_SAFETENSORS, FUZZ_CONFIG
-(config.json), FUZZ_MERGES (vocab.bpe), FUZZ_TOKENIZER (tokenizer.txt and tokenizer.json).
+/* libFuzzer targets for what reads files, one for each -DFUZZ_..:
+
+    MODEL, SAFETENSORS, CONFIG     llm.c's .bin; a Hugging Face folder's model.safetensors and config.json
+    MERGES, TOKENIZER              vocab.bpe; tokenizer.txt and tokenizer.json
+    STATE                          a run's checkpoint
+    SHARD, LOSSES                  token shards; the file of --teacher-cache
+    LIBSVM                         what dev/convex reads
 
     clang -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -DFUZZ_MODEL \
         dev/fuzz.c -o fuzz_model -lm
-    mkdir -p corpus_model && ./fuzz_model -max_total_time=600 -timeout=10 -malloc_limit_mb=256 corpus_model
+    mkdir corpus_model; ASAN_OPTIONS=detect_leaks=0 ./fuzz_model -max_total_time=600 -timeout=10 corpus_model
 
-The corpus is given a good file to start from. die() ends a program by exit(1): here exit jumps back, and what
-the reader had allocated and opened by then is released. */
-#include <setjmp.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-
-#define MAX_OWNED 4096
-static void *owned[MAX_OWNED]; // allocations of the reader that is running
-static FILE *opened[64];
-static jmp_buf after_exit;
-static FILE *nowhere; // its stderr
-
-static void own(void *p) {
-    int i = 0;
-    while (i < MAX_OWNED && owned[i]) i++;
-    if (i == MAX_OWNED) abort();
-    owned[i] = p;
-}
-
-static void disown(void *p) {
-    for (int i = 0; i < MAX_OWNED; i++)
-        if (owned[i] == p) owned[i] = NULL;
-}
-
-static void *own_realloc(void *p, size_t n) {
-    if (p) disown(p);
-    own(p = realloc(p, n));
-    return p;
-}
-
-static int own_memalign(void **p, size_t alignment, size_t n) {
-    int error = posix_memalign(p, alignment, n);
-    if (!error) own(*p);
-    return error;
-}
-
-static void own_free(void *p) {
-    if (p) disown(p);
-    free(p);
-}
-
-static FILE *own_fopen(const char *path, const char *mode) {
-    int i = 0;
-    while (opened[i]) i++;
-    return opened[i] = fopen(path, mode);
-}
-
-static int own_fclose(FILE *f) {
-    for (int i = 0; i < 64; i++)
-        if (opened[i] == f) opened[i] = NULL;
-    return fclose(f);
-}
-
-__attribute__((noreturn)) static void own_exit(int code) { longjmp(after_exit, code); }
-
-static void release(void) {
-    for (int i = 0; i < MAX_OWNED; i++) free(owned[i]), owned[i] = NULL;
-    for (int i = 0; i < 64; i++)
-        if (opened[i]) fclose(opened[i]), opened[i] = NULL;
-}
-
-#undef stderr
-#define stderr nowhere
-#define realloc own_realloc
-#define posix_memalign own_memalign
-#define free own_free
-#define fopen own_fopen
-#define fclose own_fclose
-#define exit own_exit
+The corpus is given a good file to start from. What the C library allocates itself (getline) is not seen by
+test/caught.h and leaks. */
+#include "../test/caught.h"
 #define TRAIN_GPT2_NO_MAIN
 #pragma GCC diagnostic ignored "-Wunused-function"
-#include "../train_gpt2.c"
-
-#if defined(FUZZ_MODEL)
-#define FILE_NAME "model.bin"
-#elif defined(FUZZ_SAFETENSORS)
-#define FILE_NAME "model.safetensors"
-#elif defined(FUZZ_CONFIG)
-#define FILE_NAME "config.json"
-#elif defined(FUZZ_MERGES)
-#define FILE_NAME "tokenizer.bpe"
-#elif defined(FUZZ_TOKENIZER)
-#define FILE_NAME "tokenizer.txt"
+#ifdef FUZZ_LIBSVM
+#define main convex_main
+#include "convex.c"
+#undef main
+#include <sys/stat.h>
 #else
-#error "define FUZZ_MODEL, FUZZ_SAFETENSORS, FUZZ_CONFIG, FUZZ_MERGES or FUZZ_TOKENIZER"
+#include "../train_gpt2.c"
 #endif
 
 static char folder[32]; // holds the file in question, and what else its reader wants
 
 static void put(const char *dir, const char *name, const void *bytes, size_t n) {
-    FILE *f = fopen(path_in(dir, name).s, "wb");
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    FILE *f = fopen(path, "wb");
     if (!f || fwrite(bytes, 1, n, f) != n || fclose(f)) abort();
 }
 
-static void remove_folder(void) {
-    const char *names[] = {"model.bin", "model.safetensors", "config.json", "generation_config.json",
-                           "tokenizer.bpe", "tokenizer.txt", "tokenizer.json"};
-    for (int i = 0; i < 7; i++) unlink(path_in(folder, names[i]).s);
-    rmdir(folder);
-}
+#ifndef FUZZ_LIBSVM
+static const GPT2Config tiny = {
+    .max_seq_len = 3, .vocab_size = 5, .num_layers = 1, .num_heads = 1, .channels = 2};
 
-// Makes the folder, and the first file of a corpus.
-int LLVMFuzzerInitialize(int *argc, char ***argv) {
-    const GPT2Config g = {.max_seq_len = 3, .vocab_size = 5, .num_layers = 1, .num_heads = 1, .channels = 2};
-    const char merges[] =
-        "#version: 0.2\nh e\nl l\nhe ll\n\xC4\xA0 w\no r\n\xC4\xA0w or\n\xC3\xA9 \xC4\x8A\n\" \\\n";
-    const char json[] =
-        "{\"model\": {\"type\": \"BPE\", \"vocab\": {\"he\": 256}, \"merges\": [\"h e\", [\"l\", \"l\"]]}, "
-        "\"pre_tokenizer\": {\"type\": \"ByteLevel\"}}";
-    const char characters[] = "chars\nabc\xC3\xA9\xE6\x97\xA5";
+static GPT2 tiny_model(void) {
     GPT2 m;
-    size_t n;
-    nowhere = fopen("/dev/null", "w");
-    memset(opened, 0, sizeof opened); // that one stays open
-    strcpy(folder, file_exists("/dev/shm") ? "/dev/shm/fuzz_XXXXXX" : "/tmp/fuzz_XXXXXX");
-    if (!nowhere || !mkdtemp(folder) || atexit(remove_folder)) abort();
-    gpt2_allocate(&m, g);
+    gpt2_allocate(&m, tiny);
     for (size_t i = 0; i < m.num_parameters; i++) m.params_memory[i] = (float)i;
-    Path model = path_in(folder, "first.bin");
-    gpt2_save(g, m.params_memory, model.s);
-    gpt2_export_hf(g, m.params_memory, NULL, folder);
-    put(folder, "tokenizer.bpe", merges, strlen(merges));
-    put(folder, "tokenizer.txt", characters, strlen(characters));
-    char *first = read_file(strcmp(FILE_NAME, "model.bin") ? path_in(folder, FILE_NAME).s : model.s, &n);
-    for (int i = 1; i < *argc; i++)
-        if (is_folder((*argv)[i])) {
-            put((*argv)[i], "first", first, n);
-#ifdef FUZZ_TOKENIZER
-            put((*argv)[i], "second", json, strlen(json));
+    return m;
+}
 #endif
-            break;
-        }
-    unlink(model.s);
-    unlink(path_in(folder, "tokenizer.bpe").s);
-    unlink(path_in(folder, "tokenizer.txt").s);
-    (void)json;
-    release();
-    return 0;
+
+// FILE_NAME is what is damaged; write_first puts a good one, and what its reader needs beside it, into the
+// folder; read_it is what a program does with it.
+#if defined(FUZZ_MODEL) || defined(FUZZ_SAFETENSORS) || defined(FUZZ_CONFIG)
+#if defined(FUZZ_MODEL)
+#define FILE_NAME "model.bin"
+#elif defined(FUZZ_SAFETENSORS)
+#define FILE_NAME "model.safetensors"
+#else
+#define FILE_NAME "config.json"
+#endif
+static void write_first(void) {
+    GPT2 m = tiny_model();
+    gpt2_export_hf(tiny, m.params_memory, NULL, folder);
+    if (!strcmp(FILE_NAME, "model.bin")) gpt2_save(tiny, m.params_memory, path_in(folder, FILE_NAME).s);
+}
+static void read_it(void *unused) {
+    GPT2 m;
+    (void)unused;
+    gpt2_load(&m, folder);
+    for (size_t i = 0; i < m.num_parameters; i++)
+        if (!isfinite(m.params_memory[i])) abort();
 }
 
-static void read_it(void) {
-#if defined(FUZZ_MERGES) || defined(FUZZ_TOKENIZER)
+#elif defined(FUZZ_MERGES) || defined(FUZZ_TOKENIZER)
+#ifdef FUZZ_MERGES
+#define FILE_NAME "tokenizer.bpe"
+static const char first[] =
+    "#version: 0.2\nh e\nl l\nhe ll\n\xC4\xA0 w\no r\n\xC4\xA0w or\n\xC3\xA9 \xC4\x8A\n\" \\\n";
+#else
+#define FILE_NAME "tokenizer.txt"
+#define OTHER_NAME "tokenizer.json" // of inputs that begin with {
+static const char first[] = "chars\nabc\xC3\xA9\xE6\x97\xA5";
+static const char second[] =
+    "{\"model\": {\"type\": \"BPE\", \"vocab\": {\"he\": 256}, \"merges\": [\"h e\", [\"l\", \"l\"]]}, "
+    "\"pre_tokenizer\": {\"type\": \"ByteLevel\"}}";
+#endif
+static void write_first(void) { put(folder, FILE_NAME, first, strlen(first)); }
+static void read_it(void *unused) {
     Tokenizer t = {0};
     size_t count, length, at = 0;
+    (void)unused;
     if (!tokenizer_load(&t, folder)) abort();
     const char *text = t.kind == TOKENIZER_CHARS ? t.text : "hello world, it's\n\n  1 \xC3\xA9\xFF";
     size_t n = t.kind == TOKENIZER_CHARS ? t.text_size : strlen(text);
@@ -161,25 +95,115 @@ static void read_it(void) {
         if (at + length > n || memcmp(token, text + at, length)) abort();
     }
     if (at != n) abort();
+}
+
+#elif defined(FUZZ_STATE)
+#define FILE_NAME "state.bin"
+static Run run;
+static void write_first(void) {
+    run.options.out = folder;
+    run.identity = "steps 5\nseed 7\n";
+    run.model = tiny_model();
+    optim_init(&run.optimizer, "adamw");
+    start_optimizer(&run.optimizer, &run.model, "");
+    save_state(&run);
+}
+static void read_it(void *unused) {
+    (void)unused;
+    if (!load_state(&run)) abort();
+}
+
+#elif defined(FUZZ_SHARD)
+#define FILE_NAME "shard.bin"
+static void write_first(void) {
+    int32_t shard[256 + 20] = {20240520, 1, 40};
+    for (int i = 0; i < 40; i++) ((uint16_t *)(shard + 256))[i] = (uint16_t)(i % 9);
+    put(folder, FILE_NAME, shard, sizeof shard);
+}
+static void read_it(void *unused) {
+    Dataset d = {0};
+    uint16_t x[16], y[16];
+    (void)unused;
+    dataset_add_shard(&d, path_in(folder, FILE_NAME).s);
+    DataLoader l = {&d, 8, 1, 0, 0};
+    for (int i = 0; i < 5; i++) loader_next(&l, x, y, 2, 9);
+}
+
+#elif defined(FUZZ_LOSSES)
+#define FILE_NAME "losses"
+static void write_first(void) {
+    const char text[] = CACHE_TITLE "a teacher\ndata 0000000000000007\n"
+        "order seed 1337, seq-len 8, batch 2, accumulate 1\n# \"the texts\"\n1 4.25\n2 3.5e0\n7 0\n";
+    put(folder, FILE_NAME, text, strlen(text));
+}
+static void read_it(void *unused) {
+    const Dataset d = {.hash = 7};
+    const DataLoader l = {&d, 8, 1337, 0, 0};
+    const Tokenizer t = {0};
+    TeacherCache c = {0};
+    (void)unused;
+    cache_open(&c, path_in(folder, FILE_NAME).s, "a teacher", &l, &t, 2, 1, 9, 10);
+    for (int i = 0; i < 10; i++)
+        if (isinf(c.loss[i]) || c.loss[i] < 0) abort();
+}
+
+#elif defined(FUZZ_LIBSVM)
+#define FILE_NAME "data.svm"
+static void write_first(void) {
+    const char text[] = "+1 1:0.5 3:-2e0 1000:1\n-1 2:1 # a remark\n+1 3:4 17:0.25\n";
+    put(folder, FILE_NAME, text, strlen(text));
+}
+static void read_it(void *unused) {
+    char path[100];
+    (void)unused;
+    snprintf(path, sizeof path, "%s/%s", folder, FILE_NAME);
+    Data d = data_read(path);
+    for (size_t k = 0; k < d.row_start[d.rows]; k++)
+        if (d.col[k] < 0 || d.col[k] >= d.cols || d.row[k] < 0 || d.row[k] >= d.rows) abort();
+    data_free(&d);
+}
 #else
-    GPT2 m;
-    gpt2_load(&m, folder);
-    for (size_t i = 0; i < m.num_parameters; i++)
-        if (!isfinite(m.params_memory[i])) abort();
+#error "define one of the FUZZ_.. at the top of the file"
 #endif
+#ifndef OTHER_NAME
+#define OTHER_NAME FILE_NAME
+#endif
+
+static void remove_folder(void) {
+    const char *names[] = {FILE_NAME, OTHER_NAME, "model.safetensors", "config.json",
+                           "generation_config.json"};
+    char path[100];
+    for (int i = 0; i < 5; i++) snprintf(path, sizeof path, "%s/%s", folder, names[i]), unlink(path);
+    rmdir(folder);
+}
+
+// Makes the folder, and the first file of the corpus, which is the first folder of the command line.
+int LLVMFuzzerInitialize(int *argc, char ***argv) {
+    struct stat s;
+    strcpy(folder, access("/dev/shm", W_OK) ? "/tmp/fuzz_XXXXXX" : "/dev/shm/fuzz_XXXXXX");
+    if (!mkdtemp(folder) || atexit(remove_folder)) abort();
+    write_first();
+    for (int i = 1; i < *argc; i++) {
+        char path[100], bytes[1 << 16];
+        if (stat((*argv)[i], &s) || !S_ISDIR(s.st_mode)) continue;
+        snprintf(path, sizeof path, "%s/%s", folder, FILE_NAME);
+        FILE *f = fopen(path, "rb");
+        put((*argv)[i], "first", bytes, fread(bytes, 1, sizeof bytes, f));
+        fclose(f);
+#ifdef FUZZ_TOKENIZER
+        put((*argv)[i], "second", second, strlen(second));
+#endif
+        break;
+    }
+    return 0;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    const char *name = FILE_NAME;
-#ifdef FUZZ_TOKENIZER
-    if (size && data[0] == '{') name = "tokenizer.json";
-#endif
+    char error[600], path[100];
+    const char *name = size && data[0] == '{' ? OTHER_NAME : FILE_NAME;
     put(folder, name, data, size);
-    if (!setjmp(after_exit)) read_it();
-    release();
-    if (strcmp(name, FILE_NAME)) unlink(path_in(folder, name).s);
-#ifdef FUZZ_TOKENIZER
-    unlink(path_in(folder, FILE_NAME).s);
-#endif
+    caught(read_it, NULL, error, sizeof error);
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    if (strcmp(FILE_NAME, OTHER_NAME)) unlink(path);
     return 0;
 }

@@ -120,8 +120,10 @@ else skip "optim.h alone, C++" "g++ is not installed"; fi
 run "tokenizers" test/test_tokenizer $merges
 [ -n "${GOLDEN:-}" ] && [ -f "$GOLDEN/bpe_cases.txt" ] && run "tokenizers, more cases" test/test_tokenizer $merges "$GOLDEN/bpe_cases.txt"
 variant "tokenizers, ASan and UBSan" "$CC $sanitize" test/test_tokenizer.c -- $merges
-run "files" test/test_files --mutations "$([ "$full" ] && echo 10000 || echo 300)"
-variant "files, ASan and UBSan" "$CC $sanitize" test/test_files.c -- --mutations "$([ "$full" ] && echo 1000 || echo 100)"
+run "files" test/test_files
+variant "files, ASan and UBSan" "$CC $sanitize" test/test_files.c -- --mutations "$([ "$full" ] && echo 10000 || echo 300)"
+run "LIBSVM files" test/test_convex
+variant "LIBSVM files, ASan and UBSan" "$CC $sanitize" test/test_convex.c -- --mutations "$([ "$full" ] && echo 10000 || echo 300)"
 if python3 -c 'import transformers, torch' 2>/dev/null; then run "transformers, there and back" python3 test/test_transformers.py
 else skip "transformers, there and back" "python3 cannot import transformers and torch"; fi
 

@@ -2,10 +2,12 @@
 //   ./test/test_files [--mutations N] [GOLDEN_DIR]       N (300) damaged files of each format
 //   ./test/test_files --export DIR [MERGES]              for test_transformers.py: folders, texts, logits
 //   ./test/test_files --logits MODEL IDS OUT             the logits of int32 tokens
+#include "caught.h"
 #define TRAIN_GPT2_NO_MAIN
 #include "../train_gpt2.c"
 #include "check.h"
 #include "forked.h"
+#include "damaged.h"
 
 static char folder[64] = "/tmp/test_files_XXXXXX";
 
@@ -231,6 +233,41 @@ static void test_variants(const float *params) {
     read_floats(f, out, 8, F16, "halves", "x");
     check(!memcmp(out, floats, sizeof out), "float16's corners");
     fclose(f);
+}
+
+// A student's layers are the teacher's, evenly spaced: for 6 of 12, DistilGPT-2's.
+static void test_students(const float *params) {
+    const int distilgpt2[6] = {0, 2, 4, 7, 9, 11};
+    for (int l = 0; l < 6; l++)
+        check(layer_of_teacher(l, 6, 12) == distilgpt2[l], "layer %d of 6 is %d of 12", l,
+              layer_of_teacher(l, 6, 12));
+    int wrong = 0;
+    for (int L = 1; L < 50; L++)
+        for (int N = 1; N <= L; N++)
+            for (int l = 0; l < N; l++) {
+                int from = layer_of_teacher(l, N, L), next = l + 1 < N ? layer_of_teacher(l + 1, N, L) : L;
+                wrong += from < 0 || from >= next || (N == L && from != l) || (l == 0 && from != 0) ||
+                    (N > 1 && l == N - 1 && from != L - 1);
+            }
+    check(!wrong, "%d layers are not in order, or the first or last is missing", wrong);
+    GPT2Config deep = small;
+    deep.num_layers = 5;
+    GPT2 teacher, student;
+    gpt2_allocate(&teacher, deep);
+    for (size_t i = 0; i < teacher.num_parameters; i++) teacher.params_memory[i] = params[0] + (float)i;
+    start_from_layers(&student, &teacher, 3, 6);
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        TensorShape t = tensor_shape(student.config, i);
+        const float *a = ((float **)&student.params)[i], *b = ((float **)&teacher.params)[i];
+        for (int l = 0; l < MAX(t.layers, 1); l++, a += layer_size(t), b += 2 * layer_size(t))
+            check(!memcmp(a, b, layer_size(t) * sizeof(float)), "%s of layer %d", t.name, l);
+    }
+    const char *list = "wpe,h.[02].mlp.*";
+    check(tensor_matches(list, small, 10, 0) && !tensor_matches(list, small, 10, 1) &&
+              tensor_matches("x,fcw", small, 10, 1) && !tensor_matches("fc", small, 10, 1) &&
+              !tensor_matches("", small, 10, 0) && tensor_matches("*", small, 0, 0),
+          "tensors by pattern");
+    gpt2_free(&teacher), gpt2_free(&student);
 }
 
 static void test_helpers(void) {
@@ -550,84 +587,43 @@ static void test_hf_tokenizers(void) {
 
 // ---- damaged files
 
-// One to three changes, of the kinds that find bugs in parsers; at most the first `range` bytes are changed.
-static char *mutate(const char *good, size_t n, size_t range, uint64_t seed, size_t *size) {
-    static const char *const numbers[] = {
-        "-1", "0", "1", "3", "2147483647", "2147483648", "4294967295", "4294967296", "65535", "65536",
-        "9223372036854775807", "18446744073709551616", "1e308", "1e999", "-0", "0.5", "null", "\"x\""};
-    static const int64_t words[] = {
-        0, -1, 1, INT32_MAX, INT32_MIN, 65536, 1 << 20, 1ll << 32, INT64_MAX, INT64_MIN, 1ll << 61};
-    size_t capacity = 2 * n + 100;
-    char *bad = resize(NULL, capacity);
-    uint64_t draw = 0;
-#define RANDOM(k) ((size_t)(random_u64(seed, draw++) % (uint64_t)(k)))
-    memcpy(bad, good, n);
-    for (int changes = 1 + (int)RANDOM(3); changes > 0 && n > 0; changes--) {
-        size_t reach = MIN(n, range), near = RANDOM(2) ? reach : MIN(reach, 300), at = RANDOM(near);
-        size_t length, digits = 0;
-        switch (RANDOM(9)) {
-        case 0: bad[at] ^= (char)(1 << RANDOM(8)); break;
-        case 1: bad[at] = (char)RANDOM(256); break;
-        case 2: bad[at] = "{}[],:\"\\ \n0"[RANDOM(11)]; break;
-        case 3: // the end goes
-            length = RANDOM(4) ? n - at : 1 + RANDOM(8);
-            n -= MIN(n, length);
-            break;
-        case 4: // some bytes go
-            length = RANDOM(2) ? 1 + RANDOM(4) : RANDOM(n);
-            length = MIN(length, n - at);
-            memmove(bad + at, bad + at + length, n - at - length);
-            n -= length;
-            break;
-        case 5: // some bytes come twice
-            length = RANDOM(2) ? 1 + RANDOM(8) : RANDOM(n);
-            length = MIN(length, MIN(n - at, capacity - n));
-            memmove(bad + at + length, bad + at, n - at);
-            n += length;
-            break;
-        case 6: if (n - at >= 4) memcpy(bad + at / 4 * 4, &words[RANDOM(11)], MIN(4, n - at / 4 * 4)); break;
-        case 7: if (n - at >= 8) memcpy(bad + at / 8 * 8, &words[RANDOM(11)], MIN(8, n - at / 8 * 8)); break;
-        case 8: { // a number becomes another
-            const char *number = numbers[RANDOM(18)];
-            while (at < reach && !isdigit((unsigned char)bad[at])) at++;
-            while (at + digits < n && isdigit((unsigned char)bad[at + digits])) digits++;
-            if (at >= reach || n + strlen(number) > capacity) break;
-            memmove(bad + at + strlen(number), bad + at + digits, n - at - digits);
-            memcpy(bad + at, number, strlen(number));
-            n += strlen(number) - digits;
-        }
-        }
-    }
-    *size = n;
-    return bad;
+static void load_shard(void *path) {
+    Dataset d = {0};
+    uint16_t x[16], y[16];
+    dataset_add_shard(&d, path);
+    DataLoader l = {&d, 8, 1, 0, 0};
+    for (int i = 0; i < 20; i++) loader_next(&l, x, y, 2, 90);
+}
+
+static void load_losses(void *path) {
+    const Dataset d = {.hash = 7};
+    const DataLoader l = {&d, 8, 1337, 0, 0};
+    const Tokenizer t = {0};
+    TeacherCache c = {0};
+    cache_open(&c, path, "a teacher", &l, &t, 2, 1, 90, 30);
+    for (int i = 0; i < 30; i++)
+        if (isinf(c.loss[i]) || c.loss[i] < 0) abort();
+}
+
+// A run with a checkpoint in the test's folder.
+static Run *small_run(void) {
+    static Run run;
+    run.options.out = folder;
+    run.identity = "steps 5\nseed 7\n";
+    gpt2_allocate(&run.model, small);
+    optim_init(&run.optimizer, "adamw");
+    start_optimizer(&run.optimizer, &run.model, "");
+    return &run;
+}
+
+static void resume(void *run) {
+    if (!load_state(run)) die("there is no checkpoint");
 }
 
 static void test_mutations(const char *what, const char *file, const char *load, void (*loader)(void *),
                            size_t range, int times) {
-    size_t n;
-    char *good = read_file(in_test(file).s, &n);
-    Path path = in_test(load);
-    int loaded = 0, before = failed;
-    Outcome o = in_child(loader, path.s);
-    check(o.code == 0 && !o.error[0], "%s: the whole file is refused: %s", what, o.error);
-    for (int i = 0; i < times; i++) {
-        size_t size = n;
-        char *bad = mutate(good, n, MIN(range, n), hash_bytes(i, what, strlen(what)), &size);
-        put(file, bad, size);
-        o = in_child(loader, path.s);
-        if (!check((o.code == 0 && !o.error[0]) || is_refusal(&o), "%s, mutation %d: exit %d: %s", what, i,
-                   o.code, o.error)) {
-            char name[64];
-            snprintf(name, sizeof name, "mutation-%d", i);
-            fprintf(stderr, "kept as %s\n", in_test(name).s);
-            put(name, bad, size);
-        }
-        loaded += o.code == 0;
-        free(bad);
-    }
-    put(file, good, n);
-    printf("%s: %d damaged files, %d loaded, %d failed\n", what, times, loaded, failed - before);
-    free(good);
+    Path path = in_test(file), argument = in_test(load);
+    test_damaged(what, path.s, loader, argument.s, range, times);
 }
 
 static void test_all_mutations(const float *params, int times) {
@@ -659,6 +655,19 @@ static void test_all_mutations(const float *params, int times) {
     test_mutations("tokenizer.txt", "tok_chars/tokenizer.txt", "tok_chars", load_tokenizer, SIZE_MAX, times);
     free(text);
     tokenizer_free(&t);
+    int32_t shard[256 + 100] = {20240520, 1, 200};
+    for (int i = 0; i < 200; i++) ((uint16_t *)(shard + 256))[i] = (uint16_t)(i * i % 90);
+    put("shard.bin", shard, sizeof shard);
+    test_mutations("shard", "shard.bin", "shard.bin", load_shard, SIZE_MAX, times);
+    const char losses[] = CACHE_TITLE "a teacher\ndata 0000000000000007\n"
+        "order seed 1337, seq-len 8, batch 2, accumulate 1\n# \"the texts\"\n1 4.25\n2 3.5e0\n7 0\n";
+    put("losses", losses, strlen(losses));
+    test_mutations("teacher's losses", "losses", "losses", load_losses, SIZE_MAX, times);
+    Run *run = small_run();
+    save_state(run);
+    Path state = in_test("state.bin");
+    test_damaged("state.bin", state.s, resume, run, SIZE_MAX, times);
+    test_damaged("state.bin, its beginning", state.s, resume, run, 200, times);
 }
 
 // ---- for test_transformers.py
@@ -732,6 +741,7 @@ int main(int argc, char **argv) {
     test_json();
     test_golden(i < argc ? argv[i] : "test/golden/gpt2_tiny");
     test_variants(params);
+    test_students(params);
     test_refused_models(params);
     test_refused_configs(params);
     test_refused_safetensors(params);

@@ -22,25 +22,31 @@ static double relative_error(const float *a, const float *b, size_t n) {
     return error / largest;
 }
 
-// ---- exp and tanh against libm, in units in the last place
+// ---- exp and GELU against libm, in units in the last place
 
 static double ulps(float x, double exact) {
     float nearest = (float)exact;
     return fabs(x - exact) / (nextafterf(fabsf(nearest), INFINITY) - fabsf(nearest));
 }
 
+static double exact_gelu(double x) {
+    return 0.5 * x * (1 + tanh(0.79788456080286536 * (x + 0.044715 * x * x * x)));
+}
+
 static void test_functions(void) {
-    double exp_error = 0, tanh_error = 0;
+    double exp_error = 0, gelu_error = 0;
     for (float x = -87.3f; x < 88.7f; x += 0.00037f) exp_error = fmax(exp_error, ulps(exp_f32(x), exp(x)));
-    for (float x = -12; x < 12; x += 0.0000371f) tanh_error = fmax(tanh_error, ulps(tanh_f32(x), tanh(x)));
-    for (float x = 1e-20f; x < 1; x *= 1.01f) tanh_error = fmax(tanh_error, ulps(tanh_f32(-x), tanh(-x)));
+    for (float x = -1; x < 12; x += 0.0000371f) gelu_error = fmax(gelu_error, ulps(gelu(x), exact_gelu(x)));
+    for (float x = -30; x < -1; x += 0.0000371f) // tiny beside x: its error is measured in x's ulps
+        gelu_error = fmax(gelu_error, ulps((float)(x + gelu(x) - exact_gelu(x)), x));
+    for (float x = 1e-20f; x < 1; x *= 1.01f) gelu_error = fmax(gelu_error, ulps(gelu(-x), exact_gelu(-x)));
     check(exp_error < 1.5, "exp_f32 is off by %.2f ulp", exp_error);
-    check(tanh_error < 2, "tanh_f32 is off by %.2f ulp", tanh_error);
-    printf("exp %.2f ulp, tanh %.2f ulp\n", exp_error, tanh_error);
+    check(gelu_error < 5, "gelu is off by %.2f ulp", gelu_error);
+    printf("exp %.2f ulp, gelu %.2f ulp\n", exp_error, gelu_error);
     check(exp_f32(-INFINITY) == 0 && exp_f32(-200) == 0, "exp of very small numbers is not 0");
     check(isinf(exp_f32(INFINITY)) && isinf(exp_f32(100)), "exp of very large numbers is not infinite");
-    check(exp_f32(0) == 1 && tanh_f32(0) == 0 && tanh_f32(30) == 1 && tanh_f32(-30) == -1, "exact values");
-    check(isnan(exp_f32(NAN)) && isnan(tanh_f32(NAN)), "NaN does not stay NaN");
+    check(exp_f32(0) == 1 && gelu(0) == 0 && gelu(30) == 30 && gelu(-30) == 0, "exact values");
+    check(isnan(exp_f32(NAN)) && isnan(gelu(NAN)), "NaN does not stay NaN");
 }
 
 // ---- matrix multiplication against plain loops in double, with every epilogue
@@ -398,6 +404,41 @@ static void test_golden(const char *dir) {
     gpt2_free(&m), gpt2_free(&hf);
 }
 
+// A model in bfloat16 gives the very logits of the same numbers in float32.
+static void test_bf16(void) {
+    const float cases[][2] = {{1, 1}, {-0.0f, -0.0f}, {0x1.fffp10f, 0x1p11f}, {0x1.010002p0f, 0x1.02p0f},
+                              {0x1.01p0f, 0x1p0f}, {-0x1.03p-126f, -0x1.04p-126f}}; // ties to even
+    for (int i = 0; i < 6; i++) {
+        float back;
+        widen(&back, &(uint16_t){bf16_of(cases[i][0])}, 1);
+        check(back == cases[i][1], "bfloat16 of %a is %a, not %a", cases[i][0], back, cases[i][1]);
+    }
+    GPT2Config g = {40, 333, 2, 3, 288};
+    GPT2 m, half;
+    uint16_t x[81];
+    random_tokens(x, 81, 333);
+    gpt2_allocate(&m, g), gpt2_allocate(&half, g);
+    gpt2_initialize(&m, 5), gpt2_initialize(&half, 5);
+    gpt2_to_bf16(&half);
+    for (int i = 0; i < NUM_TENSORS; i++)
+        if (half.bf16[i]) widen(((float **)&m.params)[i], half.bf16[i], tensor_size(tensor_shape(g, i)));
+    uint64_t hash = model_hash(&half);
+    half.bf16_memory[1]++;
+    check(hash != model_hash(&half), "a model's hash does not see a weight in bfloat16");
+    half.bf16_memory[1]--;
+    gpt2_allocate_activations(&m, 2, 40, 0), gpt2_allocate_activations(&half, 2, 40, 0);
+    for (int T = 1; T <= 40; T += 13) {
+        gpt2_forward(&m, x, 2, T), gpt2_forward(&half, x, 2, T);
+        double a = gpt2_loss(&m, x + 1), b = gpt2_loss(&half, x + 1);
+        gpt2_logits(&m, m.logits, 0, MIN(2 * T, m.logit_rows));
+        gpt2_logits(&half, half.logits, 0, MIN(2 * T, m.logit_rows));
+        size_t n = (size_t)MIN(2 * T, m.logit_rows) * 333;
+        check(a == b && !memcmp(m.logits, half.logits, n * sizeof(float)),
+              "bfloat16, T %d: loss %.9g, float32 has %.9g", T, b, a);
+    }
+    gpt2_free(&m), gpt2_free(&half);
+}
+
 int main(int argc, char **argv) {
     test_functions();
     test_matmul();
@@ -421,6 +462,7 @@ int main(int argc, char **argv) {
     test_attention(1, 5, 300, 1); // a head wider than a block of K
     test_attention(1, 64, 64, 2);
     test_model();
+    test_bf16();
     test_threads();
     for (int i = 1; i < argc; i++) test_golden(argv[i]);
     if (argc == 1) test_golden("test/golden/gpt2_tiny");

@@ -793,6 +793,61 @@ static void bits_tests(void) {
     free(have);
 }
 
+// A run on three segments, before each of which and behind the last stand `gap` parameters that no segment
+// covers, with gradients that would show. Writes where the segments end, and returns how many others moved.
+static int frozen_run(const char *name, const char *base, size_t gap, float *final) {
+    enum { MOVING = 20 * 30 + 7 + 40000 };
+    const size_t n = MOVING + 4 * gap;
+    const OptimSegment segments[3] = { { gap, 600, 20, 30, 1 }, { 2 * gap + 600, 7, 0, 0, 0 },
+                                       { 3 * gap + 607, 40000, 0, 0, 1 } };
+    float *x = (float *)malloc(3 * n * sizeof(float)), *grad = x + n, *eval = grad + n;
+    int moved = 0;
+    Optimizer o;
+    for (size_t i = 0; i < n; i++) x[i] = 5;
+    for (int s = 0, k = 0; s < 3; s++)
+        for (size_t i = 0; i < segments[s].size; i++, k++) x[segments[s].offset + i] = (float)(k % 7);
+    optim_init(&o, name);
+    if (base) optim_set_base(&o, base);
+    optim_set(&o, "slice-p", 7);
+    optim_set(&o, "weight-decay", 0.1);
+    optim_start(&o, x, n, segments, 3);
+    for (int t = 0; t < 4; t++) {
+        for (size_t i = 0; i < n; i++) grad[i] = 1000;
+        for (int s = 0, k = 0; s < 3; s++)
+            for (size_t i = segments[s].offset; i < segments[s].offset + segments[s].size; i++, k++)
+                grad[i] = 0.01f * (x[i] - 0.3f) + 0.001f * (float)(k % 5);
+        const float clip = (float)(1 / (1 + optim_gradient_norm2(&o, grad)));
+        optim_step(&o, grad, clip, 0.5, 3, 1);
+    }
+    optim_eval_params(&o, eval);
+    for (int s = 0, k = 0; s < 3; s++)
+        for (size_t i = segments[s].offset; i < segments[s].offset + segments[s].size; i++, k++) {
+            final[k] = x[i], final[MOVING + k] = eval[i];
+            x[i] = eval[i] = 5;
+        }
+    for (size_t i = 0; i < n; i++) moved += x[i] != 5 || eval[i] != 5;
+    optim_free(&o);
+    free(x);
+    return moved;
+}
+
+// What no segment covers stays, and the rest moves as if it were not there.
+static void frozen_tests(void) {
+    const size_t bytes = 2 * (20 * 30 + 7 + 40000) * sizeof(float);
+    float *alone = (float *)malloc(bytes), *among = (float *)malloc(bytes);
+    for (int j = 0; j < OPTIM_COUNT(optim_rows); j++) {
+        const char *name = optim_rows[j].name, *base = optim_base_names[optim_rows[j].base];
+        char what[64];
+        if (!strcmp(name, base) || !*base || !strcmp(name, "iam-adam")) base = NULL;
+        snprintf(what, sizeof(what), "frozen under %s%s%s", name, base ? " over " : "", base ? base : "");
+        frozen_run(name, base, 0, alone);
+        const int moved = frozen_run(name, base, 1000, among);
+        check(moved == 0 && !memcmp(alone, among, bytes), what, moved);
+    }
+    free(alone);
+    free(among);
+}
+
 // -----------------------------------------------------------------------------------------------------------
 // Hyperparameters, schedules, the proxy's gradient
 
@@ -914,6 +969,7 @@ int main(int argc, char **argv) {
         }
         reference_tests();
         bits_tests();
+        frozen_tests();
         interface_tests();
         schedule_tests();
         proxy_test();

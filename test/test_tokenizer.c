@@ -3,8 +3,10 @@
 //                                                            needs them is skipped
 //   ./test/test_tokenizer --merges vocab.bpe --speed TEXT    prints MB/s of encoding on one core
 // CASES (test/golden/bpe_cases.txt) are pairs of lines: a text as a JSON string, and its tokens.
-#define TRAIN_GPT2_NO_MAIN
-#include "../train_gpt2.c"
+#define BLOCK_BYTES 40 // of text, at a time: nearly every text here is cut
+#define main tokenize_main
+#include "../dev/data/tokenize.c"
+#undef main
 #include "check.h"
 #include "forked.h"
 
@@ -247,6 +249,52 @@ static void test_classes(void) {
     tokenizer_free(&t);
 }
 
+// dev/data/tokenize: texts cut into blocks and tokens into shards are the documents' encodings in a row.
+static void test_shards(void) {
+    const char *parts[] = {" ",  "\n", "abc", "e\xC3\xA9", "'", "s ", "\xE2\x80\x83", "\xFF", end_of_text,
+                           "  a"};
+    Tokenizer t = {0};
+    char *merges, text[2000];
+    size_t size, n, count, wrong = 0;
+    random_merges(200, 99, &merges, &size);
+    Path path = path_in(folder, "merges.txt"), in = path_in(folder, "text"), name = path_in(folder, "shard");
+    write_file(path.s, merges, size);
+    tokenizer_init(&t, "gpt2", NULL, 0, path.s);
+    uint16_t *expected = resize(NULL, 2 * sizeof text);
+    for (int round = 0; round < 200; round++) {
+        Output o = {.tokenizer = &t, .name = name.s, .shard_tokens = round % 3 ? 1000000 : 17};
+        Dataset d = {0};
+        size_t all = 0, at = 0;
+        text[n = 0] = 0;
+        for (uint64_t i = 0; n < random_u64(round, 0) % 1900; i++) {
+            const char *part = parts[random_u64(round, i + 1) % (round % 2 ? 10 : 4)];
+            n += (size_t)sprintf(text + n, "%s", part);
+        }
+        write_file(in.s, text, n);
+        for (char *p = text, *end; p; p = end ? end + strlen(end_of_text) : NULL) { // a document
+            end = strstr(p, end_of_text);
+            uint16_t *ids = tokenizer_encode(&t, p, (size_t)((end ? end : text + n) - p), &count);
+            expected[all++] = 456;
+            memcpy(expected + all, ids, count * sizeof *ids);
+            all += count;
+            free(ids);
+        }
+        put_file(&o, in.s);
+        end_shard(&o);
+        for (int i = 0; i < o.number; i++) dataset_add_shard(&d, shard_path(&o, i).s);
+        for (int i = 0; i < d.num_shards; at += d.shards[i++].count)
+            wrong += at + d.shards[i].count > all || d.shards[i].count > o.shard_tokens ||
+                memcmp(expected + at, d.shards[i].tokens, 2 * d.shards[i].count);
+        wrong += at != all || all != o.total || n != o.bytes;
+        for (int i = 0; i < o.number; i++) unlink(shard_path(&o, i).s);
+        free(d.shards);
+    }
+    check(!wrong, "%zu texts are other tokens in shards", wrong);
+    unlink(path.s), unlink(in.s);
+    free(expected), free(merges);
+    tokenizer_free(&t);
+}
+
 // ---- GPT-2's own merges
 
 static void test_cases(const Tokenizer *t, const char *path) {
@@ -331,6 +379,7 @@ int main(int argc, char **argv) {
     if (!mkdtemp(folder)) die("cannot make %s", folder);
     test_bytes_and_chars();
     test_byte_pairs();
+    test_shards();
     test_broken_merges();
     test_classes();
     if (merges && *merges) {

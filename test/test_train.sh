@@ -111,6 +111,69 @@ done
 ok "soft labels" "$train" "${student[@]}" --distill soft --lr 1e-2
 ok "says how far the student is from the teacher" grep -q 'teacher val loss' "$work/last"
 refuses 2 "needs --teacher" "$train" "${small[@]:0:2}" --optimizer iam
+
+# ---- the teacher's losses from a file: the same bits as from the teacher
+cached=(--data "$work/text.txt" --layers 1 --heads 2 --channels 32 --context 16 --batch 4 --optimizer iam-adam)
+taught=("${cached[@]}" --teacher "$work/teacher" --teacher-cache "$work/losses")
+ok "a run that keeps the teacher's losses" "$train" "${taught[@]}" --steps 40 --out "$work/c1"
+ok "the same bits as without" same_run "$work/iam-adam" "$work/c1"
+ok "a run from these losses" "$train" "${cached[@]}" --teacher-cache "$work/losses" --steps 40 --out "$work/c2"
+ok "the same bits without a teacher" same_run "$work/iam-adam" "$work/c2"
+refuses 1 "lacks the loss of step 41" "$train" "${cached[@]}" --teacher-cache "$work/losses" --steps 60
+ok "a longer run" "$train" "${taught[@]}" --steps 60 --out "$work/c3"
+ok "adds only what is missing" [ "$(grep -c '^[0-9]* ' "$work/losses")" = 60 ]
+cp "$work/losses" "$work/copied"
+ok "another optimizer" "$train" "${cached[@]}" --teacher-cache "$work/losses" --optimizer adamw --lr 1e-2 --steps 60
+ok "leaves the file alone" cmp "$work/losses" "$work/copied"
+rm -rf "$work/c4" "$work/losses"
+"$train" "${taught[@]}" --steps 400 --save-every 20 --out "$work/c4" >/dev/null 2>&1 &
+until [ -e "$work/c4/state.bin" ] || ! kill -0 $! 2>/dev/null; do sleep 0.01; done
+kill -9 $! 2>/dev/null
+wait $! 2>/dev/null
+ok "resumed after kill -9" "$train" "${taught[@]}" --steps 400 --save-every 20 --out "$work/c4" --resume
+ok "its list of losses" "$train" "${cached[@]}" --teacher-cache "$work/losses" --steps 400 --out "$work/c5"
+ok "gives the same run" same_run "$work/c4" "$work/c5"
+{ head -n 4 "$work/losses" && echo '# a remark' && tail -n +200 "$work/losses" | tac; } >"$work/holes"
+ok "holes are filled, in any order" "$train" "${taught[@]}" --teacher-cache "$work/holes" --steps 400 --out "$work/c6"
+ok "with the same losses" diff <(tail -n +5 "$work/losses") <(tail -n +6 "$work/holes" | sort -n)
+for line in "7" "7 x" "7 nan" "7 -1" "7 1 1" "0 1" "1.5 1" "x"; do
+    { cat "$work/losses" && echo "$line"; } >"$work/wrong"
+    refuses 1 "'$line' is not a step and its loss" "$train" "${cached[@]}" --teacher-cache "$work/wrong"
+done
+refuses 1 "cannot add" bash -c 'trap "" XFSZ; ulimit -f 1; exec "$@"' _ "$train" "${taught[@]}" --teacher-cache "$work/cut" --steps 400
+ok "a full disk leaves whole lines" diff <(head -n "$(wc -l <"$work/cut")" "$work/losses") "$work/cut"
+refuses 1 "seed 1337, .*seed 5" "$train" "${cached[@]}" --teacher-cache "$work/losses" --seed 5
+refuses 1 "batch 4, .*batch 2" "$train" "${cached[@]}" --teacher-cache "$work/losses" --batch 2
+refuses 1 "accumulate 1. there.*accumulate 2" "$train" "${cached[@]}" --teacher-cache "$work/losses" --accumulate 2
+refuses 1 "seq-len 16, .*seq-len 8" "$train" "${cached[@]}" --teacher-cache "$work/losses" --seq-len 8
+refuses 1 "another run: 'data" "$train" "${cached[@]}" --teacher-cache "$work/losses" --tokenizer bytes
+refuses 1 "another run: 'teacher" "$train" "${taught[@]}" --teacher "$work/a"
+refuses 1 "not a list" "$train" "${cached[@]}" --teacher-cache "$work/text.txt"
+truncate -s -3 "$work/copied"
+refuses 1 "ends within a line" "$train" "${cached[@]}" --teacher-cache "$work/copied"
+refuses 2 "only its losses" "$train" "${taught[@]}" --distill soft
+# losses from elsewhere: the program writes the texts, somebody adds what he measured
+refuses 1 "each step's text" "$train" "${cached[@]}" --teacher-cache "$work/api" --steps 5
+ok "a text for each sequence of each step" [ "$(grep -c '^# [1-5] ".*"$' "$work/api")" = 20 ]
+refuses 1 "lacks the loss of step 1" "$train" "${cached[@]}" --teacher-cache "$work/api" --steps 5
+grep '^[1-5] ' "$work/losses" >>"$work/api"
+sed -i 's/^teacher ?/teacher an API/' "$work/api"
+ok "a run from an API's losses" "$train" "${cached[@]}" --teacher-cache "$work/api" --steps 5 --out "$work/c7"
+ok "the losses are these" diff <(awk -F, 'NR > 1 { print $6 }' "$work/c7/log.csv") <(awk '/^[1-5] / { printf "%.6f\n", $2 }' "$work/api")
+refuses 1 "belongs to another run: 'teacher an API'" "$train" "${taught[@]}" --steps 5 --out "$work/c7" --resume --teacher-cache "$work/losses"
+
+# ---- a student that starts from every second layer; tensors that stay
+ok "five layers" "$train" "${small[@]}" --layers 5 --steps 3 --out "$work/five"
+ok "every second of them" "$train" "${small[@]:0:2}" --student-from "$work/five" --steps 0 --out "$work/three"
+ok "makes three" grep -q '^model      3 layers, 2 heads, 32 channels' "$work/last"
+refuses 1 "has 32, and its student can have no other" "$train" "${small[@]}" --student-from "$work/five" --channels 64
+refuses 1 "no more" "$train" "${small[@]}" --student-from "$work/five" --layers 6
+refuses 2 "give one" "$train" "${small[@]}" --student-from "$work/five" --model "$work/five"
+ok "frozen tensors" "$train" "${small[@]:0:2}" --model "$work/three" --freeze 'wte,h.[02].*' --optimizer gpa --steps 20 --out "$work/frozen"
+ok "wte stays" cmp -n $((1024 + 128 * 32 * 4)) "$work/three/model.bin" "$work/frozen/model.bin"
+ok "not all stays" bash -c "! cmp '$work/three/model.bin' '$work/frozen/model.bin'"
+refuses 1 "nothing to train" "$train" "${small[@]}" --freeze '*'
+refuses 1 "fcww: no tensor" "$train" "${small[@]}" --freeze 'wte,fcww'
 refuses 1 "the teacher knows" "$train" "${student[@]}" --tokenizer bytes
 refuses 1 "the teacher's context" "$train" "${student[@]}" --context 32
 
@@ -166,6 +229,20 @@ token_shard "$work/one.bin" 3000
 token_shard "$work/two.bin" 2000
 shards=(--data "$work/[ot]*.bin" --layers 1 --heads 2 --channels 16 --context 16 --batch 4)
 ok "token shards by a pattern" "$train" "${shards[@]}" --steps 3 --eval-tokens 64
+if [ -x dev/data/tokenize ]; then # and shards of a text
+    printf '#version: 0.2\nb o\nbo t\nt l\n' >"$work/vocab.bpe"
+    tokenize=(dev/data/tokenize --merges "$work/vocab.bpe")
+    ok "tokenize" "${tokenize[@]}" --out "$work/new/s" --shard-tokens 9000 "$work/text.txt" "$work/short.txt"
+    ok "counts tokens" grep -q ' in 3 shards' "$work/last"
+    ok "its shards are data" "$train" --data "$work/new/s_*.bin" "${shards[@]:2}" --merges "$work/vocab.bpe" --steps 3
+    refuses 1 "is there already" "${tokenize[@]}" --out "$work/new/s" "$work/text.txt"
+    refuses 1 "cannot open" "${tokenize[@]}" --out "$work/t" "$work/text.txt" "$work/missing"
+    refuses 1 "cannot write" bash -c 'trap "" XFSZ; ulimit -f 8; exec "$@"' _ "${tokenize[@]}" --out "$work/t" "$work/text.txt"
+    ok "and leaves nothing" [ -z "$(ls "$work"/t_* 2>/dev/null)" ]
+    refuses 2 "are needed" "${tokenize[@]}" "$work/text.txt"
+    refuses 2 "no option" "${tokenize[@]}" --input "$work/text.txt"
+    refuses 2 "takes 1 to" "${tokenize[@]}" --shard-tokens 0
+fi
 truncate -s -7 "$work/two.bin"
 refuses 1 "promises" "$train" "${shards[@]}" --steps 3
 printf 'abcdefgh' | dd of="$work/one.bin" conv=notrunc status=none

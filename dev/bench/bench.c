@@ -79,7 +79,7 @@ static void bench_step(const char *name, double seconds) {
         run.options.steps = 1 << 30;
         GPT2 *m = &run.model;
         gpt2_allocate(m, g), gpt2_initialize(m, 1), gpt2_allocate_activations(m, B, T, 1);
-        start_optimizer(&run.optimizer, m);
+        start_optimizer(&run.optimizer, m, "");
         run.B = B, run.T = T;
         run.x = allocate(B * T, sizeof *run.x), run.y = allocate(B * T, sizeof *run.y);
         uint16_t *tokens = allocate(100000, sizeof *tokens);
@@ -171,7 +171,7 @@ static void bench_optim(const char *name) {
     gpt2_allocate(&m, models[0].g), gpt2_initialize(&m, 1);
     float *g = allocate_floats(m.num_parameters);
     random_normal(g, m.num_parameters, 1e-3f, 2);
-    start_optimizer(&o, &m);
+    start_optimizer(&o, &m, "");
     double best = INFINITY;
     for (int i = 0; i < 8; i++) {
         double start = now();

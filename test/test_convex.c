@@ -1,0 +1,67 @@
+// The LIBSVM files that dev/convex reads: read, and refused where they lie.
+//   ./test/test_convex [--mutations N]       N (300) damaged files
+#include "caught.h"
+#define main convex_main
+#include "../dev/convex.c"
+#undef main
+#include "check.h"
+#include "forked.h"
+#include "damaged.h"
+
+static char path[] = "/tmp/test_convex_XXXXXX";
+
+static void put(const char *text) {
+    FILE *f = fopen(path, "w");
+    if (!f || fputs(text, f) < 0 || fclose(f)) abort();
+}
+
+static void load(void *unused) {
+    (void)unused;
+    Data d = data_read(path);
+    for (long i = 0; i < d.rows; i++)
+        for (size_t k = d.row_start[i]; k < d.row_start[i + 1]; k++)
+            if (d.col[k] < 0 || d.col[k] >= d.cols || !isfinite(d.value[k])) abort();
+    for (size_t k = 0; k < d.col_start[d.cols]; k++)
+        if (d.row[k] < 0 || d.row[k] >= d.rows) abort();
+    if (d.col_start[d.cols] != d.row_start[d.rows]) abort();
+    data_free(&d);
+}
+
+static void test_reading(void) {
+    put("# two classes\n+1 1:0.5 3:-2e0\n\n-1 2:1 # a remark\n1 3:4\n");
+    Data d = data_read(path);
+    const float y[] = {1, -1, 1}, value[] = {0.5f, -2, 1, 4}, by_column[] = {0.5f, 1, -2, 4};
+    const int col[] = {0, 2, 1, 2};
+    check(d.rows == 3 && d.cols == 3 && !memcmp(d.y, y, sizeof y) && !memcmp(d.col, col, sizeof col) &&
+              !memcmp(d.value, value, sizeof value) && !memcmp(d.col_value, by_column, sizeof by_column),
+          "three rows are read as others");
+    data_free(&d);
+    put("2 7:1 100000000:2\n0 100000000:3 # columns that are not there take no memory\n");
+    d = data_read(path);
+    check(d.rows == 2 && d.cols == 2 && d.col[0] == 0 && d.col[1] == 1 && d.col[2] == 1 && d.y[0] == 1 &&
+              d.y[1] == -1 && d.value[2] == 3,
+          "large indices are not renumbered");
+    data_free(&d);
+    const char *const cases[][2] = {
+        {"", "no data"}, {"1 1:1\n1 1:2\n", "one label"}, {"1 1:1\n2 1:2\n3 1:2\n", ":3: a third label"},
+        {"1 1:1\n2 x:2\n", ":2: expected index:value"}, {"x 1:1\n", "label is not a number"},
+        {"1 0:1\n", "index below 1"}, {"1 2:1 2:1\n", "do not ascend"}, {"1 100000001:1\n", "over 100000000"},
+        {"1 99999999999999999999:1\n", "over 100000000"}, {"1 1:nan\n", "value is not"},
+        {"1 1:\n", "value is not"}, {"1 1:1e99\n", "value is not"}, {"inf 1:1\n", "label is not"},
+        {"1\n2\n", "no data"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        put(cases[i][0]);
+        check_refused(load, NULL, cases[i][1]);
+    }
+}
+
+int main(int argc, char **argv) {
+    int times = argc == 3 && !strcmp(argv[1], "--mutations") ? atoi(argv[2]) : 300, file = mkstemp(path);
+    if (file < 0) abort();
+    close(file);
+    test_reading();
+    put("# made for this\n+1 1:0.5 3:-2e0 1000:1\n-1 2:1 # a remark\n+1 3:4 17:0.25 18:-1\n-1 1:1 2:2 3:3\n");
+    test_damaged("LIBSVM", path, load, NULL, SIZE_MAX, times);
+    unlink(path);
+    return finish();
+}
