@@ -62,7 +62,8 @@ check "a resumed run has another log" logs_agree g r 0
 check "a checkpoint of other options is taken up" says 1 "another run" "$gpu" $options --steps 9 --f32 --out r --resume
 
 cp c/log.csv "$work/reference.csv"
-for student in "--proxy text.txt --proxy-steps 2 --proxy-eta 5" "--schedule refined:reference.csv" "--distill soft" "--optimizer iam-adam" "--optimizer gpa --accumulate 2" "--optimizer muon"; do
+for student in "--proxy text.txt --proxy-steps 2 --proxy-eta 5" "--schedule refined:reference.csv" "--distill soft" "--optimizer iam-adam" "--optimizer iam-adam --teacher-cache losses" \
+    "--freeze wte,ln1w" "--optimizer gpa --accumulate 2" "--optimizer muon"; do
     name=${student##*[ :]}
     rates="--teacher c --steps 4"
     grep -q iam <<<"$student" && rates="--teacher c --steps 4 --lr-cap 0.1"
