@@ -85,9 +85,11 @@ else skip "model, NEON under qemu" "gcc-aarch64-linux-gnu and qemu-user are not 
 # ---- the GPU's trainer, on a CPU; and compiled for GPUs where nvcc is
 if command -v g++ >/dev/null; then
     kernels=test/test_gpt2_cuda nccl=
-    if command -v mpirun >/dev/null && command -v mpicxx >/dev/null; then kernels=${kernels}_nccl nccl=test/test_train_gpt2_cuda_nccl
+    if command -v mpirun >/dev/null && command -v mpicxx >/dev/null; then
+        kernels=${kernels}_nccl nccl=test/test_train_gpt2_cuda_nccl
     else skip "CUDA on a CPU, two processes" "Open MPI is not installed"; fi
-    if make -s test/test_train_gpt2_cuda >build/output 2>&1 && make -s ${nccl:+USE_NCCL=1 USE_MPI=1} $kernels $nccl >build/output 2>&1; then
+    if make -s test/test_train_gpt2_cuda >build/output 2>&1 &&
+        make -s ${nccl:+USE_NCCL=1 USE_MPI=1} $kernels $nccl >build/output 2>&1; then
         run "CUDA on a CPU" $kernels
         [ -z "$nccl" ] || run "CUDA on a CPU, two processes" mpirun --oversubscribe -n 2 $kernels
         run "CUDA on a CPU, the trainer" bash test/test_gpt2_cuda.sh ./test/test_train_gpt2_cuda ./train_gpt2 $nccl
