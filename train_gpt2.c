@@ -2691,7 +2691,7 @@ typedef struct {
     float *out, *in;               // (sums,N,slice) of this worker; (all_sums,slice) of everybody, in order
     char *out_bytes, *in_bytes;    // as they travel; the same memory where that is float
     float *out_error, *in_error;   // (N,slice), (slice): what the last ones lost; NULL where they are float
-    MPI_Datatype slices;           // one worker's slice of all sums
+    MPI_Datatype one, all;         // a slice of one sum, and of all that this worker has
     MPI_Request sums, total;
 } Layer;
 
@@ -2703,6 +2703,7 @@ static struct {
     int width;                     // bytes of a number that travels: 4, 2 or 1
     int sums, all_sums, *joins;    // this worker's, everybody's; (all_sums): the joins that follow each
     int *counts, *from;            // (N): everybody's sums; those of the workers before
+    int *ones, *ranks;             // (N): 1, 1, ..; 0, 1, ..
     MPI_Comm for_sums, for_totals;
 } mpi;
 
@@ -2782,8 +2783,9 @@ static void prepare_workers(GPT2 *m, const float *x_outer, int n, int width) {
     MPI_Comm_dup(MPI_COMM_WORLD, &mpi.for_totals);
     mpi.joins = allocate(n, sizeof(int));
     mpi.counts = allocate(N, sizeof(int)), mpi.from = allocate(N, sizeof(int));
+    mpi.ones = allocate(N, sizeof(int)), mpi.ranks = allocate(N, sizeof(int));
     for (int r = 0; r < N; r++) {
-        mpi.from[r] = mpi.all_sums;
+        mpi.ones[r] = 1, mpi.ranks[r] = r, mpi.from[r] = mpi.all_sums;
         for (long i = (long)r * n / N, end = (long)(r + 1) * n / N, size; i < end; i += size) {
             for (size = 1; i % (2 * size) == 0 && i + 2 * size <= end;) size *= 2;
             int joins = i + size == n ? waiting : joins_after(i + size, size, 0);
@@ -2800,8 +2802,7 @@ static void prepare_workers(GPT2 *m, const float *x_outer, int n, int width) {
         for (int i = 0; i < NUM_TENSORS; i++) floats += layer_tensor(m->config, l, i, &at);
         size_t slice = (floats + N * unit - 1) / (N * unit) * unit,
                bytes = slice * width + (width == 1 ? slice / SCALED * sizeof(float) : 0);
-        if (bytes * MAX(mpi.all_sums, N) > INT_MAX)
-            die("%zu parameters of a layer do not fit one message; use more workers", floats);
+        if (bytes > INT_MAX) die("%zu parameters do not fit one message; use more workers", slice);
         layer->slice = slice, layer->bytes = (int)bytes;
         layer->out = allocate_floats(mpi.sums * N * slice), layer->in = allocate_floats(mpi.all_sums * slice);
         layer->out_bytes = (char *)layer->out, layer->in_bytes = (char *)layer->in;
@@ -2809,10 +2810,11 @@ static void prepare_workers(GPT2 *m, const float *x_outer, int n, int width) {
             layer->out_bytes = allocate(N, bytes), layer->in_bytes = allocate(N, bytes);
             layer->out_error = allocate_floats(N * slice), layer->in_error = allocate_floats(slice);
         }
-        MPI_Datatype column;
-        MPI_Type_vector(mpi.sums, layer->bytes, N * layer->bytes, MPI_BYTE, &column);
-        MPI_Type_create_resized(column, 0, layer->bytes, &layer->slices);
-        MPI_Type_commit(&layer->slices);
+        MPI_Datatype column; // in (sums,N,slice)
+        MPI_Type_contiguous(layer->bytes, MPI_BYTE, &layer->one);
+        MPI_Type_vector(mpi.sums, 1, N, layer->one, &column);
+        MPI_Type_create_resized(column, 0, layer->bytes, &layer->all);
+        MPI_Type_commit(&layer->one), MPI_Type_commit(&layer->all);
     }
 }
 
@@ -2827,7 +2829,8 @@ static void encode(char *bytes, const float *x, size_t n) {
     for (size_t i = 0; i < (mpi.width == 1 ? n : 0); i += SCALED) {
         float largest = 0;
         for (size_t j = i; j < i + SCALED; j++) largest = MAX(largest, fabsf(x[j]));
-        float scale = scales[i / SCALED] = largest / 127, inverse = scale > 0 ? 1 / scale : 0;
+        float inverse = largest > 1e-30f ? 127 / largest : 0;
+        scales[i / SCALED] = largest / 127;
         for (size_t j = i; j < i + SCALED; j++) eighths[j] = (int8_t)rintf(x[j] * inverse);
     }
 }
@@ -2844,16 +2847,17 @@ static void decode(float *x, const char *bytes, size_t n) {
 
 // Encodes x (n) with what was lost the last time, and keeps what is lost now.
 static void encode_with_feedback(char *bytes, float *x, float *error, size_t n) {
-    for (size_t i = 0; i < n; i++) x[i] += error[i];
+    add_floats(x, error, n);
     encode(bytes, x, n);
     decode(error, bytes, n);
+#pragma omp parallel for simd schedule(static)
     for (size_t i = 0; i < n; i++) error[i] = x[i] - error[i];
 }
 
 // Sends this worker's sums of layer l. All workers do this for all layers in the same order.
 static void send_layer(const GradientSum *s, int l) {
     Layer *layer = &mpi.layers[mpi.sent++];
-    int N = workers.count, one[N], rank[N], counts[N], from[N];
+    int N = workers.count;
     for (int k = 0; k < mpi.sums; k++) {
         float *out = layer->out + k * N * layer->slice;
         for (int i = 0; i < NUM_TENSORS; i++) {
@@ -2862,15 +2866,11 @@ static void send_layer(const GradientSum *s, int l) {
             out += n;
         }
     }
-    for (int r = 0; r < N; r++) {
-        one[r] = 1, rank[r] = r;
-        counts[r] = mpi.counts[r] * layer->bytes, from[r] = mpi.from[r] * layer->bytes;
-        if (mpi.width < 4)
-            encode_with_feedback(layer->out_bytes + (size_t)r * layer->bytes, layer->out + r * layer->slice,
-                                 layer->out_error + r * layer->slice, layer->slice);
-    }
-    MPI_Ialltoallv(layer->out_bytes, one, rank, layer->slices, layer->in_bytes, counts, from, MPI_BYTE,
-                   mpi.for_sums, &layer->sums);
+    for (int r = 0; r < N && mpi.width < 4; r++)
+        encode_with_feedback(layer->out_bytes + (size_t)r * layer->bytes, layer->out + r * layer->slice,
+                             layer->out_error + r * layer->slice, layer->slice);
+    MPI_Ialltoallv(layer->out_bytes, mpi.ones, mpi.ranks, layer->all, layer->in_bytes, mpi.counts, mpi.from,
+                   layer->one, mpi.for_sums, &layer->sums);
     workers.bytes_sent += (double)(N - 1) / N * (mpi.all_sums + N) * layer->bytes; // the mean worker's
 }
 
@@ -2889,8 +2889,8 @@ static void add_slice(Layer *layer) {
         waiting++;
     }
     if (mpi.width < 4) encode_with_feedback(layer->in_bytes, layer->in, layer->in_error, n);
-    MPI_Iallgather(layer->in_bytes, layer->bytes, MPI_BYTE, layer->out_bytes, layer->bytes, MPI_BYTE,
-                   mpi.for_totals, &layer->total);
+    MPI_Iallgather(layer->in_bytes, 1, layer->one, layer->out_bytes, 1, layer->one, mpi.for_totals,
+                   &layer->total);
 }
 
 // Goes on with what has come, or waits for it, until the totals of all layers sent are in grads_memory.
