@@ -26,7 +26,8 @@ FLAGS += -DUSE_BLAS
 LIBS += -lopenblas
 endif
 TRAINER = train_gpt2.c optim.h dev/unicode_tables.h
-TESTS = test/test_gpt2 test/test_optim test/test_tokenizer test/test_files test/test_decode test/test_convex
+TESTS = test/test_gpt2 test/test_optim test/test_tokenizer test/test_files test/test_decode test/test_convex \
+	test/test_federated
 
 all: train_gpt2 decode_ppd dev/data/tales.txt
 
@@ -53,10 +54,17 @@ dev/data/tales.txt: dev/data/tales
 dev/convex: dev/convex.c optim.h
 	$(CC) $(FLAGS) $< -o $@ -lm
 
-dev/bench/bench: dev/bench/bench.c $(TRAINER)
+dev/federated: dev/federated.c $(TRAINER)
 	$(CC) $(FLAGS) $< -o $@ $(LIBS)
 
-dev/bench/bench_blas: dev/bench/bench.c $(TRAINER)
+# The same with clients as MPI's ranks: mpirun -n 4 dev/federated_mpi ...
+federated_mpi dev/federated_mpi: dev/federated.c $(TRAINER)
+	OMPI_CC="$(CC)" $(MPICC) $(FLAGS) -DFEDERATED_MPI $< -o dev/federated_mpi $(LIBS)
+
+dev/bench/bench: dev/bench/bench.c decode_ppd.c $(TRAINER)
+	$(CC) $(FLAGS) $< -o $@ $(LIBS)
+
+dev/bench/bench_blas: dev/bench/bench.c decode_ppd.c $(TRAINER)
 	$(CC) $(FLAGS) -DUSE_BLAS $< -o $@ $(LIBS) -lopenblas
 
 # The GPU's trainer: nvcc takes train_gpt2.cu's kernels; train_gpt2.c includes the rest of it. test/cuda_on_cpu.h stands
@@ -115,6 +123,7 @@ test/test_tokenizer: dev/data/tokenize.c
 test/test_convex: dev/convex.c
 test/test_files test/test_convex: test/caught.h test/damaged.h
 test/test_files test/test_convex test/test_tokenizer: test/forked.h
+test/test_federated: dev/federated.c
 
 test/test_%: test/test_%.c test/check.h $(TRAINER)
 	$(CC) $(FLAGS) $< -o $@ $(LIBS)
@@ -128,11 +137,22 @@ demo: all
 plot:
 	bash dev/plot.sh $(or $(PLOT),plot.png) $(RUNS)
 
+# One claim of the papers, from trainings to table and picture: make study NAME=averaging [DATA=text.txt] [FULL=1].
+# dev/studies/README.md lists them.
+study: train_gpt2 dev/data/tales.txt
+	@[ -f "dev/studies/$(NAME).sh" ] || { echo "error: NAME is one of" \
+		$(filter-out driver race readme,$(basename $(notdir $(wildcard dev/studies/*.sh)))) >&2; exit 2; }
+	bash dev/studies/$(NAME).sh
+
+# An optimizer against all others: make race ENTRY="--optimizer gpa --lr 8e-3" STEPS=800 SEEDS=5 [TRACK=tales].
+race: train_gpt2 dev/data/tales.txt
+	bash dev/studies/race.sh
+
 # Every check, in a few minutes; with FULL=1 those that take longer too. test/run.sh says what runs.
-test: all $(TESTS) dev/convex dev/data/tokenize
+test: all $(TESTS) dev/convex dev/data/tokenize dev/federated
 	CC="$(CC)" FLAGS="$(FLAGS)" LIBS="$(LIBS)" bash test/run.sh
 
-test-full: all $(TESTS) dev/convex dev/data/tokenize
+test-full: all $(TESTS) dev/convex dev/data/tokenize dev/federated
 	FULL=1 CC="$(CC)" FLAGS="$(FLAGS)" LIBS="$(LIBS)" bash test/run.sh
 
 # README's table of speed, for this machine.
@@ -141,7 +161,8 @@ bench: dev/bench/bench
 
 clean:
 	rm -rf build train_gpt2 train_gpt2_mpi train_gpt2cu decode_ppd dev/data/tales dev/data/tales.txt \
-		dev/data/tokenize dev/convex dev/bench/bench dev/bench/bench_blas $(TESTS) test/test_gpt2_cuda test/test_gpt2_cuda_nccl \
-		test/test_gpt2_cuda_gpu test/test_train_gpt2_cuda test/test_train_gpt2_cuda_nccl
+		dev/data/tokenize dev/convex dev/federated dev/federated_mpi dev/bench/bench dev/bench/bench_blas $(TESTS) \
+		test/test_gpt2_cuda test/test_gpt2_cuda_nccl test/test_gpt2_cuda_gpu \
+		test/test_train_gpt2_cuda test/test_train_gpt2_cuda_nccl
 
-.PHONY: all demo plot test test-full bench clean
+.PHONY: all federated_mpi demo plot study race test test-full bench clean

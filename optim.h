@@ -25,8 +25,8 @@
    The gradient is taken at params. Averaging methods (gpa, schedule-free, dog) evaluate another point x:
    optim_eval_params computes it into `out` and leaves params alone, so training goes on bit for bit.
    optim_state lists what a checkpoint holds besides params. sps and iam use the losses given to optim_step:
-   f_t(x) and the teacher's loss on the same batch. Optimizers without a hyperparameter "lr" ignore the
-   schedule.
+   f_t(x) and the teacher's loss on the same batch. The schedule multiplies "lr", "muon-lr" and "lr-cap";
+   optimizers without any of these ignore it.
 
    name               paper                     buffers besides parameters and gradients   bytes a parameter
    adamw              arXiv 1711.05101          m v                                        8
@@ -263,15 +263,15 @@ typedef struct {          // one tensor (of one layer) inside the flat parameter
     KEY(dampening, "dampening", "[0,1]", "the gradient enters the momentum times 1 - this")                 \
     KEY(muon_lr, "muon-lr", "[0,inf)", "learning rate of the matrices, times the schedule")                 \
     KEY(muon_momentum, "muon-momentum", "[0,1)", "momentum of the matrices")                                \
-    KEY(matrix_weight, "matrix-weight", "(0,inf)", "of the matrices' direction against the rest's")         \
+    KEY(matrix_weight, "matrix-weight", "(0,inf)", "root mean square of the matrices' direction")           \
     KEY(inner_steps, "inner-steps", "[1,inf)i", "steps from one outer step to the next (H)")                \
     KEY(outer_lr, "outer-lr", "[0,inf)", "of the outer Nesterov step")                                      \
     KEY(outer_momentum, "outer-momentum", "[0,1)", "of the outer Nesterov step")                            \
-    KEY(mu_x, "mu-x", "[0,1]", "weight of x in the new x; like H steps of DiLoCo: momentum^(1/H)")          \
+    KEY(mu_x, "mu-x", "[0,1]", "weight of x in the new x; train_gpt2: 1 - 15/steps unless given")           \
     KEY(mu_y, "mu-y", "(0,1]", "weight of x in y")                                                          \
     KEY(r, "r", "[0,inf)", "power of t in the average's weights")                                           \
     KEY(lambda, "lambda", "[0,inf)", "weight of the past in the average; 0: t = 1, 2, ..")                  \
-    KEY(lr_cap, "lr-cap", "[0,inf)", "the step length is at most this; 0: no cap")                          \
+    KEY(lr_cap, "lr-cap", "[-1,inf)", "longest step, times the schedule; 0: no cap; -1: 1/fan-in")          \
     KEY(d0, "d0", "(0,inf)", "first estimate of the distance to the solution")                              \
     KEY(d_coef, "d-coef", "(0,inf)", "factor of the estimate")                                              \
     KEY(growth_rate, "growth-rate", "[1,inf]", "the estimate grows at most so much in a step")              \
@@ -317,7 +317,7 @@ typedef struct Optimizer Optimizer;
 typedef struct {          // what optim_step was given
     const float *g;
     float scale;          // the gradient is scale * g
-    double lr, muon_lr;   // scheduled
+    double lr, muon_lr, lr_cap; // scheduled; lr_cap is infinite where there is none
     double gap;           // f_t(x) - f*_t
 } OptimInput;
 
@@ -437,8 +437,9 @@ static float *optim_newton_schulz(float *X, float *Y, float *A, float *B, int r,
     return X;
 }
 
-// Every matrix's direction u, kept in its place of v: Adam's second moment is for the rest only.
-static void optim_muon_directions(Optimizer *o, const OptimInput *in) {
+// Every matrix's direction u, kept in its place of v: Adam's second moment is for the rest only. rms: the
+// root mean square of u's entries (those of NS have 1/sqrt(max(rows, cols))); 0: Muon's own scale.
+static void optim_muon_directions(Optimizer *o, const OptimInput *in, double rms) {
     if (!o->matrices.count) return;
     optim_muon_momentum(o->matrices, in->g, in->scale, o->m, o->v, (float)o->h.muon_momentum);
     const OptimSums *sums = o->matrices.sums;                                // of this matrix's chunks
@@ -448,7 +449,8 @@ static void optim_muon_directions(Optimizer *o, const OptimInput *in) {
         const int chunks = (int)((seg->size + OPTIM_CHUNK - 1) / OPTIM_CHUNK), tall = seg->rows > seg->cols;
         const int r = tall ? seg->cols : seg->rows, c = tall ? seg->rows : seg->cols;
         const float norm = (float)(1 / (sqrt(optim_add(sums, chunks).s0) + 1e-7));
-        const float scale = (float)sqrt(fmax(1, (double)seg->rows / seg->cols));
+        const double larger = seg->rows > seg->cols ? seg->rows : seg->cols;
+        const float scale = (float)(rms > 0 ? rms * sqrt(larger) : sqrt(larger / seg->cols));
         float *u = o->v + seg->offset, *X = o->muon_scratch, *Y = X + seg->size, *A = Y + seg->size;
         const OptimSpan flat = optim_flat(seg->size, NULL);
         if (tall) optim_scaled_transpose(flat, X, u, norm, r, c);
@@ -468,7 +470,7 @@ static void optim_step_base(Optimizer *o, const OptimInput *in) {
         return;
     }
     optim_adamw(o->rest, o->params, in->g, in->scale, o->m, o->v, optim_adam(o), lr, wd);
-    optim_muon_directions(o, in);
+    optim_muon_directions(o, in, 0);
     optim_muon(o->matrices, o->params, o->v, (float)in->muon_lr, wd);
 }
 
@@ -501,7 +503,7 @@ static void optim_eval_diloco(const Optimizer *o, float *out) {
 // Generalized Primal Averaging
 static const char optim_maths_gpa[] =
     "y = mu_y x + (1-mu_y) z, g at y;  u: the base's step         arXiv 2512.17131, facebookresearch gpa/\n"
-    "z = (1 - lr wd) z - lr u,  x = mu_x x + (1-mu_x) z\n"
+    "z = (1 - lr wd) z - lr u,  x = mu_x x + (1-mu_x) z;  DiLoCo's H steps: mu_x = momentum^(1/H)\n"
     "stored: y = (1-c) y + c z + lr (mu_y (1-c) - 1) u, c = 1-mu_x, and z;  x = y + (1 - 1/mu_y) (z - y)\n";
 
 // Weight decay moves z before the step. The authors' AdamW in place leaves y where it is, so the x that y and
@@ -534,7 +536,7 @@ static void optim_step_gpa(Optimizer *o, const OptimInput *in) {
         return;
     }
     optim_gpa_adamw(o->rest, o->params, o->z, in->g, in->scale, o->m, o->v, optim_adam(o), lr, wd, w);
-    optim_muon_directions(o, in);
+    optim_muon_directions(o, in, 0);
     optim_gpa_muon(o->matrices, o->params, o->z, o->v, (float)in->muon_lr, wd, w);
 }
 
@@ -746,9 +748,10 @@ static const char optim_maths_sps[] =
     "a = [f_t(x) - f*_t]_+ / |g|^2                                     arXiv 2504.01898\n"
     "x = x - a g\n";
 static const char optim_maths_iam[] =
-    "a = [f_t(x) - f*_t + <g, z-x>]_+ / <g, d>, at most lr-cap;  g at x               arXiv 2504.01898\n"
+    "a = [f_t(x) - f*_t + <g, z-x>]_+ / <g, d>, at most lr-cap schedule;  g at x     arXiv 2504.01898\n"
     "z = z - a (d + wd x),  x = l/(1+l) x + 1/(1+l) z,  l = lambda, or t = 1, 2, .. where lambda is 0\n"
-    "d = g (sgd); g/D, D = sqrt(v/(1-b2^(t+1))) + eps (adamw); matrix-weight Muon's u, and g/D (muon)\n";
+    "d = g (sgd); g/D, D = sqrt(v/(1-b2^(t+1))) + eps (adamw); over muon g/D for the rest, for the matrices\n"
+    "matrix-weight sqrt(max(rows, cols)) NS(Muon's momentum).  The paper's: lambda 9, lr-cap 0\n";
 
 static void optim_step_sps(Optimizer *o, const OptimInput *in) {
     const double scale = in->scale, g2 = scale * scale * optim_sum_squares(o->all, in->g).s0;
@@ -768,10 +771,10 @@ OPTIM_SUM(float, optim_iam_sum_adam, (const float *x, const float *z, const floa
     s0 += grad * (z[i] - x[i]);
     s1 += grad * (grad / (sqrtf(v[i]) * c.c2 + c.eps));)
 OPTIM_SUM(float, optim_iam_sum_muon, (const float *x, const float *z, const float *g, float scale,
-                                      const float *u, float w),
+                                      const float *u),
     const float grad = scale * g[i];
     s0 += grad * (z[i] - x[i]);
-    s1 += grad * (w * u[i]);)
+    s1 += grad * u[i];)
 
 OPTIM_ELEMENT void optim_iam_move(float *x, float *z, float d, float a, float wd, float c) {   // c = 1/(1+l)
     *z -= a * (d + wd * *x);
@@ -783,33 +786,42 @@ OPTIM_PASS(optim_iam_adam, (float *x, float *z, const float *g, float scale, con
                             float a, float wd, float c),
     const float d = scale * g[i] / (sqrtf(v[i]) * adam.c2 + adam.eps);
     optim_iam_move(&x[i], &z[i], d, a, wd * chunk.decay, c);)
-OPTIM_PASS(optim_iam_muon, (float *x, float *z, const float *u, float w, float a, float wd, float c),
-    optim_iam_move(&x[i], &z[i], w * u[i], a, wd * chunk.decay, c);)
+OPTIM_PASS(optim_iam_muon, (float *x, float *z, const float *u, float a, float wd, float c),
+    optim_iam_move(&x[i], &z[i], u[i], a, wd * chunk.decay, c);)
 
+// Why a cap. Polyak's step is as long as the line from f_t(x) along d needs to come down to the teacher's
+// loss. A student that cannot get there has a gap that never closes, and steps that never shorten; they even
+// grow, for where they are too long g is small against the noise that D remembers. How far the line holds is
+// known from the shapes: entries of d near 1, times inputs near 1 (they come from a LayerNorm), change a
+// matrix's outputs by their own size where a is 1/fan-in, Adam's rate by width in arXiv 2203.03466 too. The
+// schedule on the cap anneals the noise that an open gap would keep; where the teacher is within reach, a is
+// below it. Under the cap lambda 4, which averages over fewer steps than the paper's 9, is stable.
+//
+// Why 0.2 for Muon's matrices: the root mean square of Adam's steps (0.2 to 0.4, arXiv 2502.16982), so that
+// one a, and one cap, suits matrices and rest.
 static void optim_step_iam(Optimizer *o, const OptimInput *in) {
     float *x = o->params, *z = o->z, *v = o->v;
     const int sgd = o->row->base == OPTIM_SGD;
     const OptimAdam adam = optim_adam(o);
-    const float wd = (float)o->h.weight_decay, w = (float)o->h.matrix_weight;
+    const float wd = (float)o->h.weight_decay;
     OptimSums s = { in->gap, 0, 0 }, t;
     if (sgd) {
         t = optim_iam_sum_sgd(o->all, x, z, in->g, in->scale);
     } else {
-        optim_muon_directions(o, in);
-        s = optim_iam_sum_muon(o->matrices, x, z, in->g, in->scale, v, w);
+        optim_muon_directions(o, in, o->h.matrix_weight);
+        s = optim_iam_sum_muon(o->matrices, x, z, in->g, in->scale, v);
         t = optim_iam_sum_adam(o->rest, x, z, in->g, in->scale, v, adam);
         s.s0 += in->gap;
     }
     s.s0 += t.s0;
     s.s1 += t.s1;
-    o->s.step = s.s1 > 0 ? fmax(s.s0, 0) / s.s1 : 0;
-    if (o->h.lr_cap > 0) o->s.step = fmin(o->s.step, o->h.lr_cap);
+    o->s.step = s.s1 > 0 ? fmin(fmax(s.s0, 0) / s.s1, in->lr_cap) : 0;
     const float a = (float)o->s.step, c = (float)(1 / (1 + (o->h.lambda > 0 ? o->h.lambda : o->s.t + 1)));
     if (sgd) {
         optim_iam_sgd(o->all, x, z, in->g, in->scale, a, wd, c);
     } else {
         optim_iam_adam(o->rest, x, z, in->g, in->scale, v, adam, a, wd, c);
-        optim_iam_muon(o->matrices, x, z, v, w, a, wd, c);
+        optim_iam_muon(o->matrices, x, z, v, a, wd, c);
     }
 }
 
@@ -852,26 +864,29 @@ static void optim_step_adgd(Optimizer *o, const OptimInput *in) {
 }
 
 // -----------------------------------------------------------------------------------------------------------
-// The table of optimizers. Defaults live here and nowhere else.
+// The table of optimizers. Defaults live here and nowhere else (but train_gpt2's mu-x, which knows the steps).
 
-#define OPTIM_ADAM_ "lr=1e-3 beta1=0.9 beta2=0.99 eps=1e-8 weight-decay=0.1 "
+#define OPTIM_ADAM_WITH_(beta1) "lr=1e-3 beta1=" beta1 " beta2=0.99 eps=1e-8 weight-decay=0.1 "
+#define OPTIM_ADAM_ OPTIM_ADAM_WITH_("0.9")
 #define OPTIM_SGD_ "lr=0.1 momentum=0.9 dampening=0.9 weight-decay=0 "
-#define OPTIM_MUON_ OPTIM_ADAM_ "muon-lr=0.02 muon-momentum=0.95 "
+#define OPTIM_MUON_ "muon-lr=0.02 muon-momentum=0.95 "
 #define OPTIM_FREE_ "beta1=0.9 weight-decay=0 r=0 "
 #define OPTIM_D_ "lr=1 beta1=0.9 beta2=0.999 eps=1e-8 weight-decay=0 d0=1e-6 growth-rate=inf "
-#define OPTIM_IAM_ADAM_ "lambda=9 lr-cap=0 weight-decay=0 beta2=0.999 eps=1e-8 "
-#define OPTIM_OVER_BASES(name, buffers, defaults, maths, step, eval)                                        \
-    { name, OPTIM_ADAMW, "m v " buffers, OPTIM_ADAM_ defaults, maths, step, eval },                         \
+#define OPTIM_IAM_ADAM_ "lambda=4 lr-cap=-1 weight-decay=0 beta2=0.999 eps=1e-8 "
+#define OPTIM_OVER_BASES(name, beta1, buffers, defaults, maths, step, eval)                                 \
+    { name, OPTIM_ADAMW, "m v " buffers, OPTIM_ADAM_WITH_(beta1) defaults, maths, step, eval },             \
     { name, OPTIM_SGD, "m " buffers, OPTIM_SGD_ defaults, maths, step, eval },                              \
-    { name, OPTIM_MUON, "m v " buffers, OPTIM_MUON_ defaults, maths, step, eval },
+    { name, OPTIM_MUON, "m v " buffers, OPTIM_ADAM_WITH_(beta1) OPTIM_MUON_ defaults, maths, step, eval },
 
 static const OptimRow optim_rows[] = {
     { "adamw", OPTIM_ADAMW, "m v", OPTIM_ADAM_, optim_maths_adamw, optim_step_base, NULL },
     { "sgd", OPTIM_SGD, "m", OPTIM_SGD_, optim_maths_sgd, optim_step_base, NULL },
-    { "muon", OPTIM_MUON, "m v", OPTIM_MUON_, optim_maths_muon, optim_step_base, NULL },
-    OPTIM_OVER_BASES("diloco", "outer x_outer", "inner-steps=32 outer-lr=0.7 outer-momentum=0.9 ",
+    { "muon", OPTIM_MUON, "m v", OPTIM_ADAM_ OPTIM_MUON_, optim_maths_muon, optim_step_base, NULL },
+    OPTIM_OVER_BASES("diloco", "0.9", "outer x_outer", "inner-steps=32 outer-lr=0.7 outer-momentum=0.9 ",
         optim_maths_diloco, optim_step_diloco, optim_eval_diloco)
-    OPTIM_OVER_BASES("gpa", "z", "mu-x=0.9967 mu-y=0.7 ", optim_maths_gpa, optim_step_gpa, optim_eval_gpa)
+    // The average does beta1's work as well: lower, it pays (README, Measured).
+    OPTIM_OVER_BASES("gpa", "0.7", "z", "mu-x=0.9967 mu-y=0.7 ", optim_maths_gpa, optim_step_gpa,
+        optim_eval_gpa)
     { "schedule-free", OPTIM_NO_BASE, "v z", "lr=2.5e-3 beta2=0.999 eps=1e-8 " OPTIM_FREE_,
         optim_maths_schedule_free, optim_step_schedule_free, optim_eval_schedule_free },
     { "schedule-free-sgd", OPTIM_NO_BASE, "z", "lr=1 " OPTIM_FREE_, optim_maths_schedule_free,
@@ -888,8 +903,8 @@ static const OptimRow optim_rows[] = {
     { "sps", OPTIM_NO_BASE, "", "", optim_maths_sps, optim_step_sps, NULL },
     { "iam", OPTIM_SGD, "z", "lambda=9 lr-cap=0 weight-decay=0 ", optim_maths_iam, optim_step_iam, NULL },
     { "iam", OPTIM_ADAMW, "v z", OPTIM_IAM_ADAM_, optim_maths_iam, optim_step_iam, NULL },
-    { "iam", OPTIM_MUON, "m v z", "lambda=4 lr-cap=0 weight-decay=0 beta2=0.999 eps=1e-8 muon-momentum=0.95 "
-        "matrix-weight=0.3 ", optim_maths_iam, optim_step_iam, NULL },
+    { "iam", OPTIM_MUON, "m v z", OPTIM_IAM_ADAM_ "muon-momentum=0.95 matrix-weight=0.2 ", optim_maths_iam,
+        optim_step_iam, NULL },
     { "iam-adam", OPTIM_ADAMW, "v z", OPTIM_IAM_ADAM_, optim_maths_iam, optim_step_iam, NULL },
     { "adgd", OPTIM_NO_BASE, "x_prev g_prev", "first-step=0.01 version=2 ", optim_maths_adgd, optim_step_adgd,
         NULL },
@@ -1034,6 +1049,12 @@ OPTIM_API int optim_start(Optimizer *o, float *params, size_t n, const OptimSegm
     for (int j = 0; j < num_segments; j++) o->moving += segments[j].size;
 
     const size_t slice = o->h.slice_p > 1 ? (size_t)o->h.slice_p : 1;
+    if (o->h.lr_cap < 0) {
+        int fan_in = 0;                                    // the smallest; without matrices, no cap
+        for (int j = 0; j < num_segments; j++)
+            if (segments[j].rows && (!fan_in || segments[j].cols < fan_in)) fan_in = segments[j].cols;
+        o->h.lr_cap = fan_in ? 1.0 / fan_in : 0;
+    }
     const int rest = optim_cut(o, 0, 1, NULL), matrices = optim_cut(o, 1, 1, NULL);
     const int slices = slice > 1 ? optim_cut(o, 0, slice, NULL) : 0;
     o->chunks = (OptimChunk *)optim_allocate(rest + matrices + slices, sizeof(OptimChunk));
@@ -1076,12 +1097,12 @@ OPTIM_API int optim_start(Optimizer *o, float *params, size_t n, const OptimSegm
 }
 
 // One update of params. grad: the gradient there, multiplied by grad_scale on the way (clipping costs no
-// pass). lr_factor: the schedule's value, times the hyperparameters "lr" and "muon-lr". loss and loss_star:
+// pass). lr_factor: the schedule's value, times "lr", "muon-lr" and "lr-cap". loss and loss_star:
 // f_t(x) and the teacher's f*_t on this batch (sps and iam; the others ignore them).
 OPTIM_API void optim_step(Optimizer *o, const float *grad, float grad_scale, double lr_factor, double loss,
                           double loss_star) {
     const OptimInput in = { grad, grad_scale, o->h.lr * lr_factor, o->h.muon_lr * lr_factor,
-                            loss - loss_star };
+                            o->h.lr_cap > 0 ? o->h.lr_cap * lr_factor : INFINITY, loss - loss_star };
     o->row->step(o, &in);
     o->s.t++;
 }
@@ -1089,9 +1110,9 @@ OPTIM_API void optim_step(Optimizer *o, const float *grad, float grad_scale, dou
 // Whether the step comes from losses, the batch's and a teacher's, not from a rate.
 OPTIM_API int optim_is_polyak(const Optimizer *o) { return o->row->step == optim_step_sps || o->row->step == optim_step_iam; }
 
-// The step length for a log: the scheduled rate, or what the last step found.
+// The step length for a log: the scheduled rate (times d where d is estimated), or what the last step found.
 OPTIM_API double optim_rate(const Optimizer *o, double lr_factor) {
-    return isnan(optim_get(o, "lr")) ? o->s.step : o->h.lr * lr_factor;
+    return isnan(optim_get(o, "lr")) ? o->s.step : o->h.lr * lr_factor * (o->h.d0 > 0 ? o->s.d : 1);
 }
 
 // |g|^2 over what moves.

@@ -1249,7 +1249,7 @@ static char *read_file(const char *path, size_t *size) {
 // any moment there is either the old file or the new one, whole.
 static FILE *write_begin(const char *path) {
     Path temporary = path_in(path, "");
-    snprintf(temporary.s, sizeof temporary.s, "%s.tmp", path);
+    strcpy(temporary.s + strlen(path), ".tmp"); // path_in leaves room for it
     FILE *f = fopen(temporary.s, "wb");
     if (!f) die("cannot write %s: %s; choose another place", temporary.s, strerror(errno));
     memcpy(unfinished_file, temporary.s, sizeof unfinished_file);
@@ -3076,20 +3076,36 @@ static void set_option(Options *o, const OptionRow *row, const char *text) {
     else *(int *)field = (int)x;
 }
 
+static void print_option(const OptionRow *r) {
+    char left[64];
+    int shown = *r->initial && r->type != 'f';
+    snprintf(left, sizeof left, "--%s %s", r->name, r->argument);
+    printf("  %-30s %s%s%s%s\n", left, r->help, shown ? " [" : "", shown ? r->initial : "", shown ? "]" : "");
+}
+
 static void print_help(void) {
     printf("train_gpt2: trains a GPT-2 on text.\n\n"
            "  ./train_gpt2 --data text.txt --out run             trains the default small model\n"
            "  ./train_gpt2 --data text.txt --teacher run --optimizer iam-adam --layers 3 --out student\n"
            "  ./train_gpt2 --help NAME                           an optimizer's maths and options\n\n");
-    for (int i = 0; i < NUM_OPTIONS; i++) {
-        const OptionRow *r = &option_rows[i];
-        char left[64];
-        snprintf(left, sizeof left, "--%s %s", r->name, r->argument);
-        printf("  %-30s %s%s%s%s\n", left, r->help, *r->initial && r->type != 'f' ? " [" : "",
-               r->type != 'f' ? r->initial : "", *r->initial && r->type != 'f' ? "]" : "");
-    }
+    for (int i = 0; i < NUM_OPTIONS; i++) print_option(&option_rows[i]);
     printf("\n");
     optim_print_help(stdout, NULL);
+}
+
+static void choose_optimizer(Optimizer *optimizer, const char *name, const char *base) {
+    if (optim_init(optimizer, name)) die_usage("no optimizer is called '%s'; see --help", name);
+    if (*base && optim_set_base(optimizer, base)) die_usage("--base %s does not go with %s", base, name);
+}
+
+static void set_hyperparameters(Optimizer *optimizer, int n, const char *const *names, const double *values) {
+    const char *of = optimizer->row->name;
+    for (int i = 0; i < n; i++) {
+        int wrong = optim_set(optimizer, names[i], values[i]);
+        if (wrong == -1)
+            die_usage("--%s is no option, nor one of %s; see --help and --help %s", names[i], of, of);
+        if (wrong == -2) die_usage("--%s %g is out of range; see --help %s", names[i], values[i], of);
+    }
 }
 
 static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
@@ -3123,18 +3139,12 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
     }
     o.diloco = !strcmp(o.workers, "diloco");
     if (o.diloco && !strcmp(o.optimizer, "adamw")) o.optimizer = "diloco";
-    if (optim_init(optimizer, o.optimizer)) die_usage("no optimizer is called '%s'; see --help", o.optimizer);
-    if (*o.base && optim_set_base(optimizer, o.base))
-        die_usage("--base %s does not go with %s", o.base, o.optimizer);
-    for (int i = 0; i < o.num_hyper; i++) {
-        int wrong = optim_set(optimizer, o.hyper_name[i], o.hyper_value[i]);
-        if (wrong == -1)
-            die_usage("--%s is no option, nor one of %s; see --help and --help %s", o.hyper_name[i],
-                      o.optimizer, o.optimizer);
-        if (wrong == -2)
-            die_usage("--%s %g is out of range; see --help %s", o.hyper_name[i], o.hyper_value[i],
-                      o.optimizer);
-    }
+    choose_optimizer(optimizer, o.optimizer, o.base);
+    set_hyperparameters(optimizer, o.num_hyper, o.hyper_name, o.hyper_value);
+    // GPA's average reaches back over 1/(1 - mu_x) steps: a fifteenth of the run, long or short.
+    int given = 0;
+    for (int i = 0; i < o.num_hyper; i++) given |= !strcmp(o.hyper_name[i], "mu-x");
+    if (!given) optim_set(optimizer, "mu-x", 1 - 15.0 / MAX(o.steps, 16));
     if (isnan(optim_schedule(o.schedule, 0, 1, 0, 0)) && strncmp(o.schedule, "refined:", 8))
         die_usage("no schedule is called '%s'; see --help", o.schedule);
     if (strcmp(o.distill, "loss") && strcmp(o.distill, "soft"))
@@ -3231,23 +3241,29 @@ static void muon_matmul(float *C, const float *A, const float *B, int M, int N, 
     for (size_t i = 0; alpha != 1 && i < n; i++) C[i] *= alpha;
 }
 
-// Tells the optimizer where each layer's tensors are: which decay, and which are matrices inside the blocks.
-// Of frozen tensors it does not know: they get no update and count in no norm.
-static void start_optimizer(Optimizer *o, GPT2 *m, const char *frozen) {
-    check_patterns(frozen, m->config, "freeze");
-    OptimSegment *segments = allocate((size_t)NUM_TENSORS * m->config.num_layers, sizeof(OptimSegment));
+// Where each layer's tensors are in the parameters, for the optimizer: which decay, and which are matrices
+// inside the blocks. Of frozen tensors it does not know: they get no update and count in no norm. segments has
+// room for NUM_TENSORS a layer; returns how many there are.
+static int model_segments(GPT2Config g, const char *frozen, OptimSegment *segments) {
     size_t offset = 0;
     int n = 0;
     for (int i = 0; i < NUM_TENSORS; i++) {
-        TensorShape t = tensor_shape(m->config, i);
+        TensorShape t = tensor_shape(g, i);
         for (int l = 0; l < MAX(t.layers, 1); l++, offset += layer_size(t)) {
-            if (tensor_matches(frozen, m->config, i, l)) continue;
+            if (tensor_matches(frozen, g, i, l)) continue;
             segments[n] = (OptimSegment){offset, layer_size(t), 0, 0, t.cols > 0};
             if (t.layers && t.cols) segments[n].rows = t.rows, segments[n].cols = t.cols;
             n++;
         }
     }
+    return n;
+}
+
+static void start_optimizer(Optimizer *o, GPT2 *m, const char *frozen) {
+    check_patterns(frozen, m->config, "freeze");
+    OptimSegment *segments = allocate((size_t)NUM_TENSORS * m->config.num_layers, sizeof(OptimSegment));
     optim_matmul = muon_matmul;
+    int n = model_segments(m->config, frozen, segments);
     if (n == 0) die("--freeze %s leaves nothing to train", frozen);
     if (optim_start(o, m->params_memory, m->num_parameters, segments, n))
         die("out of memory for the optimizer");

@@ -10,6 +10,10 @@
    A rate that is not the method's own to find is tuned: the power of 2 with the lowest F at the end. The
    optimum is AdProxGD's in double precision. With l1 or a box, the methods with a prox remain.
 
+   --curvature 1 adds a column: step length times the Hessian's largest eigenvalue, for methods that step along
+   the gradient. Gradient descent on a quadratic diverges above 2; a method that stays near 2 is said to be at
+   the edge of stability.
+
        ./dev/convex --out convex.csv && gnuplot -e "csv='convex.csv'" dev/convex.gp      draws convex.svg */
 #define _POSIX_C_SOURCE 200809L                            // getline
 #include "../optim.h"
@@ -300,33 +304,69 @@ static double optimum(Problem *p, double *x, double *residual) {
     return objective(p, x);
 }
 
+// The largest eigenvalue of the smooth part's Hessian at w, 1/rows sum_i s_i (1-s_i) a_i a_i' + l2 I, s_i the
+// model's probability: power iterations from v, which is left at the eigenvector for the next call.
+static double largest_curvature(Problem *p, const double *w, double *v) {
+    const Data *d = &p->data;
+    double norm = 0;
+    for (int iteration = 0; iteration < 20; iteration++) {
+        norm = 0;
+        for (long j = 0; j < d->cols; j++) norm += v[j] * v[j];
+        norm = sqrt(norm);
+        for (long j = 0; j < d->cols; j++) v[j] = norm > 0 ? v[j] / norm : 1 / sqrt((double)d->cols);
+        OPTIM_PARALLEL for (long i = 0; i < d->rows; i++) {
+            double margin = 0, along = 0;
+            for (size_t k = d->row_start[i]; k < d->row_start[i + 1]; k++) {
+                margin += d->value[k] * w[d->col[k]];
+                along += d->value[k] * v[d->col[k]];
+            }
+            const double s = 1 / (1 + exp(-margin));
+            p->residual[i] = s * (1 - s) * along / d->rows;
+        }
+        OPTIM_PARALLEL for (long j = 0; j < d->cols; j++) {
+            v[j] *= p->l2;
+            for (size_t k = d->col_start[j]; k < d->col_start[j + 1]; k++)
+                v[j] += d->col_value[k] * p->residual[d->row[k]];
+        }
+    }
+    norm = 0;
+    for (long j = 0; j < d->cols; j++) norm += v[j] * v[j];
+    return sqrt(norm);
+}
+
 // -----------------------------------------------------------------------------------------------------------
 // Runs
 
-// tuned: its lr, on the grid; prox: takes l1 and a box; whole: of one function, not of changing batches
+// name: NULL for gradient descent, written out in run()
+// is: t its lr is tuned on the grid, p it has a prox (takes l1 and a box), w it is for one function, not for
+//     changing batches, g it steps along the gradient, n the gradient is normalized
 // mu_x: GPA's default averages some 300 steps, as many as a run has here.
-typedef struct { const char *label, *name, *base; double mu_x; int tuned, prox, whole; } Method;
+typedef struct { const char *label, *name, *base, *is, *schedule; double mu_x; } Method;
 
 static const Method methods[] = {
-    { "gd", NULL, NULL, 0, 1, 1, 0 },                     // proximal gradient descent at a constant rate
-    { "adgd", "adgd", NULL, 0, 0, 0, 1 },
-    { "adproxgd", "adproxgd", NULL, 0, 0, 1, 1 },
-    { "dowg", "dowg", NULL, 0, 0, 0, 0 },
-    { "cdowg", "cdowg", NULL, 0, 0, 0, 0 },
-    { "dog", "dog", NULL, 0, 0, 0, 0 },
-    { "prodigy", "prodigy", NULL, 0, 0, 0, 0 },
-    { "dadapt-adam", "dadapt-adam", NULL, 0, 0, 0, 0 },
-    { "resetting", "resetting", NULL, 0, 0, 0, 0 },
-    { "sps", "sps", NULL, 0, 0, 0, 0 },
-    { "iam", "iam", NULL, 0, 0, 0, 0 },
-    { "iam-adam", "iam-adam", NULL, 0, 0, 0, 0 },
-    { "sgd-momentum", "sgd", NULL, 0, 1, 0, 0 },
-    { "adamw", "adamw", NULL, 0, 1, 0, 0 },
-    { "gpa", "gpa", NULL, 0.9, 1, 0, 0 },
-    { "gpa-sgd", "gpa", "sgd", 0.9, 1, 0, 0 },
-    { "schedule-free", "schedule-free", NULL, 0, 1, 0, 0 },
-    { "schedule-free-sgd", "schedule-free-sgd", NULL, 0, 1, 0, 0 },
+    { "gd", NULL, NULL, "tpg", "constant", 0 },           // proximal gradient descent at a constant rate
+    { "gd-linear", NULL, NULL, "tg", "linear", 0 },
+    { "gd-refined", NULL, NULL, "tg", "refined", 0 },     // from the norms of gd's gradients
+    { "ngd", NULL, NULL, "tgn", "constant", 0 },
+    { "adgd", "adgd", NULL, "wg", NULL, 0 },
+    { "adproxgd", "adproxgd", NULL, "pwg", NULL, 0 },
+    { "dowg", "dowg", NULL, "g", NULL, 0 },
+    { "cdowg", "cdowg", NULL, "", NULL, 0 },
+    { "dog", "dog", NULL, "g", NULL, 0 },
+    { "prodigy", "prodigy", NULL, "", NULL, 0 },
+    { "dadapt-adam", "dadapt-adam", NULL, "", NULL, 0 },
+    { "resetting", "resetting", NULL, "", NULL, 0 },
+    { "sps", "sps", NULL, "g", NULL, 0 },
+    { "iam", "iam", NULL, "", NULL, 0 },
+    { "iam-adam", "iam-adam", NULL, "", NULL, 0 },
+    { "sgd-momentum", "sgd", NULL, "t", NULL, 0 },
+    { "adamw", "adamw", NULL, "t", NULL, 0 },
+    { "gpa", "gpa", NULL, "t", NULL, 0.9 },
+    { "gpa-sgd", "gpa", "sgd", "t", NULL, 0.9 },
+    { "schedule-free", "schedule-free", NULL, "t", NULL, 0 },
+    { "schedule-free-sgd", "schedule-free-sgd", NULL, "t", NULL, 0 },
 };
+static int is(const Method *m, char what) { return strchr(m->is, what) != NULL; }
 
 typedef struct {
     Problem *p;
@@ -334,13 +374,17 @@ typedef struct {
     long batch;           // rows a step, 0: all
     double f_star;
     const double *x_star;
+    unsigned long long seed; // of the batches
     double first_step;    // AdGD's, and what its search took
     long search;
+    int curvature;        // measured
+    double *norms;        // (a run's steps) of the gradients of the last run of gd
+    double *refined;      // (a run's steps) the schedule made of them
 } Setting;
 
 static int applies(const Setting *s, const Method *m, const char *only) {
-    return (!only || !strcmp(only, m->label)) && (m->prox || (s->p->l1 == 0 && s->p->box == INFINITY)) &&
-           !(m->whole && s->batch);
+    return (!only || !strcmp(only, m->label)) && (is(m, 'p') || (s->p->l1 == 0 && s->p->box == INFINITY)) &&
+           !(is(m, 'w') && s->batch);
 }
 
 // One run from 0; F - F* at its end, infinite where it diverged. Measures into csv unless that is NULL.
@@ -348,52 +392,75 @@ static double run(const Setting *s, const Method *m, double lr, FILE *csv) {
     const long cols = s->p->data.cols, rows = s->p->data.rows, batch = s->batch ? s->batch : rows;
     float *x = (float *)grow(NULL, cols, sizeof(float)), *g = (float *)grow(NULL, cols, sizeof(float));
     float *out = (float *)grow(NULL, cols, sizeof(float));
-    double *w = vector(s->p), *gradient = vector(s->p), gap = INFINITY;
+    double *w = vector(s->p), *gradient = vector(s->p), *eigenvector = vector(s->p), gap = INFINITY;
     int *draw = (int *)grow(NULL, batch, sizeof(int));
     const double start = objective(s->p, w);
     const long steps = (long)((double)s->budget * rows / batch), every = (long)fmax(1, (double)rows / batch);
     Optimizer o;
     memset(x, 0, cols * sizeof(float));
-    random_state = 1;
+    random_state = s->seed;
     if (m->name) {
         optim_init(&o, m->name);
         if (m->base) optim_set_base(&o, m->base);
         if (m->mu_x > 0) optim_set(&o, "mu-x", m->mu_x);
-        if (m->tuned) optim_set(&o, "lr", lr);
-        if (m->whole) optim_set(&o, "first-step", s->first_step);
+        if (is(m, 't')) optim_set(&o, "lr", lr);
+        if (is(m, 'w')) optim_set(&o, "first-step", s->first_step);
         optim_set(&o, "l1", s->p->l1);                     // refused where there is no prox
         optim_set(&o, "box-low", -s->p->box);
         optim_set(&o, "box-high", s->p->box);
         if (optim_start(&o, x, cols, NULL, 0)) die("too large for this machine's memory", NULL, 1);
     }
     for (long t = 0; t <= steps; t++) {
-        const double spent = (double)t * batch / rows + (m->whole ? s->search : 0);
+        const double spent = (double)t * batch / rows + (is(m, 'w') ? s->search : 0);
         if (spent > s->budget && t > 0) break;
-        if (t % every == 0 || t == steps) {                // measures
+        const int measures = t % every == 0 || t == steps;
+        if (measures) {
             if (m->name) optim_eval_params(&o, out); else memcpy(out, x, cols * sizeof(float));
             for (long j = 0; j < cols; j++) w[j] = out[j];
             gap = objective(s->p, w) - s->f_star;
             if (!(gap < 10 * fabs(start) + 1e3)) { gap = INFINITY; break; }
-            if (csv) {
-                fprintf(csv, "%s,", m->label);
-                if (m->tuned) fprintf(csv, "%g", lr);
-                fprintf(csv, ",%.10g,%.6e\n", spent, fmax(gap, 0));
-            }
         }
         for (long b = 0; b < batch && s->batch; b++) draw[b] = (int)(uniform() * rows);
         for (long j = 0; j < cols; j++) w[j] = x[j];
         const double loss = loss_gradient(s->p, w, s->batch ? draw : NULL, batch, gradient);
+        double step, curvature = NAN;
+        if (csv && measures && s->curvature && is(m, 'g'))
+            curvature = largest_curvature(s->p, w, eigenvector);
         if (!m->name) {
-            for (long j = 0; j < cols; j++) x[j] = (float)prox(s->p, x[j] - lr * gradient[j], lr);
-            continue;
+            double norm = 0;
+            for (long j = 0; j < cols; j++) norm += gradient[j] * gradient[j];
+            norm = sqrt(norm);
+            const int at = (int)(t < steps ? t : steps - 1), refined = !strcmp(m->schedule, "refined");
+            if (!strcmp(m->label, "gd")) s->norms[at] = norm;
+            step = lr * (refined ? s->refined[at] : optim_schedule(m->schedule, at, steps, 0, 0));
+            if (is(m, 'n')) step = norm > 0 ? step / norm : 0;
+            for (long j = 0; j < cols; j++) x[j] = (float)prox(s->p, x[j] - step * gradient[j], step);
+        } else {
+            for (long j = 0; j < cols; j++) g[j] = (float)gradient[j];
+            const double star = !s->batch ? s->f_star : loss_gradient(s->p, s->x_star, draw, batch, NULL);
+            optim_step(&o, g, 1, 1, loss, star);
+            step = o.s.step;
         }
-        for (long j = 0; j < cols; j++) g[j] = (float)gradient[j];
-        const double star = !s->batch ? s->f_star : loss_gradient(s->p, s->x_star, draw, batch, NULL);
-        optim_step(&o, g, 1, 1, loss, star);
+        if (!csv || !measures) continue;
+        fprintf(csv, "%s,", m->label);
+        if (is(m, 't')) fprintf(csv, "%g", lr);
+        fprintf(csv, ",%.10g,%.6e", spent, fmax(gap, 0));
+        if (s->curvature) fprintf(csv, isnan(curvature) ? "," : ",%.6g", step * curvature);
+        fprintf(csv, "\n");
     }
     if (m->name) optim_free(&o);
-    free(x); free(g); free(out); free(w); free(gradient); free(draw);
+    free(x); free(g); free(out); free(w); free(gradient); free(eigenvector); free(draw);
     return gap;
+}
+
+// The power of 2 with the lowest F - F* at the end of a run.
+static double tuned_rate(const Setting *s, const Method *m) {
+    double best = INFINITY, lr = ldexp(1, -14);
+    for (int k = -14; k <= 10; k++) {
+        const double gap = run(s, m, ldexp(1, k), NULL);
+        if (gap < best) { best = gap; lr = ldexp(1, k); }
+    }
+    return lr;
 }
 
 static void usage(FILE *f) {
@@ -404,7 +471,9 @@ static void usage(FILE *f) {
         "  --l1 X             weight of |w|_1 (default 0); with it, or a box, only gd and adproxgd run\n"
         "  --box X            |w_j| <= X (default: none)\n"
         "  --batch N          rows drawn for a gradient (default 0: all); without adgd and adproxgd\n"
+        "  --seed N           of the rows drawn (default 1)\n"
         "  --evaluations N    gradients over all rows that a run may take (default 300)\n"
+        "  --curvature 1      another column: step length times largest curvature\n"
         "  --optimizer NAME   only this one (default all):");
     for (int j = 0; j < OPTIM_COUNT(methods); j++) fprintf(f, " %s", methods[j].label);
     fprintf(f, "\n  --out FILE         the CSV (default: stdout)\n");
@@ -427,6 +496,7 @@ int main(int argc, char **argv) {
     memset(&s, 0, sizeof(s));
     p.box = INFINITY;
     s.budget = 300;
+    s.seed = 1;
     for (int i = 1; i < argc; i += 2) {
         const char *option = argv[i], *value = i + 1 < argc ? argv[i + 1] : NULL;
         if (!strcmp(option, "--help")) { usage(stdout); return 0; }
@@ -436,7 +506,9 @@ int main(int argc, char **argv) {
         else if (!strcmp(option, "--l1")) p.l1 = number(option, value, 0, 0);
         else if (!strcmp(option, "--box")) p.box = number(option, value, 1e-30, 0);
         else if (!strcmp(option, "--batch")) s.batch = (long)number(option, value, 0, 1);
+        else if (!strcmp(option, "--seed")) s.seed = (unsigned long long)number(option, value, 0, 1);
         else if (!strcmp(option, "--evaluations")) s.budget = (long)number(option, value, 1, 1);
+        else if (!strcmp(option, "--curvature")) s.curvature = (int)number(option, value, 0, 1);
         else if (!strcmp(option, "--optimizer")) only = value;
         else if (!strcmp(option, "--out")) path = value;
         else die("unknown option (see --help)", option, 2);
@@ -459,24 +531,27 @@ int main(int argc, char **argv) {
 
     FILE *csv = path ? fopen(path, "w") : stdout;
     if (!csv) die(strerror(errno), path, 1);
-    fprintf(csv, "optimizer,lr,evaluations,suboptimality\n");
+    const long steps = (long)((double)s.budget * p.data.rows / (s.batch ? s.batch : p.data.rows));
+    s.norms = (double *)grow(NULL, steps, sizeof(double));
+    s.refined = (double *)grow(NULL, steps, sizeof(double));
+    fprintf(csv, "optimizer,lr,evaluations,suboptimality%s\n", s.curvature ? ",step_curvature" : "");
     for (int j = 0; j < OPTIM_COUNT(methods); j++) {
         const Method *m = &methods[j];
-        double best = INFINITY, lr = NAN;
         if (!applies(&s, m, only)) continue;
-        for (int k = -14; k <= 10 && m->tuned; k++) {
-            const double gap = run(&s, m, ldexp(1, k), NULL);
-            if (gap < best) { best = gap; lr = ldexp(1, k); }
+        if (m->schedule && !strcmp(m->schedule, "refined")) {
+            run(&s, &methods[0], tuned_rate(&s, &methods[0]), NULL);
+            if (optim_refined(s.norms, steps, "l2", 0.1, s.refined)) {
+                fprintf(stderr, "%-18s not refined: needs two steps, and gradients above 0\n", m->label);
+                continue;
+            }
         }
-        if (m->tuned && isnan(lr)) lr = ldexp(1, -14);
-        best = run(&s, m, lr, csv);
-        fprintf(stderr, "%-18s %.3e", m->label, fmax(best, 0));
-        if (m->tuned) fprintf(stderr, "  lr %g of 2^-14..2^10", lr);
+        const double lr = is(m, 't') ? tuned_rate(&s, m) : NAN, last = run(&s, m, lr, csv);
+        fprintf(stderr, "%-18s %.3e", m->label, fmax(last, 0));
+        if (is(m, 't')) fprintf(stderr, "  lr %g of 2^-14..2^10", lr);
         fprintf(stderr, "\n");
     }
     if (fflush(csv) || ferror(csv) || (path && fclose(csv))) die(strerror(errno), path ? path : "stdout", 1);
     data_free(&p.data);
-    free(p.residual);
-    free(x_star);
+    free(p.residual); free(x_star); free(s.norms); free(s.refined);
     return 0;
 }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # `make demo [DATA=text.txt]`: a teacher learns a text, a smaller student learns from the teacher's loss without any
-# learning rate, and both write. Runs go to runs/teacher and runs/student. Called from the project's folder.
+# learning rate, and both write; at last the teacher writes the same text with several tokens a pass. Runs go to
+# runs/teacher and runs/student. Called from the project's folder.
 set -eu
 data=$1
 start=$SECONDS
@@ -28,16 +29,28 @@ say "1  The text: $data"
 head -c 600 "$data"
 printf ' ...\n'
 
-# A teacher far better than the student can become would make IAM-Adam's steps too long (README, Measured).
-say "2  A teacher: 4 layers, 256 wide, AdamW with warmup and cosine"
-./train_gpt2 "${small[@]}" --layers 4 --channels 256 --lr 2e-3 --steps 800 --eval-every 100 --sample-every 800 --out runs/teacher
+say "2  A teacher: 4 layers, 256 wide, Muon with warmup and cosine"
+./train_gpt2 "${small[@]}" --layers 4 --channels 256 --optimizer muon --lr 4e-3 --steps 1000 --eval-every 100 \
+    --sample-every 1000 --out runs/teacher
 
-say "3  A student: 3 layers, 128 wide. IAM-Adam reads the teacher's loss on each batch, and needs no learning rate"
-./train_gpt2 "${small[@]}" --layers 3 --channels 128 --optimizer iam-adam --teacher runs/teacher --steps 1000 \
-    --eval-every 100 --sample-every 1000 --out runs/student
+say "3  A student: 3 layers, 128 wide. IAM over Muon reads the teacher's loss on each batch, and needs no learning rate"
+./train_gpt2 "${small[@]}" --layers 3 --channels 128 --optimizer iam --base muon --teacher runs/teacher --steps 1500 \
+    --eval-every 100 --sample-every 1500 --out runs/student
 
 say "4  Validation loss"
 draw runs/teacher runs/student
 if command -v gnuplot >/dev/null; then printf '\ncurves: %s\n' "$(bash dev/plot.sh runs/demo.png runs/teacher runs/student)"
 else printf '\nmake plot RUNS="runs/teacher runs/student" draws them as a picture once gnuplot-nox is installed\n'; fi
+# A model of this size looks ahead only if it is trained to: the teacher goes on with its prompts for some steps.
+say "5  Several tokens a pass: the teacher, trained on together with prompt tokens that guess what follows"
+./decode_ppd train --model runs/teacher --data "$data" --joint --deep --batch 8 --lr 5e-4 --prompt-weight 1 --steps 300 \
+    --out-model runs/ahead --out runs/ahead.ppd
+prompt=$(awk 'NF { print $1, $2, $3; exit }' "$data")
+for with in "" "--ppd runs/ahead.ppd" "--ppd runs/ahead.ppd --ngram"; do
+    printf '\n-- decode_ppd run --model runs/ahead %s\n' "$with"
+    ./decode_ppd run --model runs/ahead $with --prompt "$prompt" --tokens 400 >runs/ahead.now
+    if [ -z "$with" ]; then cat runs/ahead.now && mv runs/ahead.now runs/ahead.txt
+    elif cmp -s runs/ahead.now runs/ahead.txt; then echo "the same text"
+    else echo "error: another text" >&2 && exit 1; fi
+done
 printf '\nThe demo took %d:%02d.\n' $(((SECONDS - start) / 60)) $(((SECONDS - start) % 60))

@@ -138,6 +138,12 @@ if command -v $other >/dev/null; then
     variant "decoding, $other" "$other $plain -O3 -march=native -fno-math-errno -fno-trapping-math" test/test_decode.c -- --mutations 10
 fi
 
+# ---- federated training
+command -v mpicc >/dev/null && { make -s dev/federated_mpi >build/output 2>&1 || head -n 10 build/output; }
+run "federated, what is sent" test/test_federated
+if [ "$full" ]; then variant "federated, ASan and UBSan" "$CC $sanitize" test/test_federated.c; fi
+run "federated" bash test/test_federated.sh
+
 # ---- programs as a user runs them
 run "the corpus and its oracle" bash test/test_tales.sh
 run "downloads" bash test/test_download.sh

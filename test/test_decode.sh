@@ -33,7 +33,7 @@ tokens=(--data "$work/text.txt" --own-tokens 1000 --steps 40 --batch 2 --cuts 8 
 ok "train" "$decode" train --model "$work/model" "${tokens[@]}" --out "$work/p"
 ok "accuracies are printed" grep -q '^distance 3 ' "$work/last"
 ok "no checkpoint stays" [ ! -e "$work/p.state" ]
-ok "copies" "$decode" train --model "$work/model" "${tokens[@]}" --prompts 2 --copies 3 --out "$work/copies"
+ok "copies and layers" "$decode" train --model "$work/model" "${tokens[@]}" --prompts 2 --copies 3 --deep --out "$work/copies"
 ok "heads" "$decode" train --model "$work/model" "${tokens[@]}" --heads --out "$work/heads"
 ok "the draft's" "$decode" train --model "$work/draft" "${tokens[@]}" --out "$work/draft.p"
 ok "another optimizer" "$decode" train --model "$work/model" "${tokens[@]}" --optimizer prodigy --lr 1 --out "$work/prodigy"
@@ -62,7 +62,7 @@ wait $pid
 ok "it goes on" "$decode" train --model "$work/model" "${tokens[@]}" --steps 500 --out "$work/broken" --resume
 ok "from a checkpoint" grep -q '^resumed at step' "$work/last"
 ok "unbroken" "$decode" train --model "$work/model" "${tokens[@]}" --steps 500 --out "$work/whole"
-ok "the same numbers" cmp -n $((40 + 3 * 32 * 4)) "$work/broken" "$work/whole"
+ok "the same numbers" cmp -n $((48 + 3 * 32 * 4)) "$work/broken" "$work/whole"
 
 # ---- refused
 refuses 1 empty "${run[@]}"
@@ -83,10 +83,27 @@ refuses 2 "command" "$decode"
 refuses 2 "needs --model" "$decode" run --prompt 1
 refuses 2 "needs --out" "$decode" train --model "$work/model" --data "$work/text.txt"
 refuses 2 "no optimizer" "$decode" train --model "$work/model" "${tokens[@]}" --optimizer magic --out "$work/x"
-refuses 2 "no option of train" "$decode" train --model "$work/model" "${tokens[@]}" --colour 3 --out "$work/x"
+refuses 2 "no option" "$decode" train --model "$work/model" "${tokens[@]}" --colour 3 --out "$work/x"
 refuses 1 "seq-len" "$decode" train --model "$work/model" "${tokens[@]}" --seq-len 4 --out "$work/x"
 refuses 1 "cannot" "$decode" train --model "$work/model" "${tokens[@]}" --out "$work/no/such/place"
 refuses 1 "no such\|cannot open\|No such" "$decode" train --model "$work/model" "${tokens[@]}" --out "$work/x" --resume
+
+# ---- the study: its report from a CSV; with FULL=1 all of it, on a few steps
+if [ -f dev/studies/driver.sh ]; then
+    study() { env RESULTS="$work" DATA="$work/text.txt" STEPS=6 DECODE="$decode" TRAIN="$train" "$@" bash dev/studies/decoding.sh; }
+    printf '%s\n' "# make study" model,part,name,measure,value together,method,PPD,speedup,2.60 together,predicted,PPD,speedup,2.50 \
+        together,method,PPD,identical,yes together,loss,model,before,1.5 together,loss,model,after,1.6 \
+        {frozen,together},tree,PPD,{a_pass_1,ms_1,a_pass_4,ms_4,measured_4},1.5 >"$work/decoding.csv"
+    ok "the study's report" study REPORT=1
+    ok "a claim that held" grep -q 'trained with its prompts: speedup | 2.49 | 2.60 | yes' "$work/decoding.md"
+    ok "the prediction's error" grep -q 'within 10% (ours) | - | 4% | yes' "$work/decoding.md"
+    ok "a claim that did not" grep -q 'at most 0.01) | - | +0.1000 | no' "$work/decoding.md"
+    if [ "${FULL:-}" ]; then
+        ok "the study" study
+        ok "has all methods" grep -q '^together,method,PPD + draft with PPD,identical,yes' "$work/decoding.csv"
+        rm -rf runs/studies/decoding/text
+    fi
+fi
 ok "no temporary file stays" [ -z "$(find "$work" -name '*.tmp')" ]
 ok "--help" "$decode" --help
 finish

@@ -62,8 +62,9 @@ check "a resumed run has another log" logs_agree g r 0
 check "a checkpoint of other options is taken up" says 1 "another run" "$gpu" $options --steps 9 --f32 --out r --resume
 
 cp c/log.csv "$work/reference.csv"
-for student in "--proxy text.txt --proxy-steps 2 --proxy-eta 5" "--schedule refined:reference.csv" "--distill soft" "--optimizer iam-adam" "--optimizer iam-adam --teacher-cache losses" \
-    "--freeze wte,ln1w" "--optimizer gpa --accumulate 2" "--optimizer muon"; do
+for student in "--proxy text.txt --proxy-steps 2 --proxy-eta 5" "--schedule refined:reference.csv" "--distill soft" \
+    "--optimizer iam-adam" "--optimizer iam-adam --teacher-cache losses" "--optimizer gpa --accumulate 2" \
+    "--optimizer muon" "--student-from c --layers 1 --freeze wte,h.0.ln* --clip 0.1"; do
     name=${student##*[ :]}
     rates="--teacher c --steps 4"
     grep -q iam <<<"$student" && rates="--teacher c --steps 4 --lr-cap 0.1"
@@ -74,6 +75,10 @@ for student in "--proxy text.txt --proxy-steps 2 --proxy-eta 5" "--schedule refi
     check "$student: another log than train_gpt2's" logs_agree "c_$name" "g_$name" 1e-3
     check "$student: another end than train_gpt2's" cmp -s <(tail -n 2 c.txt | cut -c 1-40) <(tail -n 2 g.txt | cut -c 1-40)
 done
+"$gpu" $options --steps 4 --teacher c --teacher-cache losses --f32 --out kept >/dev/null
+"$gpu" $options --steps 4 --teacher-cache losses --f32 --out from_losses >/dev/null
+check "another end from the teacher's losses" cmp kept/model.bin from_losses/model.bin
+check "another log from the teacher's losses" logs_agree kept from_losses 0
 "$gpu" $options --steps 2 --sample-every 1 --seed 3 >sample.txt
 check "samples" [ "$(grep -c '^--- sample' sample.txt)" = 2 ]
 

@@ -564,7 +564,7 @@ static void rule_iam_muon(Reference *r, const Optimizer *o, const double *g, lon
     reference_orthogonalise(d, 6, 4);
     reference_orthogonalise(d + 24, 3, 5);
     for (int i = 0; i < N; i++) {
-        if (is_matrix(i)) d[i] *= o->h.matrix_weight;
+        if (is_matrix(i)) d[i] *= o->h.matrix_weight * sqrt(i < 24 ? 4 : 5);     // cols: u has sqrt(rows/cols)
         numerator += g[i] * (a->z[i] - a->x[i]);
         gd += g[i] * d[i];
     }
@@ -872,6 +872,9 @@ static void interface_tests(void) {
     ok &= !optim_init(&o, "iam") && optim_set(&o, "beta2", 0.9) == -1 && !optim_set_base(&o, "adamw");
     ok &= optim_set(&o, "beta2", 0.9) == 0 && !optim_init(&o, "iam-adam") && optim_set_base(&o, "sgd") == -1;
     check(ok, "bases of gpa and iam", 0);
+    ok = !optim_init(&o, "iam-adam") && !optim_start(&o, x, 3, NULL, 0) && optim_get(&o, "lr-cap") == 0;
+    check(ok, "one vector: no cap from shapes", 0);
+    optim_free(&o);
     ok = !optim_init(&o, "prodigy") && optim_set(&o, "slice-p", 2.5) == -2 && !optim_set(&o, "slice-p", 2);
     ok &= isinf(optim_get(&o, "growth-rate")) && !optim_start(&o, x, 3, NULL, 0);
     ok &= optim_state(&o, 3, &ptr, &bytes, &name) && !strcmp(name, "x0") && bytes == 2 * sizeof(float);
@@ -887,6 +890,34 @@ static void interface_tests(void) {
     FILE *f = fopen("/dev/null", "w");
     for (int j = 0; j < OPTIM_COUNT(optim_rows) && f; j++) optim_print_help(f, optim_rows[j].name);
     if (f) fclose(f);
+}
+
+// A teacher whose loss no student can reach: without the cap IAM's steps grow until nothing is learned.
+static void cap_test(const char *name, const char *base) {
+    enum { steps = 400 };
+    Optimizer o;
+    float x[N], grad[N];
+    double first = 0, last = 0, longest = 0;
+    random_state = 1;
+    int ok = !optim_init(&o, name) && (!base || !optim_set_base(&o, base));
+    for (int i = 0; i < N; i++) x[i] = (float)uniform();
+    ok &= !optim_start(&o, x, N, reference_segments, 3) && optim_get(&o, "lr-cap") == 0.25;  // 1 / 4 columns
+    for (long t = 0; t < steps; t++) {
+        const double factor = optim_schedule("cosine", t, steps, 20, 0);
+        double loss = 0;
+        for (int i = 0; i < N; i++) {
+            loss += 0.5 * x[i] * x[i];
+            grad[i] = x[i] + (float)uniform();
+        }
+        if (t == 0) first = loss;
+        last = loss;
+        optim_step(&o, grad, 1, factor, loss, -100);
+        longest = fmax(longest, optim_rate(&o, factor) - 0.25 * factor);
+    }
+    char what[64];
+    snprintf(what, sizeof(what), "%s, a teacher out of reach", base ? "iam over muon" : name);
+    check(ok && longest <= 1e-12 && last < 0.1 * first, what, last / first);
+    optim_free(&o);
 }
 
 static int ascending(const void *a, const void *b) {
@@ -970,6 +1001,8 @@ int main(int argc, char **argv) {
         reference_tests();
         bits_tests();
         frozen_tests();
+        cap_test("iam-adam", NULL);
+        cap_test("iam", "muon");
         interface_tests();
         schedule_tests();
         proxy_test();

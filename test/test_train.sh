@@ -92,6 +92,7 @@ for optimizer in sgd gpa muon diloco schedule-free prodigy dadapt-adam resetting
     wait $! 2>/dev/null
     ok "$optimizer, resumed" "$train" "${untuned[@]}" --optimizer $optimizer --steps 40 --save-every 1 --out "$work/p" --resume
     ok "$optimizer: the same bits" same_run "$work/o" "$work/p"
+    [ "$optimizer" != gpa ] || ok "gpa's mu_x comes from the steps: 1 - 15/40" grep -qa '^mu-x 0.625$' "$work/o/state.bin"
 done
 "$train" "${small[@]}" --steps 100000 --out "$work/busy" >/dev/null 2>&1 &
 busy=$!
@@ -103,7 +104,7 @@ wait $busy 2>/dev/null
 # ---- distillation
 ok "a teacher" "$train" "${small[@]}" --steps 150 --channels 64 --out "$work/teacher"
 student=(--data "$work/text.txt" --layers 1 --heads 2 --channels 32 --context 16 --batch 4 --teacher "$work/teacher" --steps 40)
-for optimizer in sps iam iam-adam; do
+for optimizer in sps iam iam-adam "iam --base muon"; do
     ok "distil with $optimizer" "$train" "${student[@]}" --optimizer $optimizer --out "$work/$optimizer"
     ok "$optimizer logs the teacher's loss" awk -F, 'NR > 1 && $6 == "" { bad = 1 } END { exit bad }' "$work/$optimizer/log.csv"
     ok "$optimizer learns" awk -F, 'NR == 2 { first = $4 } { last = $4 } END { exit !(last < first) }' "$work/$optimizer/log.csv"

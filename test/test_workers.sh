@@ -38,6 +38,14 @@ for how in "--optimizer iam-adam --teacher $work/one --layers 1" "--proxy $work/
     ok "the same bits" same_run "$work/how" "$work/how2"
 done
 
+taught=("${small[@]}" --accumulate 4 --steps 6 --optimizer iam-adam --layers 1 --teacher-cache "$work/losses")
+ok "two workers keep a teacher's losses" mpi 2 "$train_mpi" "${taught[@]}" --teacher "$work/one" --workers data --out "$work/kept"
+ok "all of them, once" [ "$(cut -d' ' -f1 "$work/losses" | tr '\n' ' ')" = "teacher teacher data order 1 2 3 4 5 6 " ]
+ok "two workers, from these" mpi 2 "$train_mpi" "${taught[@]}" --workers data --out "$work/how"
+ok "the same bits" same_run "$work/kept" "$work/how"
+ok "one process, from these" "$train" "${taught[@]}" --out "$work/how"
+ok "the same bits" same_run "$work/kept" "$work/how"
+
 # ---- what travels: 2 (N-1)/N numbers of 4 bytes for each parameter, a little more for slices of equal length
 parameters=$(tr -d '\r' <"$work/data7.out" | sed -n 's/.*: \([0-9]*\) parameters$/\1/p')
 ok "log.csv has the bytes" [ "$(head -n 1 "$work/data7/log.csv" | cut -d, -f8-)" = grad_norm,bytes_sent ]

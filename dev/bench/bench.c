@@ -1,10 +1,11 @@
 // What the machine can do, and what share of it the program reaches.
 //   bench machine         FMA peak in GFLOP/s and read bandwidth in GB/s, the best of some tries
 //   bench step NAME       tokens/s, GFLOP/s and peak memory of training steps: 124M, medium or small
-//   bench matmul [I]      GFLOP/s of every product of these models (built with BLAS=1: the library's), or of
-//   product I bench optim NAME      seconds and bytes of an optimizer's step with 124M parameters
-#define TRAIN_GPT2_NO_MAIN
-#include "../../train_gpt2.c"
+//   bench matmul [I]      GFLOP/s of every product of these models, or of product I (BLAS=1: the library's)
+//   bench optim NAME      seconds and bytes of an optimizer's step with 124M parameters
+//   bench decode KIND     tokens/s of plain decoding with 124M parameters (f32, bf16, int8), GB/s of weights
+#define DECODE_NO_MAIN
+#include "../../decode_ppd.c"
 
 // Multiply-adds on registers only: MR x 2 independent chains, as in the microkernel.
 static __attribute__((noinline)) float fma_chains(long n, float factor) {
@@ -28,24 +29,6 @@ static double fma_peak(double seconds) {
         best = fmax(best, 2.0 * VEC * 2 * MR * n * omp_get_max_threads() / (now() - start) / 1e9);
     }
     (void)sink;
-    return best;
-}
-
-static double read_bandwidth(double seconds) {
-    size_t n = 1 << 28; // 1 GiB
-    float *x = allocate_floats(n);
-    double best = 0, end = now() + seconds;
-    volatile float sink = 0;
-    while (now() < end) {
-        double start = now();
-        float sum = 0;
-#pragma omp parallel for simd reduction(+ : sum) schedule(static)
-        for (size_t i = 0; i < n; i++) sum += x[i];
-        sink = sum;
-        best = fmax(best, 4.0 * n / (now() - start) / 1e9);
-    }
-    (void)sink;
-    free(x);
     return best;
 }
 
@@ -181,12 +164,24 @@ static void bench_optim(const char *name) {
     printf("%.4f %.3f\n", best, floats * 4.0 * m.num_parameters / 1e9);
 }
 
+static void bench_decode(const char *kind) {
+    static Engine e;
+    const uint16_t tokens[8] = {11, 22, 33, 44, 55, 66, 77, 88};
+    GPT2 m;
+    gpt2_allocate(&m, models[0].g), gpt2_initialize(&m, 1);
+    engine_start(&e, &m, parse_kind(kind));
+    gpt2_free(&m);
+    double seconds = plain_seconds(&e, tokens, 64);
+    printf("%.1f %.1f\n", 1 / seconds, decoder_bytes(&e.decoder) / seconds / 1e9);
+}
+
 int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "";
-    if (!strcmp(what, "machine")) printf("%.1f %.1f\n", fma_peak(1), read_bandwidth(2));
+    if (!strcmp(what, "machine")) printf("%.1f %.1f\n", fma_peak(1), read_bandwidth(2) / 1e9);
     else if (!strcmp(what, "step") && argc > 2) bench_step(argv[2], argc > 3 ? atof(argv[3]) : 5);
     else if (!strcmp(what, "matmul")) bench_matmul(argc > 2 ? atoi(argv[2]) : -1);
     else if (!strcmp(what, "optim") && argc > 2) bench_optim(argv[2]);
-    else die_usage("bench machine | step NAME [SECONDS] | matmul [I] | optim NAME");
+    else if (!strcmp(what, "decode") && argc > 2) bench_decode(argv[2]);
+    else die_usage("bench machine | step NAME [SECONDS] | matmul [I] | optim NAME | decode KIND");
     return 0;
 }

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# `make bench`: what this machine can do, and the share of it that training steps, matrix products and optimizers reach.
+# `make bench`: what this machine can do, and the share of it that training steps, matrix products, optimizers and
+# decoding reach.
 # Where PyTorch or OpenBLAS is installed it runs in turns with ours: A B A B A B, medians. About ten minutes.
 # Called from the project's folder, after dev/bench/bench is built.
 set -u
@@ -59,4 +60,21 @@ for optimizer in adamw gpa schedule-free prodigy; do
     read -r seconds gigabytes < <(for ((t = 0; t < turns; t++)); do $bench optim $optimizer; done | sort -n | head -n 1)
     awk -v n=$optimizer -v s="$seconds" -v g="$gigabytes" -v b="$bandwidth" \
         'BEGIN { printf "%-30s %8.3f  %8.2f  %6.1f   %.0f%%\n", n, s, g, g / s, 100 * g / s / b }'
+done
+
+echo
+peer=
+python3 -c 'import torch, transformers' 2>/dev/null && peer=python3
+echo "plain decoding, 124M, one sequence   tok/s    GB/s   of read bandwidth | transformers tok/s   ours/theirs"
+for kind in f32 bf16 int8; do
+    : >/tmp/bench.ours.$$ && : >/tmp/bench.peer.$$
+    for ((t = 0; t < turns; t++)); do
+        $bench decode $kind >>/tmp/bench.ours.$$
+        [ "$peer" ] && $peer dev/bench/peer_transformers.py $kind >>/tmp/bench.peer.$$ 2>/dev/null # int8: it has none
+    done
+    speed=$(cut -d' ' -f1 /tmp/bench.ours.$$ | median) rate=$(cut -d' ' -f2 /tmp/bench.ours.$$ | median)
+    theirs=$(median </tmp/bench.peer.$$)
+    printf '%-32s %8.1f  %6.1f   %-17s | %18s   %s\n' $kind "$speed" "$rate" "$(share "$rate" "$bandwidth")" "${theirs:--}" \
+        "$(ratio "$speed" "${theirs:-0}")"
+    rm -f /tmp/bench.ours.$$ /tmp/bench.peer.$$
 done

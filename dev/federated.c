@@ -1,0 +1,1285 @@
+/* dev/federated.c: partially personalized federated learning on GPT-2 or on a convex problem (FFGG,
+Mishchenko, Islamov, Gorbunov and Horvath 2023, arXiv 2305.18285).
+
+M clients have texts of their own, which stay with them. Some tensors of the model, w, are shared; the others,
+b_m, are private: every client has its own, and nobody else ever sees them.
+
+       min_w  1/M sum_m F_m(w),     F_m(w) = min_b f_m(w, b)
+
+       in a round, client m:   b_m <- K optimizer steps on f_m(w, .), w fixed
+                               g_m  = d f_m / dw at (w, b_m), all that is sent
+       the server:             w   <- an optimizer's step with aggregate(g_1, .., g_M)
+
+The problem is called overpersonalized if one w minimizes every F_m. Then all g_m vanish at that w, and so
+does what usually hurts: local steps have nowhere to drift to, a stale gradient differs by no more than w has
+moved, and a robust mean of gradients that attackers have mixed with theirs errs by no more than the honest
+ones differ, which goes to zero. So FFGG comes to the exact solution, at a constant rate, as long as the
+honest gradients on the way there agree well enough for the share of attackers. Where no w suits everybody,
+synchronous FFGG without attackers still does; stale gradients and attackers leave an error in proportion to
+how much the clients' gradients differ at the solution (--misfit makes such a problem). On text, batches are
+noisy and nothing is exact.
+
+The baselines on the same clients: `local` trains everything and sends nothing; `fedavg` (McMahan et al. 2017)
+takes K steps on everything and sends how far the shared tensors moved, w_old - w, which the server takes for
+a gradient. Without --private it is FedAvg proper. --finetune N lets every client train everything on, alone,
+at the end.
+
+   1  options
+   2  tensors, private and shared
+   3  what a client minimizes: text, or a term of a convex problem with a known solution
+   4  a client
+   5  messages: in one process, or between MPI's ranks
+   6  attackers
+   7  aggregation
+   8  the server
+   9  clients from a text; the command line
+
+All clients weigh the same. Every number drawn depends on --seed only, and sums are taken in the clients'
+order, so a run's numbers depend neither on threads nor on ranks (with --clock real they depend on who comes
+first). */
+#define TRAIN_GPT2_NO_MAIN
+#include "../train_gpt2.c"
+#include <fnmatch.h>
+#ifdef FEDERATED_MPI
+#include <mpi.h>
+#endif
+#ifndef _OPENMP
+static inline int omp_get_thread_num(void) { return 0; }
+#endif
+
+// ===========================================================================================================
+// 1  Options (the table and its help stand in chapter 9)
+
+typedef enum { FFGG, FEDAVG, LOCAL } Method;
+typedef enum { MEAN, MEDIAN, TRIMMED, GEOMETRIC_MEDIAN, CLIPPING } Aggregator;
+typedef enum { SIGN_FLIP, NOISE, LITTLE, NAN_SENDER, SILENT } Attack;
+
+typedef struct {
+    const char *data, *split, *tokenizer, *model;
+    int convex, min_bytes, max_clients;
+    double misfit;
+    int layers, heads, channels, context, batch;
+    const char *method_name, *patterns;
+    int rounds, local_steps, finetune;
+    double finetune_lr;
+    const char *server_optimizer, *client_optimizer, *schedule;
+    double clip;
+    const char *aggregator_name;
+    double trim;
+    int bucket;
+    double attackers;
+    const char *attack_name;
+    int async, delay;
+    double deadline;
+    const char *clock;
+    int seed, eval_every;
+    const char *out;
+    // what the names above mean
+    Method method;
+    Aggregator aggregator;
+    Attack attack;
+    Optimizer server, client; // their hyperparameters, not started
+} FedOptions;
+
+// ===========================================================================================================
+// 2  Tensors, private and shared
+
+typedef struct {
+    char name[64]; // as Hugging Face calls it, such as h.0.ln_1.weight; b or w of the convex problem
+    int private;
+    size_t place;         // where it begins among the model's parameters
+    OptimSegment segment; // where it begins in a vector (b, w), and what an optimizer wants to know
+} Tensor;
+
+// A client's parameters as one vector: first the private tensors, b (num_private), then the shared ones, w
+// (num_shared).
+typedef struct {
+    Tensor *tensors;
+    int num_tensors, num_private_tensors;
+    size_t num_private, num_shared;
+} Layout;
+
+static void add_tensor(Layout *l, const char *name, OptimSegment segment) {
+    l->tensors = resize(l->tensors, (size_t)(l->num_tensors + 1) * sizeof *l->tensors);
+    Tensor *t = &l->tensors[l->num_tensors], *before = t - 1;
+    *t = (Tensor){.place = l->num_tensors++ ? before->place + before->segment.size : 0, .segment = segment};
+    snprintf(t->name, sizeof t->name, "%s", name);
+}
+
+static void add_model_tensors(Layout *l, GPT2Config g) {
+    char name[64];
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        TensorShape t = tensor_shape(g, i);
+        for (int layer = 0; layer < MAX(t.layers, 1); layer++) {
+            OptimSegment segment = {.size = layer_size(t), .decay = t.cols > 0};
+            if (t.layers && t.cols) segment.rows = t.rows, segment.cols = t.cols;
+            snprintf(name, sizeof name, t.hf_name, layer);
+            add_tensor(l, name, segment);
+        }
+    }
+}
+
+// Makes private what the patterns match (as a shell matches file names; commas between them), and lays the
+// vector out.
+static void make_private(Layout *l, const char *patterns) {
+    char pattern[256];
+    for (const char *p = patterns, *end; *p; p = *end ? end + 1 : end) {
+        int matches = 0;
+        end = p + strcspn(p, ",");
+        snprintf(pattern, sizeof pattern, "%.*s", (int)(end - p), p);
+        for (int i = 0; i < l->num_tensors; i++)
+            if (!fnmatch(pattern, l->tensors[i].name, 0)) l->tensors[i].private = matches = 1;
+        if (!matches)
+            die("--private %s matches no tensor; they are called %s to %s", pattern, l->tensors[0].name,
+                l->tensors[l->num_tensors - 1].name);
+    }
+    Tensor *sorted = resize(NULL, (size_t)l->num_tensors * sizeof *sorted);
+    size_t offset = 0;
+    int n = 0;
+    for (int side = 1; side >= 0; side--) { // private, then shared
+        for (int i = 0; i < l->num_tensors; i++) {
+            if (l->tensors[i].private != side) continue;
+            sorted[n] = l->tensors[i];
+            sorted[n++].segment.offset = offset;
+            offset += l->tensors[i].segment.size;
+        }
+        if (side) l->num_private = offset, l->num_private_tensors = n;
+    }
+    l->num_shared = offset - l->num_private;
+    free(l->tensors);
+    l->tensors = sorted;
+}
+
+static size_t layout_size(const Layout *l) { return l->num_private + l->num_shared; }
+
+// params, in the model's order, from b and w.
+static void to_model(const Layout *l, float *params, const float *b, const float *w) {
+    for (int i = 0; i < l->num_tensors; i++) {
+        const Tensor *t = &l->tensors[i];
+        const float *from = t->private ? b + t->segment.offset : w + t->segment.offset - l->num_private;
+        memcpy(params + t->place, from, t->segment.size * sizeof(float));
+    }
+}
+
+// x, a vector (b, w), from parameters or gradients in the model's order.
+static void from_model(const Layout *l, float *x, const float *params) {
+    for (int i = 0; i < l->num_tensors; i++) {
+        const Tensor *t = &l->tensors[i];
+        memcpy(x + t->segment.offset, params + t->place, t->segment.size * sizeof(float));
+    }
+}
+
+// Starts an optimizer of x, which holds tensors [first, last) of the layout.
+static void start_vector(Optimizer *o, const Optimizer *hyper, const Layout *l, int first, int last,
+                         float *x) {
+    OptimSegment *segments = resize(NULL, (size_t)l->num_tensors * sizeof *segments);
+    size_t n = 0;
+    for (int i = first; i < last; i++) {
+        segments[i - first] = l->tensors[i].segment;
+        segments[i - first].offset = n;
+        n += l->tensors[i].segment.size;
+    }
+    *o = *hyper;
+    if (optim_start(o, x, n, segments, last - first)) die("out of memory for the optimizers of the clients");
+    free(segments);
+}
+
+// ===========================================================================================================
+// 3  What a client minimizes
+
+// A term of the convex problem, f(b, w) = |B b + A w - y|^2 / (2 rows), y = B b* + A w* + misfit * noise. The
+// clients' b* and the scales of their A and B differ; without noise w* suits them all, and the problem is
+// overpersonalized. Each client's A is blind to one direction, another for each, so that alone none can find
+// w*.
+enum { TERM_ROWS = 200, TERM_B = 10, TERM_W = 20, TERM_COLS = TERM_B + TERM_W };
+typedef struct {
+    double (*z)[TERM_COLS];     // (rows) B and A side by side; NULL: this client has a text
+    double *y;                  // (rows)
+    double scale;               // std of z
+    double solution[TERM_COLS]; // its b and the w of the whole problem's
+} Term;
+
+typedef struct {
+    char *name, *text; // the text until it is tokenized
+    size_t bytes;
+    int attacker;
+    Dataset train, val;
+    DataLoader loader;
+    Term term;
+
+    float *x;  // (b, w): its own b, and a w that counts if it trains everything
+    size_t n;  // so many of x its optimizer moves: b, or all
+    int alone; // its own w counts when it is measured: local, or fine-tuned
+    Optimizer optimizer;
+} Client;
+
+// A thread's room to work for one client after the other.
+typedef struct {
+    GPT2 model;            // unused by the convex problem
+    float *params, *grads; // in the model's order
+    float *g;              // (b, w)
+    uint16_t *x, *y;       // (B,T)
+} Worker;
+
+// f and its gradient at x = (b, w).
+static double term_gradient(const Term *t, const float *x, float *grad) {
+    double loss = 0, g[TERM_COLS] = {0};
+    for (int i = 0; i < TERM_ROWS; i++) {
+        double residual = -t->y[i];
+        for (int j = 0; j < TERM_COLS; j++) residual += t->z[i][j] * x[j];
+        for (int j = 0; j < TERM_COLS; j++) g[j] += residual * t->z[i][j];
+        loss += residual * residual;
+    }
+    for (int j = 0; j < TERM_COLS; j++) grad[j] = (float)(g[j] / TERM_ROWS);
+    return loss / (2 * TERM_ROWS);
+}
+
+// What counts as its validation loss: half the mean square, over fresh rows, of the difference between the
+// predictions of x and of the solution.
+static double term_loss(const Term *t, const float *x) {
+    double square = 0;
+    for (int j = 0; j < TERM_COLS; j++) square += (x[j] - t->solution[j]) * (x[j] - t->solution[j]);
+    return t->scale * t->scale * square / 2;
+}
+
+static void make_term(Term *t, double misfit, uint64_t seed, int client) {
+    float truth[TERM_COLS], blind[TERM_W], normal[TERM_COLS + 1];
+    uint64_t stream = seed * 100003 + (TERM_ROWS + 3ull) * client;
+    double length = 0;
+    random_normal(truth, TERM_B, 3, stream);
+    random_normal(truth + TERM_B, TERM_W, 1, seed * 100003 - 1);
+    random_normal(blind, TERM_W, 1, stream + 1);
+    for (int j = 0; j < TERM_W; j++) length += blind[j] * blind[j];
+    t->scale = exp2((random_uniform(stream + 2, 0) - 0.5) / 2);
+    t->z = allocate(TERM_ROWS, sizeof *t->z);
+    t->y = allocate(TERM_ROWS, sizeof *t->y);
+    for (int i = 0; i < TERM_ROWS; i++) {
+        double *b = t->z[i], *a = b + TERM_B, seen = 0;
+        random_normal(normal, TERM_COLS + 1, 1, stream + 3 + i);
+        for (int j = 0; j < TERM_COLS; j++) b[j] = t->scale * normal[j];
+        for (int j = 0; j < TERM_W; j++) seen += a[j] * blind[j] / length;
+        for (int j = 0; j < TERM_W; j++) a[j] -= seen * blind[j];
+        for (int j = 0; j < TERM_COLS; j++) t->y[i] += b[j] * truth[j];
+        t->y[i] += misfit * normal[TERM_COLS];
+    }
+}
+
+// Every client's part of the solution, w* over the clients that are no attackers: the normal equations of
+// (w, b_1, b_2, ..) by Cholesky's factorization.
+static void solve_terms(Client *clients, int count) {
+    int n = TERM_W + TERM_B * count;
+    double *H = allocate((size_t)n * n, sizeof *H), *r = allocate(n, sizeof *r);
+    for (int m = 0; m < count; m++) {
+        const Term *t = &clients[m].term;
+        int cols = clients[m].attacker ? TERM_B : TERM_COLS; // an attacker's w does not count
+        for (int j = 0; j < cols; j++) {
+            int row = j < TERM_B ? TERM_W + m * TERM_B + j : j - TERM_B;
+            for (int i = 0; i < TERM_ROWS; i++) r[row] += t->z[i][j] * t->y[i];
+            for (int k = 0; k < cols; k++) {
+                double *to = &H[(size_t)row * n + (k < TERM_B ? TERM_W + m * TERM_B + k : k - TERM_B)];
+                for (int i = 0; i < TERM_ROWS; i++) *to += t->z[i][j] * t->z[i][k];
+            }
+        }
+    }
+    for (int j = 0; j < n; j++) // H = L L'
+        for (int i = j; i < n; i++) {
+            double *a = H + (size_t)i * n, *b = H + (size_t)j * n, sum = a[j];
+            for (int k = 0; k < j; k++) sum -= a[k] * b[k];
+            a[j] = i == j ? sqrt(sum) : sum / b[j];
+        }
+    for (int i = 0; i < n; i++) { // r = L^-1 r, then L'^-1 r
+        for (int k = 0; k < i; k++) r[i] -= H[(size_t)i * n + k] * r[k];
+        r[i] /= H[(size_t)i * n + i];
+    }
+    for (int i = n - 1; i >= 0; i--) {
+        for (int k = i + 1; k < n; k++) r[i] -= H[(size_t)k * n + i] * r[k];
+        r[i] /= H[(size_t)i * n + i];
+    }
+    for (int m = 0; m < count; m++)
+        for (int j = 0; j < TERM_COLS; j++)
+            clients[m].term.solution[j] = j < TERM_B ? r[TERM_W + m * TERM_B + j] : r[j - TERM_B];
+    free(H), free(r);
+}
+
+// ===========================================================================================================
+// 4  A client
+
+typedef struct Message Message;
+
+// What the server knows of a client. Work and measurements have messages of their own, for a client may be at
+// work when it is measured.
+enum { WORKING, MEASURING, LANES };
+typedef struct {
+    enum { IDLE, BUSY, ANSWERED } state;
+    Message *request[LANES], *reply[LANES];
+    long version;          // the server's steps when it was asked
+    double asked, arrives; // times; the virtual clock knows when the answer arrives
+    int gone;              // by the real clock: it was given up, and has not answered since
+    double loss;           // at the last measurement
+#ifdef FEDERATED_MPI
+    MPI_Request sending[LANES]; // of requests, on the server; of replies, on the client's rank
+#endif
+} Peer;
+
+typedef struct {
+    FedOptions options;
+    Tokenizer tokenizer;
+    GPT2Config config;
+    Layout layout;
+    Client *clients;
+    Peer *peers;
+    int num_clients;
+    Worker *workers;     // one for each thread
+    float *w;            // (num_shared) the server's
+    float *point;        // (num_shared) where it is evaluated, the same but for optimizers that average
+    Optimizer optimizer; // of w
+    float *aggregate;    // (num_shared) the last one
+    float *buckets;      // (num_clients, num_shared) means of messages
+    float noise;         // the attackers'
+    double start, clock; // the clock is virtual, or counts seconds from start
+    long steps, spent;   // server steps; answers that were used, refused or given up
+    long used, refused, missed, stale_sum, stale_max;
+    uint64_t bytes_up, bytes_down;
+    FILE *log;
+} Federation;
+
+// The training loss of a client at (b, w), and its gradient in t->g (b, w): on its next batch, or its whole
+// term.
+static double client_gradient(const Federation *f, Client *c, Worker *t, const float *b, const float *w) {
+    double loss;
+    to_model(&f->layout, t->params, b, w);
+    if (c->term.z) loss = term_gradient(&c->term, t->params, t->grads);
+    else {
+        int B = f->options.batch, T = c->loader.T;
+        loader_next(&c->loader, t->x, t->y, B, f->config.vocab_size);
+        gpt2_forward(&t->model, t->x, B, T);
+        loss = gpt2_backward(&t->model, t->y, 1.0f / ((float)B * (float)T), 0, NULL);
+    }
+    from_model(&f->layout, t->g, t->grads);
+    if (!isfinite(loss)) {
+#pragma omp critical // one client says it
+        die("the loss of client %s is not a number: the run diverges; lower --server-lr or --client-lr",
+            c->name);
+    }
+    return loss;
+}
+
+// The validation loss, on text in nats per token.
+static double client_loss(const Federation *f, Client *c, Worker *t, const float *w) {
+    to_model(&f->layout, t->params, c->x, c->alone ? c->x + f->layout.num_private : w);
+    if (c->term.z) return term_loss(&c->term, t->params);
+    return evaluate(&t->model, &c->val, c->loader.T, 0);
+}
+
+// Gives the client a new optimizer, of b or of everything.
+static void client_start(const Federation *f, Client *c, int everything) {
+    const Layout *l = &f->layout;
+    if (c->n) optim_free(&c->optimizer);
+    c->n = everything ? layout_size(l) : l->num_private;
+    int tensors = everything ? l->num_tensors : l->num_private_tensors;
+    start_vector(&c->optimizer, &f->options.client, l, 0, tensors, c->x);
+}
+
+static float clip_factor(const FedOptions *o, const float *g, size_t n) {
+    double norm = o->clip > 0 ? sqrt(optim_norm2(g, n)) : 0;
+    return norm > o->clip ? (float)(o->clip / norm) : 1.0f;
+}
+
+// Steps on b alone with the server's w, or on everything.
+static void client_steps(const Federation *f, Client *c, Worker *t, int steps, const float *w, double rate) {
+    for (int k = 0; k < steps; k++) {
+        const float *shared = c->n > f->layout.num_private ? c->x + f->layout.num_private : w;
+        double loss = client_gradient(f, c, t, c->x, shared);
+        optim_step(&c->optimizer, t->g, clip_factor(&f->options, t->g, c->n), rate, loss, 0);
+    }
+}
+
+// ===========================================================================================================
+// 5  Messages
+
+// All that is ever sent: a head of 24 bytes and floats, which are the shared tensors (WORK, EVALUATE,
+// FINETUNE), their gradient or how far they moved (RESULT), or a single loss (LOSS, a measurement for the
+// log).
+typedef enum { WORK, EVALUATE, FINETUNE, STOP, RESULT, LOSS } MessageKind;
+struct Message {
+    int32_t kind, client, job;
+    float rate; // the schedule's factor
+    uint64_t count;
+    float payload[]; // (count)
+};
+
+static size_t message_bytes(const Message *m) { return sizeof *m + m->count * sizeof(float); }
+
+static int lane_of(const Message *m) { return m->kind == WORK || m->kind == RESULT ? WORKING : MEASURING; }
+
+static void (*wire_tap)(const Message *m); // the test's, which looks at every byte
+
+// Every message passes here. Measurements are not counted as traffic.
+static void on_the_wire(Federation *f, const Message *m) {
+    if (wire_tap) wire_tap(m);
+    if (m->kind == WORK && m->count) f->bytes_down += message_bytes(m);
+    if (m->kind == RESULT && m->count) f->bytes_up += message_bytes(m);
+}
+
+// What a client does with a message, and what it answers.
+static void client_answer(const Federation *f, Client *c, Worker *t, const Message *in, Message *out) {
+    const Layout *l = &f->layout;
+    const FedOptions *o = &f->options;
+    const float *w = in->payload;
+    *out = (Message){.kind = in->kind == WORK ? RESULT : LOSS, .client = in->client, .job = in->job};
+    if (in->kind == WORK && o->method == FFGG) {
+        client_steps(f, c, t, o->local_steps, w, in->rate);
+        client_gradient(f, c, t, c->x, w);
+        out->count = l->num_shared;
+        memcpy(out->payload, t->g + l->num_private, out->count * sizeof(float));
+    } else if (in->kind == WORK) {
+        float *own = c->x + l->num_private;
+        if (o->method == FEDAVG) memcpy(own, w, l->num_shared * sizeof(float));
+        client_steps(f, c, t, o->local_steps, NULL, in->rate);
+        out->count = o->method == FEDAVG ? l->num_shared : 0;
+        for (size_t i = 0; i < out->count; i++) out->payload[i] = w[i] - own[i];
+    } else {
+        if (in->kind == FINETUNE) {
+            if (!c->alone) memcpy(c->x + l->num_private, w, l->num_shared * sizeof(float));
+            c->alone = 1;
+            client_start(f, c, 1);
+            for (int k = 0; k < o->finetune; k++)
+                client_steps(f, c, t, 1, NULL,
+                             o->finetune_lr * optim_schedule(o->schedule, k, o->finetune, 0, 0));
+        }
+        out->count = 1;
+        out->payload[0] = (float)client_loss(f, c, t, w);
+    }
+}
+
+#ifdef FEDERATED_MPI
+static int mpi_rank, mpi_size = 1;
+#else
+enum { mpi_rank = 0, mpi_size = 1 };
+#endif
+
+// Whether answers come when they are ready, or when a virtual clock says so.
+static int real_clock(const Federation *f) { return mpi_size > 1 && !strcmp(f->options.clock, "real"); }
+
+// How long to wait for a client: --deadline, in rounds of the virtual clock or in seconds.
+static double patience(const Federation *f) {
+    return f->options.deadline > 0 ? f->options.deadline : real_clock(f) ? 600 : INFINITY;
+}
+
+#ifdef FEDERATED_MPI
+/* Rank 0 serves, client m lives on rank 1 + m mod (ranks - 1). Nobody waits for a message to be taken: a
+client's rank may be busy with another client of its own, and a server that waited for it would wait for a
+rank that waits for the server. The tag of a message says whose it is, and whether it is work. */
+static void mpi_send(Federation *f, int m, Message *message) {
+    int to = mpi_rank ? 0 : 1 + m % (mpi_size - 1), lane = lane_of(message);
+    MPI_Isend(message, (int)message_bytes(message), MPI_BYTE, to, LANES * m + lane, MPI_COMM_WORLD,
+              &f->peers[m].sending[lane]);
+}
+
+// Takes one message off the network, if one is there, into its peer's buffer. It may answer a request that
+// was given up long ago: only its job tells.
+static void mpi_receive(Federation *f) {
+    int there, bytes;
+    MPI_Status s;
+    MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, MPI_COMM_WORLD, &there, &s);
+    if (!there) {
+        nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
+        return;
+    }
+    Message *reply = f->peers[s.MPI_TAG / LANES].reply[s.MPI_TAG % LANES];
+    MPI_Get_count(&s, MPI_BYTE, &bytes);
+    size_t most = s.MPI_TAG % LANES == WORKING ? f->layout.num_shared : 1;
+    if ((size_t)bytes > sizeof *reply + most * sizeof(float))
+        die("rank %d sends what is no message of this program", s.MPI_SOURCE);
+    MPI_Recv(reply, bytes, MPI_BYTE, s.MPI_SOURCE, s.MPI_TAG, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+    on_the_wire(f, reply);
+}
+
+// Whether client m has taken what it was sent last; by the virtual clock, waits until it has.
+static int mpi_taken(Federation *f, int m, int lane) {
+    for (int done;;) {
+        MPI_Test(&f->peers[m].sending[lane], &done, MPI_STATUS_IGNORE);
+        if (done || real_clock(f)) return done;
+        mpi_receive(f);
+    }
+}
+
+// Waits for client m's answer, or, with m = -1, for anybody's that is expected. Returns whose it is, -1 if
+// none comes in time.
+static int mpi_take(Federation *f, int m, int lane, double seconds) {
+    for (double end = now() + seconds;; mpi_receive(f)) {
+        for (int i = MAX(m, 0); i < (m < 0 ? f->num_clients : m + 1); i++) {
+            const Peer *p = &f->peers[i];
+            if ((m >= 0 || p->state == BUSY) && p->reply[lane]->job == p->request[lane]->job) return i;
+        }
+        if (now() >= end) return -1;
+    }
+}
+
+// The life of a rank that has clients.
+static void mpi_clients(Federation *f) {
+    size_t room = sizeof(Message) + f->layout.num_shared * sizeof(float);
+    Message *in = allocate(room, 1);
+    for (;;) {
+        MPI_Recv(in, (int)room, MPI_BYTE, 0, MPI_ANY_TAG, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+        if (in->kind == STOP) break;
+        Client *c = &f->clients[in->client];
+        Peer *p = &f->peers[in->client];
+        MPI_Wait(&p->sending[lane_of(in)], MPI_STATUS_IGNORE);
+        client_answer(f, c, &f->workers[0], in, p->reply[lane_of(in)]);
+        if (in->kind == WORK && c->attacker && f->options.attack == SILENT) continue;
+        mpi_send(f, in->client, p->reply[lane_of(in)]);
+    }
+    for (int m = 0; m < f->num_clients; m++) MPI_Waitall(LANES, f->peers[m].sending, MPI_STATUSES_IGNORE);
+    MPI_Request home;
+    MPI_Ibarrier(MPI_COMM_WORLD, &home);
+    MPI_Wait(&home, MPI_STATUS_IGNORE);
+}
+
+// Sends every rank home, and takes what they still have to say; a rank that does not go is left to mpirun to
+// end.
+static void mpi_stop(Federation *f) {
+    MPI_Request home;
+    double limit = real_clock(f) ? fmax(60, patience(f)) : INFINITY;
+    int done = 0;
+    for (int m = 0; m < mpi_size - 1; m++) { // rank 1 + m is client m's
+        Message *stop = f->peers[m].request[MEASURING];
+        *stop = (Message){.kind = STOP, .client = m};
+        mpi_send(f, m, stop);
+    }
+    MPI_Ibarrier(MPI_COMM_WORLD, &home);
+    for (double end = now() + limit; !done && now() < end; mpi_receive(f))
+        MPI_Test(&home, &done, MPI_STATUS_IGNORE);
+    if (!done) die("a rank does not stop, and is ended; the results are complete");
+}
+#else
+static void mpi_send(Federation *f, int m, Message *message) { (void)f, (void)m, (void)message; }
+static int mpi_taken(Federation *f, int m, int lane) { return (void)f, (void)m, (void)lane, 1; }
+static int mpi_take(Federation *f, int m, int lane, double s) { return (void)f, (void)lane, (void)s, m; }
+static void mpi_stop(Federation *f) { (void)f; }
+#endif
+
+// Sends w, or the point to measure at, to some clients. In one process they answer at once, side by side;
+// when such an answer arrives is the clock's affair.
+static void post(Federation *f, const int *to, int count, MessageKind kind, double rate) {
+    size_t n = f->options.method == LOCAL ? 0 : f->layout.num_shared;
+    for (int i = 0; i < count; i++) {
+        Message *request = f->peers[to[i]].request[kind == WORK ? WORKING : MEASURING];
+        int job = request->job + 1;
+        *request = (Message){.kind = kind, .client = to[i], .job = job, .rate = (float)rate, .count = n};
+        memcpy(request->payload, kind == WORK ? f->w : f->point, n * sizeof(float));
+        on_the_wire(f, request);
+        if (mpi_size > 1) mpi_send(f, to[i], request);
+    }
+    if (mpi_size > 1) return;
+    int lane = kind == WORK ? WORKING : MEASURING;
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int i = 0; i < count; i++) {
+        Peer *p = &f->peers[to[i]];
+        client_answer(f, &f->clients[to[i]], &f->workers[omp_get_thread_num()], p->request[lane],
+                      p->reply[lane]);
+    }
+    for (int i = 0; i < count; i++)
+        if (f->clients[to[i]].attacker == 0 || f->options.attack != SILENT)
+            on_the_wire(f, f->peers[to[i]].reply[lane]);
+}
+
+// ===========================================================================================================
+// 6  Attackers. They know everything, and change their messages when all others are known.
+
+// Sign flip sends -10 times its own gradient; noise has 10 times the size of the first gradient, for ever.
+#define ATTACK_SCALE 10.0f
+
+// "A little is enough" (Baruch, Baruch and Goldberg 2019): mean - z std of the honest messages, coordinate by
+// coordinate, with z as large as lets the attackers and the honest ones beyond pass for the majority of M.
+static void little_is_enough(float *out, float *const *g, int honest, size_t d, int M, int attackers) {
+    double p = (double)(M - attackers - MAX(M / 2 + 1 - attackers, 1)) / (M - attackers), z = -10;
+    for (double step = 10; step > 1e-9; step /= 2) // the largest z with Phi(z) <= p
+        if (erfc(-(z + step) / M_SQRT2) / 2 <= p) z += step;
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < d; i++) {
+        double mean = 0, square = 0;
+        for (int m = 0; m < honest; m++) mean += (double)g[m][i] / honest;
+        for (int m = 0; m < honest; m++) square += (g[m][i] - mean) * (g[m][i] - mean) / honest;
+        out[i] = (float)(mean - z * sqrt(square));
+    }
+}
+
+// Puts the attackers' messages in the place of what they would have answered, once the others' are there.
+static void attack(Federation *f) {
+    const FedOptions *o = &f->options;
+    size_t d = f->layout.num_shared;
+    int M = f->num_clients, honest = 0, attackers = 0;
+    float *g[M];
+    for (int m = 0; m < M; m++) {
+        attackers += f->clients[m].attacker;
+        if (f->peers[m].state == ANSWERED && !f->clients[m].attacker)
+            g[honest++] = f->peers[m].reply[WORKING]->payload;
+    }
+    for (int m = 0; m < M; m++) {
+        float *x = f->peers[m].reply[WORKING]->payload;
+        if (f->peers[m].state != ANSWERED || !f->clients[m].attacker) continue;
+        if (!f->noise) f->noise = ATTACK_SCALE * sqrtf(optim_norm2(x, d) / d);
+        if (o->attack == LITTLE && honest) little_is_enough(x, g, honest, d, M, attackers);
+        if (o->attack == NOISE)
+            random_normal(x, d, f->noise, (uint64_t)o->seed * 65537 + (uint64_t)f->spent * M + m);
+        float factor = o->attack == SIGN_FLIP ? -ATTACK_SCALE : o->attack == NAN_SENDER ? NAN : 1;
+        for (size_t i = 0; i < d; i++) x[i] *= factor;
+    }
+}
+
+// ===========================================================================================================
+// 7  Aggregation: out (d) from n messages g[m] (d), some of them an attacker's
+
+static int compare_doubles(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+// The mean of each coordinate without its `trim` smallest and largest numbers; with trim = (n-1)/2 it is the
+// median (Yin et al. 2018).
+static void trimmed_mean(float *out, float *const *g, int n, size_t d, int trim) {
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < d; i++) {
+        double sum = 0, x[n];
+        for (int m = 0; m < n; m++) {
+            int at = m;
+            for (; trim && at > 0 && x[at - 1] > g[m][i]; at--) x[at] = x[at - 1];
+            x[at] = g[m][i];
+        }
+        for (int m = trim; m < n - trim; m++) sum += x[m];
+        out[i] = (float)(sum / (n - 2 * trim));
+    }
+}
+
+// distance[m] = |g[m] - v|, and the same in order.
+static void distances(double *distance, double *sorted, float *const *g, int n, size_t d, const float *v) {
+#pragma omp parallel for schedule(static)
+    for (int m = 0; m < n; m++) {
+        double sum = 0;
+        for (size_t i = 0; i < d; i++) sum += ((double)g[m][i] - v[i]) * ((double)g[m][i] - v[i]);
+        distance[m] = sqrt(sum);
+    }
+    memcpy(sorted, distance, n * sizeof *sorted);
+    qsort(sorted, n, sizeof *sorted, compare_doubles);
+}
+
+// v = (1 - sum of weights) v + sum of weight[m] g[m].
+static void move_towards(float *v, float *const *g, int n, size_t d, const double *weight) {
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < d; i++) {
+        double sum = 0;
+        for (int m = 0; m < n; m++) sum += weight[m] * ((double)g[m][i] - v[i]);
+        v[i] += (float)sum;
+    }
+}
+
+// The point with the least sum of distances to the messages (Pillutla et al. 2019, "RFA"), by Weiszfeld's
+// iteration from the median of the coordinates; distances below a millionth of the median one count as that.
+static void geometric_median(float *v, float *const *g, int n, size_t d) {
+    double distance[n], sorted[n];
+    trimmed_mean(v, g, n, d, (n - 1) / 2);
+    for (int iteration = 0; iteration < 32; iteration++) {
+        double total = 0;
+        distances(distance, sorted, g, n, d, v);
+        if (sorted[n / 2] == 0) break; // most messages are this point
+        for (int m = 0; m < n; m++) total += distance[m] = 1 / fmax(distance[m], 1e-6 * sorted[n / 2]);
+        for (int m = 0; m < n; m++) distance[m] /= total;
+        move_towards(v, g, n, d, distance);
+    }
+}
+
+// Centred clipping (Karimireddy, He and Jaggi 2021): v, which comes in as the last aggregate, moves by the
+// mean of the messages' differences from it, each cut to a radius. That is the lower quartile of their
+// lengths: a fixed one would let the attackers push as hard near the solution as far from it, this one
+// shrinks with the honest messages.
+static void centred_clipping(float *v, float *const *g, int n, size_t d) {
+    double distance[n], sorted[n];
+    for (int iteration = 0; iteration < 10; iteration++) {
+        distances(distance, sorted, g, n, d, v);
+        for (int m = 0; m < n; m++)
+            distance[m] = (distance[m] > sorted[n / 4] ? sorted[n / 4] / distance[m] : 1) / n;
+        move_towards(v, g, n, d, distance);
+    }
+}
+
+// Means of `size` messages at a time, in a random order, take the messages' place: they differ less, and a
+// robust mean of them errs less (Karimireddy, He and Jaggi 2022). But an attacker spoils a whole bucket: the
+// share of attackers times the size has to stay below a half. Returns how many buckets.
+static int bucketing(float *buckets, float **g, int n, size_t d, int size, uint64_t key) {
+    int count = (n + size - 1) / size;
+    for (int b = 0; b < count; b++) {
+        float *mean = buckets + b * d;
+        int members = MIN(size, n - b * size);
+        memset(mean, 0, d * sizeof *mean);
+        for (int i = 0; i < members; i++) {
+            const float *from = g[permute(b * size + i, n, key)];
+            for (size_t j = 0; j < d; j++) mean[j] += from[j] / members;
+        }
+    }
+    for (int b = 0; b < count; b++) g[b] = buckets + b * d;
+    return count;
+}
+
+static void aggregate(float *out, float **g, int n, size_t d, Aggregator kind, double trim) {
+    int half = (n - 1) / 2, cut = kind == MEDIAN ? half : 0;
+    if (kind == TRIMMED) cut = MIN((int)ceil(trim * n - 1e-9), half);
+    if (kind == GEOMETRIC_MEDIAN) geometric_median(out, g, n, d);
+    else if (kind == CLIPPING) centred_clipping(out, g, n, d);
+    else trimmed_mean(out, g, n, d, cut);
+}
+
+// ===========================================================================================================
+// 8  The server
+
+static double schedule_now(const Federation *f) {
+    const FedOptions *o = &f->options;
+    long round = MIN(f->spent / f->num_clients, o->rounds - 1);
+    return optim_schedule(o->schedule, round, o->rounds, o->convex ? 0 : o->rounds / 20, 0.1);
+}
+
+// Asks everybody who has nothing to do. By the virtual clock client m's answer takes 1 + a random number from
+// 0 to D m/(M-1), D from --delay: some clients are always quick, others now and then very slow.
+static void ask(Federation *f) {
+    const FedOptions *o = &f->options;
+    int count = 0, *idle = resize(NULL, (size_t)f->num_clients * sizeof *idle);
+    for (int m = 0; m < f->num_clients; m++) {
+        Peer *p = &f->peers[m];
+        if (p->state != IDLE || !mpi_taken(f, m, WORKING)) continue;
+        uint64_t most = (uint64_t)o->delay * m / MAX(f->num_clients - 1, 1);
+        uint64_t draw = random_u64((uint64_t)o->seed * 31 + m, (uint64_t)p->request[WORKING]->job);
+        p->state = BUSY;
+        p->version = f->steps;
+        p->asked = f->clock;
+        p->arrives = f->clock + 1 + (double)(draw % (most + 1));
+        if (f->clients[m].attacker && o->attack == SILENT) p->arrives = INFINITY;
+        idle[count++] = m;
+    }
+    post(f, idle, count, WORK, schedule_now(f));
+    free(idle);
+}
+
+// Lets time go on to the next answers, or to when one is given up.
+static void wait_for_answers(Federation *f) {
+    double limit = patience(f), next = INFINITY;
+    int busy = -1;
+    for (int m = 0; m < f->num_clients; m++) {
+        Peer *p = &f->peers[m];
+        if (p->state != BUSY) continue;
+        busy = m;
+        next = fmin(next, real_clock(f) ? p->asked + limit : fmin(p->arrives, p->asked + limit));
+    }
+    if (real_clock(f)) {
+        int m = mpi_take(f, -1, WORKING, busy < 0 ? limit : next - (now() - f->start));
+        if (m < 0 && busy < 0) die("no client's rank takes any message");
+        if (m >= 0) f->peers[m].state = ANSWERED, f->peers[m].gone = 0;
+        f->clock = next = now() - f->start;
+    } else if (next == INFINITY)
+        die("client %s never answers, and without --deadline the server waits for ever",
+            f->clients[busy].name);
+    f->clock = next;
+    for (int m = 0; m < f->num_clients; m++) {
+        Peer *p = &f->peers[m];
+        if (p->state != BUSY) continue;
+        if (!real_clock(f) && p->arrives <= next) {
+            mpi_take(f, m, WORKING, INFINITY);
+            p->state = ANSWERED;
+        } else if (p->asked + limit <= next) {
+            p->state = IDLE;
+            p->gone = real_clock(f);
+            f->missed++, f->spent++;
+        }
+    }
+}
+
+// One step with the answers that are there and can be used: of the right length, and finite. An asynchronous
+// step is shorter, so that an answer weighs 1/M as in a full round.
+static void server_step(Federation *f) {
+    const FedOptions *o = &f->options;
+    size_t d = o->method == LOCAL ? 0 : f->layout.num_shared;
+    double rate = schedule_now(f);
+    float **g = resize(NULL, (size_t)f->num_clients * sizeof *g);
+    int n = 0;
+    if (d) attack(f);
+    for (int m = 0; m < f->num_clients; m++) {
+        Peer *p = &f->peers[m];
+        Message *reply = p->reply[WORKING];
+        if (p->state != ANSWERED) continue;
+        p->state = IDLE;
+        f->spent++;
+        if (reply->kind != RESULT || reply->count != d || !isfinite(optim_norm2(reply->payload, d))) {
+            f->refused++;
+            continue;
+        }
+        long stale = f->steps - p->version;
+        f->used++, f->stale_sum += stale, f->stale_max = MAX(f->stale_max, stale);
+        g[n++] = reply->payload;
+    }
+    if (!f->used && f->spent >= 10L * f->num_clients) die("no client has sent anything usable in ten rounds");
+    if (n && d) {
+        if (o->async) rate *= (double)n / f->num_clients;
+        if (o->bucket > 1)
+            n = bucketing(f->buckets, g, n, d, o->bucket, random_u64((uint64_t)o->seed, f->steps));
+        aggregate(f->aggregate, g, n, d, o->aggregator, o->trim);
+        optim_step(&f->optimizer, f->aggregate, o->method == FFGG ? clip_factor(o, f->aggregate, d) : 1.0f,
+                   rate, 0, 0);
+        f->steps++;
+    }
+    free(g);
+}
+
+// The honest clients' losses as they are (EVALUATE), or after each has trained on alone (FINETUNE). Returns
+// the mean. By the real clock those that have gone are left out.
+static double measure(Federation *f, MessageKind kind, double *worst) {
+    int count = 0, answers = 0, *to = resize(NULL, (size_t)f->num_clients * sizeof *to);
+    double sum = 0;
+    for (int m = 0; m < f->num_clients; m++)
+        if (!f->clients[m].attacker && !f->peers[m].gone && mpi_taken(f, m, MEASURING)) to[count++] = m;
+    optim_eval_params(&f->optimizer, f->point);
+    post(f, to, count, kind, 1);
+    *worst = -INFINITY;
+    for (int i = 0; i < count; i++) {
+        Peer *p = &f->peers[to[i]];
+        p->gone = mpi_take(f, to[i], MEASURING, real_clock(f) ? patience(f) : INFINITY) < 0;
+        if (p->gone) continue;
+        p->loss = p->reply[MEASURING]->payload[0];
+        sum += p->loss, answers++;
+        *worst = fmax(*worst, p->loss);
+    }
+    free(to);
+    if (!answers) die("no client says its loss; are their ranks alive?");
+    if (!isfinite(sum))
+        die("the loss is not a number after %ld server steps: the run diverges; lower --server-lr", f->steps);
+    return sum / answers;
+}
+
+static const char log_header[] = "round,time,steps,bytes_up,bytes_down,stale_mean,stale_max,refused,missed,"
+                                 "mean_loss,worst_loss\n";
+static void log_row(Federation *f, double mean, double worst) {
+    double round = (double)f->spent / f->num_clients, stale = f->used ? (double)f->stale_sum / f->used : 0;
+    printf("round %.0f/%d | loss mean %.6g worst %.6g | %.2f MB up, %.2f MB down | stale %.1f, at most %ld",
+           round, f->options.rounds, mean, worst, f->bytes_up / 1e6, f->bytes_down / 1e6, stale,
+           f->stale_max);
+    if (f->refused) printf(" | %ld refused", f->refused);
+    if (f->missed) printf(" | %ld given up", f->missed);
+    printf("\n");
+    fflush(stdout);
+    if (!f->log) return;
+    fprintf(f->log, "%.2f,%.6g,%ld,%llu,%llu,%.3f,%ld,%ld,%ld,%.9g,%.9g\n", round, f->clock, f->steps,
+            (unsigned long long)f->bytes_up, (unsigned long long)f->bytes_down, stale, f->stale_max,
+            f->refused, f->missed, mean, worst);
+    if (fflush(f->log)) die("cannot write %s/log.csv: %s", f->options.out, strerror(errno));
+}
+
+static void serve(Federation *f) {
+    const FedOptions *o = &f->options;
+    long end = (long)o->rounds * f->num_clients, every = (long)o->eval_every * f->num_clients, due = every;
+    double mean, worst;
+    f->start = now();
+    mean = measure(f, EVALUATE, &worst);
+    log_row(f, mean, worst);
+    for (int finished = 0; !finished;) {
+        int busy = 0, answered = 0;
+        ask(f);
+        wait_for_answers(f);
+        for (int m = 0; m < f->num_clients; m++)
+            busy += f->peers[m].state == BUSY, answered += f->peers[m].state == ANSWERED;
+        if (busy && f->spent < end && !(o->async && answered >= o->async)) continue;
+        server_step(f);
+        finished = f->spent >= end;
+        if (!finished && (!every || f->spent < due)) continue;
+        while (every && due <= f->spent) due += every;
+        mean = measure(f, EVALUATE, &worst);
+        log_row(f, mean, worst);
+    }
+    printf("final mean loss %.6g, worst %.6g", mean, worst);
+    if (o->finetune) {
+        mean = measure(f, FINETUNE, &worst);
+        printf("; after %d steps of fine-tuning %.6g, worst %.6g", o->finetune, mean, worst);
+    }
+    printf("\n");
+}
+
+// ===========================================================================================================
+// 9  Clients from a text; the command line
+
+// Gives a piece of text to the client of that name, a new one if need be.
+static void give_text(Federation *f, const char *name, size_t length, const char *text, size_t bytes) {
+    int m = 0;
+    while (m < f->num_clients && (strncmp(f->clients[m].name, name, length) || f->clients[m].name[length]))
+        m++;
+    if (m == f->num_clients) {
+        f->clients = resize(f->clients, (size_t)++f->num_clients * sizeof *f->clients);
+        f->clients[m] = (Client){.name = strndup(name, length)};
+    }
+    Client *c = &f->clients[m];
+    c->text = resize(c->text, c->bytes + bytes);
+    memcpy(c->text + c->bytes, text, bytes);
+    c->bytes += bytes;
+}
+
+// A play: speeches with empty lines between, each under a line `NAME:`, which is left out.
+static void split_speakers(Federation *f, const char *text, const char *end) {
+    const char *name = NULL;
+    size_t length = 0;
+    int after_empty = 1;
+    for (const char *line = text, *next; line < end; line = next) {
+        const char *stop = memchr(line, '\n', (size_t)(end - line));
+        next = stop ? stop + 1 : end;
+        if (!stop) stop = end;
+        if (after_empty && stop > line && stop[-1] == ':' && stop - line <= 60)
+            name = line, length = (size_t)(stop - 1 - line);
+        else if (name) give_text(f, name, length, line, (size_t)(next - line));
+        after_empty = stop == line;
+    }
+    if (!name) die("%s has no speakers: no line `NAME:` after an empty one", f->options.data);
+}
+
+// A book of books: lines `BOOK CHAPTER:VERSE text`, such as `Ge1:1 In the beginning`; what stands before the
+// text is left out.
+static void split_books(Federation *f, const char *text, const char *end) {
+    for (const char *line = text, *next; line < end; line = next) {
+        const char *stop = memchr(line, '\n', (size_t)(end - line)), *p = line;
+        next = stop ? stop + 1 : end;
+        if (isdigit((unsigned char)*p)) p++; // 1Sa, 2Sa
+        while (isalpha((unsigned char)*p)) p++;
+        size_t length = (size_t)(p - line);
+        while (*p == ' ') p++;
+        const char *chapter = p;
+        while (isdigit((unsigned char)*p)) p++;
+        if (length && p > chapter && *p == ':' && isdigit((unsigned char)p[1])) {
+            while (p < next && *p != ' ') p++;
+            give_text(f, line, length, p + (p < next), (size_t)(next - p - (p < next)));
+        } else if (f->num_clients) { // a verse goes on
+            const Client *c = &f->clients[f->num_clients - 1];
+            give_text(f, c->name, strlen(c->name), line, (size_t)(next - line));
+        }
+    }
+    if (!f->num_clients) die("%s has no books: no line such as `Ge1:1 In the beginning`", f->options.data);
+}
+
+static int longer_first(const void *a, const void *b) {
+    const Client *x = a, *y = b;
+    return x->bytes != y->bytes ? (x->bytes < y->bytes) - (x->bytes > y->bytes) : strcmp(x->name, y->name);
+}
+
+static int is_here(int client) {
+    return mpi_size == 1 || (mpi_rank && client % (mpi_size - 1) == mpi_rank - 1);
+}
+
+// Reads the texts, splits them among clients, and makes or loads the model that all begin with.
+static void prepare_text(Federation *f) {
+    const FedOptions *o = &f->options;
+    size_t length;
+    char *text = read_texts(o->data, &length);
+    if (memchr(text, 0, length)) die("%s holds a zero byte: it is not a text", o->data);
+    if (!strcmp(o->split, "speakers")) split_speakers(f, text, text + length);
+    else split_books(f, text, text + length);
+    qsort(f->clients, f->num_clients, sizeof *f->clients, longer_first);
+    int kept = 0;
+    while (kept < f->num_clients && f->clients[kept].bytes >= (size_t)o->min_bytes) kept++;
+    if (o->max_clients && kept > o->max_clients) kept = o->max_clients;
+    if (!kept) die("%s: no client has a text of --min-bytes %d", o->data, o->min_bytes);
+    f->num_clients = kept;
+
+    GPT2 *m = &f->workers[0].model;
+    Tokenizer *t = &f->tokenizer;
+    if (*o->model) gpt2_load(m, o->model);
+    if (!*o->model || !tokenizer_load(t, o->model)) tokenizer_init(t, o->tokenizer, text, length, NULL);
+    free(text);
+    f->config =
+        *o->model ? m->config : (GPT2Config){o->context, t->vocab_size, o->layers, o->heads, o->channels};
+    check_config(f->config, "the command line");
+    if (t->vocab_size > f->config.vocab_size)
+        die("the tokenizer has %d tokens, the model knows %d", t->vocab_size, f->config.vocab_size);
+    add_model_tensors(&f->layout, f->config);
+    for (int i = 0; i < kept; i++) {
+        Client *c = &f->clients[i];
+        size_t count;
+        if (!is_here(i)) continue;
+        const uint16_t *tokens = tokenizer_encode(t, c->text, c->bytes, &count);
+        dataset_add(&c->train, tokens, count);
+        dataset_split(&c->train, &c->val);
+        c->loader = (DataLoader){&c->train, f->config.max_seq_len, (uint64_t)o->seed + 1000003ull * i, 0, 0};
+        if (dataset_tokens(&c->train) <= (size_t)c->loader.T || dataset_tokens(&c->val) < 2)
+            die("client %s has only %zu tokens, too few for --context %d; raise --min-bytes", c->name, count,
+                c->loader.T);
+    }
+    for (int i = 0; i < omp_get_max_threads(); i++) {
+        Worker *w = &f->workers[i];
+        if (i || !*o->model) gpt2_allocate(&w->model, f->config);
+        gpt2_allocate_activations(&w->model, o->batch, f->config.max_seq_len, 1);
+        w->params = w->model.params_memory, w->grads = w->model.grads_memory;
+        w->x = allocate((size_t)o->batch * f->config.max_seq_len, sizeof *w->x);
+        w->y = allocate((size_t)o->batch * f->config.max_seq_len, sizeof *w->y);
+    }
+    if (!*o->model) gpt2_initialize(m, (uint64_t)o->seed);
+}
+
+static void prepare_convex(Federation *f) {
+    const FedOptions *o = &f->options;
+    char name[32];
+    f->num_clients = o->max_clients ? o->max_clients : 20;
+    f->clients = allocate(f->num_clients, sizeof *f->clients);
+    for (int m = 0; m < f->num_clients; m++) {
+        snprintf(name, sizeof name, "%d", m);
+        f->clients[m].name = strdup(name);
+        make_term(&f->clients[m].term, o->misfit, (uint64_t)o->seed, m);
+    }
+    add_tensor(&f->layout, "b", (OptimSegment){.size = TERM_B});
+    add_tensor(&f->layout, "w", (OptimSegment){.size = TERM_W});
+    for (int i = 0; i < omp_get_max_threads(); i++)
+        f->workers[i].params = allocate_floats(TERM_COLS), f->workers[i].grads = allocate_floats(TERM_COLS);
+}
+
+// All that a run needs, from its options.
+static void prepare_federation(Federation *f) {
+    const FedOptions *o = &f->options;
+    Layout *l = &f->layout;
+    f->workers = allocate(omp_get_max_threads(), sizeof *f->workers);
+    optim_matmul = muon_matmul;
+    if (o->convex) prepare_convex(f);
+    else prepare_text(f);
+    int M = f->num_clients, attackers = (int)(o->attackers * M + 0.5);
+    make_private(l, o->patterns);
+    if (attackers == M) die("all of %d clients would be attackers", M);
+    if (mpi_size > 1 && l->num_shared > 1u << 29) die("the shared tensors do not fit a message of MPI's");
+    if (mpi_size - 1 > M) die("%d ranks for %d clients and the server; start fewer", mpi_size, M);
+    for (int i = 0; i < attackers; i++) f->clients[permute(i, M, (uint64_t)o->seed + 99)].attacker = 1;
+    if (o->convex) solve_terms(f->clients, M);
+    if (o->method == FFGG && (!l->num_private || !l->num_shared))
+        die("--method ffgg wants some tensors private and others shared; --private makes %d of %d private",
+            l->num_private_tensors, l->num_tensors);
+    if (o->method == FEDAVG && !l->num_shared) die("nothing is shared; take --method local");
+    float *x = allocate_floats(layout_size(l));
+    from_model(l, x, f->workers[0].params);
+    for (int i = 0; i < omp_get_max_threads(); i++) f->workers[i].g = allocate_floats(layout_size(l));
+    f->peers = allocate(M, sizeof *f->peers);
+    for (int m = 0; m < M; m++) {
+        Peer *p = &f->peers[m];
+        for (int lane = 0; lane < LANES; lane++) {
+            p->request[lane] = allocate(1, sizeof(Message) + l->num_shared * sizeof(float));
+            p->reply[lane] =
+                allocate(1, sizeof(Message) + (lane == WORKING ? l->num_shared : 1) * sizeof(float));
+#ifdef FEDERATED_MPI
+            p->sending[lane] = MPI_REQUEST_NULL;
+#endif
+        }
+        if (is_here(m)) {
+            f->clients[m].x = allocate_floats(layout_size(l));
+            memcpy(f->clients[m].x, x, layout_size(l) * sizeof(float));
+            client_start(f, &f->clients[m], o->method != FFGG);
+        }
+        f->clients[m].alone = o->method == LOCAL;
+    }
+    f->w = allocate_floats(l->num_shared + 1);
+    f->point = allocate_floats(l->num_shared + 1);
+    f->aggregate = allocate_floats(l->num_shared + 1);
+    if (o->bucket > 1) f->buckets = allocate_floats(M * l->num_shared);
+    memcpy(f->w, x + l->num_private, l->num_shared * sizeof(float));
+    start_vector(&f->optimizer, &o->server, l, l->num_private_tensors, l->num_tensors, f->w);
+    free(x);
+    if (mpi_rank) return;
+
+    printf("clients    %d", M);
+    if (attackers) printf(", of whom %d attack (%s)", attackers, o->attack_name);
+    if (!o->convex)
+        printf(", with %zu to %zu bytes; %d layers, %d channels, context %d, %d tokens",
+               f->clients[M - 1].bytes, f->clients[0].bytes, f->config.num_layers, f->config.channels,
+               f->config.max_seq_len, f->config.vocab_size);
+    printf("\nparameters %zu shared, %zu private", l->num_shared, l->num_private);
+    for (int i = 0; i < l->num_private_tensors; i++)
+        printf("%s%s", !i ? ": " : i % 6 ? ", " : ",\n           ", l->tensors[i].name);
+    printf("\nmethod     %s, %d local steps of %s, server %s, %s\n", o->method_name, o->local_steps,
+           o->client_optimizer, o->server_optimizer, o->aggregator_name);
+    if (!*o->out) return;
+    make_folder(o->out);
+    Path path = path_in(o->out, "log.csv");
+    f->log = fopen(path.s, "w");
+    if (!f->log || fputs(log_header, f->log) < 0) die("cannot write %s: %s", path.s, strerror(errno));
+}
+
+// DIR/clients.csv: each client's loss at the end.
+static void write_clients(const Federation *f) {
+    Path path = path_in(f->options.out, "clients.csv");
+    FILE *file = write_begin(path.s);
+    fprintf(file, "client,bytes,attacker,loss\n");
+    for (int m = 0; m < f->num_clients; m++) {
+        const Client *c = &f->clients[m];
+        for (const char *p = c->name; *p; p++)
+            fputc(*p == ',' ? ';' : *p, file); // a comma would be another cell
+        fprintf(file, ",%zu,%d,", c->bytes, c->attacker);
+        log_number(file, c->attacker ? NAN : f->peers[m].loss, "%.6f", '\n');
+    }
+    write_commit(file, path.s);
+}
+
+#define OF(name) offsetof(FedOptions, name)
+static const OptionRow fed_rows[] = {
+    {"data", 's', OF(data), "", "FILE|GLOB", "a text that is split among clients", 0, 0, 0},
+    {"clients", 's', OF(split), "speakers", "speakers|books",
+     "a client is a speaker of a play, or a book of a book of books", 0, 0, 0},
+    {"convex", 'f', OF(convex), "0", "", "least squares with a known solution instead of a text", 0, 0, 0},
+    {"misfit", 'd', OF(misfit), "0", "X", "noise in it: above 0 no w suits every client", 0, 1e6, 0},
+    {"max-clients", 'i', OF(max_clients), "0", "M",
+     "the M with the longest texts (0: all); --convex: M clients [20]", 0, 1e4, 0},
+    {"min-bytes", 'i', OF(min_bytes), "4000", "N", "of a client's text", 1, 1e9, 0},
+    {"tokenizer", 's', OF(tokenizer), "chars", "chars|bytes", "unless --model has its own", 0, 0, 0},
+    {"model", 's', OF(model), "", "FILE|DIR", "what everybody begins with, instead of a new model", 0, 0, 0},
+    {"layers", 'i', OF(layers), "2", "L", "of a new model", 1, 1000, 0},
+    {"heads", 'i', OF(heads), "2", "NH", "", 1, 1000, 0},
+    {"channels", 'i', OF(channels), "32", "C", "", 1, 65536, 0},
+    {"context", 'i', OF(context), "32", "T", "", 1, 1 << 20, 0},
+    {"batch", 'i', OF(batch), "4", "B", "sequences of a client's batch", 1, 1 << 16, 0},
+    {"method", 's', OF(method_name), "ffgg", "ffgg|fedavg|local",
+     "partially personalized, averaged, or alone", 0, 0, 0},
+    {"private", 's', OF(patterns), "-", "PATTERN[,PATTERN]",
+     "tensors that stay with a client [ffgg: h.*.ln_*,ln_f.*, or b]", 0, 0, 0},
+    {"rounds", 'i', OF(rounds), "200", "N", "N answers of each client, on average", 1, 1e7, 0},
+    {"local-steps", 'i', OF(local_steps), "1", "K", "of a client before it answers", 0, 1e6, 0},
+    {"finetune", 'i', OF(finetune), "0", "N", "steps of each client on everything, at the end", 0, 1e7, 0},
+    {"finetune-lr", 'd', OF(finetune_lr), "0.3", "FRACTION", "of the clients' rate, for these", 0, 1e9, 0},
+    {"server-optimizer", 's', OF(server_optimizer), "", "NAME",
+     "any of train_gpt2 --help, with its options as --server-lr .. [ffgg: adamw; sgd]", 0, 0, 0},
+    {"client-optimizer", 's', OF(client_optimizer), "", "NAME",
+     "likewise, --client-lr .. [adamw; --convex: sgd]", 0, 0, 0},
+    {"schedule", 's', OF(schedule), "", "NAME",
+     "of both rates: constant, cosine, linear, wsd [cosine; --convex: constant]", 0, 0, 0},
+    {"clip", 'd', OF(clip), "-1", "X", "largest norm of a gradient; 0: none (-1: 1, or none with --convex)",
+     -1, 1e30, 0},
+    {"aggregate", 's', OF(aggregator_name), "mean", "NAME",
+     "mean, median, trimmed, geometric-median or clipping", 0, 0, 0},
+    {"trim", 'd', OF(trim), "-1", "SHARE", "that trimmed cuts off at an end (-1: --attackers)", -1, 0.5, 0},
+    {"bucket", 'i', OF(bucket), "1", "N", "aggregate means of N messages", 1, 1e4, 0},
+    {"attackers", 'd', OF(attackers), "0", "SHARE", "of the clients", 0, 1, 0},
+    {"attack", 's', OF(attack_name), "sign-flip", "NAME",
+     "sign-flip, noise, little (is enough), nan or silent", 0, 0, 0},
+    {"async", 'i', OF(async), "0", "N", "a step as soon as N answers are there (0: when all are)", 0, 1e4, 0},
+    {"delay", 'i', OF(delay), "0", "D", "client m answers 0 to D m/(M-1) rounds late, at random", 0, 1e6, 0},
+    {"deadline", 'd', OF(deadline), "0", "T",
+     "give an answer up after T rounds (seconds by the real clock; 0: 600)", 0, 1e9, 0},
+    {"clock", 's', OF(clock), "virtual", "virtual|real",
+     "real: MPI's ranks answer when they are done; virtual: the same numbers as in one process", 0, 0, 0},
+    {"seed", 'i', OF(seed), "1337", "N", "of everything that is drawn", 0, 1e9, 0},
+    {"eval-every", 'i', OF(eval_every), "20", "N", "rounds between validations (0: at the end)", 0, 1e9, 0},
+    {"out", 's', OF(out), "", "DIR", "log.csv and clients.csv go here", 0, 0, 0},
+};
+#define NUM_FED ((int)(sizeof fed_rows / sizeof *fed_rows))
+
+static void fed_help(void) {
+    printf("federated: partially personalized federated learning.\n\n"
+           "  ./dev/federated --data play.txt --clients speakers --private 'h.*.ln_*,ln_f.*' --out run\n"
+           "  ./dev/federated --convex --attackers 0.4 --aggregate median --delay 20 --async 20\n"
+           "  mpirun -n 4 ./dev/federated_mpi --convex --clock real --async 1 (make federated_mpi)\n\n");
+    for (int i = 0; i < NUM_FED; i++) {
+        const OptionRow *r = &fed_rows[i];
+        int shown = *r->initial && *r->initial != '-' && r->type != 'f';
+        char left[64];
+        snprintf(left, sizeof left, "--%s %s", r->name, r->argument);
+        printf("  %-32s %s%s%s%s\n", left, r->help, shown ? " [" : "", shown ? r->initial : "",
+               shown ? "]" : "");
+    }
+}
+
+// Which word of a list a name is, counted from 0.
+static int choose(const char *option, const char *name, const char *list) {
+    int index = 0;
+    for (const char *p = list; *p; index++) {
+        size_t n = strcspn(p, " ");
+        if (strlen(name) == n && !strncmp(p, name, n)) return index;
+        p += n + (p[n] == ' ');
+    }
+    die_usage("--%s takes one of %s, not '%s'", option, list, name);
+}
+
+// Chooses an optimizer, SGD without momentum unless that is asked for, and sets what of the remaining options
+// begins with the prefix, as --server-lr does with server-.
+static void set_hyper(Optimizer *o, const char *optimizer, double lr, const char *prefix,
+                      const Options *rest) {
+    if (optim_init(o, optimizer)) die_usage("no optimizer is called '%s'; see train_gpt2 --help", optimizer);
+    if (optim_is_polyak(o)) die_usage("%s needs a teacher, which nobody has here", optimizer);
+    if (lr > 0) optim_set(o, "lr", lr);
+    if (!strcmp(optimizer, "sgd")) optim_set(o, "momentum", 0), optim_set(o, "dampening", 0);
+    for (int i = 0; i < rest->num_hyper; i++) {
+        if (strncmp(rest->hyper_name[i], prefix, strlen(prefix))) continue;
+        if (optim_set(o, rest->hyper_name[i] + strlen(prefix), rest->hyper_value[i]))
+            die_usage("--%s %g is no option of %s, or out of its range", rest->hyper_name[i],
+                      rest->hyper_value[i], optimizer);
+    }
+}
+
+static FedOptions fed_options(int argc, char **argv) {
+    FedOptions o = {0};
+    Options rest = {0};
+    for (int i = 0; i < NUM_FED; i++) set_option((Options *)&o, &fed_rows[i], fed_rows[i].initial);
+    for (int i = 1; i < argc; i++) {
+        if (strncmp(argv[i], "--", 2)) die_usage("unexpected argument '%s'; see --help", argv[i]);
+        const char *name = argv[i] + 2;
+        if (!strcmp(name, "help")) fed_help(), exit(0);
+        int row = 0;
+        while (row < NUM_FED && strcmp(fed_rows[row].name, name)) row++;
+        int flag = row < NUM_FED && fed_rows[row].type == 'f';
+        if (!flag && i + 1 == argc) die_usage("--%s needs a value; see --help", name);
+        const char *value = flag ? "1" : argv[++i];
+        if (row < NUM_FED) set_option((Options *)&o, &fed_rows[row], value);
+        else if ((strncmp(name, "server-", 7) && strncmp(name, "client-", 7)) || rest.num_hyper == 64)
+            die_usage("--%s is no option; see --help", name);
+        else {
+            rest.hyper_name[rest.num_hyper] = name;
+            rest.hyper_value[rest.num_hyper++] = parse_number(name, value, 0);
+        }
+    }
+    o.method = choose("method", o.method_name, "ffgg fedavg local");
+    o.aggregator = choose("aggregate", o.aggregator_name, "mean median trimmed geometric-median clipping");
+    o.attack = choose("attack", o.attack_name, "sign-flip noise little nan silent");
+    choose("clients", o.split, "speakers books");
+    choose("clock", o.clock, "virtual real");
+    choose("tokenizer", o.tokenizer, "chars bytes");
+    if (!o.convex && !*o.data) die_usage("give a text with --data FILE, or --convex; see --help");
+    if (!strcmp(o.clock, "real") && mpi_size == 1)
+        die_usage("--clock real needs MPI's ranks (make federated_mpi)");
+    if (!strcmp(o.patterns, "-")) o.patterns = o.method != FFGG ? "" : o.convex ? "b" : "h.*.ln_*,ln_f.*";
+    if (!*o.schedule) o.schedule = o.convex ? "constant" : "cosine";
+    if (isnan(optim_schedule(o.schedule, 0, 1, 0, 0)))
+        die_usage("no schedule is called '%s' here; see --help", o.schedule);
+    if (o.clip < 0) o.clip = !o.convex;
+    if (o.trim < 0) o.trim = o.attackers;
+    // FedAvg's server puts the mean of what the clients have made of w in its place: SGD at rate 1.
+    int mean_of_models = o.method == FEDAVG && !*o.server_optimizer;
+    double lr = o.convex ? 0.5 : 3e-3;
+    if (!*o.server_optimizer) o.server_optimizer = o.convex || mean_of_models ? "sgd" : "adamw";
+    if (!*o.client_optimizer) o.client_optimizer = o.convex ? "sgd" : "adamw";
+    set_hyper(&o.server, o.server_optimizer, mean_of_models ? 1 : lr, "server-", &rest);
+    set_hyper(&o.client, o.client_optimizer, lr, "client-", &rest);
+    return o;
+}
+
+#ifndef FEDERATED_NO_MAIN
+int main(int argc, char **argv) {
+    static Federation f;
+    if (!getenv("GOMP_SPINCOUNT") && !getenv("OMP_WAIT_POLICY") && !setenv("GOMP_SPINCOUNT", "10000", 1))
+        execv("/proc/self/exe", argv); // as train_gpt2 does, see there
+#ifdef FEDERATED_MPI
+    MPI_Init(&argc, &argv);
+    MPI_Comm_rank(MPI_COMM_WORLD, &mpi_rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &mpi_size);
+    if (mpi_rank) MPI_Barrier(MPI_COMM_WORLD); // what rank 0 finds wrong nobody else says again
+#endif
+    f.options = fed_options(argc, argv);
+    prepare_federation(&f);
+#ifdef FEDERATED_MPI
+    if (!mpi_rank) MPI_Barrier(MPI_COMM_WORLD);
+    if (mpi_rank) mpi_clients(&f);
+    else
+#endif
+    {
+        serve(&f);
+        if (*f.options.out) write_clients(&f);
+        if (mpi_size > 1) mpi_stop(&f);
+    }
+#ifdef FEDERATED_MPI
+    MPI_Finalize();
+#endif
+    return 0;
+}
+#endif

@@ -1,0 +1,195 @@
+#!/usr/bin/env bash
+# What parallel prompt decoding (arXiv 2405.18628) is worth on this machine, against plain decoding of the same text:
+# prompts for the frozen model, as the paper has them and with a vector for every layer; a model that was trained on
+# together with its prompts; independent heads (Medusa, 2401.10774) trained as long; n-grams; a smaller draft model.
+# Two pictures: tokens a pass and latency by tree size, and the speedup of every method.
+#
+# By default a model of 3 million parameters on the tales. FULL=1 is the paper's case, a model whose weights do not fit
+# in a cache: 34 million parameters, 8 layers, GPT-2's tokens, two hours on two cores (OMP_NUM_THREADS is yours; whatever
+# is finished is kept, what was interrupted goes on):
+#   cat kjv.txt tinyshakespeare.txt >both.txt        # dev/data/texts.sh fetches them, dev/data/gpt2.sh the merges
+#   make study NAME=decoding FULL=1 DATA=both.txt GPT2_MERGES=vocab.bpe
+. dev/studies/driver.sh
+decode=${DECODE:-./decode_ppd}
+if [ "$full" ]; then
+    [ -r "${GPT2_MERGES:-}" ] || die "FULL=1 needs GPT-2's merges: GPT2_MERGES=vocab.bpe (dev/data/gpt2.sh fetches it)"
+    text_options=(--tokenizer gpt2 --merges "$GPT2_MERGES" --context 256)
+    model=(--layers 8 --heads 6 --channels 384 --batch 4 --lr 1e-3 --steps "${STEPS:-3500}")
+    draft=(--layers 2 --heads 3 --channels 192 --batch 4 --lr 2e-3 --steps "${STEPS:-2000}")
+    prompts=(--steps "${STEPS:-600}" --batch 2) joint=(--steps "${STEPS:-1500}" --lr 5e-4 --prompt-weight 1)
+    bench=(--texts 16 --tokens 128)
+else
+    text_options=(--context 64)
+    model=(--layers 4 --heads 4 --channels 256 --batch 12 --lr 2e-3 --steps "${STEPS:-1000}")
+    draft=(--layers 2 --heads 4 --channels 64 --batch 12 --lr 4e-3 --steps "${STEPS:-1000}")
+    prompts=(--steps "${STEPS:-600}") joint=(--steps "${STEPS:-600}" --batch 8 --lr 5e-4 --prompt-weight 1)
+    bench=(--texts 16 --tokens 200)
+fi
+
+# ---- stages: each writes a file of its own, once
+# stage FILE COMMAND...: unless FILE is there, made by the same command; its output goes to FILE.log.
+stage() {
+    local file=$1 command
+    shift
+    command="# text $data_sum"$'\n'"$(printf '%q ' "$@")"
+    [ -f "$file.done" ] && [ "$(cat "$file.done")" = "$command" ] && return
+    rm -f "$file.done"
+    [ "$(cat "$file.command" 2>/dev/null)" = "$command" ] || rm -rf "$file" "$file.state"
+    printf '%s\n' "$command" >"$file.command"
+    echo "$study: $(basename "$file")"
+    "$@" 2>&1 | tee "$file.log.tmp" | tr '\r' '\n' | sed 's/\x1b\[K//g' | grep -vE '^$' | sed 's/^/    /'
+    [ "${PIPESTATUS[0]}" = 0 ] || die "$(tail -n 1 "$file.log.tmp" | sed 's/^error: //')"
+    grep -q '^stopped at step' "$file.log.tmp" && die "stopped; the same command goes on"
+    mv "$file.log.tmp" "$file.log"
+    printf '%s\n' "$command" >"$file.done"
+}
+# trained NAME OPTIONS...: a model.   guesses NAME MODEL OPTIONS...: its prompts or heads. Both resume.
+trained() {
+    stage "$runs/$1" "$train" --data "$data" "${text_options[@]}" "${@:2}" --eval-every 250 --eval-tokens 20000 \
+        --save-every 100 --out "$runs/$1" --resume
+}
+guesses() {
+    stage "$runs/$1" bash -c 'if [ -f "$1.state" ]; then set -- "$@" --resume; fi; exec "${@:2}"' _ "$runs/$1" \
+        "$decode" train --model "$runs/$2" --data "$data" "${@:3}" --out "$runs/$1"
+}
+# measured NAME OPTIONS...: what `bench` says. Not resumed: speeds are of one moment.
+measured() { stage "$runs/$1" "$decode" bench --data "$data" "${bench[@]}" "${@:2}"; }
+
+if [ ! "$report" ]; then
+    make -s decode_ppd || die "decode_ppd does not compile"
+    trained model "${model[@]}" && trained draft "${draft[@]}"
+    guesses prompts model "${prompts[@]}"
+    guesses deep model "${prompts[@]}" --deep
+    guesses heads model "${prompts[@]}" --heads
+    guesses draft_deep draft "${prompts[@]}" --deep
+    guesses joint model "${joint[@]}" --joint --deep --out-model "$runs/joint_model"
+    guesses joint_heads joint_model "${prompts[@]}" --heads
+    drafted=(--draft "$runs/draft" --draft-ppd "$runs/draft_deep")
+    measured paper --model "$runs/model" --ppd "$runs/prompts" --heads-file "$runs/heads" "${drafted[@]}"
+    measured frozen --model "$runs/model" --ppd "$runs/deep" --heads-file "$runs/heads" "${drafted[@]}"
+    measured together --model "$runs/joint_model" --ppd "$runs/joint" --heads-file "$runs/joint_heads" "${drafted[@]}"
+    for size in 1 2 3 4 6 9 13 19; do # the length that trees of each size really have
+        stage "$runs/tree_$size" bash -c 'head -c 60000 "$1" | tail -n 12 | cut -c 1-40 | grep . | "${@:2}" --tree '$size' >/dev/null' \
+            _ "$data" "$decode" run --model "$runs/joint_model" --ppd "$runs/joint" --tokens 100
+    done
+    {
+        printf '# make study NAME=%s DATA=%s%s\nmodel,part,name,measure,value\n' $study "$(basename "$data")" "${full:+ FULL=1}"
+        for model in paper frozen together; do
+            awk -v model=$model '
+                function put(part, name, measure, value) { print model "," part "," name "," measure "," value }
+                /^(f32|bf16|int8) / { put("kind", $1, "tokens_per_s", $4); put("kind", $1, "share_of_bandwidth", $6 + 0) }
+                /identical$/ { methods = 1; next }
+                methods && NF < 8 { methods = 0 }
+                methods { # of texts that do not loop, and that do
+                    name = substr($0, 1, 22); sub(/ +$/, "", name)
+                    rest = substr($0, 23); gsub(/[()]/, " ", rest); split(rest, x, " ")
+                    put("method", name, "tokens_per_s", x[1]); put("method", name, "speedup", x[3]); put("method", name, "a_pass", x[5])
+                    put("loops", name, "tokens_per_s", x[2]); put("loops", name, "speedup", x[4]); put("loops", name, "a_pass", x[6])
+                    put("method", name, "trained", x[7]); put("method", name, "added_mb", x[8]); put("method", name, "identical", x[9])
+                }
+                / predicted$/ { of = $0; sub(/:.*/, "", of); put("predicted", of, "speedup", $(NF - 1)); put("predicted", of, "a_pass", tau($0)) }
+                /^distance / { put("accuracy", of, "top1_" $2, $4); put("accuracy", of, "top5_" $2, $6); put("accuracy", of, "top10_" $2, $8) }
+                /^tree of / { put("tree", of, "a_pass_" $3, $5); put("tree", of, "ms_" $3, $(NF - 3)); put("tree", of, "speedup_" $3, $NF) }
+                function tau(line) { sub(/.*: /, "", line); return line + 0 }' "$runs/$model.log"
+        done
+        for size in 1 2 3 4 6 9 13 19; do
+            awk -v size=$size '/tokens a pass/ { print "together,tree,PPD,measured_" size "," $1 }' "$runs/tree_$size.log"
+        done
+        for stage in deep heads joint; do
+            awk -v stage=$stage '/^val loss/ { print "together,loss,model," $4 "," $3 }
+                /trained numbers/ { print "all,size," stage ",trained," $1; print "all,size," stage ",percent," $4 + 0 }' "$runs/$stage.log"
+        done
+    } >"$csv.tmp" && mv "$csv.tmp" "$csv" || die "cannot write $csv"
+fi
+
+# ---- what came out, from the CSV alone
+# value MODEL PART NAME MEASURE; where no text is without loops, those that loop must do
+value() { awk -F, -v key="$1,$2,$3,$4" '$1 "," $2 "," $3 "," $4 == key { print $5 }' "$csv"; }
+method_value() {
+    local x
+    x=$(value "$1" method "$2" "$3")
+    [[ ${x:-0} =~ ^[0.]+$ ]] && x=$(value "$1" loops "$2" "$3")
+    echo "${x:-0}"
+}
+ratio() { awk -v a="${1:-0}" -v b="${2:-0}" 'BEGIN { printf("%.2f", (b > 0 ? a / b : 0)) }'; }
+methods=$(awk -F, '$2 == "method" && $4 == "speedup" && !seen[$3]++ { print $3 }' "$csv")
+names=("paper:PPD, the paper's" "frozen:PPD, a vector a layer" "together:model trained with its prompts")
+
+printf '\n%-24s' ""
+for name in "${names[@]}"; do printf '%34s' "${name#*:}"; done
+printf '\n'
+while IFS= read -r method; do
+    printf '%-24s' "$method"
+    for name in "${names[@]}"; do
+        printf '%34s' "$(method_value "${name%%:*}" "$method" speedup) x, $(method_value "${name%%:*}" "$method" a_pass) a pass"
+    done
+    printf '\n'
+done <<<"$methods"
+printf '\naccuracy (top-1, top-10) at distance 1, 2, 3\n'
+for row in "paper PPD" "frozen PPD" "frozen heads" "together PPD" "together heads"; do
+    read -r model of <<<"$row"
+    printf '%-24s' "$row"
+    for d in 1 2 3; do printf '%8s %5s' "$(value $model accuracy $of top1_$d)" "$(value $model accuracy $of top10_$d)"; done
+    printf '\n'
+done
+
+best=$(while IFS= read -r method; do method_value together "$method" speedup; done <<<"$methods" | sort -g | tail -n 1)
+identical=$(awk -F, '$4 == "identical" && $5 != "yes"' "$csv" | wc -l)
+far() { awk -v a="$(value "$1" accuracy PPD top1_$2)" -v b="$(value "$1" accuracy heads top1_$2)" 'BEGIN { printf("%+.0f%%", (b > 0 ? 100 * (a / b - 1) : 0)) }'; }
+error=$(awk -v a="$(value together predicted PPD speedup)" -v b="$(method_value together PPD speedup)" 'BEGIN { printf("%.0f", 100 * (b > a ? b / a - 1 : a / b - 1)) }')
+draft_gain=$(ratio "$(method_value frozen "draft with PPD" tokens_per_s)" "$(method_value frozen draft tokens_per_s)")
+claim "Every method writes what plain decoding writes" "yes" "$([ "$identical" = 0 ] && echo yes || echo no)" "$(holds "$identical == 0")"
+for name in "${names[@]}"; do
+    x=$(method_value "${name%%:*}" PPD speedup)
+    claim "Parallel prompt decoding, ${name#*:}: speedup" "2.49" "$x" "$(holds "$x >= 2.49")"
+done
+claim "The best combination: speedup" "2.49" "$best" "$(holds "$best >= 2.49")"
+claim "Guesses 2 and 3 tokens further, against independent heads trained as long" "+28%" \
+    "frozen $(far frozen 2) and $(far frozen 3); together $(far together 2) and $(far together 3)" \
+    "$(holds "$(far together 2 | tr -d '%+') >= 28 || $(far together 3 | tr -d '%+') >= 28")"
+claim "A draft that itself decodes with prompts, against the draft alone" "1.22" "$draft_gain" "$(holds "$draft_gain >= 1.22")"
+claim "Prediction of the speedup, within 10% (ours)" "-" "$error%" "$(holds "$error <= 10")"
+claim "Trained numbers, share of the model" "0.0002% of 7B" "$(value all size deep percent)%" "$(holds "$(value all size deep percent) < 0.1")"
+claim "Training together costs validation loss (ours: at most 0.01)" "-" \
+    "$(awk -v a="$(value together loss model before)" -v b="$(value together loss model after)" 'BEGIN { printf "%+.4f", b - a }')" \
+    "$(holds "$(value together loss model after) <= $(value together loss model before) + 0.01")"
+finish_claims
+
+command -v gnuplot >/dev/null || { echo "no picture: gnuplot is not installed (package gnuplot-nox)"; exit 0; }
+points=$runs/points
+for model in frozen together; do
+    awk -F, -v model=$model '$1 == model && $2 == "tree" && $3 == "PPD" && split($4, x, "_") { rows = x[length(x)]; size[rows]; what[rows, $4] = $5 }
+        END { print "\"" model "\""; for (s = 1; s <= 64; s++) if (s in size) print s, what[s, "a_pass_" s], what[s, "ms_" s], what[s, "measured_" s]; print "\n" }' "$csv"
+done >"$points"
+while IFS= read -r method; do
+    printf '"%s"' "$method"
+    for name in "${names[@]}"; do printf ' %s' "$(method_value "${name%%:*}" "$method" speedup)"; done
+    printf '\n'
+done <<<"$methods" >"$points.methods"
+gnuplot - <<END || die "gnuplot cannot draw $results/$study.png"
+    set terminal pngcairo size 1000,900 font 'sans,11'
+    set output '$results/$study.png'
+    set multiplot layout 2,1
+    set grid
+    set key left top
+    set xlabel 'rows of a pass (tree of candidates and prompts)'
+    set ylabel 'tokens a pass'
+    set y2label 'ms a pass'
+    set ytics nomirror
+    set y2tics
+    set y2range [0:*]
+    plot '$points' index 0 using 1:2 with lines linewidth 2 title 'tokens a pass, frozen model, predicted', \
+        '' index 1 using 1:2 with lines linewidth 2 title 'model trained with its prompts, predicted', \
+        '' index 1 using 1:4 with points pointtype 7 title 'measured', \
+        '' index 0 using 1:3 axes x1y2 with lines linewidth 2 dashtype 2 title 'ms a pass (right)'
+    unset y2tics
+    unset y2label
+    unset xlabel
+    set ylabel 'speedup against plain decoding'
+    set yrange [0:*]
+    set style data histograms
+    set style fill solid 0.7
+    set xtics rotate by -20
+    plot for [i=2:4] '$points.methods' using i:xtic(1) title word("paper frozen together", i - 1), 1 with lines linecolor 'black' notitle
+END
+printf '\n%s\n%s\n%s\n' "$csv" "$results/$study.md" "$results/$study.png"

@@ -1,0 +1,351 @@
+# What every study in this folder shares; `make study NAME=averaging` runs dev/studies/averaging.sh, which sources this.
+#
+# A study says what to compare, and what to print of it:
+#
+#   . dev/studies/driver.sh
+#   length 500 2000                                        $steps, the second with FULL=1
+#   common --steps $steps --batch 12                       options of every run
+#   method AdamW "lr=2e-3,4e-3,8e-3 schedule=cosine,linear"             LABEL "GRID" OPTIONS of its own ...
+#   method GPA "lr=4e-3,8e-3,16e-3" --optimizer gpa
+#   tune                                                   searches the grids, prints them, marks the best
+#   measure 1 2 3                                          the best of each, with these seeds
+#   table AdamW                                            losses, and steps to AdamW's loss
+#   claim "GPA needs fewer steps" "24%" "$(fewer GPA AdamW)" "$(holds "$(saved GPA AdamW) >= 24")"
+#   picture
+#
+# Every training goes to a folder of its own below runs/studies/, with the command that made it, and is kept: a study
+# that is called again, or was interrupted, goes on from there. `rm -r runs/studies/NAME` begins anew.
+#
+#   DATA=FILE      the text (default: dev/data/tales.txt, which make writes)
+#   FULL=1         an hour or two instead of ten minutes on two cores
+#   JOBS=2         trainings at a time, of one thread each (default: one for each core)
+#   STEPS=N        another length
+#   EXTRA="..."    options behind those of every run
+#   REPORT=1       no training: table, claims and picture once more from the CSV that is there
+#   RESULTS=DIR    where NAME.csv, NAME.md (the claims: rows of README's table) and NAME.png go
+set -u
+study=$(basename "$0" .sh)
+data=${DATA:-dev/data/tales.txt}
+full=${FULL:-}
+report=${REPORT:-}
+jobs=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
+results=${RESULTS:-dev/studies/results}
+train=${TRAIN:-./train_gpt2}
+csv=$results/$study.csv
+tune_seed=0 # used for nothing else
+
+die() { echo "error: $1" >&2; exit "${2:-1}"; }
+[ -r "$data" ] || die "$data cannot be read; give a text with DATA=FILE"
+[[ $jobs =~ ^[1-9][0-9]*$ ]] || die "JOBS takes a whole number, not '$jobs'" 2
+text=$(basename "$data" | sed 's/\..*//')
+runs=runs/studies/$study/$text${full:+-full}
+mkdir -p "$results" "$runs" || die "cannot make $results and $runs"
+data_sum=$(cksum <"$data" | cut -d ' ' -f 1)
+
+# ---- what to compare
+labels=() grids=() options=() points=() tried=() shared=()
+
+# length DEFAULT FULL: sets steps, and how often to measure: 20 times.
+length() {
+    steps=${STEPS:-${full:+$2}}
+    steps=${steps:-$1} eval_every=$(((${steps:-$1} + 19) / 20))
+}
+
+# common OPTIONS...: of every run.
+common() { shared=("$@"); }
+
+# method LABEL "GRID" OPTIONS...: GRID is `option=value,value,... option=...`. A list of numbers ascends, the search
+# begins at its middle and moves to neighbours; of other lists every value is tried. "" is nothing to tune.
+method() {
+    [[ $1 != *,* ]] || die "the name of a method is a cell of a CSV, without comma: $1"
+    labels+=("$1") grids+=("$2") points+=("$(awk -v grid="$2" "$grid_functions"'BEGIN { middle() }')")
+    shift 2
+    options+=("$([ $# = 0 ] || printf '%q ' "$@")")
+}
+
+# of GRID at POINT ("lr=4e-3 schedule=linear"): its middle, the points beside it, at which ends it lies
+grid_functions='
+    function axes(   i, k, part) {
+        dimensions = split(grid, part, " ")
+        for (i = 1; i <= dimensions; i++) {
+            name[i] = part[i]; sub(/=.*/, "", name[i]); sub(/[^=]*=/, "", part[i])
+            count[i] = split(part[i], list, ","); numbers[i] = 1
+            for (k = 1; k <= count[i]; k++) { value[i, k] = list[k]; if (list[k] !~ /^[-+.0-9]/) numbers[i] = 0 }
+        }
+    }
+    function point(changed, k,   i, s) {
+        for (i = 1; i <= dimensions; i++) s = s (i > 1 ? " " : "") name[i] "=" value[i, i == changed ? k : at[i]]
+        return s
+    }
+    function read_point(text,   i, k, part) {
+        split(text, part, " ")
+        for (i = 1; i <= dimensions; i++)
+            for (k = 1; k <= count[i]; k++) if (part[i] == name[i] "=" value[i, k]) at[i] = k
+    }
+    function middle(   i) {
+        axes()
+        for (i = 1; i <= dimensions; i++) at[i] = int((count[i] + 1) / 2)
+        print point(0, 0)
+    }
+    function neighbours(text,   i, k) {
+        axes(); read_point(text)
+        for (i = 1; i <= dimensions; i++)
+            for (k = 1; k <= count[i]; k++)
+                if (k != at[i] && (!numbers[i] || (k - at[i]) ^ 2 == 1)) print point(i, k)
+    }
+    function ends(text,   i, s) {
+        axes(); read_point(text)
+        for (i = 1; i <= dimensions; i++)
+            if (numbers[i] && count[i] > 1 && (at[i] == 1 || at[i] == count[i])) s = s " " name[i] "=" value[i, at[i]]
+        return s
+    }'
+
+# ---- trainings
+queue=()
+
+# folder LABEL SETTING SEED: where this training is.
+folder() { printf '%s/%s' "$runs" "$(printf '%s %s seed %s' "$1" "$2" "$3" | tr -cs 'a-zA-Z0-9.=+\n-' '_')"; }
+
+# enqueue DIR WORDS...: the training, unless it was finished, by the same command on the same text.
+enqueue() {
+    local dir=$1 command
+    shift
+    command="# text $data_sum"$'\n'"OMP_NUM_THREADS=1 exec $(printf '%q ' "$train" --data "$data" "$@")--out $(printf '%q' "$dir") --resume"
+    [ -f "$dir/loss" ] && [ "$(cat "$dir/command")" = "$command" ] && return
+    if [ "$(cat "$dir/command" 2>/dev/null)" != "$command" ]; then # --resume would refuse the state of another
+        rm -f "$dir/loss" "$dir/state.bin" "$dir/log.csv"
+        mkdir -p "$dir" || die "cannot make $dir"
+        printf '%s\n' "$command" >"$dir/command"
+    fi
+    queue+=("$dir")
+}
+
+# enqueue_method INDEX SETTING SEED EVAL_EVERY
+enqueue_method() {
+    local words
+    eval "words=(${options[$1]} $(for pair in $2; do printf -- '--%s %q ' "${pair%%=*}" "${pair#*=}"; done))"
+    enqueue "$(folder "${labels[$1]}" "$2" "$3")" ${shared[@]+"${shared[@]}"} ${words[@]+"${words[@]}"} \
+        --eval-every "$4" --seed "$3" ${EXTRA:-}
+}
+
+# One training, called by run_queue. Its last loss goes to DIR/loss: inf where it diverged. 255 makes xargs stop.
+run_one() {
+    local dir=$1 loss finished left
+    bash "$dir/command" >"$dir/output" 2>&1
+    loss=$(awk '/^final val loss/ { print $4 == $4 + 0 ? $4 : "inf" }' "$dir/output")
+    if [ -z "$loss" ] && grep -q '^error: the loss or its gradient is not a number' "$dir/output"; then loss=inf; fi
+    if [ -z "$loss" ]; then
+        tail -n 1 "$dir/output" | sed 's/^error: //' >"$runs/failed"
+        return 255
+    fi
+    [ -f "$dir/keep" ] || rm -f "$dir/model.bin" "$dir/state.bin"
+    echo "$loss" >"$dir/loss.tmp" && mv "$dir/loss.tmp" "$dir/loss"
+    echo >>"$runs/finished"
+    finished=$(wc -l <"$runs/finished")
+    left=$((($(date +%s) - queue_start) * (queue_length - finished) / finished))
+    printf '%3d of %d, %d:%02d left   %-64s %s\n' "$finished" $queue_length $((left / 60)) $((left % 60)) "$(basename "$dir")" "$loss"
+}
+
+# run_queue WHAT: all that is queued, $jobs at a time.
+run_queue() {
+    export runs queue_length=${#queue[@]} queue_start
+    [ $queue_length -gt 0 ] || return
+    echo "$1: $queue_length trainings"
+    queue_start=$(date +%s)
+    : >"$runs/finished"
+    export -f run_one
+    rm -f "$runs/failed"
+    printf '%s\0' "${queue[@]}" | xargs -0 -n 1 -P "$jobs" bash -c 'run_one "$1"' _ 2>/dev/null ||
+        die "$(cat "$runs/failed" 2>/dev/null || echo "stopped; the same command goes on")"
+    queue=()
+}
+
+# model LABEL OPTIONS...: queues a training whose model stays; `model_dir` is where (a teacher's, say).
+model() {
+    model_dir=$(folder "$1" "" $tune_seed)
+    shift
+    [ "$report" ] && return
+    mkdir -p "$model_dir" && : >"$model_dir/keep"
+    enqueue "$model_dir" "$@" --eval-every 0 --seed $tune_seed ${EXTRA:-}
+}
+
+# ---- the search, and the seeds
+tuned=0 measured=0 # so many of the methods were
+collected=$runs/collected.csv
+[ "$report" ] || printf '# make study NAME=%s DATA=%s%s\npart,method,setting,seed,step,val_loss,memory_mb\n' \
+    "$study" "$(basename "$data")" "${full:+ FULL=1}" >"$collected"
+
+# collect PART INDEX SETTING SEED: what this training's log has measured, in the CSV.
+collect() {
+    local dir
+    dir=$(folder "${labels[$2]}" "$3" "$4")
+    awk -F, -v row="$1,${labels[$2]},$3,$4" -v loss="$(cat "$dir/loss")" \
+        -v memory="$(awk '$1 == "memory" { print $2 }' "$dir/output")" '
+        NR > 1 && $5 != "" { last = row "," $1 "," $5 "," memory; if (row !~ /^tune/) print last }
+        NR > 1 { step = $1 }
+        END { if (loss == "inf") print row "," step ",inf," memory; else if (row ~ /^tune/) print last }' "$dir/log.csv" >>"$collected"
+}
+
+# point_of LABEL: where a method is on its grid, "lr=4e-3"; best LABEL: the same as options, "--lr 4e-3".
+point_of() {
+    local i
+    for ((i = 0; i < ${#labels[@]}; i++)); do [ "${labels[$i]}" != "$1" ] || printf '%s' "${points[$i]}"; done
+}
+best() { point_of "$1" | sed 's/\([^ =]*\)=/--\1 /g'; }
+
+# beside INDEX: the point of a method, and those beside it.
+beside() {
+    printf '%s\n' "${points[$1]}"
+    awk -v grid="${grids[$1]}" -v here="${points[$1]}" "$grid_functions"'BEGIN { neighbours(here) }'
+}
+
+# Each method that has a grid: from its middle to the neighbour with the lowest loss, until none is lower. So every
+# point next to the best was tried; where the best is at the grid's end, that is said.
+tune() {
+    local i point best moved=1 round=0
+    [ "$report" ] && return
+    while [ $moved = 1 ]; do
+        round=$((round + 1)) moved=0
+        for ((i = tuned; i < ${#labels[@]}; i++)); do
+            [ "${grids[$i]}" ] || continue
+            while IFS= read -r point; do
+                enqueue_method $i "$point" $tune_seed 0
+                tried[$i]=${tried[$i]:-}$point$'\n'
+            done < <(beside $i)
+        done
+        run_queue "$study, tuning, round $round"
+        for ((i = tuned; i < ${#labels[@]}; i++)); do
+            [ "${grids[$i]}" ] || continue
+            best=$(while IFS= read -r point; do
+                printf '%s\t%s\n' "$(cat "$(folder "${labels[$i]}" "$point" $tune_seed)/loss")" "$point"
+            done < <(beside $i) | sort -s -g -k 1,1 | head -n 1 | cut -f 2)
+            [ "$best" = "${points[$i]}" ] || { points[$i]=$best && moved=1; }
+        done
+    done
+    for ((i = tuned; i < ${#labels[@]}; i++)); do [ "${grids[$i]}" ] && show_grid $i; done
+    tuned=${#labels[@]}
+}
+
+# show_grid INDEX: prints what the search tried, best first, and collects it.
+show_grid() {
+    local i=$1 point ends
+    printf '\n%s\n' "${labels[$i]}"
+    printf '%s' "${tried[$i]}" | sort -u | while IFS= read -r point; do
+        collect tune $i "$point" $tune_seed
+        printf '%s\t%s\n' "$(cat "$(folder "${labels[$i]}" "$point" $tune_seed)/loss")" "$point"
+    done | sort -s -g -k 1,1 | awk -F'\t' -v best="${points[$i]}" '{ printf "    %-8s %s%s\n", $1, $2, $2 == best ? "   <- best" : "" }'
+    ends=$(awk -v grid="${grids[$i]}" -v here="${points[$i]}" "$grid_functions"'BEGIN { print ends(here) }')
+    [ "$ends" ] && echo "    the best lies at the end of its list:$ends"
+}
+
+# measure SEED...: every method at its best point. Writes the CSV.
+measure() {
+    local i seed
+    [ "$report" ] && return
+    for ((i = measured; i < ${#labels[@]}; i++)); do
+        for seed; do enqueue_method $i "${points[$i]}" "$seed" "$eval_every"; done
+    done
+    run_queue "$study, seeds $*"
+    for ((i = measured; i < ${#labels[@]}; i++)); do
+        for seed; do collect seed $i "${points[$i]}" "$seed"; done
+    done
+    measured=${#labels[@]}
+    cp "$collected" "$csv.tmp" && mv "$csv.tmp" "$csv" || die "cannot write $csv"
+}
+
+# ---- what came out, from the CSV alone
+# curves PROGRAM: awk that knows the measured losses, in mean over the seeds. Names of methods come as $A and $B.
+curves() {
+    [ -r "$csv" ] || die "$csv is not there yet; call the study without REPORT"
+    awk -F, '
+        function mean(m, s) { return many[m, s] < seeds[m] || sum[m, s] > 1e20 ? 1e30 : sum[m, s] / many[m, s] }
+        function final(m) { return mean(m, last[m]) }
+        function deviation(m,   n, v) {
+            n = seeds[m]; v = square[m, last[m]] - n * final(m) ^ 2
+            return n > 1 && v > 0 ? sqrt(v / (n - 1)) : 0
+        }
+        function show(m) { return final(m) > 1e20 ? "diverged" : sprintf("%.3f ± %.3f", final(m), deviation(m)) }
+        function reaches(m, loss,   s, before, above) { # after so many steps, on straight lines between measurements; 0: never
+            for (s = 1; s <= last[m]; s++) {
+                if (!((m, s) in many)) continue
+                if (mean(m, s) <= loss) return before ? before + (s - before) * (above - loss) / (above - mean(m, s)) : s
+                before = s; above = mean(m, s)
+            }
+            return 0
+        }
+        function saved(m, than,   s) { # percent of the steps that another needs to its final loss; "": not reached
+            s = reaches(m, final(than))
+            return s ? sprintf("%.1f", 100 * (1 - s / last[than])) : ""
+        }
+        $1 == "seed" {
+            if (!($2 in last)) { order[++methods] = $2; setting[$2] = $3; memory[$2] = $7 }
+            if (!(($2, $4) in seen)) { seen[$2, $4] = 1; seeds[$2]++ }
+            loss = $6 == "inf" ? 1e30 : $6
+            sum[$2, $5] += loss; square[$2, $5] += loss * loss; many[$2, $5]++
+            if ($5 > last[$2]) last[$2] = $5 + 0
+        }
+        END {
+            A = ENVIRON["A"]; B = ENVIRON["B"]
+            if (A != "" && !(A in last)) { print "error: the CSV has no method " A >"/dev/stderr"; exit 1 }
+            if (B != "" && !(B in last)) { print "error: the CSV has no method " B >"/dev/stderr"; exit 1 }
+            '"$1"'
+        }' "$csv" || die "the report of $csv fails"
+}
+loss_of() { A=$1 B= curves 'print show(A)'; } # 1.890 ± 0.003: mean and deviation of the seeds' last losses
+mean_of() { A=$1 B= curves "printf \"%.4f\\n\", mean(A, ${2:-last[A]})"; } # mean_of METHOD [STEP]
+saved() { A=$1 B=$2 curves 's = saved(A, B); print s == "" ? -100 : s'; } # 24.2: A has B's final loss after 24.2% fewer steps
+fewer() { # the same in words, with both losses
+    A=$1 B=$2 curves 's = saved(A, B); printf "%s (%s against %s)\n", s == "" ? "not reached" : s "%", show(A), show(B)'
+}
+against() { A=$1 B=$2 curves 'printf "%+.3f (%s against %s)\n", final(A) - final(B), show(A), show(B)'; }
+holds() { awk "BEGIN { exit !($1) }" && echo yes || echo no; } # holds "1.83 <= 1.89 + 0.03": yes or no
+
+# table REFERENCE: all methods; "fewer" is what saved says of them.
+table() {
+    printf '\n'
+    B=$1 curves '
+        printf "%-28s %-17s %-8s %-8s %s\n", "", "validation loss", "fewer", "memory", "setting"
+        for (i = 1; i <= methods; i++) {
+            m = order[i]
+            fewer = saved(m, B)
+            printf "%-28s %-18s %-8s %-8s %s\n", m, show(m), fewer == "" ? "-" : fewer "%", memory[m] " MB", setting[m]
+        }'
+    echo "fewer: steps than $1 to its final loss; -: it is not reached"
+}
+
+# claim WHAT PAPER HERE yes|no: a row of the claims, NAME.md.
+claims=0
+claim() {
+    [ -n "$3" ] && [[ $4 = yes || $4 = no ]] || die "no result for the claim: $1"
+    [ $claims = 0 ] && : >"$results/$study.md.tmp"
+    claims=$((claims + 1))
+    printf '| %s | %s | %s | %s | `%s`, [picture](dev/studies/results/%s.png) |\n' "$1" "$2" "$3" "$4" \
+        "$(sed -n '1s/^# //p' "$csv")" "$study" >>"$results/$study.md.tmp"
+    printf '\n%s\n    the paper: %s; here: %s; held: %s\n' "$1" "$2" "$3" "$4"
+}
+
+finish_claims() { mv "$results/$study.md.tmp" "$results/$study.md"; }
+
+# picture: validation loss over steps, mean of the seeds. Ends the study.
+picture() {
+    local points=$runs/points
+    finish_claims
+    curves 'for (i = 1; i <= methods; i++) {
+            print "\"" order[i] "\""
+            for (s = 1; s <= last[order[i]]; s++) if ((order[i], s) in many && mean(order[i], s) < 1e20) print s, mean(order[i], s)
+            print "\n"
+        }' >"$points"
+    command -v gnuplot >/dev/null || { echo "no picture: gnuplot is not installed (package gnuplot-nox)"; return; }
+    gnuplot - <<END || die "gnuplot cannot draw $results/$study.png"
+        set terminal pngcairo size 1000,620 font 'sans,11'
+        set output '$results/$study.png'
+        set encoding utf8
+        set xlabel 'step'
+        set ylabel 'validation loss, nats per token'
+        set grid
+        set key outside right
+        $(curves 'for (i = 1; i <= methods; i++) for (s = last[order[i]] / 2; s <= last[order[i]]; s++) if ((order[i], s) in many && mean(order[i], s) < 1e20 && mean(order[i], s) > top) top = mean(order[i], s); printf "set yrange [*:%g]\n", top + 0.05')
+        plot for [i=0:$(curves 'print methods - 1')] '$points' index i with linespoints linewidth 2 pointsize 0.5 linecolor i + 1 dashtype 1 + i / 8 title columnheader(1)
+END
+    printf '\n%s\n%s\n%s\n' "$csv" "$results/$study.md" "$results/$study.png"
+}

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Methods that need no learning rate, with nothing set, against AdamW and SGD with the best rate of a grid: Prodigy and
+# Resetting (arXiv 2306.06101), D-Adaptation (2301.07733), DoG (2302.12022), DoWG and its coordinate-wise form
+# (2305.16284). FULL=1: 2000 steps instead of 500.
+. dev/studies/driver.sh
+length 500 2000
+common --steps $steps --eval-tokens 20480
+
+method "AdamW" "lr=1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2"
+method "SGD" "lr=0.125,0.25,0.5,1,2,4,8" --optimizer sgd
+for name in prodigy dadapt-adam resetting dog dowg cdowg; do method $name "" --optimizer $name; done
+tune
+measure 1 2 3
+
+table AdamW
+claim "Prodigy, nothing set, is within 0.03 of tuned AdamW" "close to it" "$(against prodigy AdamW)" "$(holds "$(mean_of prodigy) <= $(mean_of AdamW) + 0.03")"
+claim "Prodigy ends below D-Adaptation" "yes" "$(against prodigy dadapt-adam)" "$(holds "$(mean_of prodigy) < $(mean_of dadapt-adam)")"
+claim "Resetting ends below D-Adaptation" "yes" "$(against resetting dadapt-adam)" "$(holds "$(mean_of resetting) < $(mean_of dadapt-adam)")"
+claim "DoWG, nothing set, ends at or below tuned SGD" "close to it" "$(against dowg SGD)" "$(holds "$(mean_of dowg) <= $(mean_of SGD)")"
+claim "DoWG ends at or below DoG" "yes" "$(against dowg dog)" "$(holds "$(mean_of dowg) <= $(mean_of dog)")"
+picture

@@ -1,0 +1,232 @@
+// Tests dev/federated.c from inside: what is private and what is sent, the gradients, the aggregators, the solution of
+// the convex problem.
+#define _GNU_SOURCE // memmem
+#define FEDERATED_NO_MAIN
+#include "../dev/federated.c"
+#include "check.h"
+
+static const char play[] = "/tmp/test_federated_XXXXXX";
+
+// A play of three speakers, each with words of its own, in a file of that name.
+static void write_play(char *path) {
+    static const char *const words[3][4] = {
+        {"crown", "sword", "banner", "throne"}, {"apple", "barley", "plough", "meadow"}, {"anchor", "tide", "harbour", "sail"}};
+    FILE *f = fdopen(mkstemp(path), "w");
+    for (int i = 0; i < 400; i++) {
+        fprintf(f, "%s:\n", (const char *[]){"KING", "FARMER", "SAILOR"}[i % 3]);
+        for (int j = 0; j < 8; j++) fprintf(f, "%s ", words[i % 3][random_u64(3, i * 8 + j) % 4]);
+        fprintf(f, "\n\n");
+    }
+    fclose(f);
+}
+
+static void start(Federation *f, int argc, const char **argv) {
+    memset(f, 0, sizeof *f);
+    f->options = fed_options(argc, (char **)argv);
+    prepare_federation(f);
+}
+#define START(f, ...) \
+    start(f, sizeof((const char *[]){"", __VA_ARGS__}) / sizeof(char *), (const char *[]){"", __VA_ARGS__})
+
+static void rounds(Federation *f, int n) {
+    double worst;
+    for (int i = 0; i < n; i++) {
+        ask(f);
+        wait_for_answers(f);
+        server_step(f);
+    }
+    measure(f, EVALUATE, &worst);
+}
+
+// ---- what is sent: the tap looks for any two neighbours among the numbers that a client keeps, and any four of its
+// text's tokens, at every byte of every message
+
+static Federation *tapped;
+static size_t secrets; // so many of a client's numbers are looked for
+static long sent, longest, leaks;
+
+static int holds(const char *bytes, size_t n, const void *secret, size_t length) {
+    return memmem(bytes, n, secret, length) != NULL;
+}
+
+static void look(const Message *m) {
+    const char *bytes = (const char *)m;
+    size_t n = message_bytes(m);
+    const Client *c = &tapped->clients[m->client];
+    sent++;
+    longest = MAX(longest, (long)n);
+    for (size_t i = 0; i + 2 <= secrets; i += 2)
+        if (c->x[i] != (int)c->x[i] && c->x[i + 1] != (int)c->x[i + 1]) // a start at 0 or 1 is no secret
+            leaks += holds(bytes, n, c->x + i, 8);
+    for (size_t i = 0; i + 4 <= c->train.shards[0].count; i += 97)
+        leaks += holds(bytes, n, c->train.shards[0].tokens + i, 8);
+}
+
+static void test_privacy(const char *path) {
+    static Federation f;
+    const char *patterns[] = {"h.*.ln_*,ln_f.*", "h.1.*", "wpe.weight,h.0.attn.*"};
+    for (int i = 0; i < 3; i++) {
+        START(&f, "--data", path, "--private", patterns[i], "--channels", "16", "--context", "16", "--client-optimizer",
+              "sgd"); // Adam's first steps are +-lr everywhere
+        secrets = f.layout.num_private;
+        tapped = &f, wire_tap = look, sent = longest = leaks = 0;
+        float before = f.clients[0].x[0];
+        rounds(&f, 4);
+        wire_tap = NULL;
+        check(leaks == 0, "--private %s: %ld pieces of private tensors or text were sent", patterns[i], leaks);
+        check(sent == 4 * 6 + 6, "every message is seen: %ld of 30", sent);
+        check(longest == 24 + 4 * (long)f.layout.num_shared, "the longest message has %ld bytes, %zu floats are shared",
+              longest, f.layout.num_shared);
+        check(f.clients[0].x[0] != before && f.clients[0].x[0] != f.clients[1].x[0], "private tensors learn, each its own way");
+    }
+    START(&f, "--data", path, "--method", "fedavg", "--private", "", "--channels", "16", "--context", "16");
+    secrets = 200; // the tap has to find what is not private
+    tapped = &f, wire_tap = look, leaks = 0;
+    rounds(&f, 1);
+    wire_tap = NULL;
+    check(leaks > 100, "the tap finds parameters where they are sent (%ld)", leaks);
+}
+
+// ---- tensors and gradients
+
+static void test_layout(const char *path) {
+    static Federation f;
+    START(&f, "--data", path, "--private", "h.1.*,wpe.weight", "--channels", "16", "--context", "16");
+    Layout *l = &f.layout;
+    size_t n = layout_size(l), wrong = 0;
+    check(n == count_parameters(f.config), "%zu parameters in the layout, the model has %zu", n, count_parameters(f.config));
+    check(l->num_private_tensors == 13, "13 tensors are private (%d)", l->num_private_tensors);
+    float *x = allocate_floats(n), *params = allocate_floats(n), *back = allocate_floats(n);
+    for (size_t i = 0; i < n; i++) x[i] = i;
+    to_model(l, params, x, x + l->num_private);
+    from_model(l, back, params);
+    check(!memcmp(x, back, n * sizeof *x), "to the model and back");
+    for (int i = 0; i < l->num_tensors; i++)
+        wrong += l->tensors[i].private != (!strncmp(l->tensors[i].name, "h.1.", 4) || !strcmp(l->tensors[i].name, "wpe.weight"));
+    check(!wrong, "%zu tensors are on the wrong side", wrong);
+
+    // FFGG's answer is the gradient of the shared tensors at the private ones that the local steps left
+    Client *c = &f.clients[0];
+    Worker *t = &f.workers[0];
+    Message *out = f.peers[0].reply[WORKING], *in = f.peers[0].request[WORKING];
+    *in = (Message){.kind = WORK, .rate = 1, .count = l->num_shared};
+    memcpy(in->payload, f.w, l->num_shared * sizeof(float));
+    client_answer(&f, c, t, in, out);
+    float eps = 1e-2f;
+    for (size_t at = l->num_private, tried = 0; tried < 5; tried++, at += l->num_shared / 6) {
+        DataLoader again = c->loader; // the batch of the answer is not drawn any more: another one, three times
+        float *w = x, analytic;
+        double loss[2];
+        memcpy(w, f.w, l->num_shared * sizeof(float));
+        client_gradient(&f, c, t, c->x, w);
+        analytic = t->g[at];
+        for (int side = 0; side < 2; side++) {
+            c->loader = again;
+            w[at - l->num_private] = f.w[at - l->num_private] + (side ? eps : -eps);
+            loss[side] = client_gradient(&f, c, t, c->x, w);
+        }
+        double numeric = (loss[1] - loss[0]) / (2 * eps);
+        check(fabs(numeric - analytic) < 2e-3 + 0.05 * fabs(numeric), "d f / d w[%zu]: %g, differences say %g", at, analytic, numeric);
+    }
+    check(out->kind == RESULT && out->count == l->num_shared, "an answer has the shared tensors' size");
+}
+
+// ---- the convex problem
+
+static void test_convex(void) {
+    static Federation f;
+    START(&f, "--convex", "--misfit", "0.5", "--max-clients", "7", "--attackers", "0.3", "--seed", "5");
+    double w_sum[TERM_W] = {0}, largest = 0, sum = 0;
+    for (int m = 0; m < 7; m++) {
+        float x[TERM_COLS], g[TERM_COLS];
+        const Term *t = &f.clients[m].term;
+        if (f.clients[m].attacker) continue;
+        for (int j = 0; j < TERM_COLS; j++) x[j] = (float)t->solution[j];
+        term_gradient(t, x, g);
+        for (int j = 0; j < TERM_B; j++) largest = fmax(largest, fabs(g[j]));
+        for (int j = 0; j < TERM_W; j++) w_sum[j] += g[TERM_B + j], sum += fabs(g[TERM_B + j]);
+        check(term_loss(t, x) < 1e-12, "the loss at the solution is 0 (%g)", term_loss(t, x));
+        x[3] += 1;
+        check(term_loss(t, x) > 0.1, "and not elsewhere");
+    }
+    check(largest < 1e-5, "at the solution no client's private gradient is left (%g)", largest);
+    for (int j = 0; j < TERM_W; j++) largest = fmax(largest, fabs(w_sum[j]));
+    check(largest < 1e-5, "nor the honest ones' mean (%g)", largest);
+    check(sum > 1, "with noise they differ (%g)", sum);
+}
+
+// ---- aggregators
+
+static void test_aggregators(void) {
+    enum { N = 11, D = 50 };
+    static float memory[2 * N][D], out[D];
+    float *g[N];
+    double honest[D] = {0};
+    const char *names[] = {"mean", "median", "trimmed", "geometric-median", "clipping"};
+    for (int kind = MEAN; kind <= CLIPPING; kind++) {
+        for (int attackers = 0; attackers <= 4; attackers += 4) {
+            double off = 0, scale = 0;
+            memset(out, 0, sizeof out);
+            memset(honest, 0, sizeof honest);
+            for (int m = 0; m < N; m++) {
+                g[m] = memory[m];
+                random_normal(g[m], D, 0.1f, 77 + m);
+                for (int i = 0; i < D; i++) {
+                    g[m][i] += 1;
+                    if (m >= attackers) honest[i] += g[m][i] / (N - attackers);
+                    else g[m][i] = -1e4f * (m + 1);
+                }
+            }
+            aggregate(out, g, N, D, kind, 4.0 / N);
+            for (int i = 0; i < D; i++) off += (out[i] - honest[i]) * (out[i] - honest[i]), scale += honest[i] * honest[i];
+            off = sqrt(off / scale);
+            if (kind == MEAN) check(attackers ? off > 1e3 : off < 1e-6, "the mean, %d attackers: off by %g", attackers, off);
+            else check(off < 0.15, "%s, %d of 11 attackers: off by %g of the honest mean", names[kind], attackers, off);
+        }
+    }
+    // the geometric median has no gradient: the unit vectors to the messages add up to nothing
+    for (int m = 0; m < N; m++) random_normal(g[m], D, m + 1, 99 + m);
+    aggregate(out, g, N, D, GEOMETRIC_MEDIAN, 0);
+    double pull[D] = {0}, left = 0, distance[N], sorted[N];
+    distances(distance, sorted, g, N, D, out);
+    for (int i = 0; i < D; i++) {
+        for (int m = 0; m < N; m++) pull[i] += (g[m][i] - out[i]) / distance[m];
+        left += pull[i] * pull[i];
+    }
+    check(sqrt(left) < 1e-3, "the geometric median's condition (%g)", sqrt(left));
+    // buckets: the mean of their means is the mean of all where they are equally large
+    float *h[N];
+    for (int m = 0; m < N; m++) h[m] = g[m];
+    int count = bucketing(&memory[N][0], h, 10, D, 2, 5);
+    double worst = 0;
+    for (int i = 0; i < D; i++) {
+        double a = 0, b = 0;
+        for (int m = 0; m < 10; m++) a += g[m][i] / 10;
+        for (int m = 0; m < count; m++) b += h[m][i] / count;
+        worst = fmax(worst, fabs(a - b));
+    }
+    check(count == 5 && worst < 1e-5, "%d buckets of 2 have the mean of all 10 (%g)", count, worst);
+}
+
+// "A little is enough" hides among the honest ones: with 20 clients of whom 8 attack, Phi(z) = 9/12.
+static void test_little(void) {
+    float honest[12], *g[12], out;
+    double mean = 0, square = 0;
+    for (int m = 0; m < 12; m++) honest[m] = (float)(m * m % 7), g[m] = &honest[m], mean += honest[m] / 12;
+    for (int m = 0; m < 12; m++) square += (honest[m] - mean) * (honest[m] - mean) / 12;
+    little_is_enough(&out, g, 12, 1, 20, 8);
+    check(fabs((mean - out) / sqrt(square) - 0.67449) < 1e-4, "z is %g, 0.67449 expected", (mean - out) / sqrt(square));
+}
+
+int main(void) {
+    char path[sizeof play];
+    memcpy(path, play, sizeof play);
+    write_play(path);
+    test_privacy(path);
+    test_layout(path);
+    test_convex();
+    test_aggregators();
+    test_little();
+    unlink(path);
+    return finish();
+}
