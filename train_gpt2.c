@@ -3302,7 +3302,8 @@ static void write_part(FILE *f, uint64_t *hash, const void *part, uint64_t bytes
 // Worker 0 reads a part, and all get it.
 static void read_part(FILE *f, uint64_t *hash, void *part, uint64_t bytes, const char *path) {
     uint64_t length;
-    if (f && (fread(&length, sizeof length, 1, f) != 1 || length != bytes || fread(part, 1, bytes, f) != bytes))
+    if (f &&
+        (fread(&length, sizeof length, 1, f) != 1 || length != bytes || fread(part, 1, bytes, f) != bytes))
         die("%s is cut short or damaged; start anew without --resume", path);
     if (f) *hash = hash_bytes(*hash, part, bytes);
     copy_from_worker_0(part, bytes);
@@ -3620,8 +3621,8 @@ static void prepare(Run *run) {
            (allocated_bytes + optimizer_bytes) / 1e6, allocated_bytes / 1e6, optimizer_bytes / 1e6);
 }
 
-// Writes DIR/model.bin (the evaluation point) and DIR/state.bin. All workers come here: each may have a part of
-// what worker 0 writes.
+// Writes DIR/model.bin (the evaluation point) and DIR/state.bin. All workers come here: each may have a part
+// of what worker 0 writes.
 static void save_checkpoint(Run *run) {
     if (!*run->options.out) return;
     swap_evaluation_point(run, 1);

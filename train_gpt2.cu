@@ -1368,7 +1368,7 @@ static double backward(Model<T> *m, float *grads, const uint16_t *targets, float
 
 // The optimizer's state is cut into as many shards as there are processes (Rajbhandari et al. 2020, "ZeRO",
 // stage 1): each sums up its shard of everyone's gradients, moves its shard of the parameters, and all gather
-// the whole. As many bytes travel as if gradients were added for everyone, with 1/ranks of the state and work.
+// the whole. As many bytes travel as if all added all gradients, with 1/ranks of the state and work.
 // Muon needs whole matrices, Prodigy's slices whole tensors, and DiLoCo's workers each a state of
 // their own: there each process has all of it.
 static int rank, ranks = 1, sharded;
@@ -1497,8 +1497,8 @@ double gpu_backward(Gpu *m, float *grads, const uint16_t *targets, float grad_sc
     return OF_MODEL(m, backward, grads, targets, grad_scale, add, teacher, temperature, weight);
 }
 
-// An optimizer as the C half has chosen and set it. There its row calls loops, here the same row calls kernels;
-// there it has all parameters, here a shard of them.
+// An optimizer as the C half has chosen and set it. There its row calls loops, here the same row calls
+// kernels; there it has all parameters, here a shard of them.
 struct OnGpu {
     Optimizer *o;
     const OptimRow *row;

@@ -1,7 +1,7 @@
 /* CUDA on a CPU: with this header before it, train_gpt2.cu is C++ that any compiler takes, and its kernels
 run on the CPU. Not a GPU's speed, but its semantics: what a test without a GPU can know.
 
-    g++ -std=c++17 -fno-strict-aliasing -Wno-unknown-pragmas -include test/cuda_on_cpu.h -x c++ -c train_gpt2.cu
+    g++ -std=c++17 -fno-strict-aliasing -include test/cuda_on_cpu.h -x c++ -c train_gpt2.cu
 
 A launch runs its blocks one after the other; a block's threads are fibers, each with a stack of its own. A
 fiber runs until it comes to a barrier (__syncthreads, __syncwarp, a shuffle or another operation of a whole
@@ -53,7 +53,8 @@ struct int4 { int x, y, z, w; } __attribute__((aligned(16)));
 
 static dim3 gridDim, blockDim, blockIdx, threadIdx;
 extern "C" unsigned cuda_on_cpu_seed; // 0: threads and blocks in turn
-extern "C" long cuda_on_cpu_launches, cuda_on_cpu_drains; // kernels; waits that would leave a GPU without work
+// Kernels launched; waits that would leave a GPU without work.
+extern "C" long cuda_on_cpu_launches, cuda_on_cpu_drains;
 unsigned cuda_on_cpu_seed;
 long cuda_on_cpu_launches, cuda_on_cpu_drains;
 

@@ -84,14 +84,15 @@ else skip "model, NEON under qemu" "gcc-aarch64-linux-gnu and qemu-user are not 
 
 # ---- the GPU's trainer, on a CPU; and compiled for GPUs where nvcc is
 if command -v g++ >/dev/null; then
-    nccl=
-    if command -v mpirun >/dev/null && command -v mpicxx >/dev/null; then nccl=test/test_train_gpt2_cuda_nccl
-    else skip "CUDA on a CPU, several processes" "Open MPI is not installed"; fi
-    if make -s test/test_gpt2_cuda test/test_train_gpt2_cuda >build/output 2>&1 &&
-        { [ -z "$nccl" ] || make -s USE_NCCL=1 USE_MPI=1 test/test_gpt2_cuda_nccl $nccl >build/output 2>&1; }; then
-        run "CUDA on a CPU" test/test_gpt2_cuda
+    kernels=test/test_gpt2_cuda nccl=
+    if command -v mpirun >/dev/null && command -v mpicxx >/dev/null; then
+        kernels=${kernels}_nccl nccl=test/test_train_gpt2_cuda_nccl
+    else skip "CUDA on a CPU, two processes" "Open MPI is not installed"; fi
+    if make -s test/test_train_gpt2_cuda >build/output 2>&1 &&
+        make -s ${nccl:+USE_NCCL=1 USE_MPI=1} $kernels $nccl >build/output 2>&1; then
+        run "CUDA on a CPU" $kernels
+        [ -z "$nccl" ] || run "CUDA on a CPU, two processes" mpirun --oversubscribe -n 2 $kernels
         run "CUDA on a CPU, the trainer" bash test/test_gpt2_cuda.sh ./test/test_train_gpt2_cuda ./train_gpt2 $nccl
-        [ -z "$nccl" ] || run "CUDA on a CPU, two processes" mpirun --oversubscribe -n 2 test/test_gpt2_cuda_nccl
     else
         total_failed=$((total_failed + 1))
         echo "CUDA on a CPU does not compile"

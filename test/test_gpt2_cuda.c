@@ -372,7 +372,7 @@ int main(int argc, char **argv) {
     MPI_Init(&argc, &argv);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank), MPI_Comm_size(MPI_COMM_WORLD, &ranks);
 #endif
-    if (ranks > 1 && !getenv("FULL")) every = 4;
+    if (ranks > 1 && !getenv("FULL")) every = 6;
     const char *device = open_device(0);
     if (ranks == 1) {
         int has_bf16 = gpu_bf16;

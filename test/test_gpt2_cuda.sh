@@ -62,7 +62,9 @@ check "a resumed run has another log" logs_agree g r 0
 check "a checkpoint of other options is taken up" says 1 "another run" "$gpu" $options --steps 9 --f32 --out r --resume
 
 cp c/log.csv "$work/reference.csv"
-for student in "--proxy text.txt --proxy-steps 2 --proxy-eta 5" "--schedule refined:reference.csv" "--distill soft" "--optimizer iam-adam" "--optimizer gpa --accumulate 2" "--optimizer muon" "--student-from c --layers 1 --freeze wte,h.0.ln* --clip 0.1"; do
+for student in "--proxy text.txt --proxy-steps 2 --proxy-eta 5" "--schedule refined:reference.csv" "--distill soft" \
+    "--optimizer iam-adam" "--optimizer iam-adam --teacher-cache losses" "--optimizer gpa --accumulate 2" \
+    "--optimizer muon" "--student-from c --layers 1 --freeze wte,h.0.ln* --clip 0.1"; do
     name=${student##*[ :]}
     rates="--teacher c --steps 4"
     grep -q iam <<<"$student" && rates="--teacher c --steps 4 --lr-cap 0.1"
@@ -103,24 +105,29 @@ if [ "$nccl" ] && command -v mpirun >/dev/null; then
     check "the bytes that three processes send" grep -q "^sent  *0.23" three.txt
     without_bytes three
     check "three processes: another log than one's" logs_agree one three 1e-5
-    on 2 "$nccl" $shared --workers data --out cut --save-every 2 >/dev/null 2>&1 &
-    pid=$!
-    for i in $(seq 600); do [ -f cut/state.bin ] && break; sleep 0.02; done
-    kill -KILL $pid
-    wait $pid 2>/dev/null
-    for i in $(seq 200); do flock -n cut true && break; sleep 0.05; done # its processes end
-    check "what two processes left is not taken up by one" [ "$("$gpu" $shared --out cut --resume | grep -c ^resumed)" = 1 ]
-    without_bytes cut
-    check "resumed by one process: another log" logs_agree one cut 1e-5
-    "$gpu" $shared --optimizer gpa --out gpa >/dev/null
-    "$gpu" $shared --optimizer gpa --out gpa_cut --save-every 3 >/dev/null &
-    pid=$!
-    for i in $(seq 600); do [ -f gpa_cut/state.bin ] && break; sleep 0.01; done
-    kill -KILL $pid
-    wait $pid 2>/dev/null
-    check "what one process left is not taken up by two" [ "$(on 2 "$nccl" $shared --optimizer gpa --workers data --out gpa_cut --resume | grep -c ^resumed)" = 1 ]
-    without_bytes gpa_cut
-    check "resumed by two processes: another log" logs_agree gpa gpa_cut 1e-5
+    # kill_saved NAME COMMAND...: kills a run, and its processes, when it has saved
+    kill_saved() {
+        "${@:2}" --out "$1" --save-every 2 >/dev/null 2>&1 &
+        local pid=$! processes
+        for i in $(seq 3000); do [ -f "$1/state.bin" ] && break; sleep 0.01; done
+        processes=$(pgrep -P $pid) # mpirun, and its own
+        kill -KILL $(for p in $processes; do pgrep -P $p; done) $processes $pid
+        wait $pid 2>/dev/null
+        for i in $(seq 200); do flock -n "$1" true && break; sleep 0.05; done
+    }
+    resumes() { "$@" --resume | grep '^resumed  *at step' | grep -v -q 'step 16'; }
+    long="${shared/--steps 6/--steps 16} --accumulate 2"
+    for optimizer in adamw gpa; do
+        "$gpu" $long --optimizer $optimizer --out whole_$optimizer >/dev/null
+    done
+    kill_saved two on 2 "$nccl" $long --workers data
+    check "one process goes on from what two left" resumes "$gpu" $long --out two
+    without_bytes two
+    check "resumed by one process: another log" logs_agree whole_adamw two 1e-5
+    kill_saved one_gpa "$gpu" $long --optimizer gpa
+    check "two processes go on from what one left" resumes on 2 "$nccl" $long --optimizer gpa --workers data --out one_gpa
+    without_bytes one_gpa
+    check "resumed by two processes: another log" logs_agree whole_gpa one_gpa 1e-5
     if [ -x "$here/train_gpt2_mpi" ]; then
         on 2 "$here/train_gpt2_mpi" $shared --workers diloco --inner-steps 2 --out c_diloco >/dev/null
         on 2 "$nccl" $shared --workers diloco --inner-steps 2 --out g_diloco >/dev/null
