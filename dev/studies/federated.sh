@@ -2,7 +2,7 @@
 # Partially personalized federated learning (FFGG, arXiv 2305.18285; dev/federated.c) against training alone, FedAvg and
 # FedAvg with fine-tuning, on the same clients, with as many gradients of each client:
 #   exact     a convex problem whose solution is known, for which it is overpersonalized; and one for which it is not
-#   text      20 speakers of a play; 10 speakers and 10 books: each client's validation loss, rounds and bytes to a loss
+#   text      20 speakers of a play; 10 speakers and as many books: each client's validation loss, rounds and bytes to a loss
 #   attack    0, 20 and 40% attackers of each kind, every aggregator
 #   delay     answers up to 20 rounds late, synchronous and asynchronous
 # Rates are the best of three for each method, on a seed that is not used again.
@@ -90,7 +90,7 @@ if [ ! "${REPORT:-}" ]; then
     [ -r "$play" ] || [ "${DATA:-}" ] || bash dev/data/texts.sh tinyshakespeare
     [ -r "$play" ] || die "$play cannot be read; give a play with DATA=FILE"
     : >"$queue" && : >"$rows"
-    if [ "$books" ]; then # ten speakers who say most, and ten books of 30 kB, as speakers
+    if [ "$books" ]; then # ten speakers who say most, and at most ten books of 30 kB, as speakers
         {
             awk 'BEGIN { RS = ""; FS = "\n" } $1 ~ /:$/ { n[$1] += length($0); text[$1] = text[$1] $0 "\n\n" }
                 END { for (i = 0; i < 10; i++) { most = ""; for (who in n) if (most == "" || n[who] > n[most]) most = who
@@ -216,8 +216,8 @@ claim() {
     [ -n "$3" ] && [[ $4 = yes || $4 = no ]] || die "no result for the claim: $1"
     [ $claims = 0 ] && : >"$results/federated.md.tmp"
     claims=1
-    printf '| %s | %s | %s | %s | `make study NAME=federated%s`, [picture](dev/studies/results/federated.png) |\n' \
-        "$1" "$2" "$3" "$4" "${full:+ FULL=1}" >>"$results/federated.md.tmp"
+    printf '| %s | %s | %s | %s | `make study NAME=federated%s%s`, [picture](dev/studies/results/federated.png) |\n' \
+        "$1" "$2" "$3" "$4" "$(grep -q '^text,both' "$csv" && echo ' BOOKS=FILE')" "${full:+ FULL=1}" >>"$results/federated.md.tmp"
     printf '\n%s\n    the paper: %s; here: %s; held: %s\n' "$1" "$2" "$3" "$4"
 }
 # say WHAT PAPER "HERE|yes": a claim from what an awk program prints
@@ -243,19 +243,19 @@ say "FFGG finds the exact solution with 1, 5 and 20 local steps, where FedAvg st
     for (i = 1; i <= keys; i++) { if (order[i] ~ /^exact,convex,FFGG,misfit 0/ && final(order[i]) > most) most = final(order[i])
         if (order[i] ~ /^exact,convex,FedAvg,misfit 0/ && final(order[i]) < least) least = final(order[i]) }
     printf("%.1e; %.2g|%s", most, least, most < 1e-8 && least > 1 ? "yes" : "no")')"
-say "with 20% and 40% attackers, for every robust aggregator and attack (largest loss); the mean does not (largest)" "yes" "$(report '
+say "FFGG is exact with 20% and 40% attackers, for every robust aggregator and attack (largest loss); the mean does not (largest)" "yes" "$(report '
     for (i = 1; i <= keys; i++) if (order[i] ~ /^attack,convex,.*misfit 0.* 0\.[24]$/) {
         if (order[i] ~ /,mean,/) { if (final(order[i]) > broken) broken = final(order[i]) } else if (final(order[i]) > most) most = final(order[i]) }
     printf("%.1e; %.2g|%s", most, broken, most < 1e-8 && broken > 1 ? "yes" : "no")')"
-say "with answers up to 20 rounds late, asynchronous (loss; time to 1e-8 against waiting for all)" "yes" "$(report '
+say "FFGG is exact with answers up to 20 rounds late, asynchronous (loss; time to 1e-8 against waiting for all)" "yes" "$(report '
     a = "delay,convex,asynchronous,misfit 0 delay 20"; b = "delay,convex,synchronous,misfit 0 delay 20"
     ok = reach(a, 1e-8); t = reached_time; reach(b, 1e-8)
     printf("%.1e; %.0f against %.0f|%s", final(a), t, reached_time, ok && t < reached_time ? "yes" : "no")')"
-say "where no w suits all (misfit 1), synchronous FFGG is exact, delays and attackers leave an error (losses: FFGG; delays; 20% sign-flip, median)" "yes" "$(report '
+say "Where no w suits all (misfit 1), synchronous FFGG is exact, delays and attackers leave an error (losses: FFGG; delays; 20% sign-flip, median)" "yes" "$(report '
     f = final("exact,convex,FFGG,misfit 1 steps 1"); d = final("delay,convex,asynchronous,misfit 1 delay 20"); a = final("attack,convex,median,misfit 1 sign-flip 0.2")
     printf("%.1e; %.1e; %.1e|%s", f, d, a, f < 1e-8 && d > 1e-6 && a > 1e-6 ? "yes" : "no")')"
 for split in $(cut -d, -f2 "$csv" | grep -E '^(speakers|both)$' | sort -ru); do
-    say "On text, $split: FFGG's mean and worst client loss are below local training's and FedAvg's" "yes" "$(report '
+    say "On text, $split: FFGG's mean and worst client loss (private: layer norms, the last block's MLP) are below local training's and FedAvg's" "yes" "$(report '
         f = "text,'$split',FFGG MLP,best"; l = "text,'$split',local,best"; a = "text,'$split',FedAvg,best"
         printf("mean %.3f against %.3f and %.3f, worst %.3f against %.3f and %.3f|%s", final(f), final(l), final(a), worst(f), worst(l), worst(a),
             final(f) < final(l) && final(f) < final(a) && worst(f) < worst(l) && worst(f) < worst(a) ? "yes" : "no")')"
@@ -267,7 +267,7 @@ for split in $(cut -d, -f2 "$csv" | grep -E '^(speakers|both)$' | sort -ru); do
             n++; if (client["'$split',FFGG MLP," part[2]] < client["'$split',local," part[2]]) better++ }
         printf("%d of %d|%s", better, n, better == n ? "yes" : "no")')"
 done
-say "On text, a robust aggregator keeps 40% sign-flipping attackers from doing harm (loss without any, mean; with, best robust; with, mean)" "yes" "$(report '
+say "On text, a robust aggregator keeps 40% sign-flipping attackers from doing harm (loss without any; with, best robust; with, mean)" "yes" "$(report '
     none = final("attack,speakers,mean,sign-flip 0"); best = 1e38; hurt = final("attack,speakers,mean,sign-flip 0.4")
     for (i = 1; i <= keys; i++) if (order[i] ~ /^attack,speakers,.*sign-flip 0.4/ && order[i] !~ /,mean,/ && final(order[i]) < best) { best = final(order[i]); split(order[i], part, ",") }
     printf("%.3f; %.3f (%s); %.3g|%s", none, best, part[3], hurt, best < none + 0.05 && hurt > best ? "yes" : "no")')"
