@@ -864,7 +864,7 @@ static void optim_step_adgd(Optimizer *o, const OptimInput *in) {
 }
 
 // -----------------------------------------------------------------------------------------------------------
-// The table of optimizers. Defaults live here and nowhere else (but train_gpt2's mu-x, which knows the steps).
+// The table of optimizers. Defaults live here only; train_gpt2 sets mu-x, as it knows the steps.
 
 #define OPTIM_ADAM_WITH_(beta1) "lr=1e-3 beta1=" beta1 " beta2=0.99 eps=1e-8 weight-decay=0.1 "
 #define OPTIM_ADAM_ OPTIM_ADAM_WITH_("0.9")
