@@ -157,6 +157,7 @@ if command -v mpicc >/dev/null && command -v mpirun >/dev/null; then
     fi
 else skip "workers" "MPI is not installed (libopenmpi-dev, openmpi-bin)"; fi
 run "decode_ppd" bash test/test_decode.sh
+run "studies" bash test/test_studies.sh
 if $CC $sanitize train_gpt2.c -o build/train_gpt2_sanitized -lm 2>/dev/null; then
     TRAIN=build/train_gpt2_sanitized KILLS=2 run "training, ASan and UBSan" bash test/test_train.sh
 fi

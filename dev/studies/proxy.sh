@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Two losses (arXiv 2302.03542): gradients of the objective are dear, those of a proxy cheap; how many of the dear ones
+# does a run need to AdamW's last loss if each is followed by several steps on a proxy? Two proxies, tokenized alike:
+#   noisy      the training part of the text with one word in five replaced by another of it: close to the objective
+#   shuffled   the same words in another order: what a word is made of can be learnt from it, and no more
+# PROXY=FILE adds a third. Neither proxy has seen the text's last tenth, on which all are validated. A step is one
+# gradient of the objective; the picture's axis counts those. FULL=1: 1000 steps instead of 200.
+. dev/studies/driver.sh
+length 200 1000
+common --steps $steps --eval-tokens 20480 --tokenizer bytes
+
+# change_words PERCENT: of the text's first 85%, so many words are exchanged for others of it; 100 shuffles all.
+change_words() {
+    head -c $(($(wc -c <"$data") * 85 / 100)) "$data" | LC_ALL=C awk -v percent="$1" '
+        function draw(n) { state = state * 16807 % 2147483647; return state % n }
+        BEGIN { state = 1 }
+        { text[NR] = $0; for (i = 1; i <= NF; i++) word[++words] = $i }
+        END {
+            for (row = 1; row <= NR; row++) {
+                n = split(text[row], here, " ")
+                for (i = 1; i <= n; i++) printf "%s%s", (draw(100) < percent ? word[1 + draw(words)] : here[i]), i < n ? " " : ""
+                print ""
+            }
+        }'
+}
+change_words 20 >"$runs/noisy.txt"
+change_words 100 >"$runs/shuffled.txt"
+
+rates=lr=1e-3,2e-3,4e-3,8e-3,1.6e-2
+method AdamW "$rates"
+for proxy in noisy shuffled; do
+    method "with $proxy proxy" "$rates proxy-steps=2,4,8" --proxy "$runs/$proxy.txt"
+done
+[ ! "${PROXY:-}" ] || method "with $(basename "$PROXY")" "$rates proxy-steps=2,4,8" --proxy "$PROXY"
+tune
+measure 1 2 3
+
+table AdamW
+for proxy in noisy shuffled; do
+    claim "With a $proxy proxy at most half the objective's gradients are needed to tuned AdamW's final loss" "fewer" \
+        "$(fewer "with $proxy proxy" AdamW)" "$(holds "$(saved "with $proxy proxy" AdamW) >= 50")"
+done
+picture

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# The studies' driver and the race on models that learn nothing in milliseconds: what they keep, skip, write and
+# refuse; the optimizer of dev/studies/README.md enters the race; README's results are those in dev/studies/results.
+. test/lib.sh
+project=$PWD
+mkdir "$work/run" && ln -s "$project/dev" "$project/train_gpt2" "$project/decode_ppd" "$work/run/"
+head -c 20000 dev/data/tales.txt >"$work/text.txt"
+cd "$work/run" || exit 1
+tiny="--layers 1 --heads 1 --channels 8 --context 8 --batch 2 --eval-tokens 64 --tokenizer bytes"
+study() { env DATA="$work/text.txt" RESULTS="$work/results" STEPS=4 JOBS=2 EXTRA="$tiny" "$@"; }
+
+names=(proxy)
+[ "${FULL:-}" ] && names=(averaging schedules learning-rate-free proxy)
+for name in "${names[@]}"; do
+    ok "$name runs" study bash dev/studies/$name.sh
+    ok "$name: the best of each grid is marked" grep -q -- '<- best' "$work/last"
+    ok "$name: a CSV" grep -q '^seed,' "$work/results/$name.csv"
+    ok "$name: verdicts" grep -Eq '^\| .* \| (yes|no) \| ' "$work/results/$name.md"
+    cp "$work/results/$name.md" "$work/claims"
+    ok "$name again" study bash dev/studies/$name.sh
+    ok "$name: finished trainings are kept" bash -c "! grep -q trainings '$work/last'"
+    ok "$name: the report from the CSV alone" study REPORT=1 bash dev/studies/$name.sh
+    ok "$name: the same verdicts" cmp "$work/claims" "$work/results/$name.md"
+    command -v gnuplot >/dev/null && ok "$name: a picture" test -s "$work/results/$name.png"
+done
+refuses 1 "cannot be read" env DATA=nowhere bash dev/studies/proxy.sh
+ok "make study names the studies" bash -c "! make -s -C '$project' study NAME=nothing && echo no"
+
+# ---- the race, with the optimizer that the page adds
+page=dev/studies/README.md
+block() { awk -v n="$1" '/^```$/ { inside = 0 } inside; /^```c$/ { inside = ++count == n }' $page; }
+block 1 >"$work/body" && block 2 >"$work/row"
+mkdir "$work/dev" && cp dev/unicode_tables.h "$work/dev" && cp "$project/train_gpt2.c" "$work"
+awk -v body="$work/body" -v row="$work/row" '
+    function insert(file,   line) { while ((getline line <file) > 0) print line }
+    /^#define OPTIM_ADAM_ / { insert(body) }
+    { print }
+    /^static const OptimRow optim_rows\[\] = \{/ { insert(row) }' "$project/optim.h" >"$work/optim.h"
+ok "the page's optimizer compiles without warnings" bash -c "${CC:-gcc} -std=gnu11 -Wall -Wextra -Werror -O1 -fopenmp \
+    '$work/train_gpt2.c' -o '$work/with_signum' -lm"
+ok "its help" "$work/with_signum" --help signum
+ok "its maths" grep -q 'sign(m)' "$work/last"
+export RESULTS="$work/results" JOBS=2 TRAIN="$work/with_signum" EXTRA="$tiny"
+ok "the race" env STEPS=3 SEEDS=2 ENTRY="--optimizer signum --lr 1e-3" bash dev/studies/race.sh
+ok "a row of the table" grep -q '^tales,signum,3,2,' "$work/results/race.csv"
+ok "the target's row" grep -q '^tales,AdamW,' "$work/results/race.csv"
+refuses 2 "the race fixes --batch" env ENTRY="--batch 64" bash dev/studies/race.sh
+refuses 2 "the race is over" env STEPS=100000 bash dev/studies/race.sh
+refuses 2 "TRACK is tales" env TRACK=moon bash dev/studies/race.sh
+
+# ---- README's rows and the files they come from
+cd "$project" || exit 1
+for file in dev/studies/results/*.md; do
+    ok "README has the rows of $file" bash -c "! grep -vxF -f README.md $file"
+done
+grep '](dev/studies/results/' README.md >"$work/rows"
+cat dev/studies/results/*.md >"$work/claims"
+ok "README's rows are in dev/studies/results" bash -c "! grep -vxF -f '$work/claims' '$work/rows'"
+finish
