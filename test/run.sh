@@ -158,6 +158,10 @@ if command -v mpicc >/dev/null && command -v mpirun >/dev/null; then
 else skip "workers" "MPI is not installed (libopenmpi-dev, openmpi-bin)"; fi
 run "decode_ppd" bash test/test_decode.sh
 run "studies" bash test/test_studies.sh
+if [ "$full" ]; then
+    make -s dev/bench/bench
+    run "the benchmark's step" bash -c 'dev/bench/bench step small 0.1 && echo "1 passed, 0 failed"'
+fi
 if $CC $sanitize train_gpt2.c -o build/train_gpt2_sanitized -lm 2>/dev/null; then
     TRAIN=build/train_gpt2_sanitized KILLS=2 run "training, ASan and UBSan" bash test/test_train.sh
 fi

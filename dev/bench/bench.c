@@ -65,6 +65,8 @@ static void bench_step(const char *name, double seconds) {
         start_optimizer(&run.optimizer, m, "");
         run.B = B, run.T = T;
         run.x = allocate(B * T, sizeof *run.x), run.y = allocate(B * T, sizeof *run.y);
+        run.losses = allocate(2, sizeof *run.losses);
+        allocate_sums(&run.sum, m, 0, 1);
         uint16_t *tokens = allocate(100000, sizeof *tokens);
         for (int t = 0; t < 100000; t++) tokens[t] = (uint16_t)(random_u64(1, t) % g.vocab_size);
         dataset_add(&run.train, tokens, 100000);

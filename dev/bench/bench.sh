@@ -9,7 +9,7 @@ turns=${TURNS:-3}
 torch=
 python3 -c 'import torch' 2>/dev/null && torch=python3
 median() { sort -n | awk '{ x[NR] = $1 } END { print x[int((NR + 1) / 2)] }'; }
-ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf b > 0 ? "%.2f" : "-", b > 0 ? a / b : 0 }'; }
+ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf (b > 0 ? "%.2f" : "-"), b > 0 ? a / b : 0 }'; }
 share() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.0f%%", 100 * a / b }'; }
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000} # as the trainer sets it for itself
 
