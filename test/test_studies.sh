@@ -7,7 +7,7 @@ mkdir "$work/run" && ln -s "$project/dev" "$project/train_gpt2" "$project/decode
 head -c 20000 dev/data/tales.txt >"$work/text.txt"
 cd "$work/run" || exit 1
 tiny="--layers 1 --heads 1 --channels 8 --context 8 --batch 2 --eval-tokens 64 --tokenizer bytes"
-study() { env DATA="$work/text.txt" RESULTS="$work/results" STEPS=4 JOBS=2 EXTRA="$tiny" "$@"; }
+study() { env -u FULL DATA="$work/text.txt" RESULTS="$work/results" STEPS=4 JOBS=2 EXTRA="$tiny" "$@"; }
 
 names=(proxy)
 [ "${FULL:-}" ] && names=(averaging schedules learning-rate-free proxy)
@@ -40,6 +40,7 @@ ok "the page's optimizer compiles without warnings" bash -c "${CC:-gcc} -std=gnu
     '$work/train_gpt2.c' -o '$work/with_signum' -lm"
 ok "its help" "$work/with_signum" --help signum
 ok "its maths" grep -q 'sign(m)' "$work/last"
+unset FULL
 export RESULTS="$work/results" JOBS=2 TRAIN="$work/with_signum" EXTRA="$tiny"
 ok "the race" env STEPS=3 SEEDS=2 ENTRY="--optimizer signum --lr 1e-3" bash dev/studies/race.sh
 ok "a row of the table" grep -q '^tales,signum,3,2,' "$work/results/race.csv"
