@@ -7,7 +7,7 @@ set key outside below
 set multiplot layout 2,2
 
 curve(run) = sprintf("< awk -F, 'index($0, \"%s,mean,\") == 1 && $6 == \"\"' %s", run, csv)
-convex = "'FFGG, 5 local steps' '40%% attackers, median' 'asynchronous, delays to 20' 'local' 'FedAvg' \
+convex = "'FFGG, 5 local steps' '40% attackers, median' 'asynchronous, delays to 20' 'local' 'FedAvg' \
     'misfit: asynchronous' 'misfit: FFGG'"
 run(i) = word("'exact,convex,FFGG,misfit 0 steps 5' 'attack,convex,median,misfit 0 sign-flip 0.4' \
     'delay,convex,asynchronous,misfit 0 delay 20' 'exact,convex,local,misfit 0 steps 5' \

@@ -238,12 +238,12 @@ if [ ! "${REPORT:-}" ]; then
               row = key FS ($6 == "" ? $7 : "")
               if (!n[row]++) order[++count] = row
               key_of[row] = key
-              for (i = 7; i <= 12; i++) sum[row, i] += $i }
+              for (i = 7; i <= 12; i++) if ($i != "") { sum[row, i] += $i; there[row, i] = 1 } }
             END { for (r = 1; r <= count; r++) {
                 row = order[r]
                 printf "%s", key_of[row]
                 for (i = 7; i <= 12; i++)
-                    printf ",%s", sum[row, i] == 0 ? "" : sprintf("%.6g", sum[row, i] / n[row])
+                    printf ",%s", there[row, i] ? sprintf("%.6g", sum[row, i] / n[row]) : ""
                 print "" } }'
     } >"$csv.tmp" && mv "$csv.tmp" "$csv" || die "cannot write $csv"
 fi
