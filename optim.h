@@ -254,7 +254,7 @@ typedef struct {          // one tensor (of one layer) inside the flat parameter
 
 // Hyperparameters: field, name, range (an i behind it: whole numbers), meaning
 #define OPTIM_KEYS(KEY)                                                                                     \
-    KEY(lr, "lr", "[0,inf)", "learning rate, times the schedule")                                           \
+    KEY(lr, "lr", "[0,inf)", "learning rate, times the schedule; gpa's of a new model: 1.5/width")          \
     KEY(beta1, "beta1", "[0,1)", "decay of the first moment; schedule-free: weight of x in y, not 0")       \
     KEY(beta2, "beta2", "[0,1)", "decay of the second moment")                                              \
     KEY(eps, "eps", "(0,inf)", "added to the denominator")                                                  \
@@ -864,7 +864,8 @@ static void optim_step_adgd(Optimizer *o, const OptimInput *in) {
 }
 
 // -----------------------------------------------------------------------------------------------------------
-// The table of optimizers. Defaults live here only; train_gpt2 sets mu-x, as it knows the steps.
+// The table of optimizers. Defaults live here only, but for GPA's mu-x and lr in train_gpt2, which knows steps
+// and width.
 
 #define OPTIM_ADAM_WITH_(beta1) "lr=1e-3 beta1=" beta1 " beta2=0.99 eps=1e-8 weight-decay=0.1 "
 #define OPTIM_ADAM_ OPTIM_ADAM_WITH_("0.9")
