@@ -22,7 +22,7 @@ compare() {
     shift
     method "DiLoCo$of" "lr=1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2" --optimizer diloco --schedule linear --beta1 0.8 "$@"
     method "Schedule-Free$of" "lr=1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2" --optimizer schedule-free --beta2 0.99 --schedule constant "$@"
-    method "Prodigy$of" "" --optimizer prodigy "$@"
+    method "Prodigy$of" "" --optimizer prodigy --d-coef 8 --beta2 0.99 --weight-decay 0.1 --warmup $((steps / 5)) "$@"
     method "GPA$of" "lr=4e-3,8e-3,1.2e-2,1.6e-2,2.4e-2 beta1=0.5,0.6,0.7,0.8,0.9 mu-x=0.94,0.96,0.97,0.98,0.985,0.99 final-lr=0,0.1,0.2,0.3" --optimizer gpa --schedule linear --mu-y 0.6 "$@"
     method "Muon$of" "muon-lr=1e-2,2e-2,3e-2,4e-2,8e-2 lr=4e-3,8e-3,1.2e-2,1.6e-2 final-lr=0,0.1" --optimizer muon --schedule linear --beta1 0.8 "$@"
     method "GPA over Muon$of" "muon-lr=1e-2,2e-2,3e-2,4e-2,8e-2 muon-momentum=0.8,0.9,0.95 mu-x=0.92,0.94,0.96,0.97,0.98,0.99 final-lr=0,0.1,0.2,0.3" --optimizer gpa --base muon --schedule linear --lr 1.2e-2 --mu-y 0.6 "$@"
