@@ -54,7 +54,8 @@ if [ ! "$full" ]; then
     claims "" "$steps steps of 12 sequences"
 else
     for steps in 1000 2000; do compare " ($steps steps)" --steps $steps; done
-    compare " (batch 48)" --steps 500 --batch 48
+    steps=500
+    compare " (batch 48)" --steps $steps --batch 48
     tune
     measure 1 2 3
     for steps in 1000 2000; do
