@@ -3141,11 +3141,12 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
     o.diloco = !strcmp(o.workers, "diloco");
     if (o.diloco && !strcmp(o.optimizer, "adamw")) o.optimizer = "diloco";
     choose_optimizer(optimizer, o.optimizer, o.base);
+    // GPA's average reaches back over 1/(1 - mu_x) steps: a fifteenth of the run, long or short. Its rate in a
+    // new model falls with the width, as Adam's step moves a preactivation by up to its fan-in times the rate.
+    optim_set(optimizer, "mu-x", 1 - 15.0 / MAX(o.steps, 16));
+    if (!strcmp(o.optimizer, "gpa") && strcmp(o.base, "sgd") && !*o.model && !*o.student_from)
+        optim_set(optimizer, "lr", 1.5 / o.channels);
     set_hyperparameters(optimizer, o.num_hyper, o.hyper_name, o.hyper_value);
-    // GPA's average reaches back over 1/(1 - mu_x) steps: a fifteenth of the run, long or short.
-    int given = 0;
-    for (int i = 0; i < o.num_hyper; i++) given |= !strcmp(o.hyper_name[i], "mu-x");
-    if (!given) optim_set(optimizer, "mu-x", 1 - 15.0 / MAX(o.steps, 16));
     if (isnan(optim_schedule(o.schedule, 0, 1, 0, 0)) && strncmp(o.schedule, "refined:", 8))
         die_usage("no schedule is called '%s'; see --help", o.schedule);
     if (strcmp(o.distill, "loss") && strcmp(o.distill, "soft"))
