@@ -2630,12 +2630,15 @@ static void begin_micro_batch(GradientSum *s, long i, long first, long end, int 
     m->context = s->joins || s->travels ? s : NULL;
 }
 
-// Tensor i's floats in layer l, or, with l = L, outside of all layers; 0 if it has none there. *at: where in
-// the flat array.
+static const char *frozen_tensors = ""; // --freeze: nothing is added up or sent for them
+
+// Tensor i's floats in layer l, or, with l = L, outside of all layers; 0 if it has none there, or is frozen.
+// *at: where in the flat array.
 static size_t layer_tensor(GPT2Config g, int l, int i, size_t *at) {
     TensorShape t = tensor_shape(g, i);
     *at = t.layers ? l * layer_size(t) : 0;
     for (int j = 0; j < i; j++) *at += tensor_size(tensor_shape(g, j));
+    if (*frozen_tensors && tensor_matches(frozen_tensors, g, i, l)) return 0;
     return (t.layers > 0) == (l < g.num_layers) ? layer_size(t) : 0;
 }
 
@@ -2927,8 +2930,13 @@ static void diloco_average(float *x, size_t n) {
     for (int l = L - 1; l >= 0; l--) send_layer(&s, l);
     send_layer(&s, L);
     receive_layers(1);
+    for (int l = 0; l <= L; l++)
+        for (int i = 0; i < NUM_TENSORS; i++) {
+            size_t at, size = layer_tensor(m->config, l, i, &at);
 #pragma omp parallel for simd schedule(static)
-    for (size_t i = 0; i < n; i++) x[i] = mpi.x_outer[i] - m->grads_memory[i] / (float)workers.count;
+            for (size_t j = at; j < at + size; j++)
+                x[j] = mpi.x_outer[j] - m->grads_memory[j] / (float)workers.count;
+        }
 }
 #else // one process
 static void start_workers(int *argc, char ***argv) { (void)argc, (void)argv; }
@@ -3166,8 +3174,12 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
     if (o.diloco && strcmp(o.optimizer, "diloco"))
         die_usage("--workers diloco is an optimizer; --base chooses what takes its inner steps");
     if (o.diloco && *o.proxy) die_usage("--proxy goes with --workers data, not with diloco");
-    if (o.diloco && (*o.teacher_cache || *o.freeze))
-        die_usage("--workers diloco goes without --teacher-cache and --freeze");
+    if (o.diloco && *o.teacher_cache)
+        die_usage("--workers diloco takes no step from a teacher's loss; --teacher-cache goes with data");
+#ifdef GPT2_DEVICE
+    if (o.diloco && *o.freeze) // their mean is not what each has, to the last bit
+        die_usage("on GPUs, whose --workers diloco averages all tensors, it goes without --freeze");
+#endif
     if (N > 1 && !*o.workers) die_usage("%d processes need --workers data or diloco", N);
     if (o.accumulate % N)
         die_usage("%d workers cannot share --accumulate %d micro-batches; make it a multiple", N,
@@ -3322,8 +3334,9 @@ static void save_state(Run *run) {
     if (f) write_bytes(f, STATE_MAGIC, 8);
     write_part(f, &hash, run->identity, strlen(run->identity));
     write_part(f, &hash, &run->now, sizeof run->now);
-    write_part(f, &hash, run->options.diloco ? run->optimizer.x_outer : run->optimizer.params,
-               run->model.num_parameters * sizeof(float));
+    float *point = run->optimizer.params;
+    if (run->options.diloco) optim_eval_params(&run->optimizer, point = run->model.grads_memory);
+    write_part(f, &hash, point, run->model.num_parameters * sizeof(float));
     for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++)
         write_part(f, &hash, block, bytes);
     if (!f) return;
@@ -3578,6 +3591,7 @@ static void prepare(Run *run) {
     run->loader = (DataLoader){&run->train, run->T, o->seed, 0, 0};
     run->losses = allocate(2 * (size_t)MAX(o->accumulate, o->proxy_steps), sizeof *run->losses);
     int N = workers.count, own = o->accumulate / N;
+    frozen_tensors = o->freeze;
     allocate_sums(&run->sum, m, workers.rank * own, (workers.rank + 1) * own);
     prepare_workers(m, run->optimizer.x_outer, o->diloco ? N : o->accumulate,
                     !strcmp(o->compression, "int8") ? 1 : !strcmp(o->compression, "bf16") ? 2 : 4);
