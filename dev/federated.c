@@ -55,10 +55,10 @@ typedef enum { MEAN, MEDIAN, TRIMMED, GEOMETRIC_MEDIAN, CLIPPING } Aggregator;
 typedef enum { SIGN_FLIP, NOISE, LITTLE, NAN_SENDER, SILENT } Attack;
 
 typedef struct {
-    const char *data, *split, *tokenizer, *model;
+    Options trainer; // of which it takes some, listed in chapter 9
+    const char *data, *split, *tokenizer;
     int convex, min_bytes, max_clients;
     double misfit;
-    int layers, heads, channels, context, batch;
     const char *method_name, *patterns;
     int rounds, local_steps, finetune;
     double finetune_lr;
@@ -72,7 +72,7 @@ typedef struct {
     int async, delay;
     double deadline;
     const char *clock;
-    int seed, eval_every;
+    int eval_every;
     const char *out;
     // what the names above mean
     Method method;
@@ -265,39 +265,31 @@ static void make_term(Term *t, double misfit, uint64_t seed, int client) {
 }
 
 // Every client's part of the solution, w* over the clients that are no attackers: the normal equations of
-// (w, b_1, b_2, ..) by Cholesky's factorization.
+// (b_0, b_1, .., w), H solution = r, by elimination. In this order H stays sparse to the end.
 static void solve_terms(Client *clients, int count) {
-    int n = TERM_W + TERM_B * count;
+    int at_w = TERM_B * count, n = at_w + TERM_W;
     double *H = allocate((size_t)n * n, sizeof *H), *r = allocate(n, sizeof *r);
     for (int m = 0; m < count; m++) {
         const Term *t = &clients[m].term;
-        int cols = clients[m].attacker ? TERM_B : TERM_COLS; // an attacker's w does not count
-        for (int j = 0; j < cols; j++) {
-            int row = j < TERM_B ? TERM_W + m * TERM_B + j : j - TERM_B;
-            for (int i = 0; i < TERM_ROWS; i++) r[row] += t->z[i][j] * t->y[i];
-            for (int k = 0; k < cols; k++) {
-                double *to = &H[(size_t)row * n + (k < TERM_B ? TERM_W + m * TERM_B + k : k - TERM_B)];
-                for (int i = 0; i < TERM_ROWS; i++) *to += t->z[i][j] * t->z[i][k];
+        int index[TERM_COLS], cols = clients[m].attacker ? TERM_B : TERM_COLS; // an attacker has no say in w
+        for (int j = 0; j < TERM_COLS; j++) index[j] = j < TERM_B ? TERM_B * m + j : at_w + j - TERM_B;
+        for (int i = 0; i < TERM_ROWS; i++)
+            for (int j = 0; j < cols; j++) {
+                r[index[j]] += t->z[i][j] * t->y[i];
+                for (int k = 0; k < cols; k++) H[(size_t)index[j] * n + index[k]] += t->z[i][j] * t->z[i][k];
             }
+    }
+    for (int k = 0; k < n; k++)
+        for (int i = 0; i < n; i++) {
+            double *to = H + (size_t)i * n, *from = H + (size_t)k * n, factor = to[k] / from[k];
+            if (i == k || factor == 0) continue;
+            for (int j = k; j < n; j++) to[j] -= factor * from[j];
+            r[i] -= factor * r[k];
         }
-    }
-    for (int j = 0; j < n; j++) // H = L L'
-        for (int i = j; i < n; i++) {
-            double *a = H + (size_t)i * n, *b = H + (size_t)j * n, sum = a[j];
-            for (int k = 0; k < j; k++) sum -= a[k] * b[k];
-            a[j] = i == j ? sqrt(sum) : sum / b[j];
-        }
-    for (int i = 0; i < n; i++) { // r = L^-1 r, then L'^-1 r
-        for (int k = 0; k < i; k++) r[i] -= H[(size_t)i * n + k] * r[k];
-        r[i] /= H[(size_t)i * n + i];
-    }
-    for (int i = n - 1; i >= 0; i--) {
-        for (int k = i + 1; k < n; k++) r[i] -= H[(size_t)k * n + i] * r[k];
-        r[i] /= H[(size_t)i * n + i];
-    }
+    for (int i = 0; i < n; i++) r[i] /= H[(size_t)i * n + i];
     for (int m = 0; m < count; m++)
         for (int j = 0; j < TERM_COLS; j++)
-            clients[m].term.solution[j] = j < TERM_B ? r[TERM_W + m * TERM_B + j] : r[j - TERM_B];
+            clients[m].term.solution[j] = r[j < TERM_B ? TERM_B * m + j : at_w + j - TERM_B];
     free(H), free(r);
 }
 
@@ -350,7 +342,7 @@ static double client_gradient(const Federation *f, Client *c, Worker *t, const f
     to_model(&f->layout, t->params, b, w);
     if (c->term.z) loss = term_gradient(&c->term, t->params, t->grads);
     else {
-        int B = f->options.batch, T = c->loader.T;
+        int B = f->options.trainer.batch, T = c->loader.T;
         loader_next(&c->loader, t->x, t->y, B, f->config.vocab_size);
         gpt2_forward(&t->model, t->x, B, T);
         loss = gpt2_backward(&t->model, t->y, 1.0f / ((float)B * (float)T), 0, NULL);
@@ -622,7 +614,7 @@ static void attack(Federation *f) {
         if (!f->noise) f->noise = ATTACK_SCALE * sqrtf(optim_norm2(x, d) / d);
         if (o->attack == LITTLE && honest) little_is_enough(x, g, honest, d, M, attackers);
         if (o->attack == NOISE)
-            random_normal(x, d, f->noise, (uint64_t)o->seed * 65537 + (uint64_t)f->spent * M + m);
+            random_normal(x, d, f->noise, (uint64_t)o->trainer.seed * 65537 + (uint64_t)f->spent * M + m);
         float factor = o->attack == SIGN_FLIP ? -ATTACK_SCALE : o->attack == NAN_SENDER ? NAN : 1;
         for (size_t i = 0; i < d; i++) x[i] *= factor;
     }
@@ -747,7 +739,7 @@ static void ask(Federation *f) {
         Peer *p = &f->peers[m];
         if (p->state != IDLE || !mpi_taken(f, m, WORKING)) continue;
         uint64_t most = (uint64_t)o->delay * m / MAX(f->num_clients - 1, 1);
-        uint64_t draw = random_u64((uint64_t)o->seed * 31 + m, (uint64_t)p->request[WORKING]->job);
+        uint64_t draw = random_u64((uint64_t)o->trainer.seed * 31 + m, (uint64_t)p->request[WORKING]->job);
         p->state = BUSY;
         p->version = f->steps;
         p->asked = f->clock;
@@ -819,7 +811,7 @@ static void server_step(Federation *f) {
     if (n && d) {
         if (o->async) rate *= (double)n / f->num_clients;
         if (o->bucket > 1)
-            n = bucketing(f->buckets, g, n, d, o->bucket, random_u64((uint64_t)o->seed, f->steps));
+            n = bucketing(f->buckets, g, n, d, o->bucket, random_u64((uint64_t)o->trainer.seed, f->steps));
         aggregate(f->aggregate, g, n, d, o->aggregator, o->trim);
         optim_step(&f->optimizer, f->aggregate, o->method == FFGG ? clip_factor(o, f->aggregate, d) : 1.0f,
                    rate, 0, 0);
@@ -970,6 +962,7 @@ static int is_here(int client) {
 // Reads the texts, splits them among clients, and makes or loads the model that all begin with.
 static void prepare_text(Federation *f) {
     const FedOptions *o = &f->options;
+    const Options *own = &o->trainer;
     size_t length;
     char *text = read_texts(o->data, &length);
     if (memchr(text, 0, length)) die("%s holds a zero byte: it is not a text", o->data);
@@ -984,11 +977,11 @@ static void prepare_text(Federation *f) {
 
     GPT2 *m = &f->workers[0].model;
     Tokenizer *t = &f->tokenizer;
-    if (*o->model) gpt2_load(m, o->model);
-    if (!*o->model || !tokenizer_load(t, o->model)) tokenizer_init(t, o->tokenizer, text, length, NULL);
+    if (*own->model) gpt2_load(m, own->model);
+    if (!*own->model || !tokenizer_load(t, own->model)) tokenizer_init(t, o->tokenizer, text, length, NULL);
     free(text);
-    f->config =
-        *o->model ? m->config : (GPT2Config){o->context, t->vocab_size, o->layers, o->heads, o->channels};
+    f->config = *own->model ? m->config : (GPT2Config){own->context, t->vocab_size, own->layers, own->heads,
+                                                        own->channels};
     check_config(f->config, "the command line");
     if (t->vocab_size > f->config.vocab_size)
         die("the tokenizer has %d tokens, the model knows %d", t->vocab_size, f->config.vocab_size);
@@ -1000,20 +993,21 @@ static void prepare_text(Federation *f) {
         const uint16_t *tokens = tokenizer_encode(t, c->text, c->bytes, &count);
         dataset_add(&c->train, tokens, count);
         dataset_split(&c->train, &c->val);
-        c->loader = (DataLoader){&c->train, f->config.max_seq_len, (uint64_t)o->seed + 1000003ull * i, 0, 0};
+        uint64_t seed = own->seed + 1000003ull * i;
+        c->loader = (DataLoader){&c->train, f->config.max_seq_len, seed, 0, 0};
         if (dataset_tokens(&c->train) <= (size_t)c->loader.T || dataset_tokens(&c->val) < 2)
             die("client %s has only %zu tokens, too few for --context %d; raise --min-bytes", c->name, count,
                 c->loader.T);
     }
     for (int i = 0; i < omp_get_max_threads(); i++) {
         Worker *w = &f->workers[i];
-        if (i || !*o->model) gpt2_allocate(&w->model, f->config);
-        gpt2_allocate_activations(&w->model, o->batch, f->config.max_seq_len, 1);
+        if (i || !*own->model) gpt2_allocate(&w->model, f->config);
+        gpt2_allocate_activations(&w->model, own->batch, f->config.max_seq_len, 1);
         w->params = w->model.params_memory, w->grads = w->model.grads_memory;
-        w->x = allocate((size_t)o->batch * f->config.max_seq_len, sizeof *w->x);
-        w->y = allocate((size_t)o->batch * f->config.max_seq_len, sizeof *w->y);
+        w->x = allocate((size_t)own->batch * f->config.max_seq_len, sizeof *w->x);
+        w->y = allocate((size_t)own->batch * f->config.max_seq_len, sizeof *w->y);
     }
-    if (!*o->model) gpt2_initialize(m, (uint64_t)o->seed);
+    if (!*own->model) gpt2_initialize(m, (uint64_t)own->seed);
 }
 
 static void prepare_convex(Federation *f) {
@@ -1024,7 +1018,7 @@ static void prepare_convex(Federation *f) {
     for (int m = 0; m < f->num_clients; m++) {
         snprintf(name, sizeof name, "%d", m);
         f->clients[m].name = strdup(name);
-        make_term(&f->clients[m].term, o->misfit, (uint64_t)o->seed, m);
+        make_term(&f->clients[m].term, o->misfit, (uint64_t)o->trainer.seed, m);
     }
     add_tensor(&f->layout, "b", (OptimSegment){.size = TERM_B});
     add_tensor(&f->layout, "w", (OptimSegment){.size = TERM_W});
@@ -1045,7 +1039,8 @@ static void prepare_federation(Federation *f) {
     if (attackers == M) die("all of %d clients would be attackers", M);
     if (mpi_size > 1 && l->num_shared > 1u << 29) die("the shared tensors do not fit a message of MPI's");
     if (mpi_size - 1 > M) die("%d ranks for %d clients and the server; start fewer", mpi_size, M);
-    for (int i = 0; i < attackers; i++) f->clients[permute(i, M, (uint64_t)o->seed + 99)].attacker = 1;
+    for (int i = 0; i < attackers; i++)
+        f->clients[permute(i, M, (uint64_t)o->trainer.seed + 99)].attacker = 1;
     if (o->convex) solve_terms(f->clients, M);
     if (o->method == FFGG && (!l->num_private || !l->num_shared))
         die("--method ffgg wants some tensors private and others shared; --private makes %d of %d private",
@@ -1115,70 +1110,54 @@ static void write_clients(const Federation *f) {
 }
 
 #define OF(name) offsetof(FedOptions, name)
-static const OptionRow fed_rows[] = {
+static const OptionRow own_rows[] = {
     {"data", 's', OF(data), "", "FILE|GLOB", "a text that is split among clients", 0, 0, 0},
-    {"clients", 's', OF(split), "speakers", "speakers|books",
-     "a client is a speaker of a play, or a book of a book of books", 0, 0, 0},
+    {"clients", 's', OF(split), "speakers", "speakers|books", "of a play, or of a book of books", 0, 0, 0},
     {"convex", 'f', OF(convex), "0", "", "least squares with a known solution instead of a text", 0, 0, 0},
     {"misfit", 'd', OF(misfit), "0", "X", "noise in it: above 0 no w suits every client", 0, 1e6, 0},
-    {"max-clients", 'i', OF(max_clients), "0", "M",
-     "the M with the longest texts (0: all); --convex: M clients [20]", 0, 1e4, 0},
+    {"max-clients", 'i', OF(max_clients), "0", "M", "with the longest texts (0: all, or 20)", 0, 1e4, 0},
     {"min-bytes", 'i', OF(min_bytes), "4000", "N", "of a client's text", 1, 1e9, 0},
     {"tokenizer", 's', OF(tokenizer), "chars", "chars|bytes", "unless --model has its own", 0, 0, 0},
-    {"model", 's', OF(model), "", "FILE|DIR", "what everybody begins with, instead of a new model", 0, 0, 0},
-    {"layers", 'i', OF(layers), "2", "L", "of a new model", 1, 1000, 0},
-    {"heads", 'i', OF(heads), "2", "NH", "", 1, 1000, 0},
-    {"channels", 'i', OF(channels), "32", "C", "", 1, 65536, 0},
-    {"context", 'i', OF(context), "32", "T", "", 1, 1 << 20, 0},
-    {"batch", 'i', OF(batch), "4", "B", "sequences of a client's batch", 1, 1 << 16, 0},
-    {"method", 's', OF(method_name), "ffgg", "ffgg|fedavg|local",
-     "partially personalized, averaged, or alone", 0, 0, 0},
-    {"private", 's', OF(patterns), "-", "PATTERN[,PATTERN]",
-     "tensors that stay with a client [ffgg: h.*.ln_*,ln_f.*, or b]", 0, 0, 0},
+    {"method", 's', OF(method_name), "ffgg", "NAME", "ffgg, fedavg or local (everybody alone)", 0, 0, 0},
+    {"private", 's', OF(patterns), "", "PATTERN[,..]", "what stays (ffgg: h.*.ln_*,ln_f.*, or b)", 0, 0, 0},
     {"rounds", 'i', OF(rounds), "200", "N", "N answers of each client, on average", 1, 1e7, 0},
     {"local-steps", 'i', OF(local_steps), "1", "K", "of a client before it answers", 0, 1e6, 0},
     {"finetune", 'i', OF(finetune), "0", "N", "steps of each client on everything, at the end", 0, 1e7, 0},
     {"finetune-lr", 'd', OF(finetune_lr), "0.3", "FRACTION", "of the clients' rate, for these", 0, 1e9, 0},
-    {"server-optimizer", 's', OF(server_optimizer), "", "NAME",
-     "any of train_gpt2 --help, with its options as --server-lr .. [ffgg: adamw; sgd]", 0, 0, 0},
-    {"client-optimizer", 's', OF(client_optimizer), "", "NAME",
-     "likewise, --client-lr .. [adamw; --convex: sgd]", 0, 0, 0},
-    {"schedule", 's', OF(schedule), "", "NAME",
-     "of both rates: constant, cosine, linear, wsd [cosine; --convex: constant]", 0, 0, 0},
-    {"clip", 'd', OF(clip), "-1", "X", "largest norm of a gradient; 0: none (-1: 1, or none with --convex)",
-     -1, 1e30, 0},
-    {"aggregate", 's', OF(aggregator_name), "mean", "NAME",
-     "mean, median, trimmed, geometric-median or clipping", 0, 0, 0},
-    {"trim", 'd', OF(trim), "-1", "SHARE", "that trimmed cuts off at an end (-1: --attackers)", -1, 0.5, 0},
+    {"server-optimizer", 's', OF(server_optimizer), "", "NAME", "and --server-lr .. (ffgg: adamw)", 0, 0, 0},
+    {"client-optimizer", 's', OF(client_optimizer), "", "NAME", "and --client-lr .. (adamw)", 0, 0, 0},
+    {"schedule", 's', OF(schedule), "", "NAME", "of both rates (cosine; --convex: constant)", 0, 0, 0},
+    {"clip", 'd', OF(clip), "-1", "X", "largest gradient norm; 0: none (-1: 1; --convex: 0)", -1, 1e30, 0},
+    {"aggregate", 's', OF(aggregator_name), "mean", "NAME", "see the names at the end", 0, 0, 0},
+    {"trim", 'd', OF(trim), "-1", "SHARE", "cut off at an end by trimmed (-1: --attackers)", -1, 0.5, 0},
     {"bucket", 'i', OF(bucket), "1", "N", "aggregate means of N messages", 1, 1e4, 0},
     {"attackers", 'd', OF(attackers), "0", "SHARE", "of the clients", 0, 1, 0},
-    {"attack", 's', OF(attack_name), "sign-flip", "NAME",
-     "sign-flip, noise, little (is enough), nan or silent", 0, 0, 0},
-    {"async", 'i', OF(async), "0", "N", "a step as soon as N answers are there (0: when all are)", 0, 1e4, 0},
-    {"delay", 'i', OF(delay), "0", "D", "client m answers 0 to D m/(M-1) rounds late, at random", 0, 1e6, 0},
-    {"deadline", 'd', OF(deadline), "0", "T",
-     "give an answer up after T rounds (seconds by the real clock; 0: 600)", 0, 1e9, 0},
-    {"clock", 's', OF(clock), "virtual", "virtual|real",
-     "real: MPI's ranks answer when they are done; virtual: the same numbers as in one process", 0, 0, 0},
-    {"seed", 'i', OF(seed), "1337", "N", "of everything that is drawn", 0, 1e9, 0},
+    {"attack", 's', OF(attack_name), "sign-flip", "NAME", "see the names at the end", 0, 0, 0},
+    {"async", 'i', OF(async), "0", "N", "a step for every N answers (0: when all are there)", 0, 1e4, 0},
+    {"delay", 'i', OF(delay), "0", "D", "client m is 0 to D m/(M-1) rounds late, at random", 0, 1e6, 0},
+    {"deadline", 'd', OF(deadline), "0", "T", "rounds (0: for ever) or seconds (0: 600) to wait", 0, 1e9, 0},
+    {"clock", 's', OF(clock), "virtual", "virtual|real", "real: MPI's ranks when they are done", 0, 0, 0},
     {"eval-every", 'i', OF(eval_every), "20", "N", "rounds between validations (0: at the end)", 0, 1e9, 0},
     {"out", 's', OF(out), "", "DIR", "log.csv and clients.csv go here", 0, 0, 0},
 };
-#define NUM_FED ((int)(sizeof fed_rows / sizeof *fed_rows))
+// The trainer's own, with other defaults: their place in Options is that in FedOptions.
+static const char *const trainer_rows[][2] = {{"model", ""}, {"layers", "2"}, {"heads", "2"},
+    {"channels", "32"}, {"context", "32"}, {"batch", "4"}, {"seed", "1337"}};
+enum { NUM_OWN = sizeof own_rows / sizeof *own_rows,
+       NUM_FED = NUM_OWN + sizeof trainer_rows / sizeof *trainer_rows };
 
-static void fed_help(void) {
+static const char methods[] = "ffgg fedavg local";
+static const char aggregators[] = "mean median trimmed geometric-median clipping";
+static const char attacks[] = "sign-flip noise little nan silent";
+
+static void fed_help(const OptionRow *rows) {
     printf("federated: partially personalized federated learning.\n\n"
            "  ./dev/federated --data play.txt --clients speakers --private 'h.*.ln_*,ln_f.*' --out run\n"
            "  ./dev/federated --convex --attackers 0.4 --aggregate median --delay 20 --async 20\n"
            "  mpirun -n 4 ./dev/federated_mpi --convex --clock real --async 1 (make federated_mpi)\n\n");
-    for (int i = 0; i < NUM_FED; i++) {
-        const OptionRow *r = &fed_rows[i];
-        int shown = *r->initial && *r->initial != '-' && r->type != 'f';
-        char left[64];
-        snprintf(left, sizeof left, "--%s %s", r->name, r->argument);
-        printf("  %-32s %s%s%s%s\n", left, r->help, shown ? " [" : "", shown ? r->initial : "",
-               shown ? "]" : "");
-    }
+    for (int i = 0; i < NUM_FED; i++) print_option(&rows[i]);
+    printf("\n--method     %s\n--aggregate  %s\n--attack     %s\nOptimizers, their options and schedules: "
+           "train_gpt2 --help\n", methods, aggregators, attacks);
 }
 
 // Which word of a list a name is, counted from 0.
@@ -1210,35 +1189,45 @@ static void set_hyper(Optimizer *o, const char *optimizer, double lr, const char
 
 static FedOptions fed_options(int argc, char **argv) {
     FedOptions o = {0};
-    Options rest = {0};
-    for (int i = 0; i < NUM_FED; i++) set_option((Options *)&o, &fed_rows[i], fed_rows[i].initial);
+    Options *rest = &o.trainer; // what is no option here is one of an optimizer's
+    OptionRow rows[NUM_FED];
+    for (int i = 0; i < NUM_FED; i++) {
+        if (i < NUM_OWN) rows[i] = own_rows[i];
+        else {
+            const OptionRow *row = option_rows;
+            while (strcmp(row->name, trainer_rows[i - NUM_OWN][0])) row++;
+            rows[i] = *row;
+            rows[i].initial = trainer_rows[i - NUM_OWN][1];
+        }
+        set_option(&o.trainer, &rows[i], rows[i].initial);
+    }
     for (int i = 1; i < argc; i++) {
         if (strncmp(argv[i], "--", 2)) die_usage("unexpected argument '%s'; see --help", argv[i]);
         const char *name = argv[i] + 2;
-        if (!strcmp(name, "help")) fed_help(), exit(0);
+        if (!strcmp(name, "help")) fed_help(rows), exit(0);
         int row = 0;
-        while (row < NUM_FED && strcmp(fed_rows[row].name, name)) row++;
-        int flag = row < NUM_FED && fed_rows[row].type == 'f';
+        while (row < NUM_FED && strcmp(rows[row].name, name)) row++;
+        int flag = row < NUM_FED && rows[row].type == 'f';
         if (!flag && i + 1 == argc) die_usage("--%s needs a value; see --help", name);
         const char *value = flag ? "1" : argv[++i];
-        if (row < NUM_FED) set_option((Options *)&o, &fed_rows[row], value);
-        else if ((strncmp(name, "server-", 7) && strncmp(name, "client-", 7)) || rest.num_hyper == 64)
+        if (row < NUM_FED) set_option(&o.trainer, &rows[row], value);
+        else if ((strncmp(name, "server-", 7) && strncmp(name, "client-", 7)) || rest->num_hyper == 64)
             die_usage("--%s is no option; see --help", name);
         else {
-            rest.hyper_name[rest.num_hyper] = name;
-            rest.hyper_value[rest.num_hyper++] = parse_number(name, value, 0);
+            rest->hyper_name[rest->num_hyper] = name;
+            rest->hyper_value[rest->num_hyper++] = parse_number(name, value, 0);
         }
     }
-    o.method = choose("method", o.method_name, "ffgg fedavg local");
-    o.aggregator = choose("aggregate", o.aggregator_name, "mean median trimmed geometric-median clipping");
-    o.attack = choose("attack", o.attack_name, "sign-flip noise little nan silent");
+    o.method = choose("method", o.method_name, methods);
+    o.aggregator = choose("aggregate", o.aggregator_name, aggregators);
+    o.attack = choose("attack", o.attack_name, attacks);
     choose("clients", o.split, "speakers books");
     choose("clock", o.clock, "virtual real");
     choose("tokenizer", o.tokenizer, "chars bytes");
     if (!o.convex && !*o.data) die_usage("give a text with --data FILE, or --convex; see --help");
     if (!strcmp(o.clock, "real") && mpi_size == 1)
         die_usage("--clock real needs MPI's ranks (make federated_mpi)");
-    if (!strcmp(o.patterns, "-")) o.patterns = o.method != FFGG ? "" : o.convex ? "b" : "h.*.ln_*,ln_f.*";
+    if (!*o.patterns && o.method == FFGG) o.patterns = o.convex ? "b" : "h.*.ln_*,ln_f.*";
     if (!*o.schedule) o.schedule = o.convex ? "constant" : "cosine";
     if (isnan(optim_schedule(o.schedule, 0, 1, 0, 0)))
         die_usage("no schedule is called '%s' here; see --help", o.schedule);
@@ -1249,8 +1238,8 @@ static FedOptions fed_options(int argc, char **argv) {
     double lr = o.convex ? 0.5 : 3e-3;
     if (!*o.server_optimizer) o.server_optimizer = o.convex || mean_of_models ? "sgd" : "adamw";
     if (!*o.client_optimizer) o.client_optimizer = o.convex ? "sgd" : "adamw";
-    set_hyper(&o.server, o.server_optimizer, mean_of_models ? 1 : lr, "server-", &rest);
-    set_hyper(&o.client, o.client_optimizer, lr, "client-", &rest);
+    set_hyper(&o.server, o.server_optimizer, mean_of_models ? 1 : lr, "server-", rest);
+    set_hyper(&o.client, o.client_optimizer, lr, "client-", rest);
     return o;
 }
 

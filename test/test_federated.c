@@ -1,5 +1,5 @@
-// Tests dev/federated.c from inside: what is private and what is sent, the gradients, the aggregators, the solution of
-// the convex problem.
+// Tests dev/federated.c from inside: what is private and what is sent, the gradients, the aggregators, the
+// solution of the convex problem.
 #define _GNU_SOURCE // memmem
 #define FEDERATED_NO_MAIN
 #include "../dev/federated.c"
@@ -9,8 +9,9 @@ static const char play[] = "/tmp/test_federated_XXXXXX";
 
 // A play of three speakers, each with words of its own, in a file of that name.
 static void write_play(char *path) {
-    static const char *const words[3][4] = {
-        {"crown", "sword", "banner", "throne"}, {"apple", "barley", "plough", "meadow"}, {"anchor", "tide", "harbour", "sail"}};
+    static const char *const words[3][4] = {{"crown", "sword", "banner", "throne"},
+                                            {"apple", "barley", "plough", "meadow"},
+                                            {"anchor", "tide", "harbour", "sail"}};
     FILE *f = fdopen(mkstemp(path), "w");
     for (int i = 0; i < 400; i++) {
         fprintf(f, "%s:\n", (const char *[]){"KING", "FARMER", "SAILOR"}[i % 3]);
@@ -38,8 +39,8 @@ static void rounds(Federation *f, int n) {
     measure(f, EVALUATE, &worst);
 }
 
-// ---- what is sent: the tap looks for any two neighbours among the numbers that a client keeps, and any four of its
-// text's tokens, at every byte of every message
+// ---- what is sent: the tap looks for any two neighbours among the numbers that a client keeps, and any four
+// of its text's tokens, at every byte of every message
 
 static Federation *tapped;
 static size_t secrets; // so many of a client's numbers are looked for
@@ -66,18 +67,19 @@ static void test_privacy(const char *path) {
     static Federation f;
     const char *patterns[] = {"h.*.ln_*,ln_f.*", "h.1.*", "wpe.weight,h.0.attn.*"};
     for (int i = 0; i < 3; i++) {
-        START(&f, "--data", path, "--private", patterns[i], "--channels", "16", "--context", "16", "--client-optimizer",
-              "sgd"); // Adam's first steps are +-lr everywhere
+        START(&f, "--data", path, "--private", patterns[i], "--channels", "16", "--context", "16",
+              "--client-optimizer", "sgd"); // Adam's first steps are +-lr everywhere
         secrets = f.layout.num_private;
         tapped = &f, wire_tap = look, sent = longest = leaks = 0;
         float before = f.clients[0].x[0];
         rounds(&f, 4);
         wire_tap = NULL;
-        check(leaks == 0, "--private %s: %ld pieces of private tensors or text were sent", patterns[i], leaks);
+        check(leaks == 0, "--private %s: %ld pieces of what is private were sent", patterns[i], leaks);
         check(sent == 4 * 6 + 6, "every message is seen: %ld of 30", sent);
-        check(longest == 24 + 4 * (long)f.layout.num_shared, "the longest message has %ld bytes, %zu floats are shared",
-              longest, f.layout.num_shared);
-        check(f.clients[0].x[0] != before && f.clients[0].x[0] != f.clients[1].x[0], "private tensors learn, each its own way");
+        check(longest == 24 + 4 * (long)f.layout.num_shared,
+              "the longest message has %ld bytes, %zu floats are shared", longest, f.layout.num_shared);
+        check(f.clients[0].x[0] != before && f.clients[0].x[0] != f.clients[1].x[0],
+              "private tensors learn, each its own way");
     }
     START(&f, "--data", path, "--method", "fedavg", "--private", "", "--channels", "16", "--context", "16");
     secrets = 200; // the tap has to find what is not private
@@ -94,18 +96,21 @@ static void test_layout(const char *path) {
     START(&f, "--data", path, "--private", "h.1.*,wpe.weight", "--channels", "16", "--context", "16");
     Layout *l = &f.layout;
     size_t n = layout_size(l), wrong = 0;
-    check(n == count_parameters(f.config), "%zu parameters in the layout, the model has %zu", n, count_parameters(f.config));
+    check(n == count_parameters(f.config), "%zu parameters in the layout, the model has %zu", n,
+          count_parameters(f.config));
     check(l->num_private_tensors == 13, "13 tensors are private (%d)", l->num_private_tensors);
     float *x = allocate_floats(n), *params = allocate_floats(n), *back = allocate_floats(n);
     for (size_t i = 0; i < n; i++) x[i] = i;
     to_model(l, params, x, x + l->num_private);
     from_model(l, back, params);
     check(!memcmp(x, back, n * sizeof *x), "to the model and back");
-    for (int i = 0; i < l->num_tensors; i++)
-        wrong += l->tensors[i].private != (!strncmp(l->tensors[i].name, "h.1.", 4) || !strcmp(l->tensors[i].name, "wpe.weight"));
+    for (int i = 0; i < l->num_tensors; i++) {
+        const Tensor *t = &l->tensors[i];
+        wrong += t->private != (!strncmp(t->name, "h.1.", 4) || !strcmp(t->name, "wpe.weight"));
+    }
     check(!wrong, "%zu tensors are on the wrong side", wrong);
 
-    // FFGG's answer is the gradient of the shared tensors at the private ones that the local steps left
+    // FFGG's answer is the gradient of the shared tensors, at the private ones that the local steps left
     Client *c = &f.clients[0];
     Worker *t = &f.workers[0];
     Message *out = f.peers[0].reply[WORKING], *in = f.peers[0].request[WORKING];
@@ -114,7 +119,7 @@ static void test_layout(const char *path) {
     client_answer(&f, c, t, in, out);
     float eps = 1e-2f;
     for (size_t at = l->num_private, tried = 0; tried < 5; tried++, at += l->num_shared / 6) {
-        DataLoader again = c->loader; // the batch of the answer is not drawn any more: another one, three times
+        DataLoader again = c->loader; // the answer's batch is not drawn any more: another one, three times
         float *w = x, analytic;
         double loss[2];
         memcpy(w, f.w, l->num_shared * sizeof(float));
@@ -126,7 +131,8 @@ static void test_layout(const char *path) {
             loss[side] = client_gradient(&f, c, t, c->x, w);
         }
         double numeric = (loss[1] - loss[0]) / (2 * eps);
-        check(fabs(numeric - analytic) < 2e-3 + 0.05 * fabs(numeric), "d f / d w[%zu]: %g, differences say %g", at, analytic, numeric);
+        check(fabs(numeric - analytic) < 2e-3 + 0.05 * fabs(numeric),
+              "d f / d w[%zu]: %g, differences say %g", at, analytic, numeric);
     }
     check(out->kind == RESULT && out->count == l->num_shared, "an answer has the shared tensors' size");
 }
@@ -178,10 +184,14 @@ static void test_aggregators(void) {
                 }
             }
             aggregate(out, g, N, D, kind, 4.0 / N);
-            for (int i = 0; i < D; i++) off += (out[i] - honest[i]) * (out[i] - honest[i]), scale += honest[i] * honest[i];
+            for (int i = 0; i < D; i++)
+                off += (out[i] - honest[i]) * (out[i] - honest[i]), scale += honest[i] * honest[i];
             off = sqrt(off / scale);
-            if (kind == MEAN) check(attackers ? off > 1e3 : off < 1e-6, "the mean, %d attackers: off by %g", attackers, off);
-            else check(off < 0.15, "%s, %d of 11 attackers: off by %g of the honest mean", names[kind], attackers, off);
+            if (kind == MEAN)
+                check(attackers ? off > 1e3 : off < 1e-6, "mean, %d attackers: off by %g", attackers, off);
+            else
+                check(off < 0.15, "%s, %d of 11 attackers: off by %g of the honest mean", names[kind],
+                      attackers, off);
         }
     }
     // the geometric median has no gradient: the unit vectors to the messages add up to nothing
@@ -215,7 +225,8 @@ static void test_little(void) {
     for (int m = 0; m < 12; m++) honest[m] = (float)(m * m % 7), g[m] = &honest[m], mean += honest[m] / 12;
     for (int m = 0; m < 12; m++) square += (honest[m] - mean) * (honest[m] - mean) / 12;
     little_is_enough(&out, g, 12, 1, 20, 8);
-    check(fabs((mean - out) / sqrt(square) - 0.67449) < 1e-4, "z is %g, 0.67449 expected", (mean - out) / sqrt(square));
+    double z = (mean - out) / sqrt(square);
+    check(fabs(z - 0.67449) < 1e-4, "z is %g, 0.67449 expected", z);
 }
 
 int main(void) {

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Federated training as a user runs it: convergence with delays and attackers, the same numbers from threads and from
-# MPI's ranks, clients that send NaN or nothing, refused input. $FEDERATED and $FEDERATED_MPI name the programs.
+# Federated training as a user runs it: convergence with delays and attackers, the same numbers from threads
+# and from ranks of MPI, clients that send NaN or nothing, refused input. $FEDERATED and $FEDERATED_MPI name
+# the programs.
 set -u
 . "$(dirname "$0")/lib.sh"
 federated=${FEDERATED:-./dev/federated}
@@ -13,7 +14,8 @@ loss() {
     shift 2
     "$@" >"$work/run" 2>&1 || { cat "$work/run"; return 1; }
     tail -n 1 "$work/run"
-    awk -v low="$low" -v high="$high" '/^final mean loss/ { x = $4 + 0; found = 1 } END { exit !(found && x >= low && x <= high) }' "$work/run"
+    awk -v low="$low" -v high="$high" '/^final mean loss/ { x = $4 + 0; found = 1 }
+        END { exit !(found && x >= low && x <= high) }' "$work/run"
 }
 convex() { "$federated" --convex --eval-every 0 "$@"; }
 
@@ -24,25 +26,31 @@ ok "asynchronous, delays up to 20 rounds" loss 0 1e-11 convex --rounds 300 --del
 ok "buckets" loss 0 1e-11 convex --rounds 300 --attackers 0.2 --aggregate median --bucket 2
 for attack in sign-flip noise little; do
     for aggregate in median trimmed geometric-median clipping; do
-        ok "40% $attack, $aggregate" loss 0 1e-11 convex --rounds 400 --attackers 0.4 --attack $attack --aggregate $aggregate
+        ok "40% $attack, $aggregate" loss 0 1e-11 convex --rounds 400 --attackers 0.4 --attack $attack \
+            --aggregate $aggregate
     done
 done
-ok "20% attackers and delays" loss 0 1e-11 convex --rounds 400 --attackers 0.2 --aggregate geometric-median --delay 20 --async 10
+ok "20% attackers and delays" loss 0 1e-11 convex --rounds 400 --attackers 0.2 --aggregate geometric-median \
+    --delay 20 --async 10
 ok "the mean does not survive them" loss 1 inf convex --rounds 300 --attackers 0.2 --attack noise
 ok "FedAvg stalls" loss 1 inf convex --rounds 300 --method fedavg --local-steps 5
 ok "a client alone does not find it" loss 0.1 inf convex --rounds 300 --method local --local-steps 5
 ok "where no w suits all, synchronous FFGG is exact" loss 0 1e-11 convex --rounds 300 --misfit 1
 ok "but not with delays" loss 1e-4 inf convex --rounds 300 --misfit 1 --delay 20 --async 1
-ok "and local steps on w drift" loss 1e-4 inf convex --rounds 300 --misfit 1 --method fedavg --private b --local-steps 5
+ok "and local steps on w drift" loss 1e-4 inf convex --rounds 300 --misfit 1 --method fedavg --private b \
+    --local-steps 5
 
 # ---- clients that fail
 ok "a client that sends NaN is not listened to" loss 0 1e-11 convex --rounds 300 --attackers 0.05 --attack nan
 ok "and counted" grep -q '300 refused' "$work/run"
-ok "one that never answers is given up" loss 0 1e-11 convex --rounds 300 --attackers 0.05 --attack silent --deadline 3
+ok "one that never answers is given up" loss 0 1e-11 convex --rounds 300 --attackers 0.05 --attack silent \
+    --deadline 3
 ok "and counted" grep -q '300 given up' "$work/run"
-ok "asynchronous, too" loss 0 1e-11 convex --rounds 300 --attackers 0.2 --attack silent --deadline 10 --async 1 --delay 5
+ok "asynchronous, too" loss 0 1e-11 convex --rounds 300 --attackers 0.2 --attack silent --deadline 10 \
+    --async 1 --delay 5
 refuses 1 "never answers" "$federated" --convex --attackers 0.05 --attack silent
-refuses 1 "anything usable\|not a number" "$federated" --convex --max-clients 1 --method fedavg --client-lr 1e30
+refuses 1 "anything usable\|not a number" "$federated" --convex --max-clients 1 --method fedavg \
+    --client-lr 1e30
 refuses 1 "diverges" "$federated" --convex --client-lr 1e4
 
 # ---- texts: speakers who share a grammar, each with words of their own; the same as books
@@ -54,7 +62,8 @@ awk -v play="$work/play.txt" -v books="$work/books.txt" '
             line = ""
             for (j = 0; j < 3; j++) {
                 k = int(i * 7919 % 1009 / 4) + j * 3
-                line = line "the " word[2 * who + 1 + k % 2] " is " (k % 5 < 2 ? "near" : "far") (j < 2 ? " and " : ".")
+                line = line "the " word[2 * who + 1 + k % 2] " is " (k % 5 < 2 ? "near" : "far")
+                line = line (j < 2 ? " and " : ".")
             }
             print "SPEAKER " who ":\n" line "\n" >play
             printf "B%c%d:%d %s\n", 97 + who, i, j, line >books
@@ -64,13 +73,15 @@ text=(--data "$work/play.txt" --channels 16 --context 16 --eval-every 20 --seed 
 ok "speakers" "$federated" "${text[@]}" --rounds 40 --out "$work/a"
 cp "$work/last" "$work/a.out"
 ok "six of them" grep -q '^clients    6,' "$work/a.out"
-ok "log.csv's header" [ "$(head -n 1 "$work/a/log.csv")" = round,time,steps,bytes_up,bytes_down,stale_mean,stale_max,refused,missed,mean_loss,worst_loss ]
+header=round,time,steps,bytes_up,bytes_down,stale_mean,stale_max,refused,missed,mean_loss,worst_loss
+ok "log.csv's header" [ "$(head -n 1 "$work/a/log.csv")" = $header ]
 ok "a row at the start and every 20 rounds" [ "$(wc -l <"$work/a/log.csv")" = 4 ]
 ok "each client's loss" [ "$(grep -cE '^SPEAKER [0-5],[0-9]+,0,[0-9.]+$' "$work/a/clients.csv")" = 6 ]
 shared=$(sed -n 's/^parameters \([0-9]*\) shared.*/\1/p' "$work/a.out")
 ok "bytes are counted: a head of 24 and 4 for each shared number, 6 clients, 40 rounds" \
     awk -F, -v n="$shared" 'END { exit !($4 == 240 * (24 + 4 * n) && $5 == $4) }' "$work/a/log.csv"
-ok "books" "$federated" --data "$work/books.txt" --clients books "${text[@]:2}" --rounds 40 --out "$work/books"
+ok "books" "$federated" --data "$work/books.txt" --clients books "${text[@]:2}" --rounds 40 \
+    --out "$work/books"
 ok "six of them, too" [ "$(grep -cE '^B[a-f],' "$work/books/clients.csv")" = 6 ]
 OMP_NUM_THREADS=1 ok "one thread" "$federated" "${text[@]}" --rounds 40 --out "$work/t1"
 OMP_NUM_THREADS=3 ok "three threads" "$federated" "${text[@]}" --rounds 40 --out "$work/t3"
@@ -78,10 +89,13 @@ ok "give the same numbers" cmp "$work/t1/log.csv" "$work/t3/log.csv"
 ok "asynchronous" "$federated" "${text[@]}" --rounds 40 --delay 5 --async 1 --out "$work/async"
 ok "staleness is logged" awk -F, 'END { exit !($6 > 0.5 && $7 >= 3) }' "$work/async/log.csv"
 for method in fedavg local; do
-    ok "$method" "$federated" "${text[@]}" --rounds 40 --method $method --local-steps 2 --client-lr 1e-2 --finetune 10 --out "$work/$method"
+    ok "$method" "$federated" "${text[@]}" --rounds 40 --method $method --local-steps 2 --client-lr 1e-2 \
+        --finetune 10 --out "$work/$method"
 done
 ok "local sends nothing" awk -F, 'END { exit !($4 == 0 && $5 == 0) }' "$work/local/log.csv"
-for server in muon gpa schedule-free; do ok "server $server" "$federated" "${text[@]}" --rounds 5 --server-optimizer $server; done
+for server in muon gpa schedule-free; do
+    ok "server $server" "$federated" "${text[@]}" --rounds 5 --server-optimizer $server
+done
 
 # ---- MPI's ranks
 if command -v mpirun >/dev/null && [ -x "$federated_mpi" ]; then
@@ -96,12 +110,15 @@ if command -v mpirun >/dev/null && [ -x "$federated_mpi" ]; then
     }
     same "synchronous" "${text[@]}" --rounds 20 --finetune 5
     same "asynchronous, late answers given up" "${text[@]}" --rounds 20 --delay 9 --async 2 --deadline 6
-    same "attackers" --convex --rounds 50 --delay 5 --async 6 --attackers 0.2 --attack little --aggregate trimmed
-    ok "in the order of arrival" loss 0 1e-8 mpi 4 "$federated_mpi" --convex --rounds 200 --clock real --async 1
-    ok "a rank that never answers" loss 0 1e-8 mpi 3 "$federated_mpi" --convex --rounds 200 --clock real --async 1 \
-        --attackers 0.05 --attack silent --deadline 0.05
+    same "attackers" --convex --rounds 50 --delay 5 --async 6 --attackers 0.2 --attack little \
+        --aggregate trimmed
+    real=("$federated_mpi" --convex --rounds 200 --clock real --async 1)
+    ok "in the order of arrival" loss 0 1e-8 mpi 4 "${real[@]}"
+    ok "a rank that never answers" loss 0 1e-8 mpi 3 "${real[@]}" --attackers 0.05 --attack silent \
+        --deadline 0.05
     mpi 2 "$federated_mpi" --data "$work/none" >/dev/null 2>"$work/err"
-    ok "bad input ends all ranks with one line" [ $? = 1 -a "$(grep -c '^error: no file matches' "$work/err")" = 1 ]
+    ok "bad input ends all ranks" [ $? = 1 ]
+    ok "with one line" [ "$(grep -c '^error: no file matches' "$work/err")" = 1 ]
     ok "no more ranks than clients" eval '! mpi 4 "$federated_mpi" --convex --max-clients 2'
 else
     skipped=$((skipped + 1))
