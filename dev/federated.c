@@ -1129,7 +1129,7 @@ static const OptionRow own_rows[] = {
     {"schedule", 's', OF(schedule), "", "NAME", "of both rates (cosine; --convex: constant)", 0, 0, 0},
     {"clip", 'd', OF(clip), "-1", "X", "largest gradient norm; 0: none (-1: 1; --convex: 0)", -1, 1e30, 0},
     {"aggregate", 's', OF(aggregator_name), "mean", "NAME", "see the names at the end", 0, 0, 0},
-    {"trim", 'd', OF(trim), "-1", "SHARE", "cut off at an end by trimmed (-1: --attackers)", -1, 0.5, 0},
+    {"trim", 'd', OF(trim), "-1", "SHARE", "that trimmed cuts off at an end (-1: the attackers)", -1, 0.5, 0},
     {"bucket", 'i', OF(bucket), "1", "N", "aggregate means of N messages", 1, 1e4, 0},
     {"attackers", 'd', OF(attackers), "0", "SHARE", "of the clients", 0, 1, 0},
     {"attack", 's', OF(attack_name), "sign-flip", "NAME", "see the names at the end", 0, 0, 0},
@@ -1232,7 +1232,7 @@ static FedOptions fed_options(int argc, char **argv) {
     if (isnan(optim_schedule(o.schedule, 0, 1, 0, 0)))
         die_usage("no schedule is called '%s' here; see --help", o.schedule);
     if (o.clip < 0) o.clip = !o.convex;
-    if (o.trim < 0) o.trim = o.attackers;
+    if (o.trim < 0) o.trim = fmin(o.attackers * o.bucket, 0.5); // each attacker may spoil a bucket of its own
     // FedAvg's server puts the mean of what the clients have made of w in its place: SGD at rate 1.
     int mean_of_models = o.method == FEDAVG && !*o.server_optimizer;
     double lr = o.convex ? 0.5 : 3e-3;

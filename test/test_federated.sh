@@ -23,7 +23,10 @@ convex() { "$federated" --convex --eval-every 0 "$@"; }
 ok "FFGG" loss 0 1e-11 convex --rounds 300
 ok "five local steps" loss 0 1e-11 convex --rounds 300 --local-steps 5
 ok "asynchronous, delays up to 20 rounds" loss 0 1e-11 convex --rounds 300 --delay 20 --async 1
-ok "buckets" loss 0 1e-11 convex --rounds 300 --attackers 0.2 --aggregate median --bucket 2
+for aggregate in median trimmed geometric-median clipping; do
+    ok "buckets, $aggregate" loss 0 1e-11 convex --rounds 300 --attackers 0.2 --bucket 2 \
+        --aggregate $aggregate
+done
 for attack in sign-flip noise little; do
     for aggregate in median trimmed geometric-median clipping; do
         ok "40% $attack, $aggregate" loss 0 1e-11 convex --rounds 400 --attackers 0.4 --attack $attack \
