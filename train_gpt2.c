@@ -3145,7 +3145,7 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
     // new model falls with the width, as Adam's step moves a preactivation by up to its fan-in times the rate.
     optim_set(optimizer, "mu-x", 1 - 15.0 / MAX(o.steps, 16));
     if (!strcmp(o.optimizer, "gpa") && strcmp(o.base, "sgd") && !*o.model && !*o.student_from)
-        optim_set(optimizer, "lr", 1.5 / o.channels);
+        optim_set(optimizer, "lr", 1.0 / o.channels);
     set_hyperparameters(optimizer, o.num_hyper, o.hyper_name, o.hyper_value);
     if (isnan(optim_schedule(o.schedule, 0, 1, 0, 0)) && strncmp(o.schedule, "refined:", 8))
         die_usage("no schedule is called '%s'; see --help", o.schedule);
