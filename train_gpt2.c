@@ -206,13 +206,13 @@ static float largest_of(const float *x, int n) {
 
 /* Matrix multiplication after Goto and van de Geijn (2008), in BLIS's words: C (M x N) = A (M x K) B (K x N).
 
-C is cut into tasks of at most 576 x NT, each one thread's work without any waiting for others. A task goes
-through K in blocks of KC and packs its part of B into panels, in the order in which they will be read:
+C is cut into tasks, each one thread's work without any waiting for others. A task goes through K in blocks of
+KC and packs its part of B into panels, in the order in which they will be read:
 
                         panel 0    panel 1          for each block of KC rows of B
      A               k=0 [ NR ]     [ NR ]            pack the task's panels (they stay in L2)
      +--KC--+        k=1 [ NR ]     [ NR ]            for each MC rows of A (they stay in L2)
-  MR |strip0|        k=2 [ NR ]     [ NR ]              for each panel (it stays in L1)
+  MR |strip0|        k=2 [ NR ]     [ NR ]              for each panel (most of it stays in L1)
   MR |strip1|            ...        ...                   for each strip of MR rows
      |  ... |                                               microkernel: an MR x NR tile of C
 
@@ -227,32 +227,44 @@ summed in the same order whoever computes it, so the cuts into tasks may depend 
 #define MR 12 // 24 of 32 registers
 #endif
 #define NR (2 * VEC)
-#define KC 256
+#define KC 384
 #define MC 48
-#define NT 384 // columns of a task at most
+#define PANELS (12288 * VEC) // floats: what fits L2, which is larger where the vectors are
 
-// tile (MR x nv vectors) = a strip of A times a panel of B; A[i][k] is a[i*row + k*col], and the tile will be
-// written to C (rows ldc apart; NULL: not all of it). nv and col are constants where this is expanded, so
-// that the tile lives in registers.
+// tile += a column of A times a row of B, which is one k's part of it. p points at every third number of the
+// column; the two after it are found from there.
+static inline __attribute__((always_inline)) void rank_one(vec c[MR][2], const int nv, const float *p[MR / 3],
+                                                           long row, const long col, const float *b) {
+#pragma GCC unroll 12
+    for (int i = 0; i < MR; i++) {
+        float x = p[i / 3][i % 3 * row];
+        c[i][0] += x * *(const vec_u *)b;
+        if (nv == 2) c[i][1] += x * *(const vec_u *)(b + VEC);
+        if (i % 3 == 2) p[i / 3] += col;
+    }
+}
+
+// tile (MR x nv vectors) = a strip of A times a panel of B; A[i][k] is a[i*row + k*col]. `rows` rows of it
+// will be written to C (ldc apart), whose lines are asked for on the way, so few at a time that A and B need
+// not wait. nv and col are constants where this is expanded, so that the tile lives in registers.
 static inline __attribute__((always_inline)) void microkernel(const int nv, int K, const float *a, long row,
                                                               const long col, const float *b, vec *tile,
-                                                              const float *C, long ldc) {
+                                                              const float *C, long ldc, int rows) {
     vec c[MR][2];
-    const float *p[MR / 3]; // every third row; the two after it are found from there
+    const float *p[MR / 3];
+    int k = 0;
     for (int i = 0; i < MR; i++) c[i][0] = c[i][1] = (vec){0};
     for (int i = 0; i < MR / 3; i++) {
         p[i] = a + 3 * i * row;
         __asm__("" : "+r"(p[i])); // else GCC keeps MR offsets, more than there are registers
     }
-    for (int i = 0; C && i < MR * nv; i++) __builtin_prefetch(C + i / nv * ldc + i % nv * VEC, 1);
-    for (int k = 0; k < K; k++, b += nv * VEC)
-#pragma GCC unroll 12
-        for (int i = 0; i < MR; i++) {
-            float x = p[i / 3][i % 3 * row];
-            c[i][0] += x * *(const vec_u *)b;
-            if (nv == 2) c[i][1] += x * *(const vec_u *)(b + VEC);
-            if (i % 3 == 2) p[i / 3] += col;
-        }
+    for (; k + 4 <= K && k < 4 * rows; k += 4, C += ldc) {
+        for (int j = 0; j < nv; j++) __builtin_prefetch(C + j * VEC, 1);
+#pragma GCC unroll 4
+        for (int u = 0; u < 4; u++, b += nv * VEC) rank_one(c, nv, p, row, col, b);
+    }
+#pragma GCC unroll 4
+    for (; k < K; k++, b += nv * VEC) rank_one(c, nv, p, row, col, b);
     for (int i = 0; i < MR; i++)
         for (int j = 0; j < nv; j++) tile[i * nv + j] = c[i][j];
 }
@@ -395,15 +407,19 @@ static __attribute__((noinline)) void pack_strips(float *strips, const float *a,
     }
 }
 
+// So many columns of a block of KC rows of B at most fit the panels.
+static int most_columns(int K) { return PANELS / MIN(K, KC) / NR * NR; }
+
 // C (M,N; rows ldc apart) = A B, and the epilogue; one thread's work. A[i][k] is a[i*a_row + k*a_col],
 // B[k][j] is b[k*b_row + j*b_col]; of each pair of strides one is 1.
 static void multiply(float *C, long ldc, const float *a, long a_row, long a_col, const float *b, long b_row,
                      long b_col, int M, int N, int K, Epilogue e) {
-    static _Thread_local float panels[NT * KC] __attribute__((aligned(64)));
+    static _Thread_local float panels[PANELS] __attribute__((aligned(64)));
     static _Thread_local float strips[MC * KC] __attribute__((aligned(64)));
     vec tile[2 * MR];
-    for (; N > NT; N -= NT, b += NT * b_col, C += NT) // heads wider than NT, which have no epilogue
-        multiply(C, ldc, a, a_row, a_col, b, b_row, b_col, M, NT, K, e);
+    const int most = most_columns(K);
+    for (; N > most; N -= most, b += most * b_col, C += most) // heads wider than that, which have no epilogue
+        multiply(C, ldc, a, a_row, a_col, b, b_row, b_col, M, most, K, e);
     for (int k0 = 0; k0 < K; k0 += KC) {
         int kc = MIN(KC, K - k0), first = k0 == 0, last = k0 + kc == K;
         for (int j = 0; j < N; j += NR) {
@@ -421,12 +437,13 @@ static void multiply(float *C, long ldc, const float *a, long a_row, long a_col,
                 const float *panel = panels + j * kc;
                 for (int i = 0; i < mc; i += MR) {
                     int rows = MIN(MR, mc - i);
-                    const float *c = cols == NR && rows == MR ? C + (m + i) * ldc + j : NULL;
-                    const float *in_place = block + i * a_row, *packed = strips + i * kc;
-                    if (i < direct && nv == 2) microkernel(2, kc, in_place, a_row, 1, panel, tile, c, ldc);
-                    else if (i < direct) microkernel(1, kc, in_place, a_row, 1, panel, tile, c, ldc);
-                    else if (nv == 2) microkernel(2, kc, packed, 1, MR, panel, tile, c, ldc);
-                    else microkernel(1, kc, packed, 1, MR, panel, tile, c, ldc);
+                    const float *c = C + (m + i) * ldc + j, *in_place = block + i * a_row,
+                                *packed = strips + i * kc;
+                    int whole = i < direct;
+                    if (whole && nv == 2) microkernel(2, kc, in_place, a_row, 1, panel, tile, c, ldc, MR);
+                    else if (whole) microkernel(1, kc, in_place, a_row, 1, panel, tile, c, ldc, MR);
+                    else if (nv == 2) microkernel(2, kc, packed, 1, MR, panel, tile, c, ldc, rows);
+                    else microkernel(1, kc, packed, 1, MR, panel, tile, c, ldc, rows);
                     if (cols == NR) write_tile(tile, 2, C, ldc, m + i, rows, j, NR, &e, first, last);
                     else write_tile(tile, nv, C, ldc, m + i, rows, j, cols, &e, first, last);
                 }
@@ -471,7 +488,8 @@ static void matmul(float *C, const float *A, const void *B, int M, int N, int K,
     // Tasks: rows are shared out where they are more, so that a thread works on the rows that it has in cache
     // from the layer before, else columns; then each thread packs its part of B, or all of a smaller B.
     int threads = omp_get_max_threads(), by_rows = M >= N;
-    int mt = share(M, by_rows ? threads : 1, 576, MR), nt = share(N, by_rows ? 1 : threads, NT, NR);
+    int mt = share(M, by_rows ? threads : 1, M, MR),
+        nt = share(N, by_rows ? 1 : threads, most_columns(K), NR);
     int row_tasks = (M + mt - 1) / mt, col_tasks = (N + nt - 1) / nt;
 #pragma omp parallel for schedule(static)
     for (int task = 0; task < row_tasks * col_tasks; task++) {
