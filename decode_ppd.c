@@ -80,12 +80,11 @@ static Matrix matrix_pack(const float *w, int N, int K, WeightKind kind) {
         for (int k = 0; k < K; k++) largest = fmaxf(largest, fabsf(row[k]));
         m.scale[n] = largest > 0 ? largest / 127 : 1;
         for (int k = 0; k < K; k++) {
-            union { float f; uint32_t u; } bits = {.f = row[k]};
             void *at = matrix_at(&m, n, k);
             int q = (int)rintf(row[k] / m.scale[n]);
             if (kind == WEIGHTS_F32) *(float *)at = row[k];
             else if (kind == WEIGHTS_INT8) *(int8_t *)at = (int8_t)q, m.offset[n] += 128 * q;
-            else *(uint16_t *)at = (uint16_t)((bits.u + 0x7FFF + (bits.u >> 16 & 1)) >> 16); // ties to even
+            else *(uint16_t *)at = bf16_of(row[k]);
         }
     }
     return m;
@@ -97,11 +96,9 @@ static void matrix_free(Matrix *m) { free(m->data), free(m->scale), free(m->offs
 static void matrix_row(const Matrix *m, int n, float *out) {
     for (int k = 0; k < m->K; k++) {
         const void *at = matrix_at(m, n, k);
-        union { uint32_t u; float f; } bits = {0};
-        if (m->kind == WEIGHTS_F32) bits.f = *(const float *)at;
-        else if (m->kind == WEIGHTS_BF16) bits.u = (uint32_t)*(const uint16_t *)at << 16;
-        else bits.f = m->scale[n] * *(const int8_t *)at;
-        out[k] = bits.f;
+        if (m->kind == WEIGHTS_F32) out[k] = *(const float *)at;
+        else if (m->kind == WEIGHTS_BF16) widen(out + k, at, 1);
+        else out[k] = m->scale[n] * *(const int8_t *)at;
     }
 }
 
@@ -390,25 +387,15 @@ static void decoder_free(Decoder *d) {
     memset(d, 0, sizeof *d);
 }
 
-// out = the layer norm of x (C).
-static void normalize_row(float *out, const float *x, const float *weight, const float *bias, int C) {
-    float sum = 0, squares = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int c = 0; c < C; c++) sum += x[c];
-    float mean = sum / (float)C;
-#pragma omp simd reduction(+ : squares)
-    for (int c = 0; c < C; c++) squares += (x[c] - mean) * (x[c] - mean);
-    float scale = 1.0f / sqrtf(squares / (float)C + 1e-5f);
-    for (int c = 0; c < C; c++) out[c] = (x[c] - mean) * scale * weight[c] + bias[c];
-}
-
 // The product of m with rows x (R, x_ld), or with their layer norm where there are norm_w and norm_b; the
 // rest as in linear_rows. Every thread normalizes all rows for itself: cheaper than to wait for one another.
 static void decoder_linear(Decoder *d, const Matrix *m, const float *bias, const float *x, int x_ld, int rows,
                            const float *norm_w, const float *norm_b, Finish finish, float *out, int ld) {
     Scratch *s = &d->scratch[omp_get_thread_num()];
+    float mean, rstd;
     for (int r = 0; r < rows && norm_w; r++)
-        normalize_row(s->normed + (size_t)r * d->stride, x + (size_t)r * x_ld, norm_w, norm_b, m->K);
+        layernorm_row(s->normed + (size_t)r * d->stride, &mean, &rstd, x + (size_t)r * x_ld, norm_w, norm_b,
+                      m->K);
     quantize_rows(s, norm_w ? s->normed : x, norm_w ? d->stride : x_ld, rows, m->K, d->kind);
     linear_rows(d->sums, d->logits_stride, s, m, bias, rows, finish, out, ld);
 }
@@ -530,8 +517,8 @@ static void decoder_pass(Decoder *d, const Batch *b) {
             float *h = d->hidden + (size_t)o * stride;
             memset(h, 0, C * sizeof(float));
             for (int r = b->first[o]; r < b->first[o] + b->count[o]; r++) {
-                float normed[C];
-                normalize_row(normed, d->residual + (size_t)r * stride, p.lnfw, p.lnfb, C);
+                float normed[C], mean, rstd;
+                layernorm_row(normed, &mean, &rstd, d->residual + (size_t)r * stride, p.lnfw, p.lnfb, C);
                 for (int c = 0; c < C; c++) h[c] += normed[c] / (float)b->count[o];
             }
         }
@@ -1112,10 +1099,11 @@ typedef struct {
     int joint;
     float weight;                       // of the prompts' loss
     float *params, *grads;              // (n,copies,depth,C), or heads (n,C,C) and then (n,C)
-    int *cut;                           // (B,cuts)
+    int *cuts_of_step;                  // (B,cuts)
+    const int *cut;                     // (cuts) of the text that is in the model
     float *student, *teacher, *dstudent, *own, *z; // (n*cuts,C) hidden states of guesses; for heads
     float *teacher_logits;              // (logit_rows,V)
-    float *attention, *unread;          // (threads,2,P,R) of P prompt rows over all R = T+P; (2C)
+    float *attention;                   // (threads,2,P,R) of P prompt rows over all R = T+P
     double kl;                          // of the last step, weighted
     double top1[MAX_PROMPTS], top5[MAX_PROMPTS]; // shares of cuts whose likeliest token is among the guesses
 } PromptTrainer;
@@ -1136,17 +1124,16 @@ static void trainer_allocate(PromptTrainer *t) {
     GPT2 *m = t->m;
     int C = m->config.channels, P = prompt_rows(t), R = t->T + P, guesses = t->n * t->cuts;
     gpt2_allocate_activations(m, 1, R, 1);
-    if (!t->joint) free(m->grads_memory), m->grads_memory = NULL;
-    t->cut = allocate((size_t)t->B * t->cuts, sizeof(int));
+    if (!t->joint) free(m->grads_memory), m->grads_memory = NULL, m->grads = (ParameterTensors){NULL};
+    t->cuts_of_step = allocate((size_t)t->B * t->cuts, sizeof(int));
     float **buffers[] = {&t->student, &t->teacher, &t->dstudent, &t->own, &t->z};
     for (int i = 0; i < 5; i++) *buffers[i] = allocate_floats((size_t)guesses * C);
     t->teacher_logits = allocate_floats((size_t)m->logit_rows * m->config.vocab_size);
     t->attention = allocate_floats((size_t)omp_get_max_threads() * 2 * P * R);
-    t->unread = allocate_floats(2 * (size_t)C);
 }
 
 // p (P,R) = the probabilities of a head's prompt rows; qkv at the head's queries of row 0.
-static void prompt_probabilities(const PromptTrainer *t, float *p, const float *qkv, const int *cut) {
+static void prompt_probabilities(const PromptTrainer *t, float *p, const float *qkv) {
     int C = t->m->config.channels, HS = C / t->m->config.num_heads, T = t->T, P = prompt_rows(t), R = T + P;
     float own[MAX_PROMPTS], temperature = sqrtf((float)HS);
     multiply(p, R, qkv + T * 3L * C, 3L * C, 1, qkv + C, 1, 3L * C, P, R, HS, plain);
@@ -1154,7 +1141,7 @@ static void prompt_probabilities(const PromptTrainer *t, float *p, const float *
         float *x = p + (size_t)r * R;
         int of_a_prompt = t->cuts * t->copies, i = r / of_a_prompt, within = r % of_a_prompt;
         for (int e = 0; e <= i; e++) own[e] = x[T + e * of_a_prompt + within];
-        for (int k = cut[within / t->copies] + 1; k < R; k++) x[k] = -INFINITY;
+        for (int k = t->cut[within / t->copies] + 1; k < R; k++) x[k] = -INFINITY;
         for (int e = 0; e <= i; e++) x[T + e * of_a_prompt + within] = own[e];
         float lse = log_sum_exp(x, R, temperature);
 #pragma omp simd
@@ -1163,20 +1150,22 @@ static void prompt_probabilities(const PromptTrainer *t, float *p, const float *
 }
 
 // The prompt rows of out (R,C), as attention_forward does those of the text.
-static void prompt_attention_forward(const PromptTrainer *t, float *out, const float *qkv, const int *cut) {
+static void prompt_attention_forward(void *trainer, float *out, const float *qkv) {
+    const PromptTrainer *t = trainer;
     int C = t->m->config.channels, NH = t->m->config.num_heads, HS = C / NH, P = prompt_rows(t), R = t->T + P;
 #pragma omp parallel for schedule(dynamic)
     for (int h = 0; h < NH; h++) {
         float *p = t->attention + (size_t)omp_get_thread_num() * 2 * P * R;
-        prompt_probabilities(t, p, qkv + h * HS, cut);
+        prompt_probabilities(t, p, qkv + h * HS);
         multiply(out + (size_t)t->T * C + h * HS, C, p, R, 1, qkv + 2 * C + h * HS, 3L * C, 1, P, HS, R,
                  plain);
     }
 }
 
 // dqkv of the prompt rows from dout; jointly, dk and dv of the text are added to.
-static void prompt_attention_backward(const PromptTrainer *t, float *dqkv, const float *dout,
-                                      const float *qkv, const float *out, const int *cut) {
+static void prompt_attention_backward(void *trainer, float *dqkv, const float *dout, const float *qkv,
+                                      const float *out) {
+    const PromptTrainer *t = trainer;
     int C = t->m->config.channels, NH = t->m->config.num_heads, HS = C / NH, T = t->T, P = prompt_rows(t),
         R = T + P;
     long ld = 3L * C;
@@ -1187,7 +1176,7 @@ static void prompt_attention_backward(const PromptTrainer *t, float *dqkv, const
         const float *q = qkv + h * HS, *k = q + C, *v = k + C;
         const float *o = out + (size_t)T * C + h * HS, *d_o = dout + (size_t)T * C + h * HS;
         float *dq = dqkv + h * HS, *dk = dq + C, *dv = dk + C;
-        prompt_probabilities(t, p, q, cut);
+        prompt_probabilities(t, p, q);
         multiply(dp, R, d_o, C, 1, v, 1, ld, P, R, HS, plain);
         for (int r = 0; r < P; r++) {
             float D = 0, *pr = p + (size_t)r * R, *dpr = dp + (size_t)r * R;
@@ -1205,48 +1194,41 @@ static void prompt_attention_backward(const PromptTrainer *t, float *dqkv, const
 }
 
 // The position of prompt row r, and where in params its vectors begin.
-static int prompt_position(const PromptTrainer *t, int r, const int *cut) {
-    return cut[r / t->copies % t->cuts] + 1 + r / t->copies / t->cuts;
+static int prompt_position(const PromptTrainer *t, int r) {
+    return t->cut[r / t->copies % t->cuts] + 1 + r / t->copies / t->cuts;
 }
 static size_t prompt_at(const PromptTrainer *t, int r) {
     return (size_t)(r / t->copies / t->cuts * t->copies + r % t->copies) * t->depth * t->m->config.channels;
 }
 
-// As gpt2_forward for a text of T tokens, with the prompts' rows behind it.
-static void prompt_forward(PromptTrainer *t, const uint16_t *tokens, const int *cut) {
-    GPT2 *m = t->m;
-    GPT2Config g = m->config;
-    ParameterTensors p = m->params;
-    int C = g.channels, rows = t->T + prompt_rows(t);
-    m->tokens = tokens, m->B = 1, m->T = t->T;
-    encoder_forward(m->residual, tokens, p.wte, p.wpe, 1, t->T, C);
-    for (int r = t->T; r < rows; r++)
-        memcpy(m->residual + (size_t)r * C, p.wpe + (size_t)prompt_position(t, r - t->T, cut) * C,
-               C * sizeof(float));
-    for (int l = 0; l < g.num_layers; l++) {
-        size_t at = (size_t)l * rows, w = (size_t)l * C * C;
-        float *x = m->residual + at * C, *x2 = m->residual2 + at * C, *qkv = m->qkv + at * 3 * C,
-              *atty = m->atty + at * C;
-        for (int r = t->T; r < rows && l < t->depth; r++)
-            for (int c = 0; c < C; c++)
-                x[(size_t)r * C + c] += t->params[prompt_at(t, r - t->T) + l * C + c];
-        layernorm_forward(m->normed, m->ln1_mean + at, m->ln1_rstd + at, x, p.ln1w + l * C, p.ln1b + l * C,
-                          rows, C);
-        linear_forward(qkv, m->normed, p.qkvw + 3 * w, rows, C, 3 * C,
-                       (Epilogue){.bias = p.qkvb + l * 3 * C});
-        attention_forward(atty, m->lse + at * g.num_heads, qkv, 1, t->T, C, g.num_heads);
-        if (rows > t->T) prompt_attention_forward(t, atty, qkv, cut);
-        linear_forward(x2, atty, p.attprojw + w, rows, C, C,
-                       (Epilogue){.bias = p.attprojb + l * C, .residual = x});
-        layernorm_forward(m->normed, m->ln2_mean + at, m->ln2_rstd + at, x2, p.ln2w + l * C, p.ln2b + l * C,
-                          rows, C);
-        linear_forward(m->fch + at * 4 * C, m->normed, p.fcw + 4 * w, rows, C, 4 * C,
-                       (Epilogue){.bias = p.fcb + l * 4 * C, .gelu = m->fch_gelu});
-        linear_forward(x + (size_t)rows * C, m->fch_gelu, p.fcprojw + 4 * w, rows, 4 * C, C,
-                       (Epilogue){.bias = p.fcprojb + l * C, .residual = x2});
+// What enters layer l: x (R,C), at first the positions.
+static void prompts_enter(void *trainer, int l, float *x) {
+    const PromptTrainer *t = trainer;
+    int C = t->m->config.channels;
+    x += (size_t)t->T * C;
+    for (int r = 0; r < prompt_rows(t); r++, x += C) {
+        if (l == 0) memcpy(x, t->m->params.wpe + (size_t)prompt_position(t, r) * C, C * sizeof(float));
+        for (int c = 0; c < (l < t->depth ? C : 0); c++) x[c] += t->params[prompt_at(t, r) + l * C + c];
     }
-    layernorm_forward(m->lnf, m->lnf_mean, m->lnf_rstd, m->residual + (size_t)g.num_layers * rows * C, p.lnfw,
-                      p.lnfb, rows, C);
+}
+
+static void prompts_enter_backward(void *trainer, int l, const float *dx) {
+    const PromptTrainer *t = trainer;
+    int C = t->m->config.channels;
+    dx += (size_t)t->T * C;
+    for (int r = 0; r < prompt_rows(t); r++, dx += C) {
+        float *position = l == 0 && t->joint ? t->m->grads.wpe + (size_t)prompt_position(t, r) * C : NULL;
+        for (int c = 0; c < (l < t->depth ? C : 0); c++) t->grads[prompt_at(t, r) + l * C + c] += dx[c];
+        for (int c = 0; c < (position ? C : 0); c++) position[c] += dx[c];
+    }
+}
+
+// The hidden states of a text of T tokens, and of its prompts behind them.
+static void prompt_forward(PromptTrainer *t, const uint16_t *tokens, const int *cut) {
+    t->cut = cut;
+    t->m->extra = (ExtraRows){prompt_rows(t), !t->joint, t, prompts_enter, prompt_attention_forward,
+                              prompt_attention_backward, prompts_enter_backward};
+    gpt2_forward(t->m, tokens, 1, t->T);
 }
 
 // Heads: t->student = x + silu(z), z = x W' + bias, from the hidden states x of the cuts, kept in t->own.
@@ -1281,14 +1263,14 @@ static void heads_backward(PromptTrainer *t) {
 
 // Adds the KL of all guesses after prompt_forward to t->kl. Its gradient, times t->weight, goes into the
 // prompt rows of m->dnormed and jointly into grads.wte, or into the heads.
-static void prompt_loss(PromptTrainer *t, const int *cut) {
+static void prompt_loss(PromptTrainer *t) {
     GPT2 *m = t->m;
     int C = m->config.channels, V = m->config.vocab_size, guesses = t->n * t->cuts, all = t->B * t->cuts;
     int copies = t->heads ? 1 : t->copies, rank[guesses];
     float kl[guesses];
     memset(t->student, 0, (size_t)guesses * C * sizeof(float));
     for (int q = 0; q < guesses; q++) {
-        int at = cut[q % t->cuts];
+        int at = t->cut[q % t->cuts];
         const float *own = m->lnf + (size_t)(t->heads ? at : t->T + q * copies) * C;
         memcpy(t->teacher + (size_t)q * C, m->lnf + (size_t)(at + 1 + q / t->cuts) * C, C * sizeof(float));
         for (int k = 0; k < copies * C; k++) t->student[(size_t)q * C + k % C] += own[k] / (float)copies;
@@ -1329,67 +1311,15 @@ static void prompt_loss(PromptTrainer *t, const int *cut) {
     }
 }
 
-// dx = dout w; jointly also dw and dbias +=.
-static void backward_linear(const PromptTrainer *t, float *dx, float *dw, float *db, const float *dout,
-                            const float *x, const float *w, int rows, int K, int N, Epilogue e) {
-    if (t->joint) linear_backward(dx, dw, db, dout, x, w, rows, K, N, e, accumulate);
-    else matmul(dx, dout, w, rows, K, N, 0, 0, e);
-}
-
 // Forward and backward of a text: the gradient of weight * KL is added to t->grads; jointly, to m->grads that
-// of the text's loss + weight * KL. Returns the text's loss, or NaN. Mirrors gpt2_backward, for rows from
-// `first` on only.
+// of the text's loss + weight * KL. Returns the text's loss, or NaN.
 static double prompt_text(PromptTrainer *t, const uint16_t *tokens, const uint16_t *targets, const int *cut) {
     GPT2 *m = t->m;
-    GPT2Config g = m->config;
-    ParameterTensors p = m->params, d = m->grads;
-    int C = g.channels, rows = t->T + prompt_rows(t), first = t->joint ? 0 : t->T, n = rows - first;
-    size_t layer = t->joint ? C : 0;
-    float *u = t->unread, *dx = m->dresidual, *dnormed = m->dnormed + (size_t)first * C;
-    float *dwide = m->dwide; // of rows from `first` on, too
-    double loss = NAN;
     prompt_forward(t, tokens, cut);
-    if (t->joint) loss = classifier(m, targets, 1.0f / (float)(t->B * t->T), 1, NULL);
-    else d = (ParameterTensors){.ln1w = u, .ln1b = u + C, .ln2w = u, .ln2b = u + C, .lnfw = u, .lnfb = u + C};
-    prompt_loss(t, cut);
-    if (!n) return loss;
-    memset(dx, 0, (size_t)n * C * sizeof(float));
-    layernorm_backward(dx, d.lnfw, d.lnfb, m->partial, dnormed,
-                       m->residual + ((size_t)g.num_layers * rows + first) * C, p.lnfw, m->lnf_mean + first,
-                       m->lnf_rstd + first, n, C);
-    for (int l = g.num_layers - 1; l >= 0; l--) {
-        size_t all = (size_t)l * rows, at = all + first, w = (size_t)l * C * C, dw = t->joint ? w : 0;
-        float *x = m->residual + at * C, *x2 = m->residual2 + at * C, *fch = m->fch + at * 4 * C;
-        float *qkv = m->qkv + all * 3 * C, *atty = m->atty + all * C;
-        float *mean1 = m->ln1_mean + at, *rstd1 = m->ln1_rstd + at, *mean2 = m->ln2_mean + at,
-              *rstd2 = m->ln2_rstd + at, *ln1w = p.ln1w + l * C, *ln2w = p.ln2w + l * C;
-        gelu_again(m->fch_gelu, fch, (size_t)n * 4 * C);
-        backward_linear(t, dwide, d.fcprojw + 4 * dw, d.fcprojb + l * layer, dx, m->fch_gelu,
-                        p.fcprojw + 4 * w, n, 4 * C, C, (Epilogue){.times = fch});
-        if (t->joint) layernorm_again(m->normed, x2, ln2w, p.ln2b + l * C, mean2, rstd2, n, C);
-        backward_linear(t, dnormed, d.fcw + 4 * dw, d.fcb + l * 4 * layer, dwide, m->normed, p.fcw + 4 * w, n,
-                        C, 4 * C, plain);
-        layernorm_backward(dx, d.ln2w + l * layer, d.ln2b + l * layer, m->partial, dnormed, x2, ln2w, mean2,
-                           rstd2, n, C);
-        backward_linear(t, dnormed, d.attprojw + dw, d.attprojb + l * layer, dx, atty + (size_t)first * C,
-                        p.attprojw + w, n, C, C, plain);
-        if (t->joint)
-            attention_backward(dwide, dnormed, qkv, atty, m->lse + all * g.num_heads, 1, t->T, C,
-                               g.num_heads);
-        prompt_attention_backward(t, dwide - (size_t)first * 3 * C, m->dnormed, qkv, atty, cut);
-        if (t->joint) layernorm_again(m->normed, x, ln1w, p.ln1b + l * C, mean1, rstd1, n, C);
-        backward_linear(t, dnormed, d.qkvw + 3 * dw, d.qkvb + l * 3 * layer, dwide, m->normed, p.qkvw + 3 * w,
-                        n, C, 3 * C, plain);
-        layernorm_backward(dx, d.ln1w + l * layer, d.ln1b + l * layer, m->partial, dnormed, x, ln1w, mean1,
-                           rstd1, n, C);
-        for (int r = t->T; r < rows && l < t->depth; r++)
-            for (int c = 0; c < C; c++)
-                t->grads[prompt_at(t, r - t->T) + l * C + c] += dx[(size_t)(r - first) * C + c];
-    }
-    if (t->joint) encoder_backward(d.wte, d.wpe, dx, tokens, 1, t->T, C);
-    for (int r = t->T; r < rows && t->joint; r++)
-        for (int c = 0; c < C; c++)
-            d.wpe[(size_t)prompt_position(t, r - t->T, cut) * C + c] += dx[(size_t)r * C + c];
+    double loss = t->joint ? classifier(m, targets, 1.0f / (float)(t->B * t->T), 1, NULL) : NAN;
+    prompt_loss(t);
+    if (!t->heads) layers_backward(m, accumulate);
+    m->extra = (ExtraRows){0};
     return loss;
 }
 
@@ -1402,14 +1332,14 @@ static double prompt_step(PromptTrainer *t, const uint16_t *x, const uint16_t *y
     memset(t->top1, 0, sizeof t->top1), memset(t->top5, 0, sizeof t->top5);
     t->kl = 0;
     for (int b = 0; b < t->B; b++)
-        loss += prompt_text(t, x + (size_t)b * t->T, y + (size_t)b * t->T, t->cut + b * t->cuts) / t->B;
+        loss += prompt_text(t, x + (size_t)b * t->T, y + (size_t)b * t->T, t->cuts_of_step + b * t->cuts) / t->B;
     return loss;
 }
 
 // Random cuts of the step's texts; each leaves room for the prompts and for what they guess.
 static void draw_cuts(PromptTrainer *t, uint64_t seed, long step) {
     for (uint64_t i = 0, n = (uint64_t)(t->B * t->cuts); i < n; i++)
-        t->cut[i] = (int)(random_u64(seed + 5, (uint64_t)step * n + i) % (uint64_t)(t->T - t->n));
+        t->cuts_of_step[i] = (int)(random_u64(seed + 5, (uint64_t)step * n + i) % (uint64_t)(t->T - t->n));
 }
 
 // ===========================================================================================================

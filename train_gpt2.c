@@ -532,30 +532,34 @@ static void encoder_backward(float *dwte, float *dwpe, const float *dout, const 
         }
 }
 
-// out = (x - mean) * rstd * weight + bias, mean and rstd = 1/sqrt(var + 1e-5) of each row of x (rows,C).
-// Backward needs no more than mean and rstd (rows each): `out` is recomputed there, see layernorm_again.
+// out = (x - mean) * rstd * weight + bias, mean and rstd = 1/sqrt(var + 1e-5) of a row x (C).
+static inline void layernorm_row(float *out, float *mean, float *rstd, const float *x, const float *weight,
+                                 const float *bias, int C) {
+    float sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int c = 0; c < C; c++) sum += x[c];
+    float m = sum / (float)C;
+#pragma omp simd reduction(+ : squares)
+    for (int c = 0; c < C; c++) squares += (x[c] - m) * (x[c] - m);
+    float s = 1.0f / sqrtf(squares / (float)C + 1e-5f);
+    for (int c = 0; c < C; c++) out[c] = (x[c] - m) * s * weight[c] + bias[c];
+    *mean = m;
+    *rstd = s;
+}
+
+// The same for all rows (rows,C). Backward needs no more than mean and rstd (rows each): `out` is recomputed
+// there, see layernorm_again.
 static void layernorm_forward(float *out, float *mean, float *rstd, const float *x, const float *weight,
                               const float *bias, int rows, int C) {
 #pragma omp parallel for schedule(static)
-    for (int r = 0; r < rows; r++) {
-        const float *xr = x + (size_t)r * C;
-        float *o = out + (size_t)r * C, sum = 0, squares = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int c = 0; c < C; c++) sum += xr[c];
-        float m = sum / (float)C;
-#pragma omp simd reduction(+ : squares)
-        for (int c = 0; c < C; c++) squares += (xr[c] - m) * (xr[c] - m);
-        float s = 1.0f / sqrtf(squares / (float)C + 1e-5f);
-        for (int c = 0; c < C; c++) o[c] = (xr[c] - m) * s * weight[c] + bias[c];
-        mean[r] = m;
-        rstd[r] = s;
-    }
+    for (int r = 0; r < rows; r++)
+        layernorm_row(out + (size_t)r * C, mean + r, rstd + r, x + (size_t)r * C, weight, bias, C);
 }
 
 // dx += the gradient of x; dweight, dbias (C) += theirs. With n = (x - mean) rstd and dn = dout * weight:
 //    dx = rstd (dn - mean(dn) - n mean(dn * n)),  dweight = sum over rows of dout * n,  dbias = sum of dout.
 // The sums over rows are taken over groups of GROUP rows first (partial: (groups, 2, C)), then over groups,
-// in order.
+// in order. A frozen layer has dweight = NULL.
 #define GROUP 64
 static void layernorm_backward(float *dx, float *dweight, float *dbias, float *partial, const float *dout,
                                const float *x, const float *weight, const float *mean, const float *rstd,
@@ -586,7 +590,7 @@ static void layernorm_backward(float *dx, float *dweight, float *dbias, float *p
             }
         }
 #pragma omp for schedule(static)
-        for (int c = 0; c < C; c++)
+        for (int c = 0; c < (dweight ? C : 0); c++)
             for (int g = 0; g < groups; g++) {
                 dweight[c] += partial[(size_t)g * 2 * C + c];
                 dbias[c] += partial[(size_t)g * 2 * C + C + c];
@@ -610,11 +614,12 @@ static void linear_forward(float *out, const float *x, const void *w, int rows, 
 
 // dx (rows,K) = dout w (times e.times, the derivative of what made x);  dbias (N) += the sum of dout's rows;
 // dw (N,K) = dout' x, or += with dw_e = accumulate: the first micro-batch of a step spares zeroing and
-// reading it.
+// reading it. Frozen weights have dw = dbias = NULL.
 static void linear_backward(float *dx, float *dw, float *dbias, const float *dout, const float *x,
                             const float *w, int rows, int K, int N, Epilogue e, Epilogue dw_e) {
-    matmul(dw, dout, x, N, K, rows, 1, 0, dw_e);
+    if (dw) matmul(dw, dout, x, N, K, rows, 1, 0, dw_e);
     matmul(dx, dout, w, rows, K, N, 0, 0, e);
+    if (!dw) return;
 #pragma omp parallel for schedule(static)
     for (int n0 = 0; n0 < N; n0 += 64) {
         float sum[64] = {0};
@@ -832,6 +837,28 @@ static ParameterTensors point_parameters(float *memory, GPT2Config g) {
     return p;
 }
 
+// Layer l's part of each tensor that has layers. NULL stays NULL: the gradients of a frozen model.
+static ParameterTensors tensors_of_layer(ParameterTensors p, GPT2Config g, int l) {
+    float **pointers = (float **)&p;
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        TensorShape t = tensor_shape(g, i);
+        if (t.layers && pointers[i]) pointers[i] += l * layer_size(t);
+    }
+    return p;
+}
+
+// Rows of a pass that are not tokens, behind those that are (decode_ppd.c's prompt tokens): they share the
+// matrices; what else enters a layer with them and what they attend to, `owner` knows. Arrays start at row 0.
+typedef struct {
+    int rows;
+    int frozen; // gradients are those of these rows alone, not of the text's rows nor of the parameters
+    void *owner;
+    void (*enter)(void *owner, int l, float *residual);
+    void (*attend)(void *owner, float *out, const float *qkv);
+    void (*attend_backward)(void *owner, float *dqkv, const float *dout, const float *qkv, const float *out);
+    void (*enter_backward)(void *owner, int l, const float *dresidual);
+} ExtraRows;
+
 typedef struct {
     GPT2Config config;
     size_t num_parameters;
@@ -858,6 +885,7 @@ typedef struct {
     int logit_rows;
     const uint16_t *tokens; // of the last forward pass, (B,T)
     int B, T;
+    ExtraRows extra; // of all passes while it has rows
     // unless context is NULL, gpt2_backward calls this as soon as it has the gradients of layer l, and last,
     // with l = L, when it has those of the tensors that are in no layer
     void (*layer_done)(void *context, int l);
@@ -967,7 +995,7 @@ static void gpt2_initialize(GPT2 *m, uint64_t seed) {
 static void gpt2_forward(GPT2 *m, const uint16_t *tokens, int B, int T) {
     GPT2Config g = m->config;
     ParameterTensors p = m->params;
-    int C = g.channels, rows = B * T, bf16 = m->bf16_memory != NULL;
+    int C = g.channels, rows = B * T + m->extra.rows, bf16 = m->bf16_memory != NULL;
     m->tokens = tokens, m->B = B, m->T = T;
     if (bf16) encoder_forward_bf16(m->residual, tokens, m->bf16[TENSOR(wte)], p.wpe, B, T, C);
     else encoder_forward(m->residual, tokens, p.wte, p.wpe, B, T, C);
@@ -975,11 +1003,13 @@ static void gpt2_forward(GPT2 *m, const uint16_t *tokens, int B, int T) {
         size_t at = (size_t)l * m->keep * rows; // rows of the activations of the layers before
         float *x = m->residual + at * C, *x2 = m->residual2 + at * C, *fch = m->fch + at * 4 * C;
         float *out = m->keep ? x + (size_t)rows * C : x, *qkv = m->qkv + at * 3 * C, *atty = m->atty + at * C;
+        if (m->extra.rows) m->extra.enter(m->extra.owner, l, x);
         layernorm_forward(m->normed, m->ln1_mean + at, m->ln1_rstd + at, x, p.ln1w + l * C, p.ln1b + l * C,
                           rows, C);
         linear_forward(qkv, m->normed, weights(m, TENSOR(qkvw), l), rows, C, 3 * C,
                        (Epilogue){.bf16 = bf16, .bias = p.qkvb + l * 3 * C});
         attention_forward(atty, m->lse + at * g.num_heads, qkv, B, T, C, g.num_heads);
+        if (m->extra.rows) m->extra.attend(m->extra.owner, atty, qkv);
         linear_forward(x2, atty, weights(m, TENSOR(attprojw), l), rows, C, C,
                        (Epilogue){.bf16 = bf16, .bias = p.attprojb + l * C, .residual = x});
         layernorm_forward(m->normed, m->ln2_mean + at, m->ln2_rstd + at, x2, p.ln2w + l * C, p.ln2b + l * C,
@@ -1064,54 +1094,62 @@ static double classifier(GPT2 *m, const uint16_t *targets, float grad_scale, int
 // The mean loss of targets (B,T) after gpt2_forward, in nats per token.
 static double gpt2_loss(GPT2 *m, const uint16_t *targets) { return classifier(m, targets, 0.0f, 0, NULL); }
 
-// After gpt2_forward: grads = grad_scale times the gradient of the summed loss, or grads += with add. Returns
-// the mean loss. Takes the layers last to first; dresidual is the gradient of the residual stream all along.
-static double gpt2_backward(GPT2 *m, const uint16_t *targets, float grad_scale, int add,
-                            const SoftLabels *soft) {
+// The gradients of all layers from m->dnormed, that of m->lnf; those of the matrices are written or added to,
+// by dw, the others added to. Takes the layers last to first; dresidual is the gradient of the residual
+// stream all along.
+static void layers_backward(GPT2 *m, Epilogue dw) {
     GPT2Config g = m->config;
-    ParameterTensors p = m->params, d = m->grads;
-    int C = g.channels, rows = m->B * m->T;
-    Epilogue dw = add ? accumulate : plain;
-    float **grads = (float **)&d;
-    for (int i = 1; !add && i < NUM_TENSORS; i++) { // matrices are overwritten, the rest is added to
-        TensorShape t = tensor_shape(g, i);
-        if (!t.cols || grads[i] == d.wpe) memset(grads[i], 0, tensor_size(t) * sizeof(float));
-    }
-    double loss = classifier(m, targets, grad_scale, add, soft);
-    memset(m->dresidual, 0, (size_t)rows * C * sizeof(float));
-    layernorm_backward(m->dresidual, d.lnfw, d.lnfb, m->partial, m->dnormed,
-                       m->residual + (size_t)g.num_layers * rows * C, p.lnfw, m->lnf_mean, m->lnf_rstd, rows,
-                       C);
+    ExtraRows extra = m->extra;
+    int C = g.channels, rows = m->B * m->T + extra.rows, first = extra.frozen ? m->B * m->T : 0;
+    int n = rows - first;
+    float *dresidual = m->dresidual + (size_t)first * C, *dnormed = m->dnormed + (size_t)first * C;
+    float *dfch = m->dwide + (size_t)first * 4 * C, *dqkv = m->dwide + (size_t)first * 3 * C;
+    memset(dresidual, 0, (size_t)n * C * sizeof(float));
+    layernorm_backward(dresidual, m->grads.lnfw, m->grads.lnfb, m->partial, dnormed,
+                       m->residual + ((size_t)g.num_layers * rows + first) * C, m->params.lnfw,
+                       m->lnf_mean + first, m->lnf_rstd + first, n, C);
     for (int l = g.num_layers - 1; l >= 0; l--) {
-        size_t at = (size_t)l * rows, w = (size_t)l * C * C;
+        ParameterTensors p = tensors_of_layer(m->params, g, l), d = tensors_of_layer(m->grads, g, l);
+        size_t all = (size_t)l * rows, at = all + first;
         float *x = m->residual + at * C, *x2 = m->residual2 + at * C, *fch = m->fch + at * 4 * C;
-        float *qkv = m->qkv + at * 3 * C, *atty = m->atty + at * C, *ln1w = p.ln1w + l * C,
-              *ln2w = p.ln2w + l * C;
+        float *qkv = m->qkv + all * 3 * C, *atty = m->atty + all * C;
         float *mean1 = m->ln1_mean + at, *rstd1 = m->ln1_rstd + at, *mean2 = m->ln2_mean + at,
               *rstd2 = m->ln2_rstd + at;
         // the MLP
-        gelu_again(m->fch_gelu, fch, (size_t)rows * 4 * C);
-        linear_backward(m->dwide, d.fcprojw + 4 * w, d.fcprojb + l * C, m->dresidual, m->fch_gelu,
-                        p.fcprojw + 4 * w, rows, 4 * C, C, (Epilogue){.times = fch}, dw);
-        layernorm_again(m->normed, x2, ln2w, p.ln2b + l * C, mean2, rstd2, rows, C);
-        linear_backward(m->dnormed, d.fcw + 4 * w, d.fcb + l * 4 * C, m->dwide, m->normed, p.fcw + 4 * w,
-                        rows, C, 4 * C, plain, dw);
-        layernorm_backward(m->dresidual, d.ln2w + l * C, d.ln2b + l * C, m->partial, m->dnormed, x2, ln2w,
-                           mean2, rstd2, rows, C);
+        gelu_again(m->fch_gelu, fch, (size_t)n * 4 * C);
+        linear_backward(dfch, d.fcprojw, d.fcprojb, dresidual, m->fch_gelu, p.fcprojw, n, 4 * C, C,
+                        (Epilogue){.times = fch}, dw);
+        layernorm_again(m->normed, x2, p.ln2w, p.ln2b, mean2, rstd2, n, C);
+        linear_backward(dnormed, d.fcw, d.fcb, dfch, m->normed, p.fcw, n, C, 4 * C, plain, dw);
+        layernorm_backward(dresidual, d.ln2w, d.ln2b, m->partial, dnormed, x2, p.ln2w, mean2, rstd2, n, C);
         // attention
-        linear_backward(m->dnormed, d.attprojw + w, d.attprojb + l * C, m->dresidual, atty, p.attprojw + w,
-                        rows, C, C, plain, dw);
-        attention_backward(m->dwide, m->dnormed, qkv, atty, m->lse + at * g.num_heads, m->B, m->T, C,
-                           g.num_heads);
-        layernorm_again(m->normed, x, ln1w, p.ln1b + l * C, mean1, rstd1, rows, C);
-        linear_backward(m->dnormed, d.qkvw + 3 * w, d.qkvb + l * 3 * C, m->dwide, m->normed, p.qkvw + 3 * w,
-                        rows, C, 3 * C, plain, dw);
-        layernorm_backward(m->dresidual, d.ln1w + l * C, d.ln1b + l * C, m->partial, m->dnormed, x, ln1w,
-                           mean1, rstd1, rows, C);
+        linear_backward(dnormed, d.attprojw, d.attprojb, dresidual, atty + (size_t)first * C, p.attprojw, n, C,
+                        C, plain, dw);
+        if (!first)
+            attention_backward(m->dwide, m->dnormed, qkv, atty, m->lse + all * g.num_heads, m->B, m->T, C,
+                               g.num_heads);
+        if (extra.rows) extra.attend_backward(extra.owner, m->dwide, m->dnormed, qkv, atty);
+        layernorm_again(m->normed, x, p.ln1w, p.ln1b, mean1, rstd1, n, C);
+        linear_backward(dnormed, d.qkvw, d.qkvb, dqkv, m->normed, p.qkvw, n, C, 3 * C, plain, dw);
+        layernorm_backward(dresidual, d.ln1w, d.ln1b, m->partial, dnormed, x, p.ln1w, mean1, rstd1, n, C);
+        if (extra.rows) extra.enter_backward(extra.owner, l, m->dresidual);
         if (m->context) m->layer_done(m->context, l);
     }
-    encoder_backward(d.wte, d.wpe, m->dresidual, m->tokens, m->B, m->T, C);
+    if (!first) encoder_backward(m->grads.wte, m->grads.wpe, dresidual, m->tokens, m->B, m->T, C);
     if (m->context) m->layer_done(m->context, g.num_layers);
+}
+
+// After gpt2_forward: grads = grad_scale times the gradient of the summed loss, or grads += with add. Returns
+// the mean loss.
+static double gpt2_backward(GPT2 *m, const uint16_t *targets, float grad_scale, int add,
+                            const SoftLabels *soft) {
+    float **grads = (float **)&m->grads;
+    for (size_t i = 0; !add && i < NUM_TENSORS; i++) { // matrices are overwritten, the rest is added to
+        TensorShape t = tensor_shape(m->config, (int)i);
+        if (!t.cols || i == TENSOR(wpe)) memset(grads[i], 0, tensor_size(t) * sizeof(float));
+    }
+    double loss = classifier(m, targets, grad_scale, add, soft);
+    layers_backward(m, add ? accumulate : plain);
     return loss;
 }
 

@@ -329,7 +329,7 @@ static void test_gradients(void) {
         prompt_step(&t, x, y);
         float *own = memcpy(malloc(n * 4), t.grads, n * 4), *teacher = malloc(B * text * 4), *joint = NULL;
         for (int b = 0; b < B; b++) {
-            prompt_forward(&t, x + b * T, t.cut + b * t.cuts);
+            prompt_forward(&t, x + b * T, t.cuts_of_step + b * t.cuts);
             memcpy(teacher + b * text, m.lnf, text * 4);
         }
         if (model) { // what the prompts add to the gradient of the text's loss
@@ -358,9 +358,9 @@ static void test_gradients(void) {
                 *at = saved + (side ? -3e-3f : 3e-3f);
                 t.kl = 0;
                 for (int b = 0; b < B; b++) {
-                    prompt_forward(&t, x + b * T, t.cut + b * t.cuts);
+                    prompt_forward(&t, x + b * T, t.cuts_of_step + b * t.cuts);
                     if (!t.heads) memcpy(m.lnf, teacher + b * text, text * 4); // the teacher stands still
-                    prompt_loss(&t, t.cut + b * t.cuts);
+                    prompt_loss(&t);
                 }
                 kl[side] = t.kl;
             }
