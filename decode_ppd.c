@@ -44,31 +44,37 @@ and k + VEC of a step share a 32-bit word, low and high, which a shift and a mas
 of f32. A model file has another order (and never int8), in pages of 4 KB: weights are packed when they are
 loaded, once, into huge pages, instead of mapping the file. */
 typedef enum { WEIGHTS_F32, WEIGHTS_BF16, WEIGHTS_INT8, NUM_KINDS } WeightKind;
-static const struct { const char *name; int bytes, step; } kinds[NUM_KINDS] = {
-    {"f32", 4, VEC}, {"bf16", 2, 2 * VEC}, {"int8", 1, 4 * VEC}};
-
-typedef struct {
-    WeightKind kind;
-    int N, K, steps;  // steps of K in a row
-    size_t quad;      // bytes of 4 outputs
-    char *data;
-    float *scale;     // (N) int8: weight = scale * stored
-    int32_t *offset;  // (N) int8: what the offset of the activations adds to each product
-} Matrix;
+static const struct { const char *name; int bytes; } kinds[NUM_KINDS] = {
+    {"f32", 4}, {"bf16", 2}, {"int8", 1}};
 
 #define VECTOR ((int)sizeof(vec))
 static int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
+// A linear layer, with the layer norm before it where there is one.
+typedef struct {
+    WeightKind kind;
+    int N, K;
+    int step, steps;              // inputs in a vector, vectors in a row
+    size_t quad;                  // bytes of 4 outputs
+    char *data;
+    float *scale;                 // (N) int8: weight = scale * stored
+    int32_t *offset;              // (N) int8: what the offset of the activations adds to each product
+    const float *bias;            // (N), or NULL; not owned
+    const float *norm_w, *norm_b; // (K), or NULL; not owned
+} Linear;
+
 // Where input k of output n is stored.
-static inline char *matrix_at(const Matrix *m, int n, int k) {
-    int step = kinds[m->kind].step, lane = k % step;
-    return m->data + n / 4 * m->quad + (size_t)(k / step * 4 + n % 4) * VECTOR +
+static inline char *weight_at(const Linear *m, int n, int k) {
+    int lane = k % m->step;
+    return m->data + n / 4 * m->quad + (size_t)(k / m->step * 4 + n % 4) * VECTOR +
            (m->kind == WEIGHTS_INT8 ? lane : lane % VEC * 4 + lane / VEC * 2);
 }
 
-static Matrix matrix_pack(const float *w, int N, int K, WeightKind kind) {
-    Matrix m = {.kind = kind, .N = N, .K = K, .steps = round_up(K, kinds[kind].step) / kinds[kind].step};
-    int padded = round_up(N, VEC);
+static Linear linear_pack(const float *w, int N, int K, WeightKind kind, const float *bias,
+                          const float *norm_w, const float *norm_b) {
+    int step = VECTOR / kinds[kind].bytes, padded = round_up(N, VEC);
+    Linear m = {.kind = kind, .N = N, .K = K, .step = step, .steps = round_up(K, step) / step, .bias = bias,
+                .norm_w = norm_w, .norm_b = norm_b};
     m.quad = (size_t)m.steps * 4 * VECTOR;
     m.data = allocate((size_t)padded / 4, m.quad);
     m.scale = allocate_floats(padded);
@@ -80,30 +86,30 @@ static Matrix matrix_pack(const float *w, int N, int K, WeightKind kind) {
         for (int k = 0; k < K; k++) largest = fmaxf(largest, fabsf(row[k]));
         m.scale[n] = largest > 0 ? largest / 127 : 1;
         for (int k = 0; k < K; k++) {
-            void *at = matrix_at(&m, n, k);
+            void *at = weight_at(&m, n, k);
             int q = (int)rintf(row[k] / m.scale[n]);
             if (kind == WEIGHTS_F32) *(float *)at = row[k];
-            else if (kind == WEIGHTS_INT8) *(int8_t *)at = (int8_t)q, m.offset[n] += 128 * q;
-            else *(uint16_t *)at = bf16_of(row[k]);
+            else if (kind == WEIGHTS_BF16) *(uint16_t *)at = bf16_of(row[k]);
+            else *(int8_t *)at = (int8_t)q, m.offset[n] += 128 * q;
         }
     }
     return m;
 }
 
-static void matrix_free(Matrix *m) { free(m->data), free(m->scale), free(m->offset); }
+static void linear_free(Linear *m) { free(m->data), free(m->scale), free(m->offset); }
 
 // out (K) = the weights of output n, in f32: embeddings are looked up in the classifier's matrix.
-static void matrix_row(const Matrix *m, int n, float *out) {
+static void linear_row(const Linear *m, int n, float *out) {
     for (int k = 0; k < m->K; k++) {
-        const void *at = matrix_at(m, n, k);
+        const void *at = weight_at(m, n, k);
         if (m->kind == WEIGHTS_F32) out[k] = *(const float *)at;
         else if (m->kind == WEIGHTS_BF16) widen(out + k, at, 1);
         else out[k] = m->scale[n] * *(const int8_t *)at;
     }
 }
 
-// The bytes that a pass reads of a matrix.
-static size_t matrix_bytes(const Matrix *m) { return (size_t)m->N * m->K * kinds[m->kind].bytes; }
+// The bytes that a pass reads of the weights.
+static size_t linear_bytes(const Linear *m) { return (size_t)m->N * m->K * kinds[m->kind].bytes; }
 
 // Each of the sums c += the four products of bytes in that 32-bit lane. Where the machine multiplies only
 // unsigned by signed bytes, activations are stored with 128 added (`offset` takes that off again); elsewhere
@@ -185,7 +191,7 @@ typedef union { float f; int32_t i; } Sum; // of a product: an integer if both s
 // Block b of VEC outputs for all rows, into out (R, ld): in tiles of four rows, then of two, then of one.
 // Three rows take longer than four, so x and out have room for a multiple of 4.
 static inline __attribute__((always_inline)) void block_product(const WeightKind kind, Sum *out, int ld,
-                                                                const Matrix *m, int b, const char *x,
+                                                                const Linear *m, int b, const char *x,
                                                                 size_t row, int rows) {
     const char *w = m->data + (size_t)b * (VEC / 4) * m->quad;
     int first = 0, four = rows % 4 == 3 ? rows + 1 : rows / 4 * 4;
@@ -210,10 +216,10 @@ static inline __attribute__((always_inline)) void block_product(const WeightKind
 #undef TILES
 }
 
-#define PRODUCT(name, kind)                                                                                  \
-    static __attribute__((noinline)) void name(Sum *out, int ld, const Matrix *m, int b, const char *x,      \
-                                               size_t row, int rows) {                                       \
-        block_product(kind, out, ld, m, b, x, row, rows);                                                    \
+#define PRODUCT(name, kind)                                                                            \
+    static __attribute__((noinline)) void name(Sum *out, int ld, const Linear *m, int b, const char *x, \
+                                               size_t row, int rows) {                                 \
+        block_product(kind, out, ld, m, b, x, row, rows);                                              \
     }
 PRODUCT(product_f32, WEIGHTS_F32)
 PRODUCT(product_bf16, WEIGHTS_BF16)
@@ -248,12 +254,12 @@ static void quantize_rows(Scratch *s, const float *x, int ld, int rows, int K, W
     }
 }
 
-// This thread's part of the product x w' + bias, which stays in sums (R, sums_ld), is added to out (R, ld),
-// or goes there through a GELU. Called by all threads of a team, who own ranges of outputs and meet at the
-// end.
+// This thread's part of the product of s->x and the weights, and bias: it stays in sums (R, sums_ld), is added
+// to out (R, ld), or goes there through a GELU. Called by all threads of a team, who own ranges of outputs and
+// meet at the end.
 typedef enum { STAY, ADD, GELU } Finish;
-static void linear_rows(Sum *sums, int sums_ld, const Scratch *x, const Matrix *m, const float *bias,
-                        int rows, Finish finish, float *out, int ld) {
+static void linear_rows(Sum *sums, int sums_ld, const Scratch *x, const Linear *m, int rows, Finish finish,
+                        float *out, int ld) {
     int blocks = round_up(m->N, VEC) / VEC, threads = omp_get_num_threads(), t = omp_get_thread_num();
     int first = (int)((long)blocks * t / threads), last = (int)((long)blocks * (t + 1) / threads);
     for (int b = first; b < last; b++)
@@ -266,7 +272,7 @@ static void linear_rows(Sum *sums, int sums_ld, const Scratch *x, const Matrix *
         if (m->kind == WEIGHTS_INT8)
             for (int n = n0; n < n1; n++)
                 s[n].f = m->scale[n] * x->scale[r] * (float)(s[n].i - (ACTIVATION_OFFSET ? m->offset[n] : 0));
-        for (int n = n0; n < n1 && bias; n++) s[n].f += bias[n];
+        for (int n = n0; n < n1 && m->bias; n++) s[n].f += m->bias[n];
         for (int n = n0; n < n1 && finish == ADD; n++) o[n] += s[n].f;
 #pragma omp simd
         for (int n = n0; n < (finish == GELU ? n1 : n0); n++) o[n] = gelu(s[n].f);
@@ -306,15 +312,17 @@ static int batch_output(Batch *b, int first, int count, int head) {
     return b->outputs++;
 }
 
+typedef struct { Linear qkv, attproj, fc, fcproj; } DecoderLayer; // (3C,C), (C,C), (4C,C), (C,4C)
+
 typedef struct {
     GPT2Config config;
     WeightKind kind;
     ParameterTensors small;                    // wpe, biases, layer norms; the matrices' pointers are NULL
-    Matrix wte, *qkv, *attproj, *fc, *fcproj;  // (V,C), and for each layer (3C,C), (C,C), (4C,C), (C,4C)
+    Linear wte;                                // (V,C)
+    DecoderLayer *layers;                      // (L)
     float *prompts;                            // (n,copies,depth,C) of chapter 6's prompt tokens; not owned
     int depth;                                 // layers at whose beginning a prompt token adds a vector
-    Matrix *heads;                             // (n) of (C,C): chapter 4's heads; not owned
-    float *heads_bias;                         // (n,C)
+    Linear *heads;                             // (n) of (C,C): chapter 4's heads; not owned
     int stride, wide;                          // floats between rows of C, and of 4C
     int head_stride, capacity;                 // of a value in the cache; slots
     float *keys, *values;                      // (L,NH,HS,capacity), (L,NH,capacity,head_stride)
@@ -332,30 +340,32 @@ static inline const float *decoder_logits(const Decoder *d, int output) {
 
 // The bytes of weights that a pass streams.
 static size_t decoder_bytes(const Decoder *d) {
-    size_t sum = matrix_bytes(&d->wte);
-    for (int l = 0; l < 4 * d->config.num_layers; l++) sum += matrix_bytes(&d->qkv[l]);
+    size_t sum = linear_bytes(&d->wte);
+    for (DecoderLayer *y = d->layers; y < d->layers + d->config.num_layers; y++)
+        sum += linear_bytes(&y->qkv) + linear_bytes(&y->attproj) + linear_bytes(&y->fc) +
+               linear_bytes(&y->fcproj);
     return sum;
 }
 
 static void decoder_init(Decoder *d, const GPT2 *m, WeightKind kind) {
     GPT2Config g = m->config;
-    ParameterTensors p = m->params;
     int C = g.channels, L = g.num_layers;
     *d = (Decoder){.config = g, .kind = kind, .stride = round_up(C, 64), .wide = round_up(4 * C, 64)};
-    for (int i = 0; i < NUM_TENSORS; i++) {
-        size_t n = tensor_size(tensor_shape(g, i));
-        if (tensor_shape(g, i).cols && i != 1) continue;
-        ((float **)&d->small)[i] = memcpy(allocate_floats(n), ((float **)&p)[i], n * sizeof(float));
+    for (size_t i = 0; i < NUM_TENSORS; i++) {
+        TensorShape t = tensor_shape(g, (int)i);
+        size_t n = tensor_size(t);
+        if (t.cols && i != TENSOR(wpe)) continue;
+        ((float **)&d->small)[i] = memcpy(allocate_floats(n), ((float **)&m->params)[i], n * sizeof(float));
     }
-    d->wte = matrix_pack(p.wte, g.vocab_size, C, kind);
-    d->qkv = allocate(4 * L, sizeof(Matrix)), d->attproj = d->qkv + L, d->fc = d->attproj + L,
-    d->fcproj = d->fc + L;
+    d->wte = linear_pack(m->params.wte, g.vocab_size, C, kind, NULL, NULL, NULL);
+    d->layers = allocate(L, sizeof *d->layers);
     for (int l = 0; l < L; l++) {
-        size_t w = (size_t)l * C * C;
-        d->qkv[l] = matrix_pack(p.qkvw + 3 * w, 3 * C, C, kind);
-        d->attproj[l] = matrix_pack(p.attprojw + w, C, C, kind);
-        d->fc[l] = matrix_pack(p.fcw + 4 * w, 4 * C, C, kind);
-        d->fcproj[l] = matrix_pack(p.fcprojw + 4 * w, C, 4 * C, kind);
+        ParameterTensors p = tensors_of_layer(m->params, g, l), s = tensors_of_layer(d->small, g, l);
+        DecoderLayer *y = &d->layers[l];
+        y->qkv = linear_pack(p.qkvw, 3 * C, C, kind, s.qkvb, s.ln1w, s.ln1b);
+        y->attproj = linear_pack(p.attprojw, C, C, kind, s.attprojb, NULL, NULL);
+        y->fc = linear_pack(p.fcw, 4 * C, C, kind, s.fcb, s.ln2w, s.ln2b);
+        y->fcproj = linear_pack(p.fcprojw, C, 4 * C, kind, s.fcprojb, NULL, NULL);
     }
     d->head_stride = round_up(C / g.num_heads, 4 * VEC);
     d->capacity = round_up(g.max_seq_len + MAX_ROWS, 4 * VEC) + 16; // no power of two: keys would share sets
@@ -376,28 +386,28 @@ static void decoder_init(Decoder *d, const GPT2 *m, WeightKind kind) {
 }
 
 static void decoder_free(Decoder *d) {
-    for (int l = 0; l < 4 * d->config.num_layers; l++) matrix_free(&d->qkv[l]);
-    matrix_free(&d->wte);
-    for (int i = 0; i < NUM_TENSORS; i++)
-        if (!tensor_shape(d->config, i).cols || i == 1) free(((float **)&d->small)[i]);
+    for (DecoderLayer *y = d->layers; y < d->layers + d->config.num_layers; y++)
+        linear_free(&y->qkv), linear_free(&y->attproj), linear_free(&y->fc), linear_free(&y->fcproj);
+    linear_free(&d->wte);
+    for (int i = 0; i < NUM_TENSORS; i++) free(((float **)&d->small)[i]);
     for (Scratch *s = d->scratch; s < d->scratch + d->threads; s++)
         free(s->normed), free(s->scale), free(s->bytes), free(s->scores);
-    void *owned[] = {d->qkv, d->keys, d->values, d->residual, d->hidden, d->fch, d->sums, d->scratch};
+    void *owned[] = {d->layers, d->keys, d->values, d->residual, d->hidden, d->fch, d->sums, d->scratch};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
     memset(d, 0, sizeof *d);
 }
 
-// The product of m with rows x (R, x_ld), or with their layer norm where there are norm_w and norm_b; the
-// rest as in linear_rows. Every thread normalizes all rows for itself: cheaper than to wait for one another.
-static void decoder_linear(Decoder *d, const Matrix *m, const float *bias, const float *x, int x_ld, int rows,
-                           const float *norm_w, const float *norm_b, Finish finish, float *out, int ld) {
+// Rows x (R, x_ld) through a linear layer, and its layer norm; the rest as in linear_rows. Every thread
+// normalizes all rows for itself: cheaper than to wait for one another.
+static void decoder_linear(Decoder *d, const Linear *m, const float *x, int x_ld, int rows, Finish finish,
+                           float *out, int ld) {
     Scratch *s = &d->scratch[omp_get_thread_num()];
     float mean, rstd;
-    for (int r = 0; r < rows && norm_w; r++)
-        layernorm_row(s->normed + (size_t)r * d->stride, &mean, &rstd, x + (size_t)r * x_ld, norm_w, norm_b,
-                      m->K);
-    quantize_rows(s, norm_w ? s->normed : x, norm_w ? d->stride : x_ld, rows, m->K, d->kind);
-    linear_rows(d->sums, d->logits_stride, s, m, bias, rows, finish, out, ld);
+    for (int r = 0; r < rows && m->norm_w; r++)
+        layernorm_row(s->normed + (size_t)r * d->stride, &mean, &rstd, x + (size_t)r * x_ld, m->norm_w,
+                      m->norm_b, m->K);
+    quantize_rows(s, m->norm_w ? s->normed : x, m->norm_w ? d->stride : x_ld, rows, m->K, d->kind);
+    linear_rows(d->sums, d->logits_stride, s, m, rows, finish, out, ld);
 }
 
 // out (HS) = softmax(q k' / sqrt(HS)) v for a row that sees `past` tokens and then the slots
@@ -457,8 +467,7 @@ static void apply_heads(Decoder *d, const Batch *b) {
         int rows = end - o, head = b->head[o];
         float *h = d->hidden + (size_t)o * d->stride;
         if (head < 0) continue;
-        decoder_linear(d, &d->heads[head], d->heads_bias + head * C, h, d->stride, rows, NULL, NULL, STAY,
-                       NULL, 0);
+        decoder_linear(d, &d->heads[head], h, d->stride, rows, STAY, NULL, 0);
 #pragma omp for schedule(static)
         for (int r = 0; r < rows; r++)
             for (int c = 0; c < C; c++) {
@@ -496,21 +505,18 @@ static void decoder_pass(Decoder *d, const Batch *b) {
         for (int r = 0; r < rows; r++) {
             float *x = d->residual + (size_t)r * stride;
             const float *position = p.wpe + (size_t)(d->past + b->depth[r]) * C;
-            if (b->token[r] >= 0) matrix_row(&d->wte, b->token[r], x);
+            if (b->token[r] >= 0) linear_row(&d->wte, b->token[r], x);
             else memset(x, 0, C * sizeof(float));
             for (int c = 0; c < C; c++) x[c] += position[c];
         }
         for (int l = 0; l < g.num_layers; l++) {
             if (prompts && l < d->depth) add_prompts(d, b, l);
-            decoder_linear(d, &d->qkv[l], p.qkvb + l * 3 * C, d->residual, stride, rows, p.ln1w + l * C,
-                           p.ln1b + l * C, STAY, NULL, 0);
+            DecoderLayer *y = &d->layers[l];
+            decoder_linear(d, &y->qkv, d->residual, stride, rows, STAY, NULL, 0);
             attention_rows(d, b, l, ancestors);
-            decoder_linear(d, &d->attproj[l], p.attprojb + l * C, d->hidden, stride, rows, NULL, NULL, ADD,
-                           d->residual, stride);
-            decoder_linear(d, &d->fc[l], p.fcb + l * 4 * C, d->residual, stride, rows, p.ln2w + l * C,
-                           p.ln2b + l * C, GELU, d->fch, d->wide);
-            decoder_linear(d, &d->fcproj[l], p.fcprojb + l * C, d->fch, d->wide, rows, NULL, NULL, ADD,
-                           d->residual, stride);
+            decoder_linear(d, &y->attproj, d->hidden, stride, rows, ADD, d->residual, stride);
+            decoder_linear(d, &y->fc, d->residual, stride, rows, GELU, d->fch, d->wide);
+            decoder_linear(d, &y->fcproj, d->fch, d->wide, rows, ADD, d->residual, stride);
         }
 #pragma omp for schedule(static)
         for (int o = 0; o < b->outputs; o++) {
@@ -523,8 +529,7 @@ static void decoder_pass(Decoder *d, const Batch *b) {
             }
         }
         apply_heads(d, b);
-        if (b->outputs)
-            decoder_linear(d, &d->wte, NULL, d->hidden, stride, b->outputs, NULL, NULL, STAY, NULL, 0);
+        if (b->outputs) decoder_linear(d, &d->wte, d->hidden, stride, b->outputs, STAY, NULL, 0);
     }
 }
 
@@ -547,14 +552,22 @@ static void decoder_accept(Decoder *d, const int *path, int n) {
 }
 
 // Brings tokens into the cache, in passes of MAX_ROWS rows: from some 16 rows on arithmetic bounds a pass,
-// and larger ones would gain nothing.
-static void decoder_prefill(Decoder *d, const uint16_t *tokens, int n) {
+// and larger ones would gain nothing. With `next`, the tokens after each, returns the sum of their losses.
+static double decoder_prefill(Decoder *d, const uint16_t *tokens, int n, const uint16_t *next) {
+    double sum = 0;
     for (int first = 0; first < n; first += MAX_ROWS) {
         Batch b = {0};
-        for (int i = first; i < MIN(n, first + MAX_ROWS); i++) batch_add(&b, tokens[i], b.rows - 1);
+        for (int i = first; i < MIN(n, first + MAX_ROWS); i++) {
+            int row = batch_add(&b, tokens[i], b.rows - 1);
+            if (next) batch_output(&b, row, 1, -1);
+        }
         decoder_pass(d, &b);
+        for (int r = 0; r < b.outputs; r++)
+            sum += log_sum_exp(decoder_logits(d, r), d->config.vocab_size, 1) -
+                   decoder_logits(d, r)[next[first + r]];
         d->past += b.rows;
     }
+    return sum;
 }
 
 // Measures seconds of a pass of 1 to MAX_ROWS rows, all with an output, behind a quarter of a context;
@@ -753,7 +766,7 @@ static void generator_prefill(Generator *g) {
     int context = d->config.max_seq_len;
     if (g->length - 1 - g->base >= context) g->base = g->length - 1 - context / 2, d->past = 0;
     int missing = g->length - 1 - g->base - d->past;
-    if (missing > 8) decoder_prefill(d, g->text + g->base + d->past, missing);
+    if (missing > 8) decoder_prefill(d, g->text + g->base + d->past, missing, NULL);
 }
 
 // The child of a node that is this token, or -1.
@@ -1431,7 +1444,7 @@ typedef struct {
     Tokenizer tokenizer;
     Decoder decoder;
     Prompts prompts;              // params NULL without
-    Matrix heads[MAX_PROMPTS];
+    Linear heads[MAX_PROMPTS];
     Generator generator;
     TreeModel model;              // how often its guesses are right
     double latency[MAX_ROWS], tau, speedup; // of the trees: tokens a pass, predicted speedup
@@ -1466,9 +1479,10 @@ static void engine_guess(Engine *e) {
     int C = d->config.channels;
     g->n = h->n, g->copies = h->copies, g->kind = h->heads ? GUESS_HEADS : GUESS_PROMPTS;
     d->prompts = e->prompts.params, d->depth = h->heads ? 0 : h->depth;
+    float *w = e->prompts.params, *bias = w + (size_t)g->n * C * C;
     for (int i = 0; i < g->n && h->heads; i++)
-        e->heads[i] = matrix_pack(e->prompts.params + (size_t)i * C * C, C, C, d->kind);
-    d->heads = e->heads, d->heads_bias = e->prompts.params + (size_t)g->n * C * C;
+        e->heads[i] = linear_pack(w + (size_t)i * C * C, C, C, d->kind, bias + i * C, NULL, NULL);
+    d->heads = e->heads;
     for (int k = 0; k <= g->n; k++)
         g->templates[k] =
             (Template){.nodes = 1, .rows = 1 + g->n * g->copies, .chain = {g->n}, .parent = {-1}};
@@ -1563,9 +1577,7 @@ typedef struct {
     int steps, batch, seq_len, cuts, save_every, resume, warmup;
     double prompt_weight, final_lr, clip;
     const char *optimizer, *base, *schedule, *out_model;
-    int num_hyper;
-    const char *hyper_name[64];
-    double hyper_value[64];
+    Options rest; // its hyper_name: the optimizer's own options
 } DecodeOptions;
 
 #define AT(name) offsetof(DecodeOptions, name)
@@ -1615,7 +1627,7 @@ static const OptionRow decode_rows[] = {
 #define NUM_DECODE ((int)(sizeof decode_rows / sizeof *decode_rows))
 static const char *const commands[] = {"train", "run", "bench"};
 
-static void decode_help(void) {
+static void decode_help(UNUSED const char *of) {
     printf("decode_ppd: text from a GPT-2, several tokens a pass.\n\n"
            "  ./decode_ppd run   --model run --prompt \"Once upon a time\" --tokens 200\n"
            "  ./decode_ppd train --model run --data text.txt --out run/prompts.ppd\n"
@@ -1630,21 +1642,15 @@ static void decode_help(void) {
 
 static DecodeOptions decode_options(int argc, char **argv, int command) {
     DecodeOptions o = {0};
-    for (int i = 0; i < NUM_DECODE; i++) set_option((Options *)&o, &decode_rows[i], decode_rows[i].initial);
-    for (int i = 2; i < argc; i++) {
-        if (strncmp(argv[i], "--", 2)) die_usage("unexpected argument '%s'; see --help", argv[i]);
-        const char *name = argv[i] + 2;
-        const OptionRow *row = decode_rows, *end = decode_rows + NUM_DECODE;
-        if (!strcmp(name, "help")) decode_help(), exit(0);
-        while (row < end && (strcmp(row->name, name) || !(row->identity >> command & 1))) row++;
-        int flag = row < end && row->type == 'f';
-        if (!flag && i + 1 == argc) die_usage("--%s needs a value; see --help", name);
-        const char *value = flag ? "1" : argv[++i];
-        if (row < end) set_option((Options *)&o, row, value);
-        else if (command != 0) die_usage("--%s is no option of %s; see --help", name, commands[command]);
-        else if (o.num_hyper == 64) die_usage("too many options");
-        else o.hyper_name[o.num_hyper] = name, o.hyper_value[o.num_hyper++] = parse_number(name, value, 0);
+    OptionRow rows[NUM_DECODE];
+    int n = 0;
+    for (int i = 0; i < NUM_DECODE; i++) {
+        set_option(&o, &decode_rows[i], decode_rows[i].initial);
+        if (decode_rows[i].identity >> command & 1) rows[n++] = decode_rows[i];
     }
+    read_options(&o, rows, n, argc - 1, argv + 1, &o.rest, decode_help);
+    if (command != 0 && o.rest.num_hyper)
+        die_usage("--%s is no option of %s; see --help", o.rest.hyper_name[0], commands[command]);
     if (!*o.model) die_usage("%s needs --model; see --help", commands[command]);
     return o;
 }
@@ -1743,41 +1749,9 @@ typedef struct {
     DataLoader loader;
     float *params, *grads; // all that is trained: jointly the model, then the prompts
     size_t count;
-    char identity[4096];
+    char identity[4096], state[4096]; // what the run is, and PROMPTS.state, its checkpoint as the trainer's
     struct { long step; uint64_t epoch, index; } now;
 } PromptRun;
-
-#define PROMPT_STATE_MAGIC "PPDRUN_1"
-// Writes PROMPTS.state, or takes it up: as state.bin of train_gpt2.c.
-static void prompt_state(PromptRun *r, const char *path, int reading) {
-    char magic[9] = PROMPT_STATE_MAGIC, theirs[sizeof r->identity];
-    uint64_t hash = 0, stored;
-    FILE *f = reading ? fopen(path, "rb") : write_begin(path);
-    if (!f) die("cannot open %s: %s; start without --resume", path, strerror(errno));
-    if (!reading) write_bytes(f, magic, 8), r->now.epoch = r->loader.epoch, r->now.index = r->loader.index;
-    else if (fread(magic, 1, 8, f) != 8 || strcmp(magic, PROMPT_STATE_MAGIC))
-        die("%s is not a checkpoint of this program", path);
-    size_t bytes;
-    void *block;
-    const char *name;
-    for (int i = -3; i < 0 || optim_state(&r->optimizer, i, &block, &bytes, &name); i++) {
-        if (i == -3) block = reading ? theirs : r->identity, bytes = sizeof r->identity;
-        if (i == -2) block = &r->now, bytes = sizeof r->now;
-        if (i == -1) block = r->params, bytes = r->count * sizeof(float);
-        if (!reading) write_part(f, &hash, block, bytes);
-        else read_part(f, &hash, block, bytes, path);
-        if (i == -3 && reading) theirs[sizeof theirs - 1] = 0, compare_identity(r->identity, theirs, path);
-    }
-    if (!reading) {
-        write_bytes(f, &hash, sizeof hash);
-        write_commit(f, path);
-        return;
-    }
-    if (fread(&stored, 8, 1, f) != 1 || stored != hash)
-        die("%s is damaged; start anew without --resume", path);
-    fclose(f);
-    r->loader.epoch = r->now.epoch, r->loader.index = r->now.index;
-}
 
 // Puts everything that is trained into one flat array, and starts the optimizer on it. Prompts begin near the
 // mean of the tokens' embeddings, heads as the identity.
@@ -1852,7 +1826,7 @@ static void write_own_text(const GPT2 *m, Dataset *train, int tokens, uint64_t s
 }
 
 // The steps from r->now on. Returns whether they came to their end.
-static int train_prompts(PromptRun *r, const DecodeOptions *o, const char *state) {
+static int train_prompts(PromptRun *r, const DecodeOptions *o) {
     PromptTrainer *t = &r->trainer;
     uint16_t *x = allocate((size_t)t->B * t->T, sizeof *x), *y = allocate((size_t)t->B * t->T, sizeof *y);
     double rate = 0;
@@ -1870,7 +1844,9 @@ static int train_prompts(PromptRun *r, const DecodeOptions *o, const char *state
         double speed = t->B * (double)t->T / (now() - start);
         rate = rate ? 0.9 * rate + 0.1 * speed : speed;
         show_prompt_step(r, o, loss, rate);
-        if (o->save_every && (r->now.step % o->save_every == 0 || interrupted)) prompt_state(r, state, 0);
+        r->now.epoch = r->loader.epoch, r->now.index = r->loader.index;
+        if (o->save_every && (r->now.step % o->save_every == 0 || interrupted))
+            write_state(r->state, r->identity, &r->now, sizeof r->now, r->params, &r->optimizer);
     }
     free(x), free(y);
     return r->now.step >= o->steps;
@@ -1882,10 +1858,9 @@ static int train_command(const DecodeOptions *o) {
     GPT2 m;
     PromptTrainer *t = &run.trainer;
     Dataset train = {0}, val = {0};
-    char state[4096];
     if (!*o->out) die_usage("train needs --out PROMPTS, the file to write");
     if (is_folder(o->out)) die("%s is a folder; --out names the file to write", o->out);
-    if (snprintf(state, sizeof state, "%s.state", o->out) >= (int)sizeof state)
+    if (snprintf(run.state, sizeof run.state, "%s.state", o->out) >= (int)sizeof run.state)
         die("the path %.60s... is too long", o->out);
     if (o->joint && o->heads) die_usage("--joint goes with prompt tokens only");
     if (o->joint && !*o->out_model) die_usage("--joint needs --out-model DIR, for the model that it trains");
@@ -1895,7 +1870,7 @@ static int train_command(const DecodeOptions *o) {
         die_usage("no schedule is called '%s' here; see --help", o->schedule);
     choose_optimizer(&run.optimizer, o->optimizer, o->base);
     optim_set(&run.optimizer, "lr", o->joint ? 3e-4 : o->heads ? 1e-3 : 3e-2);
-    set_hyperparameters(&run.optimizer, o->num_hyper, o->hyper_name, o->hyper_value);
+    set_hyperparameters(&run.optimizer, o->rest.num_hyper, o->rest.hyper_name, o->rest.hyper_value);
     gpt2_load(&m, o->model);
     if (!tokenizer_load(&engine.tokenizer, o->model) && !is_shards(o->data))
         die("%s has no tokenizer beside it", o->model);
@@ -1920,14 +1895,16 @@ static int train_command(const DecodeOptions *o) {
              t->depth, t->B, T, t->cuts, t->joint, t->weight, o->optimizer, o->base, o->schedule, o->steps,
              o->warmup, o->final_lr, o->clip, o->seed);
     if (o->resume) {
-        prompt_state(&run, state, 1);
+        if (!read_state(run.state, run.identity, &run.now, sizeof run.now, &run.optimizer))
+            die("cannot open %s: %s; start without --resume", run.state, strerror(ENOENT));
+        run.loader.epoch = run.now.epoch, run.loader.index = run.now.index;
         printf("resumed at step %ld of %d\n", run.now.step, o->steps);
     }
     size_t own = trainer_size(t);
     printf("%zu trained numbers, %.6f%% of the model's %zu; %d texts of %d tokens, %d cuts each\n", own,
            100.0 * own / m.num_parameters, m.num_parameters, t->B, T, t->cuts);
     if (o->joint && !run.now.step) printf("val loss %.4f before\n", evaluate(&m, &val, T, 50000));
-    if (!train_prompts(&run, o, state)) {
+    if (!train_prompts(&run, o)) {
         printf("\nstopped at step %ld of %d%s\n", run.now.step, o->steps,
                o->save_every ? "; the same command with --resume goes on" : "");
         return 0;
@@ -1954,7 +1931,7 @@ static int train_command(const DecodeOptions *o) {
     engine_guess(&engine);
     measure_accuracy(&engine, &val, 4000);
     prompts_save(&engine.prompts, o->out);
-    unlink(state);
+    unlink(run.state);
     print_accuracy(&engine.prompts.tables, t->n);
     engine_trees(&engine, 0);
     printf("%.2f tokens a pass, %.2f times as fast as plain decoding with f32 weights: predicted\n",
@@ -1984,24 +1961,6 @@ static double read_bandwidth(double seconds) {
     return best;
 }
 
-// Perplexity of the first tokens of a text, by the decoder itself.
-static double perplexity(Decoder *d, const uint16_t *tokens, int n) {
-    double sum = 0;
-    d->past = 0;
-    for (int first = 0; first + 1 < n; first += MAX_ROWS) {
-        Batch b = {0};
-        for (int i = first; i < MIN(n - 1, first + MAX_ROWS); i++)
-            batch_output(&b, batch_add(&b, tokens[i], b.rows - 1), 1, -1);
-        decoder_pass(d, &b);
-        for (int r = 0; r < b.rows; r++) {
-            const float *logits = decoder_logits(d, r);
-            sum += log_sum_exp(logits, d->config.vocab_size, 1) - logits[tokens[first + r + 1]];
-        }
-        d->past += b.rows;
-    }
-    return exp(sum / (n - 1));
-}
-
 // Seconds a token of plain decoding, after 8 tokens of a text: the best of three times `make` tokens.
 static double plain_seconds(Engine *e, const uint16_t *tokens, int make) {
     double fastest = INFINITY;
@@ -2025,7 +1984,7 @@ static void bench_kinds(const char *path, const uint16_t *tokens, int n, int mak
     for (int kind = 0; kind < NUM_KINDS; kind++) {
         Engine e = {0};
         engine_start(&e, &m, kind);
-        double ppl = perplexity(&e.decoder, tokens, n), bytes = decoder_bytes(&e.decoder);
+        double ppl = exp(decoder_prefill(&e.decoder, tokens, n - 1, tokens + 1) / (n - 1)), bytes = decoder_bytes(&e.decoder);
         double rate = 1 / plain_seconds(&e, tokens, make);
         if (kind == 0) base = ppl;
         printf("%-8s %8.1f MB    %8.1f   %5.1f   %3.0f%% %20s %.3f (%+.3f)\n", kinds[kind].name, bytes / 1e6,
@@ -2159,15 +2118,12 @@ static int bench_command(const DecodeOptions *o) {
 static UNUSED int main_decode(int argc, char **argv) {
     int command = 0;
     if (argc < 2) die_usage("give a command: train, run or bench; see --help");
-    if (!strcmp(argv[1], "--help")) return decode_help(), 0;
+    if (!strcmp(argv[1], "--help")) return decode_help(NULL), 0;
     while (command < 3 && strcmp(commands[command], argv[1])) command++;
     if (command == 3) die_usage("'%s' is none of train, run, bench; see --help", argv[1]);
-    if (!getenv("GOMP_SPINCOUNT") && !getenv("OMP_WAIT_POLICY") && !setenv("GOMP_SPINCOUNT", "10000", 1))
-        execv("/proc/self/exe", argv); // as train_gpt2 does, see there
+    spin_briefly(argv);
     DecodeOptions o = decode_options(argc, argv, command);
-    struct sigaction action = {.sa_handler = on_signal};
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    catch_interrupts();
     return command == 0 ? train_command(&o) : command == 1 ? run_command(&o) : bench_command(&o);
 }
 

@@ -1123,8 +1123,8 @@ static void layers_backward(GPT2 *m, Epilogue dw) {
         linear_backward(dnormed, d.fcw, d.fcb, dfch, m->normed, p.fcw, n, C, 4 * C, plain, dw);
         layernorm_backward(dresidual, d.ln2w, d.ln2b, m->partial, dnormed, x2, p.ln2w, mean2, rstd2, n, C);
         // attention
-        linear_backward(dnormed, d.attprojw, d.attprojb, dresidual, atty + (size_t)first * C, p.attprojw, n, C,
-                        C, plain, dw);
+        linear_backward(dnormed, d.attprojw, d.attprojb, dresidual, atty + (size_t)first * C, p.attprojw, n,
+                        C, C, plain, dw);
         if (!first)
             attention_backward(m->dwide, m->dnormed, qkv, atty, m->lse + all * g.num_heads, m->B, m->T, C,
                                g.num_heads);
@@ -3102,8 +3102,8 @@ static double parse_number(const char *name, const char *text, int integer) {
     return x;
 }
 
-static void set_option(Options *o, const OptionRow *row, const char *text) {
-    void *field = (char *)o + row->field;
+static void set_option(void *options, const OptionRow *row, const char *text) {
+    void *field = (char *)options + row->field;
     if (row->type == 's') {
         *(const char **)field = text;
         return;
@@ -3122,7 +3122,14 @@ static void print_option(const OptionRow *r) {
     printf("  %-30s %s%s%s%s\n", left, r->help, shown ? " [" : "", shown ? r->initial : "", shown ? "]" : "");
 }
 
-static void print_help(void) {
+// NAME: an optimizer's maths and options; NULL: everything.
+static void print_help(const char *name) {
+    Optimizer optimizer;
+    if (name) {
+        if (optim_init(&optimizer, name)) die_usage("no optimizer is called '%s'; see --help", name);
+        optim_print_help(stdout, name);
+        return;
+    }
     printf("train_gpt2: trains a GPT-2 on text.\n\n"
            "  ./train_gpt2 --data text.txt --out run             trains the default small model\n"
            "  ./train_gpt2 --data text.txt --teacher run --optimizer iam-adam --layers 3 --out student\n"
@@ -3147,35 +3154,35 @@ static void set_hyperparameters(Optimizer *optimizer, int n, const char *const *
     }
 }
 
-static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
-    Options o = {0};
-    for (int i = 0; i < NUM_OPTIONS; i++) set_option(&o, &option_rows[i], option_rows[i].initial);
+// Goes through a command line: options that stand in a table of n rows are set; others, which are the
+// optimizer's or mistakes, are left in rest->hyper_name. help(ARGUMENT or NULL) is what --help prints. Returns
+// a set of bits: the rows that were given.
+static uint64_t read_options(void *options, const OptionRow *rows, int n, int argc, char **argv, Options *rest,
+                             void (*help)(const char *)) {
+    uint64_t given = 0;
     for (int i = 1; i < argc; i++) {
         if (strncmp(argv[i], "--", 2)) die_usage("unexpected argument '%s'; see --help", argv[i]);
         const char *name = argv[i] + 2, *value = argv[i + 1];
-        if (!strcmp(name, "help")) {
-            if (!value) print_help();
-            else if (optim_init(optimizer, value))
-                die_usage("no optimizer is called '%s'; see --help", value);
-            else optim_print_help(stdout, value);
-            exit(0);
-        }
+        if (!strcmp(name, "help")) help(value), exit(0);
         int row = 0;
-        while (row < NUM_OPTIONS && strcmp(option_rows[row].name, name)) row++;
-        if (row < NUM_OPTIONS) o.given |= 1ull << row;
-        if (row < NUM_OPTIONS && option_rows[row].type == 'f') {
-            set_option(&o, &option_rows[row], "1");
-            continue;
+        while (row < n && strcmp(rows[row].name, name)) row++;
+        int flag = row < n && rows[row].type == 'f';
+        if (!flag && !value) die_usage("--%s needs a value; see --help", name);
+        if (row < n) set_option(options, &rows[row], flag ? "1" : value), given |= 1ull << row;
+        else if (rest->num_hyper == 64) die_usage("too many options");
+        else {
+            rest->hyper_name[rest->num_hyper] = name;
+            rest->hyper_value[rest->num_hyper++] = parse_number(name, value, 0);
         }
-        if (!value) die_usage("--%s needs a value; see --help", name);
-        if (row < NUM_OPTIONS) set_option(&o, &option_rows[row], value);
-        else if (o.num_hyper == 64) die_usage("too many options");
-        else { // an option of the optimizer, or a mistake: known when the optimizer is
-            o.hyper_name[o.num_hyper] = name;
-            o.hyper_value[o.num_hyper++] = parse_number(name, value, 0);
-        }
-        i++;
+        i += !flag;
     }
+    return given;
+}
+
+static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
+    Options o = {0};
+    for (int i = 0; i < NUM_OPTIONS; i++) set_option(&o, &option_rows[i], option_rows[i].initial);
+    o.given = read_options(&o, option_rows, NUM_OPTIONS, argc, argv, &o, print_help);
     o.diloco = !strcmp(o.workers, "diloco");
     if (o.diloco && !strcmp(o.optimizer, "adamw")) o.optimizer = "diloco";
     choose_optimizer(optimizer, o.optimizer, o.base);
@@ -3347,57 +3354,67 @@ static void read_part(FILE *f, uint64_t *hash, void *part, uint64_t bytes, const
     copy_from_worker_0(part, bytes);
 }
 
-static void save_state(Run *run) {
-    Path path = path_in(run->options.out, "state.bin");
-    const char *name;
-    FILE *f = workers.rank ? NULL : write_begin(path.s);
+static void write_state(const char *path, const char *identity, const void *now, size_t now_bytes,
+                        const float *params, const Optimizer *o) {
+    FILE *f = workers.rank ? NULL : write_begin(path);
     uint64_t hash = 0;
+    const char *name;
     void *block;
     size_t bytes;
-    run->now.epoch = run->loader.epoch, run->now.index = run->loader.index;
-    run->now.proxy_epoch = run->proxy.loader.epoch, run->now.proxy_index = run->proxy.loader.index;
     if (f) write_bytes(f, STATE_MAGIC, 8);
-    write_part(f, &hash, run->identity, strlen(run->identity));
-    write_part(f, &hash, &run->now, sizeof run->now);
-    write_part(f, &hash, run->options.diloco ? run->optimizer.x_outer : run->optimizer.params,
-               run->model.num_parameters * sizeof(float));
-    for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++)
-        write_part(f, &hash, block, bytes);
+    write_part(f, &hash, identity, strlen(identity));
+    write_part(f, &hash, now, now_bytes);
+    write_part(f, &hash, params, o->n * sizeof(float));
+    for (int i = 0; optim_state(o, i, &block, &bytes, &name); i++) write_part(f, &hash, block, bytes);
     if (!f) return;
     write_bytes(f, &hash, sizeof hash);
-    write_commit(f, path.s);
+    write_commit(f, path);
 }
 
-// Takes up DIR/state.bin where there is one; a run killed before its first checkpoint starts again. Returns
-// whether there was. Only worker 0's machine need have it.
-static int load_state(Run *run) {
-    Path path = path_in(run->options.out, "state.bin");
-    const char *name;
-    FILE *f = workers.rank ? NULL : fopen(path.s, "rb");
+// Takes up what write_state wrote, if it is of the same run. Returns 0 where there is no file. Only worker 0's
+// machine need have it.
+static int read_state(const char *path, const char *identity, void *now, size_t now_bytes, Optimizer *o) {
+    FILE *f = workers.rank ? NULL : fopen(path, "rb");
     char magic[8], theirs[1 << 14] = {0};
     uint64_t hash = 0, length, stored;
     double found = f != NULL;
+    const char *name;
     void *block;
     size_t bytes;
-    if (!workers.rank && !f && errno != ENOENT) die("cannot read %s: %s", path.s, strerror(errno));
+    if (!workers.rank && !f && errno != ENOENT) die("cannot read %s: %s", path, strerror(errno));
     sum_over_workers(&found, 1);
     if (!found) return 0;
     if (f) {
         if (fread(magic, 1, 8, f) != 8 || memcmp(magic, STATE_MAGIC, 8))
-            die("%s is not a checkpoint of this program", path.s);
+            die("%s is not a checkpoint of this program", path);
         if (fread(&length, sizeof length, 1, f) != 1 || length >= sizeof theirs ||
             fread(theirs, 1, length, f) != length)
-            die("%s is cut short or damaged; start anew without --resume", path.s);
-        compare_identity(run->identity, theirs, path.s);
+            die("%s is cut short or damaged; start anew without --resume", path);
+        compare_identity(identity, theirs, path);
         hash = hash_bytes(hash, theirs, length);
     }
-    read_part(f, &hash, &run->now, sizeof run->now, path.s);
-    read_part(f, &hash, run->optimizer.params, run->model.num_parameters * sizeof(float), path.s);
-    for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++)
-        read_part(f, &hash, block, bytes, path.s);
+    read_part(f, &hash, now, now_bytes, path);
+    read_part(f, &hash, o->params, o->n * sizeof(float), path);
+    for (int i = 0; optim_state(o, i, &block, &bytes, &name); i++) read_part(f, &hash, block, bytes, path);
     if (f && (fread(&stored, sizeof stored, 1, f) != 1 || stored != hash))
-        die("%s is damaged; start anew without --resume", path.s);
+        die("%s is damaged; start anew without --resume", path);
     if (f) fclose(f);
+    return 1;
+}
+
+static void save_state(Run *run) {
+    const Optimizer *o = &run->optimizer;
+    run->now.epoch = run->loader.epoch, run->now.index = run->loader.index;
+    run->now.proxy_epoch = run->proxy.loader.epoch, run->now.proxy_index = run->proxy.loader.index;
+    write_state(path_in(run->options.out, "state.bin").s, run->identity, &run->now, sizeof run->now,
+                run->options.diloco ? o->x_outer : o->params, o);
+}
+
+// A run killed before its first checkpoint starts again. Returns whether there was one.
+static int load_state(Run *run) {
+    if (!read_state(path_in(run->options.out, "state.bin").s, run->identity, &run->now, sizeof run->now,
+                    &run->optimizer))
+        return 0;
     run->loader.epoch = run->now.epoch, run->loader.index = run->now.index;
     run->proxy.loader.epoch = run->now.proxy_epoch, run->proxy.loader.index = run->now.proxy_index;
     return 1;
@@ -3800,14 +3817,23 @@ static void train(Run *run) {
     }
 }
 
+// libgomp's threads spin for milliseconds where they wait for each other. Where other programs run too, that
+// makes a step up to 40 times slower. The limit is read before main, so the program starts itself once more.
+static void spin_briefly(char **argv) {
+    if (!getenv("GOMP_SPINCOUNT") && !getenv("OMP_WAIT_POLICY") && !setenv("GOMP_SPINCOUNT", "10000", 1))
+        execv("/proc/self/exe", argv);
+}
+
+static void catch_interrupts(void) {
+    struct sigaction action = {.sa_handler = on_signal};
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+}
+
 #ifndef TRAIN_GPT2_NO_MAIN
 int main(int argc, char **argv) {
     static Run run;
-    // libgomp's threads spin for milliseconds where they wait for each other. Where other programs run too,
-    // that makes a step up to 40 times slower. The limit is read before main, so the program starts itself
-    // once more.
-    if (!getenv("GOMP_SPINCOUNT") && !getenv("OMP_WAIT_POLICY") && !setenv("GOMP_SPINCOUNT", "10000", 1))
-        execv("/proc/self/exe", argv);
+    spin_briefly(argv);
     start_workers(&argc, &argv);
     run.options = parse_command_line(argc, argv, &run.optimizer);
     const Options *o = &run.options;
@@ -3821,9 +3847,7 @@ int main(int argc, char **argv) {
         if (run.tokenizer.vocab_size) tokenizer_save(&run.tokenizer, o->out);
         open_log(&run);
     }
-    struct sigaction action = {.sa_handler = on_signal};
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    catch_interrupts();
     train(&run);
     if (workers.count > 1)
         printf("sent       %.3f MB by each worker\n", workers.bytes_sent / 1e6);

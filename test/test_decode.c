@@ -35,10 +35,10 @@ static void test_products(void) {
                   *bias = random_floats(N, 1, 3);
             Sum *out = allocate((size_t)(rows + 4) * ld, sizeof *out), *alone = allocate(ld, sizeof *alone);
             Scratch s = {.scale = allocate_floats(rows), .bytes = allocate((size_t)(rows + 4) * ld, 1)};
-            Matrix m = matrix_pack(w, N, K, kind);
+            Linear m = linear_pack(w, N, K, kind, bias, NULL, NULL);
             for (int r = 0; r < rows; r++) random_normal(x + (size_t)r * ld, K, 1, 10 + r);
             quantize_rows(&s, x, ld, rows, K, kind);
-            linear_rows(out, ld, &s, &m, bias, rows, STAY, NULL, 0);
+            linear_rows(out, ld, &s, &m, rows, STAY, NULL, 0);
             double error = 0;
             for (int r = 0; r < rows; r++) {
                 for (int n = 0; n < N; n++) {
@@ -47,19 +47,19 @@ static void test_products(void) {
                     error = fmax(error, fabs(sum - out[(size_t)r * ld + n].f) / sqrt(K));
                 }
                 quantize_rows(&s, x + (size_t)r * ld, ld, 1, K, kind);
-                linear_rows(alone, ld, &s, &m, bias, 1, STAY, NULL, 0);
+                linear_rows(alone, ld, &s, &m, 1, STAY, NULL, 0);
                 changed += memcmp(alone, out + (size_t)r * ld, N * sizeof(float)) != 0;
             }
             float row[K];
             double stored = 0;
-            matrix_row(&m, N - 1, row);
+            linear_row(&m, N - 1, row);
             for (int k = 0; k < K; k++) stored = fmax(stored, fabs(row[k] - w[(size_t)(N - 1) * K + k]));
             double allowed[] = {2e-6, 0.02, 0.06}, kept[] = {0, 0.02, 0.03};
             check(error < allowed[kind], "%s product %d x %d is off by %g", kinds[kind].name, N, K, error);
             check(stored <= kept[kind], "%s keeps a weight with error %g", kinds[kind].name, stored);
             check(!changed, "%s %d x %d: %d rows are rounded otherwise when alone", kinds[kind].name, N, K,
                   changed);
-            matrix_free(&m);
+            linear_free(&m);
             free(w), free(x), free(bias), free(out), free(alone), free(s.scale), free(s.bytes);
         }
 }
@@ -76,7 +76,7 @@ static void test_tree_attention(int HS) {
         Decoder d, plain_decoder;
         decoder_init(&d, &m, kind);
         decoder_init(&plain_decoder, &m, kind);
-        decoder_prefill(&d, tokens, 9);
+        decoder_prefill(&d, tokens, 9, NULL);
         Batch b = {0};
         for (int r = 0; r < 14; r++)
             batch_output(&b, batch_add(&b, tokens[9 + r], r ? (int)(random_u64(3, r) % r) : -1), 1, -1);
