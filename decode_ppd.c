@@ -943,6 +943,15 @@ static int generator_step(Generator *g, int limit) {
     return made;
 }
 
+// The text becomes `begin` tokens, and goes on until it has `length`. Returns the seconds after the prompt.
+static double generate(Generator *g, const uint16_t *from, int begin, int length) {
+    generator_text(g, from, begin);
+    generator_prefill(g);
+    double start = now();
+    while (g->length < length) generator_step(g, length - g->length);
+    return now() - start;
+}
+
 // ===========================================================================================================
 // 5  The best sparse tree
 
@@ -1015,7 +1024,7 @@ static void read_table(const TreeTable *t, const TreeModel *model, int k, int d,
     }
 }
 
-// Tokens and seconds a pass in the long run, if state k uses trees[k]; seconds may be NULL where latency is.
+// Tokens a pass in the long run, if state k uses trees[k]; and seconds, unless it is NULL.
 static double long_run(const Template *trees, const TreeModel *model, const double *latency,
                        double *seconds) {
     enum { STATES = MAX_PROMPTS + 1 };
@@ -1069,22 +1078,27 @@ static void search_trees(const TreeModel *model, int s, Template *trees) {
     }
 }
 
-// The budget with the most tokens a second, for passes of `latency` seconds; heads have n and no chains, and
-// every node of theirs has n+1 outputs. Returns tau; *speedup is predicted against one row a pass.
-static double best_trees(const TreeModel *model, const double *latency, int most, Template *trees,
-                         double *speedup) {
-    double best = 0, tau = 0;
+// The best trees of at most s rows; *tau is what they bring, tokens a pass. Returns how many times as fast as
+// passes of one row that is, where a pass of i+1 rows takes latency[i] seconds.
+static double plan_trees(const TreeModel *model, const double *latency, int s, Template *trees, double *tau) {
+    double seconds;
+    search_trees(model, s, trees);
+    *tau = long_run(trees, model, latency, &seconds);
+    return *tau * latency[0] / seconds;
+}
+
+// The same of the size that is fastest, with at most `most` rows.
+static double fastest_trees(const TreeModel *model, const double *latency, int most, Template *trees,
+                            double *tau) {
+    double best = 0;
     for (int s = 1; s <= most; s += s < 16 ? 1 : s < 32 ? 2 : 4) {
         Template candidates[MAX_PROMPTS + 1];
-        double seconds;
-        search_trees(model, s, candidates);
-        double tokens = long_run(candidates, model, latency, &seconds);
-        if (tokens * latency[0] / seconds <= best * 1.001) continue; // of about equals, the smallest
-        best = tokens * latency[0] / seconds, tau = tokens;
+        double tokens, speedup = plan_trees(model, latency, s, candidates, &tokens);
+        if (speedup <= best * 1.001) continue; // of about equals, the smallest
+        best = speedup, *tau = tokens;
         memcpy(trees, candidates, sizeof candidates);
     }
-    *speedup = best;
-    return tau;
+    return best;
 }
 
 // ===========================================================================================================
@@ -1420,14 +1434,10 @@ static void prompts_load(Prompts *p, const char *path, GPT2Config g, uint64_t mo
     if (h->model != model)
         die("%s was trained for another model; give that one, or train prompts for this one", path);
     p->params = allocate_floats(count);
-    read_floats(f, p->params, count, F32, path, "the prompts");
-    if (fread(&p->tables, sizeof p->tables, 1, f) != 1 || fread(&stored, 8, 1, f) != 1)
-        die("%s is cut short", path);
+    if (fread(p->params, 4, count, f) != count || fread(&p->tables, sizeof p->tables, 1, f) != 1 ||
+        fread(&stored, 8, 1, f) != 1 || stored != prompts_hash(p))
+        die("%s is damaged: its checksum is wrong; train the prompts again", path);
     fclose(f);
-    if (stored != prompts_hash(p)) die("%s is damaged: its checksum is wrong; train the prompts again", path);
-    for (int k = 0; k < NUM_KINDS * MAX_ROWS; k++)
-        if (!(p->tables.latency[k / MAX_ROWS][k % MAX_ROWS] >= 0))
-            die("%s: a latency is not a number: the file is damaged", path);
 }
 
 // A number for this machine and its threads, so that latencies of another one are not believed.
@@ -1450,6 +1460,7 @@ typedef struct {
     double latency[MAX_ROWS], tau, speedup; // of the trees: tokens a pass, predicted speedup
 } Engine;
 
+// Heads take no rows, but every node of theirs has n+1 outputs.
 static int engine_most_rows(const Engine *e) {
     return e->generator.kind == GUESS_HEADS ? MAX_ROWS / (1 + e->generator.n) : MAX_ROWS - 16;
 }
@@ -1458,17 +1469,13 @@ static int engine_most_rows(const Engine *e) {
 static void engine_trees(Engine *e, int rows) {
     Generator *g = &e->generator;
     const PromptsTables *t = &e->prompts.tables;
-    double seconds;
+    int most = engine_most_rows(e);
     e->model = (TreeModel){.n = g->n, .copies = g->kind == GUESS_HEADS ? 0 : g->copies};
     for (int d = 0; d < g->n; d++)
         for (int r = 0; r < RANKS; r++)
             e->model.accuracy[d][r] = t->right_after[d][r] / (t->seen_after[d] + 1.0);
-    if (!rows) e->tau = best_trees(&e->model, e->latency, engine_most_rows(e), g->templates, &e->speedup);
-    else {
-        search_trees(&e->model, MIN(rows, engine_most_rows(e)), g->templates);
-        e->tau = long_run(g->templates, &e->model, e->latency, &seconds);
-        e->speedup = e->tau * e->latency[0] / seconds;
-    }
+    e->speedup = rows ? plan_trees(&e->model, e->latency, MIN(rows, most), g->templates, &e->tau)
+                      : fastest_trees(&e->model, e->latency, most, g->templates, &e->tau);
 }
 
 // Gives the generator the guesses of e->prompts. Until there are trees, each pass has a root and its chain.
@@ -1814,8 +1821,7 @@ static void write_own_text(const GPT2 *m, Dataset *train, int tokens, uint64_t s
     g->ngram = 1;
     for (; made < tokens && !interrupted; made += length) {
         uint64_t at = random_u64(seed + 9, (uint64_t)made) % MAX((uint64_t)1, from.count - begin);
-        generator_text(g, from.tokens + at, (int)begin);
-        while (g->length < length) generator_step(g, length - g->length);
+        generate(g, from.tokens + at, (int)begin, length);
         memcpy(own + made, g->text, (size_t)length * sizeof *own);
     }
     printf("the model wrote %d tokens of its own to learn from, in %.1f s\n", made, now() - start);
@@ -1964,13 +1970,8 @@ static double read_bandwidth(double seconds) {
 // Seconds a token of plain decoding, after 8 tokens of a text: the best of three times `make` tokens.
 static double plain_seconds(Engine *e, const uint16_t *tokens, int make) {
     double fastest = INFINITY;
-    for (int round = 0; round < 3; round++) {
-        generator_text(&e->generator, tokens, 8);
-        generator_prefill(&e->generator);
-        double start = now();
-        for (int i = 0; i < make; i++) generator_step(&e->generator, 1);
-        fastest = fmin(fastest, (now() - start) / make);
-    }
+    for (int round = 0; round < 3; round++)
+        fastest = fmin(fastest, generate(&e->generator, tokens, 8, 8 + make) / make);
     return fastest;
 }
 
@@ -1984,8 +1985,8 @@ static void bench_kinds(const char *path, const uint16_t *tokens, int n, int mak
     for (int kind = 0; kind < NUM_KINDS; kind++) {
         Engine e = {0};
         engine_start(&e, &m, kind);
-        double ppl = exp(decoder_prefill(&e.decoder, tokens, n - 1, tokens + 1) / (n - 1)), bytes = decoder_bytes(&e.decoder);
-        double rate = 1 / plain_seconds(&e, tokens, make);
+        double ppl = exp(decoder_prefill(&e.decoder, tokens, n - 1, tokens + 1) / (n - 1));
+        double bytes = decoder_bytes(&e.decoder), rate = 1 / plain_seconds(&e, tokens, make);
         if (kind == 0) base = ppl;
         printf("%-8s %8.1f MB    %8.1f   %5.1f   %3.0f%% %20s %.3f (%+.3f)\n", kinds[kind].name, bytes / 1e6,
                rate, bytes * rate / 1e9, 100 * bytes * rate / bandwidth, "", ppl, ppl - base);
@@ -2020,12 +2021,9 @@ static void method_write(Method *w, const uint16_t *from, int begin, int length,
     g->kind = !w->guess ? GUESS_NOTHING : w->engine->prompts.header.heads ? GUESS_HEADS : GUESS_PROMPTS;
     g->ngram = w->ngram, g->draft = s, g->accepted = g->proposed = g->draft_cost = 0;
     if (s) s->kind = w->draft_guess ? GUESS_PROMPTS : GUESS_NOTHING, s->length = 0;
-    generator_text(g, from, begin);
-    generator_prefill(g);
     long passes = g->passes;
-    double start = now();
-    while (g->length < length) generator_step(g, length - g->length);
-    w->seconds[loop] += now() - start, w->made[loop] += length - begin, w->passes[loop] += g->passes - passes;
+    w->seconds[loop] += generate(g, from, begin, length);
+    w->made[loop] += length - begin, w->passes[loop] += g->passes - passes;
 }
 
 static void method_print(const Method *w, const Method *plain_decoding) {
@@ -2050,11 +2048,9 @@ static void print_trees(const char *name, const Engine *e) {
     print_accuracy(&e->prompts.tables, e->generator.n);
     for (int s = 1; s <= engine_most_rows(e); s += s < 4 ? 1 : s / 2) {
         Template trees[MAX_PROMPTS + 1];
-        double seconds;
-        search_trees(&e->model, s, trees);
-        double tau = long_run(trees, &e->model, latency, &seconds);
+        double tau, speedup = plan_trees(&e->model, latency, s, trees, &tau);
         printf("tree of %2d rows  %.2f tokens in %.3f ms, a pass of all rows %.3f ms  speedup %.2f\n", s, tau,
-               1e3 * seconds, 1e3 * latency[s - 1], tau * latency[0] / seconds);
+               1e3 * tau * latency[0] / speedup, 1e3 * latency[s - 1], speedup);
     }
 }
 

@@ -3155,10 +3155,10 @@ static void set_hyperparameters(Optimizer *optimizer, int n, const char *const *
 }
 
 // Goes through a command line: options that stand in a table of n rows are set; others, which are the
-// optimizer's or mistakes, are left in rest->hyper_name. help(ARGUMENT or NULL) is what --help prints. Returns
-// a set of bits: the rows that were given.
-static uint64_t read_options(void *options, const OptionRow *rows, int n, int argc, char **argv, Options *rest,
-                             void (*help)(const char *)) {
+// optimizer's or mistakes, are left in rest->hyper_name. help(ARGUMENT or NULL) is what --help prints.
+// Returns a set of bits: the rows that were given.
+static uint64_t read_options(void *options, const OptionRow *rows, int n, int argc, char **argv,
+                             Options *rest, void (*help)(const char *)) {
     uint64_t given = 0;
     for (int i = 1; i < argc; i++) {
         if (strncmp(argv[i], "--", 2)) die_usage("unexpected argument '%s'; see --help", argv[i]);
@@ -3355,7 +3355,7 @@ static void read_part(FILE *f, uint64_t *hash, void *part, uint64_t bytes, const
 }
 
 static void write_state(const char *path, const char *identity, const void *now, size_t now_bytes,
-                        const float *params, const Optimizer *o) {
+                        const float *params, Optimizer *o) {
     FILE *f = workers.rank ? NULL : write_begin(path);
     uint64_t hash = 0;
     const char *name;
@@ -3371,8 +3371,8 @@ static void write_state(const char *path, const char *identity, const void *now,
     write_commit(f, path);
 }
 
-// Takes up what write_state wrote, if it is of the same run. Returns 0 where there is no file. Only worker 0's
-// machine need have it.
+// Takes up what write_state wrote, if it is of the same run. Returns 0 where there is no file. Only worker
+// 0's machine need have it.
 static int read_state(const char *path, const char *identity, void *now, size_t now_bytes, Optimizer *o) {
     FILE *f = workers.rank ? NULL : fopen(path, "rb");
     char magic[8], theirs[1 << 14] = {0};
@@ -3403,7 +3403,7 @@ static int read_state(const char *path, const char *identity, void *now, size_t 
 }
 
 static void save_state(Run *run) {
-    const Optimizer *o = &run->optimizer;
+    Optimizer *o = &run->optimizer;
     run->now.epoch = run->loader.epoch, run->now.index = run->loader.index;
     run->now.proxy_epoch = run->proxy.loader.epoch, run->now.proxy_index = run->proxy.loader.index;
     write_state(path_in(run->options.out, "state.bin").s, run->identity, &run->now, sizeof run->now,
