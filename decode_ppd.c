@@ -1588,7 +1588,8 @@ typedef struct {
 } DecodeOptions;
 
 #define AT(name) offsetof(DecodeOptions, name)
-// the last number says here to which commands an option belongs: 1 train, 2 run, 4 bench
+// the last number says here to which commands an option belongs: 1 train, 2 run, 4 bench; and 8: a resumed
+// training must have the same
 static const OptionRow decode_rows[] = {
     {"model", 's', AT(model), "", "FILE|DIR", "the model: .bin, Hugging Face folder, run", 0, 0, 7},
     {"data", 's', AT(data), DEFAULT_DATA, "FILE|GLOB", "text, or token shards", 0, 0, 5},
@@ -1608,28 +1609,28 @@ static const OptionRow decode_rows[] = {
     {"weights", 's', AT(weights), "f32", "f32|bf16|int8", "how weights are kept while decoding", 0, 0, 6},
     {"tree", 'i', AT(tree), "0", "S", "rows of a pass (0: what is fastest on this machine)", 0, MAX_ROWS, 6},
     {"texts", 'i', AT(texts), "8", "N", "beginnings to go on from", 1, 1e6, 4},
-    {"prompts", 'i', AT(prompts), "3", "N", "prompt tokens, or heads", 1, MAX_PROMPTS, 1},
-    {"copies", 'i', AT(copies), "1", "N", "copies of each, averaged (EPT)", 1, 16, 1},
-    {"deep", 'f', AT(deep), "0", "", "a vector for every layer, not just an embedding", 0, 0, 1},
-    {"heads", 'f', AT(heads), "0", "", "train Medusa-like heads instead", 0, 0, 1},
-    {"joint", 'f', AT(joint), "0", "", "train the model on, together with its prompts", 0, 0, 1},
+    {"prompts", 'i', AT(prompts), "3", "N", "prompt tokens, or heads", 1, MAX_PROMPTS, 9},
+    {"copies", 'i', AT(copies), "1", "N", "copies of each, averaged (EPT)", 1, 16, 9},
+    {"deep", 'f', AT(deep), "0", "", "a vector for every layer, not just an embedding", 0, 0, 9},
+    {"heads", 'f', AT(heads), "0", "", "train Medusa-like heads instead", 0, 0, 9},
+    {"joint", 'f', AT(joint), "0", "", "train the model on, together with its prompts", 0, 0, 9},
     {"own-tokens", 'i', AT(own_tokens), "20000", "N", "learn from tokens of the model's own (0: --data)", 0,
-     1e9, 1},
+     1e9, 9},
     {"out-model", 's', AT(out_model), "", "DIR", "where --joint writes the model", 0, 0, 1},
-    {"prompt-weight", 'd', AT(prompt_weight), "0.3", "X", "of the prompts' loss with --joint", 0, 1e3, 1},
-    {"steps", 'i', AT(steps), "600", "N", "optimizer steps", 0, 1e9, 1},
-    {"batch", 'i', AT(batch), "4", "B", "texts of a step", 1, 4096, 1},
-    {"seq-len", 'i', AT(seq_len), "0", "T", "tokens of a text (0: the context, at most 256)", 0, 1 << 20, 1},
-    {"cuts", 'i', AT(cuts), "32", "N", "cuts of a text", 1, 4096, 1},
-    {"optimizer", 's', AT(optimizer), "adamw", "NAME", "any of train_gpt2 --help, with its options", 0, 0, 1},
-    {"base", 's', AT(base), "", "NAME", "what gpa, iam and diloco are built on", 0, 0, 1},
-    {"schedule", 's', AT(schedule), "cosine", "NAME", "constant, cosine, linear, wsd", 0, 0, 1},
-    {"warmup", 'i', AT(warmup), "20", "N", "steps of linear warmup", 0, 1e9, 1},
-    {"final-lr", 'd', AT(final_lr), "0", "FRACTION", "of the rate at the end", 0, 1, 1},
-    {"clip", 'd', AT(clip), "1", "X", "largest gradient norm; 0: none", 0, 1e30, 1},
+    {"prompt-weight", 'd', AT(prompt_weight), "0.3", "X", "of the prompts' loss with --joint", 0, 1e3, 9},
+    {"steps", 'i', AT(steps), "600", "N", "optimizer steps", 0, 1e9, 9},
+    {"batch", 'i', AT(batch), "4", "B", "texts of a step", 1, 4096, 9},
+    {"seq-len", 'i', AT(seq_len), "0", "T", "tokens of a text (0: the context, at most 256)", 0, 1 << 20, 9},
+    {"cuts", 'i', AT(cuts), "32", "N", "cuts of a text", 1, 4096, 9},
+    {"optimizer", 's', AT(optimizer), "adamw", "NAME", "any of train_gpt2 --help, with its options", 0, 0, 9},
+    {"base", 's', AT(base), "", "NAME", "what gpa, iam and diloco are built on", 0, 0, 9},
+    {"schedule", 's', AT(schedule), "cosine", "NAME", "constant, cosine, linear, wsd", 0, 0, 9},
+    {"warmup", 'i', AT(warmup), "20", "N", "steps of linear warmup", 0, 1e9, 9},
+    {"final-lr", 'd', AT(final_lr), "0", "FRACTION", "of the rate at the end", 0, 1, 9},
+    {"clip", 'd', AT(clip), "1", "X", "largest gradient norm; 0: none", 0, 1e30, 9},
     {"save-every", 'i', AT(save_every), "100", "N", "steps between checkpoints (PROMPTS.state)", 0, 1e9, 1},
     {"resume", 'f', AT(resume), "0", "", "go on from PROMPTS.state", 0, 0, 1},
-    {"seed", 'i', AT(seed), "1337", "N", "of what is drawn", 0, 1e9, 7},
+    {"seed", 'i', AT(seed), "1337", "N", "of what is drawn", 0, 1e9, 15},
 };
 #define NUM_DECODE ((int)(sizeof decode_rows / sizeof *decode_rows))
 static const char *const commands[] = {"train", "run", "bench"};
@@ -1756,7 +1757,7 @@ typedef struct {
     DataLoader loader;
     float *params, *grads; // all that is trained: jointly the model, then the prompts
     size_t count;
-    char identity[4096], state[4096]; // what the run is, and PROMPTS.state, its checkpoint as the trainer's
+    char identity[8192], state[4096]; // what the run is; PROMPTS.state, its checkpoint
     struct { long step; uint64_t epoch, index; } now;
 } PromptRun;
 
@@ -1793,16 +1794,13 @@ static void start_prompts(PromptRun *r, const DecodeOptions *o) {
 
 static void show_prompt_step(const PromptRun *r, const DecodeOptions *o, double loss, double rate) {
     const PromptTrainer *t = &r->trainer;
-    static double shown;
-    int terminal = isatty(fileno(stdout)), last = r->now.step == o->steps;
-    if (terminal ? now() - shown < 0.2 && !last : r->now.step % MAX(1, o->steps / 10) && !last) return;
-    shown = now();
-    printf("%sstep %ld/%d | KL %.4f", terminal ? "\r\033[K" : "", r->now.step, o->steps, t->kl);
+    const char *end;
+    if (!progress_is_due(r->now.step, o->steps, &end)) return;
+    printf("step %ld/%d | KL %.4f", r->now.step, o->steps, t->kl);
     if (t->joint) printf(" | loss %.4f", loss);
     printf(" | top-1/5");
     for (int i = 0; i < t->n; i++) printf(" %.2f/%.2f", t->top1[i], t->top5[i]);
-    printf(" | %.0f tok/s | %.0f s left%s", rate, (o->steps - r->now.step) * (double)t->B * t->T / rate,
-           terminal && !last ? "" : "\n");
+    printf(" | %.0f tok/s | %.0f s left%s", rate, (o->steps - r->now.step) * (double)t->B * t->T / rate, end);
     fflush(stdout);
 }
 
@@ -1889,17 +1887,15 @@ static int train_command(const DecodeOptions *o) {
                          .depth = o->deep ? m.config.num_layers : 1, .cuts = o->cuts, .B = o->batch, .T = T,
                          .heads = o->heads, .joint = o->joint,
                          .weight = o->joint ? (float)o->prompt_weight : 1};
+    uint64_t model = model_hash(&m);
     if (o->own_tokens && !o->joint) write_own_text(&m, &train, o->own_tokens, o->seed);
     trainer_allocate(t);
     start_prompts(&run, o);
     run.loader = (DataLoader){&train, T, o->seed, 0, 0};
-    uint64_t hash = o->joint ? 0 : model_hash(&m);
-    snprintf(run.identity, sizeof run.identity,
-             "model %016llx %s\ndata %016llx\nshape %d %d %d %d\nbatch %d %d %d\njoint %d %g\n"
-             "optimizer %s %s\nschedule %s %d %d %g %g\nseed %d\n",
-             (unsigned long long)hash, o->model, (unsigned long long)train.hash, t->heads, t->n, t->copies,
-             t->depth, t->B, T, t->cuts, t->joint, t->weight, o->optimizer, o->base, o->schedule, o->steps,
-             o->warmup, o->final_lr, o->clip, o->seed);
+    size_t length = describe_options(run.identity, sizeof run.identity, o, decode_rows, NUM_DECODE, 8,
+                                     &run.optimizer);
+    snprintf(run.identity + length, sizeof run.identity - length, "model %016llx\ndata %016llx\n",
+             (unsigned long long)model, (unsigned long long)train.hash);
     if (o->resume) {
         if (!read_state(run.state, run.identity, &run.now, sizeof run.now, &run.optimizer))
             die("cannot open %s: %s; start without --resume", run.state, strerror(ENOENT));
@@ -2004,38 +2000,37 @@ static int loops(const uint16_t *text, int n) {
     return 0;
 }
 
+// What a method guesses with. Of texts that do not loop, and that do, what it took is added up.
+enum { NGRAM = 1, HEADS = 2, PPD = 4, DRAFT = 8, DRAFT_PPD = 16 };
 typedef struct {
     const char *name;
-    Engine *engine;             // NULL: not asked for
-    int guess, ngram;           // whether its prompts or heads, and n-grams, are used
-    Engine *draft;
-    int draft_guess;
-    double seconds[2];          // of texts that do not loop, and that do
+    int uses;
+    double seconds[2];
     long made[2], passes[2];
-    int differs;                // texts that are not those of plain decoding
+    int differs; // texts that are not those of plain decoding
 } Method;
 
-// Goes on from a beginning until the generator's text has `length` tokens, by a method.
-static void method_write(Method *w, const uint16_t *from, int begin, int length, int loop) {
-    Generator *g = &w->engine->generator, *s = w->draft ? &w->draft->generator : NULL;
-    g->kind = !w->guess ? GUESS_NOTHING : w->engine->prompts.header.heads ? GUESS_HEADS : GUESS_PROMPTS;
-    g->ngram = w->ngram, g->draft = s, g->accepted = g->proposed = g->draft_cost = 0;
-    if (s) s->kind = w->draft_guess ? GUESS_PROMPTS : GUESS_NOTHING, s->length = 0;
-    long passes = g->passes;
-    w->seconds[loop] += generate(g, from, begin, length);
-    w->made[loop] += length - begin, w->passes[loop] += g->passes - passes;
+// Goes on from a beginning until the generator's text has `length` tokens. Returns the seconds.
+static double method_write(const Method *w, Engine *e, Engine *draft, const uint16_t *from, int begin,
+                           int length) {
+    Generator *g = &e->generator, *s = &draft->generator;
+    g->kind = w->uses & PPD ? GUESS_PROMPTS : w->uses & HEADS ? GUESS_HEADS : GUESS_NOTHING;
+    g->ngram = w->uses & NGRAM, g->draft = w->uses & DRAFT ? s : NULL;
+    g->passes = 0, g->accepted = g->proposed = g->draft_cost = 0;
+    s->kind = w->uses & DRAFT_PPD ? GUESS_PROMPTS : GUESS_NOTHING, s->length = 0;
+    return generate(g, from, begin, length);
 }
 
-static void method_print(const Method *w, const Method *plain_decoding) {
+static void method_print(const Method *w, const Method *plain_decoding, const Engine *e, const Engine *draft) {
     double rate[2], speedup[2], passes[2], added = 0;
-    size_t trained = w->guess ? prompts_size(&w->engine->prompts.header) : 0;
+    size_t trained = w->uses & (PPD | HEADS) ? prompts_size(&e->prompts.header) : 0;
     for (int l = 0; l < 2; l++) {
         rate[l] = w->made[l] / fmax(w->seconds[l], 1e-12), passes[l] = w->made[l] / fmax(w->passes[l], 1);
         speedup[l] = plain_decoding->seconds[l] / fmax(w->seconds[l], 1e-12);
     }
-    if (w->guess) added += trained * 4.0 + sizeof w->engine->generator.templates;
-    if (w->draft) added += decoder_bytes(&w->draft->decoder);
-    if (w->draft_guess) trained += prompts_size(&w->draft->prompts.header);
+    if (trained) added += trained * 4.0 + sizeof e->generator.templates;
+    if (w->uses & DRAFT) added += decoder_bytes(&draft->decoder);
+    if (w->uses & DRAFT_PPD) trained += prompts_size(&draft->prompts.header);
     printf("%-22s %8.1f (%7.1f) %8.2f (%7.2f) %6.2f (%5.2f) %9zu %8.3f %10s\n", w->name, rate[0], rate[1],
            speedup[0], speedup[1], passes[0], passes[1], trained, added / 1e6, w->differs ? "no" : "yes");
 }
@@ -2067,44 +2062,43 @@ static int bench_command(const DecodeOptions *o) {
     bench_kinds(o->model, text.tokens, (int)MIN(text.count, (size_t)MIN(512, context)),
                 MIN(tokens, context / 2));
 
-    int ppd = engine.prompts.params != NULL, own = draft.prompts.params != NULL;
-    Engine *with = ppd ? &engine : NULL, *medusa = *o->heads_file ? &heads : NULL;
-    Engine *drafted = *o->draft ? &engine : NULL, *own_drafted = own ? &engine : NULL;
     Method methods[] = {
-        {.name = "plain", .engine = &engine},
-        {.name = "n-gram", .engine = &engine, .ngram = 1},
-        {.name = "heads", .engine = medusa, .guess = 1},
-        {.name = "heads + n-gram", .engine = medusa, .guess = 1, .ngram = 1},
-        {.name = "PPD", .engine = with, .guess = 1},
-        {.name = "PPD + n-gram", .engine = with, .guess = 1, .ngram = 1},
-        {.name = "draft", .engine = drafted, .draft = &draft},
-        {.name = "draft with PPD", .engine = own_drafted, .draft = &draft, .draft_guess = 1},
-        {.name = "PPD + draft", .engine = ppd ? drafted : NULL, .guess = 1, .draft = &draft},
-        {.name = "PPD + draft with PPD", .engine = ppd ? own_drafted : NULL, .guess = 1, .draft = &draft,
-         .draft_guess = 1},
+        {.name = "plain"},
+        {.name = "n-gram", .uses = NGRAM},
+        {.name = "heads", .uses = HEADS},
+        {.name = "heads + n-gram", .uses = HEADS | NGRAM},
+        {.name = "PPD", .uses = PPD},
+        {.name = "PPD + n-gram", .uses = PPD | NGRAM},
+        {.name = "draft", .uses = DRAFT},
+        {.name = "draft with PPD", .uses = DRAFT | DRAFT_PPD},
+        {.name = "PPD + draft", .uses = PPD | DRAFT},
+        {.name = "PPD + draft with PPD", .uses = PPD | DRAFT | DRAFT_PPD},
     };
+    int have = NGRAM | (engine.prompts.params ? PPD : 0) | (*o->heads_file ? HEADS : 0) |
+               (*o->draft ? DRAFT : 0) | (draft.prompts.params ? DRAFT_PPD : 0);
     int count = sizeof methods / sizeof *methods, looping = 0, differs = 0, loop = 0;
-    uint16_t *plain_text = resize(NULL, (size_t)tokens * sizeof *plain_text);
+    size_t bytes = (size_t)tokens * sizeof(uint16_t);
+    uint16_t *plain_text = resize(NULL, bytes);
     // text by text, in turns: what else the machine does hits all alike
     for (int n = 0; n < o->texts && !interrupted; n++) {
-        const uint16_t *from = text.tokens + (text.count - begin) / (size_t)o->texts * n, *made;
-        for (int i = -1; i < count; i++) { // plain decoding first of all, to see whether the text loops
-            Method unseen = methods[0], *w = i < 0 ? &unseen : &methods[i];
-            if (!w->engine) continue;
-            method_write(w, from, begin, begin + tokens, loop);
-            made = w->engine->generator.text + begin;
-            if (i < 0) {
-                memcpy(plain_text, made, (size_t)tokens * sizeof *plain_text);
-                looping += loop = loops(plain_text, tokens);
-            }
-            w->differs += memcmp(plain_text, made, (size_t)tokens * sizeof *plain_text) != 0;
+        const uint16_t *from = text.tokens + (text.count - begin) / (size_t)o->texts * n;
+        for (Method *w = methods; w < methods + count; w++) {
+            if (w->uses & ~have) continue;
+            Engine *e = w->uses & HEADS ? &heads : &engine;
+            double seconds = method_write(w, e, &draft, from, begin, begin + tokens);
+            const uint16_t *made = e->generator.text + begin;
+            if (w == methods) memcpy(plain_text, made, bytes), looping += loop = loops(made, tokens);
+            w->seconds[loop] += seconds, w->made[loop] += tokens, w->passes[loop] += e->generator.passes;
+            w->differs += memcmp(plain_text, made, bytes) != 0;
         }
     }
     printf("\n%d texts of %d tokens, greedy, %s weights; %d of them loop (8 tokens in a row come twice) and "
            "are counted apart\n%-22s %18s %18s %14s %18s %10s\n", o->texts, tokens, o->weights, looping, "",
            "tokens/s (loops)", "speedup (loops)", "a pass (loops)", "trained, added MB", "identical");
-    for (int i = 0; i < count; i++)
-        if (methods[i].engine) method_print(&methods[i], &methods[0]), differs += methods[i].differs;
+    for (Method *w = methods; w < methods + count; w++) {
+        if (w->uses & ~have) continue;
+        method_print(w, methods, w->uses & HEADS ? &heads : &engine, &draft), differs += w->differs;
+    }
     print_trees("PPD", &engine), print_trees("heads", &heads), print_trees("the draft's PPD", &draft);
     printf("identical %s\n", differs ? "no" : "yes");
     free(plain_text);

@@ -3231,25 +3231,34 @@ static int is_given(const Options *o, const char *name) {
     return o->given >> row & 1;
 }
 
-// What a run is, a line an option: stored in its checkpoints, and compared when one is resumed. teacher: the
-// name of who gives the teacher's losses.
-static char *describe_run(const Options *o, const Optimizer *optimizer, GPT2Config g, uint64_t data_hash,
-                          const char *teacher) {
-    size_t size = 1 << 14, n = 0;
-    char *text = allocate(size, 1);
-    for (int i = 0; i < NUM_OPTIONS; i++) {
-        const OptionRow *r = &option_rows[i];
-        const void *field = (const char *)o + r->field;
-        if (!r->identity) continue;
+// Writes options into a text, a line each: those whose row has a bit of `mask` in identity, and the optimizer's.
+// Returns the length.
+static size_t describe_options(char *text, size_t size, const void *options, const OptionRow *rows, int count,
+                               int mask, const Optimizer *optimizer) {
+    size_t n = 0;
+    for (const OptionRow *r = rows; r < rows + count; r++) {
+        const void *field = (const char *)options + r->field;
+        if (!(r->identity & mask)) continue;
         if (r->type == 's')
             n += snprintf(text + n, size - n, "%s %.1000s\n", r->name, *(const char *const *)field);
-        if (r->type == 'i') n += snprintf(text + n, size - n, "%s %d\n", r->name, *(const int *)field);
-        if (r->type == 'd') n += snprintf(text + n, size - n, "%s %.17g\n", r->name, *(const double *)field);
+        else if (r->type == 'd')
+            n += snprintf(text + n, size - n, "%s %.17g\n", r->name, *(const double *)field);
+        else n += snprintf(text + n, size - n, "%s %d\n", r->name, *(const int *)field);
     }
     for (int i = 0; i < OPTIM_COUNT(optim_keys); i++) {
         double x = optim_get(optimizer, optim_keys[i].name);
         if (!isnan(x)) n += snprintf(text + n, size - n, "%s %.17g\n", optim_keys[i].name, x);
     }
+    return n;
+}
+
+// What a run is: stored in its checkpoints, and compared when one is resumed. teacher: the name of who gives
+// the teacher's losses.
+static char *describe_run(const Options *o, const Optimizer *optimizer, GPT2Config g, uint64_t data_hash,
+                          const char *teacher) {
+    size_t size = 1 << 14;
+    char *text = allocate(size, 1);
+    size_t n = describe_options(text, size, o, option_rows, NUM_OPTIONS, 1, optimizer);
     snprintf(text + n, size - n, "teacher %s\nshape %d %d %d %d %d\ndata %016llx\n", teacher, g.num_layers,
              g.num_heads, g.channels, g.max_seq_len, g.vocab_size, (unsigned long long)data_hash);
     return text;
@@ -3487,23 +3496,29 @@ static void print_sample(Run *run) {
     printf("\n---\n");
 }
 
-// One line, rewritten in place on a terminal; elsewhere a line now and then.
-static void show_progress(const Run *run, double loss, double tokens_per_second) {
+// Whether to show progress after this step: on a terminal five times a second, each line in the place of the
+// one before, which is cleared; elsewhere a line now and then. *end is what it ends with.
+static int progress_is_due(long step, long steps, const char **end) {
     static double last_shown;
+    int terminal = isatty(fileno(stdout)), last = step >= steps;
+    if (!last && (terminal ? now() - last_shown < 0.2 : step % MAX(1, steps / 10))) return 0;
+    last_shown = now();
+    *end = terminal && !last ? "" : "\n";
+    if (terminal) printf("\r\033[K");
+    return 1;
+}
+
+static void show_progress(const Run *run, double loss, double tokens_per_second) {
     const Options *o = &run->options;
     long step = run->now.step;
-    int terminal = isatty(fileno(stdout));
-    if (terminal ? now() - last_shown < 0.2 && step < o->steps
-                 : step % MAX(1, o->steps / 10) && step < o->steps)
-        return;
-    last_shown = now();
+    const char *end;
+    if (!progress_is_due(step, o->steps, &end)) return;
     double left = (double)(o->steps - step) * run->B * run->T * o->accumulate / tokens_per_second;
     char val[32] = "";
     if (!isnan(run->now.val_loss)) snprintf(val, sizeof val, " | val %.4f", run->now.val_loss);
-    printf("%sstep %ld/%d | loss %.4f%s | %.0f tok/s | %.0f GFLOP/s | %d:%02d left%s",
-           terminal ? "\r\033[K" : "", step, o->steps, loss, val, tokens_per_second,
-           tokens_per_second * flops_per_token(run->model.config, run->T) / 1e9, (int)left / 60,
-           (int)left % 60, terminal && step < o->steps ? "" : "\n");
+    printf("step %ld/%d | loss %.4f%s | %.0f tok/s | %.0f GFLOP/s | %d:%02d left%s", step, o->steps, loss, val,
+           tokens_per_second, tokens_per_second * flops_per_token(run->model.config, run->T) / 1e9,
+           (int)left / 60, (int)left % 60, end);
     fflush(stdout);
 }
 
