@@ -254,9 +254,9 @@ static void quantize_rows(Scratch *s, const float *x, int ld, int rows, int K, W
     }
 }
 
-// This thread's part of the product of s->x and the weights, and bias: it stays in sums (R, sums_ld), is added
-// to out (R, ld), or goes there through a GELU. Called by all threads of a team, who own ranges of outputs and
-// meet at the end.
+// This thread's part of the product of x->x and the weights, and bias: it stays in sums (R, sums_ld), is
+// added to out (R, ld), or goes there through a GELU. Called by all threads of a team, who own ranges of
+// outputs and meet at the end.
 typedef enum { STAY, ADD, GELU } Finish;
 static void linear_rows(Sum *sums, int sums_ld, const Scratch *x, const Linear *m, int rows, Finish finish,
                         float *out, int ld) {
@@ -1358,8 +1358,8 @@ static double prompt_step(PromptTrainer *t, const uint16_t *x, const uint16_t *y
     if (t->joint) memset(t->m->grads_memory, 0, t->m->num_parameters * sizeof(float));
     memset(t->top1, 0, sizeof t->top1), memset(t->top5, 0, sizeof t->top5);
     t->kl = 0;
-    for (int b = 0; b < t->B; b++)
-        loss += prompt_text(t, x + (size_t)b * t->T, y + (size_t)b * t->T, t->cuts_of_step + b * t->cuts) / t->B;
+    for (int b = 0; b < t->B; b++, x += t->T, y += t->T)
+        loss += prompt_text(t, x, y, t->cuts_of_step + b * t->cuts) / t->B;
     return loss;
 }
 
@@ -2021,7 +2021,8 @@ static double method_write(const Method *w, Engine *e, Engine *draft, const uint
     return generate(g, from, begin, length);
 }
 
-static void method_print(const Method *w, const Method *plain_decoding, const Engine *e, const Engine *draft) {
+static void method_print(const Method *w, const Method *plain_decoding, const Engine *e,
+                         const Engine *draft) {
     double rate[2], speedup[2], passes[2], added = 0;
     size_t trained = w->uses & (PPD | HEADS) ? prompts_size(&e->prompts.header) : 0;
     for (int l = 0; l < 2; l++) {

@@ -3231,8 +3231,8 @@ static int is_given(const Options *o, const char *name) {
     return o->given >> row & 1;
 }
 
-// Writes options into a text, a line each: those whose row has a bit of `mask` in identity, and the optimizer's.
-// Returns the length.
+// Writes options into a text, a line each: those whose row has a bit of `mask` in identity, and the
+// optimizer's. Returns the length.
 static size_t describe_options(char *text, size_t size, const void *options, const OptionRow *rows, int count,
                                int mask, const Optimizer *optimizer) {
     size_t n = 0;
@@ -3516,8 +3516,8 @@ static void show_progress(const Run *run, double loss, double tokens_per_second)
     double left = (double)(o->steps - step) * run->B * run->T * o->accumulate / tokens_per_second;
     char val[32] = "";
     if (!isnan(run->now.val_loss)) snprintf(val, sizeof val, " | val %.4f", run->now.val_loss);
-    printf("step %ld/%d | loss %.4f%s | %.0f tok/s | %.0f GFLOP/s | %d:%02d left%s", step, o->steps, loss, val,
-           tokens_per_second, tokens_per_second * flops_per_token(run->model.config, run->T) / 1e9,
+    printf("step %ld/%d | loss %.4f%s | %.0f tok/s | %.0f GFLOP/s | %d:%02d left%s", step, o->steps, loss,
+           val, tokens_per_second, tokens_per_second * flops_per_token(run->model.config, run->T) / 1e9,
            (int)left / 60, (int)left % 60, end);
     fflush(stdout);
 }

@@ -445,7 +445,7 @@ static void test_tree_search(void) {
     clock_t start = clock(); // of this thread, whatever else the machine does
     Template trees[MAX_PROMPTS + 1];
     for (int r = 0; r < MAX_ROWS; r++) latency[r] = 1 + 0.03 * r;
-    double tau, speedup = fastest_trees(&m, latency, MAX_ROWS - 16, trees, &tau),
+    double tau = 0, speedup = fastest_trees(&m, latency, MAX_ROWS - 16, trees, &tau),
            took = (double)(clock() - start) / CLOCKS_PER_SEC;
     check(tau > 1 && speedup > 1 && took < 1, "the search over all sizes took %.2f s", took);
     printf("tree search %.2f s: %.2f tokens a pass\n", took, tau);

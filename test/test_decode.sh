@@ -59,6 +59,7 @@ pid=$!
 for i in $(seq 100); do [ -e "$work/broken.state" ] && break || sleep 0.05; done
 kill -INT $pid
 wait $pid
+refuses 1 "lr" "$decode" train --model "$work/model" "${tokens[@]}" --steps 500 --lr 1e-2 --out "$work/broken" --resume
 ok "it goes on" "$decode" train --model "$work/model" "${tokens[@]}" --steps 500 --out "$work/broken" --resume
 ok "from a checkpoint" grep -q '^resumed at step' "$work/last"
 ok "unbroken" "$decode" train --model "$work/model" "${tokens[@]}" --steps 500 --out "$work/whole"
