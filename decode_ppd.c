@@ -41,8 +41,8 @@ static inline int omp_get_num_threads(void) { return 1; }
 so that a core reads one to four long streams. A vector holds `step` inputs: VEC as f32; 2 VEC as bf16; 4 VEC
 as int8, whose outputs have a scale each (the row's largest weight is 127). Padding is zero. bf16 numbers k
 and k + VEC of a step share a 32-bit word, low and high, which a shift and a mask turn back into two vectors
-of f32. A model file has another order (and never int8), in pages of 4 KB: weights are packed when they are
-loaded, once, into huge pages, instead of mapping the file. */
+of f32. A model's file has another order (and never int8), in pages of 4 KB: it is mapped, and the weights are
+packed from there, once, into huge pages. */
 typedef enum { WEIGHTS_F32, WEIGHTS_BF16, WEIGHTS_INT8, NUM_KINDS } WeightKind;
 static const struct { const char *name; int bytes; } kinds[NUM_KINDS] = {
     {"f32", 4}, {"bf16", 2}, {"int8", 1}};
@@ -83,11 +83,11 @@ static Linear linear_pack(const float *w, int N, int K, WeightKind kind, const f
     for (int n = 0; n < N; n++) {
         const float *row = w + (size_t)n * K;
         float largest = 0;
-        for (int k = 0; k < K; k++) largest = fmaxf(largest, fabsf(row[k]));
+        for (int k = 0; k < K && kind == WEIGHTS_INT8; k++) largest = MAX(largest, fabsf(row[k]));
         m.scale[n] = largest > 0 ? largest / 127 : 1;
         for (int k = 0; k < K; k++) {
-            void *at = weight_at(&m, n, k);
-            int q = (int)rintf(row[k] / m.scale[n]);
+            char *at = weight_at(&m, n, k);
+            int q = kind == WEIGHTS_INT8 ? (int)rintf(row[k] / m.scale[n]) : 0;
             if (kind == WEIGHTS_F32) *(float *)at = row[k];
             else if (kind == WEIGHTS_BF16) *(uint16_t *)at = bf16_of(row[k]);
             else *(int8_t *)at = (int8_t)q, m.offset[n] += 128 * q;
@@ -366,6 +366,7 @@ static void decoder_init(Decoder *d, const GPT2 *m, WeightKind kind) {
         y->attproj = linear_pack(p.attprojw, C, C, kind, s.attprojb, NULL, NULL);
         y->fc = linear_pack(p.fcw, 4 * C, C, kind, s.fcb, s.ln2w, s.ln2b);
         y->fcproj = linear_pack(p.fcprojw, C, 4 * C, kind, s.fcprojb, NULL, NULL);
+        if (m->mapping) madvise(m->mapping, m->mapped, MADV_DONTNEED); // what was read may leave memory
     }
     d->head_stride = round_up(C / g.num_heads, 4 * VEC);
     d->capacity = round_up(g.max_seq_len + MAX_ROWS, 4 * VEC) + 16; // no power of two: keys would share sets
@@ -1517,7 +1518,7 @@ static void engine_start(Engine *e, const GPT2 *m, WeightKind kind) {
 // Loads a model and, if given, its prompts or heads, with trees of some rows (0: the best).
 static void engine_load(Engine *e, const char *path, const char *prompts, WeightKind kind, int rows) {
     GPT2 m;
-    gpt2_load(&m, path);
+    gpt2_map(&m, path);
     if (!tokenizer_load(&e->tokenizer, path))
         die("%s has no tokenizer beside it (tokenizer.txt, tokenizer.bpe or tokenizer.json)", path);
     if (e->tokenizer.vocab_size > m.config.vocab_size)
@@ -1975,7 +1976,7 @@ static double plain_seconds(Engine *e, const uint16_t *tokens, int make) {
 static void bench_kinds(const char *path, const uint16_t *tokens, int n, int make) {
     double bandwidth = read_bandwidth(1), base = 0;
     GPT2 m;
-    gpt2_load(&m, path);
+    gpt2_map(&m, path);
     printf("weights  bytes a token   tokens/s   GB/s   share of %.1f GB/s read   perplexity (%d tokens)\n",
            bandwidth / 1e9, n);
     for (int kind = 0; kind < NUM_KINDS; kind++) {

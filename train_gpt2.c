@@ -864,6 +864,8 @@ typedef struct {
     size_t num_parameters;
     float *params_memory, *grads_memory; // flat, (num_parameters); grads_memory is NULL for inference
     ParameterTensors params, grads;
+    void *mapping; // gpt2_map's: the file that holds the parameters; then params_memory is NULL
+    size_t mapped; // bytes
     // of a model in bfloat16 (gpt2_to_bf16), which makes forward passes only; elsewhere NULL
     uint16_t *bf16_memory; // (bf16_count)
     size_t bf16_count;
@@ -972,6 +974,7 @@ static UNUSED void gpt2_free(GPT2 *m) {
                       m->dresidual,     m->dnormed,      m->dwide,    m->partial,   m->logits};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
     free(m->bf16_memory);
+    if (m->mapping) munmap(m->mapping, m->mapped);
     memset(m, 0, sizeof *m);
 }
 
@@ -1227,9 +1230,8 @@ static void *resize(void *p, size_t bytes) {
 }
 
 // FNV-1a's scheme over 8 bytes at a time, with the high bits mixed down: a checksum, not cryptography.
-static inline uint64_t hash_bytes(uint64_t h, const void *p, size_t n) {
+static inline uint64_t hash_more(uint64_t h, const void *p, size_t n) {
     const char *bytes = p;
-    h = (h ^ n ^ 0xCBF29CE484222325ull) * 0x9E3779B97F4A7C15ull;
     for (; n; bytes += 8) {
         uint64_t word = 0;
         if (n >= 8) memcpy(&word, bytes, 8), n -= 8;
@@ -1238,6 +1240,14 @@ static inline uint64_t hash_bytes(uint64_t h, const void *p, size_t n) {
         h ^= h >> 32;
     }
     return h;
+}
+
+static inline uint64_t hash_begin(uint64_t h, size_t n) {
+    return (h ^ n ^ 0xCBF29CE484222325ull) * 0x9E3779B97F4A7C15ull;
+}
+
+static inline uint64_t hash_bytes(uint64_t h, const void *p, size_t n) {
+    return hash_more(hash_begin(h, n), p, n);
 }
 
 // A text shortened and on one line, for messages that quote what a file says.
@@ -1329,29 +1339,35 @@ static void check_config(GPT2Config g, const char *where) {
 
 typedef enum { F32, F16, BF16 } NumberType;
 
-// out = the next n numbers of a file. A weight that is not finite would make everything NaN: it is refused.
+// A weight that is not finite would make everything NaN: it is refused.
+static void check_finite(const float *x, size_t n, const char *path, const char *name) {
+    uint32_t largest = 0;
+#pragma omp parallel for simd reduction(max : largest) schedule(static)
+    for (size_t i = 0; i < n; i++) {
+        union { float f; uint32_t u; } bits = {.f = x[i]};
+        largest = MAX(largest, bits.u & 0x7FFFFFFFu);
+    }
+    if (largest >= 0x7F800000u)
+        die("%s: a weight of %s is not finite: the file is damaged, or its run diverged", path, name);
+}
+
+// out = the next n numbers of a file.
 static void read_floats(FILE *f, float *out, size_t n, NumberType type, const char *path, const char *name) {
     static uint16_t half[16384];
     for (size_t first = 0; first < n; first += 16384) {
         size_t count = MIN(n - first, 16384);
         float *x = out + first;
-        uint32_t largest = 0;
         if (type == F32 ? fread(x, 4, count, f) != count : fread(half, 2, count, f) != count)
             die("%s ends within %s: it is cut short; copy or download it again", path, name);
-        for (size_t i = 0; i < count; i++) {
-            union { float f; uint32_t u; } bits = {.f = x[i]};
-            if (type == BF16) bits.u = (uint32_t)half[i] << 16;
-            if (type == F16) { // a product rebases the exponent, of subnormal numbers too
-                bits.u = (half[i] & 0x7FFFu) << 13;
-                bits.f = (half[i] & 0x7C00) == 0x7C00 ? INFINITY : bits.f * 0x1p112f;
-                bits.u |= (half[i] & 0x8000u) << 16;
-            }
+        if (type == BF16) widen(x, half, count);
+        for (size_t i = 0; i < count && type == F16; i++) {
+            union { uint32_t u; float f; } bits = {.u = (half[i] & 0x7FFFu) << 13};
+            bits.f = (half[i] & 0x7C00) == 0x7C00 ? INFINITY : bits.f * 0x1p112f; // rebases the exponent, of
+            bits.u |= (half[i] & 0x8000u) << 16;                                  // subnormal numbers too
             x[i] = bits.f;
-            largest = MAX(largest, bits.u & 0x7FFFFFFFu);
         }
-        if (largest >= 0x7F800000u)
-            die("%s: a weight of %s is not finite: the file is damaged, or its run diverged", path, name);
     }
+    check_finite(out, n, path, name);
 }
 
 // llm.c's model file: 256 int32 (magic, version, maxT, V, L, NH, C, Vp), then the tensors in the order of
@@ -1359,7 +1375,7 @@ static void read_floats(FILE *f, float *out, size_t n, NumberType type, const ch
 // in memory here it has V.
 #define MODEL_MAGIC 20240326
 
-static void load_llmc(GPT2 *m, const char *path) {
+static void load_llmc(GPT2 *m, const char *path, int map) {
     int32_t header[256];
     size_t size;
     FILE *f = open_file(path, &size);
@@ -1375,6 +1391,19 @@ static void load_llmc(GPT2 *m, const char *path) {
     size_t width = header[1] == 3 ? 4 : 2, expected = sizeof header + width * count_parameters(padded);
     if (size != expected)
         die("%s has %zu bytes, a model of its shape %zu: it is damaged; copy it again", path, size, expected);
+    if (map && width == 4 && (size_t)g.vocab_size * g.channels % 2 == 0) { // even: see model_hash
+        char *file = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fileno(f), 0);
+        if (file == MAP_FAILED) die("cannot map %s: %s", path, strerror(errno));
+        *m = (GPT2){.config = g, .num_parameters = count_parameters(g), .mapping = file, .mapped = size};
+        m->params = point_parameters((float *)(file + sizeof header), padded);
+        for (int i = 0; i < NUM_TENSORS; i++) {
+            TensorShape t = tensor_shape(g, i);
+            check_finite(((float **)&m->params)[i], tensor_size(t), path, t.name);
+            madvise(file, size, MADV_DONTNEED); // the page cache has it still
+        }
+        fclose(f);
+        return;
+    }
     gpt2_allocate(m, g);
     float *x = m->params_memory;
     for (int i = 0; i < NUM_TENSORS; i++) {
@@ -1685,13 +1714,18 @@ static void load_hf(GPT2 *m, const char *folder) {
     json_free(&j);
 }
 
-// Reads a model: llm.c's .bin, a run's folder (with its model.bin), or a Hugging Face folder.
-static void gpt2_load(GPT2 *m, const char *path) {
-    if (!is_folder(path)) load_llmc(m, path);
-    else if (file_exists(path_in(path, "model.bin").s)) load_llmc(m, path_in(path, "model.bin").s);
+// A model from llm.c's .bin, a run's folder (with its model.bin), or a Hugging Face folder.
+static void gpt2_open(GPT2 *m, const char *path, int map) {
+    if (!is_folder(path)) load_llmc(m, path, map);
+    else if (file_exists(path_in(path, "model.bin").s)) load_llmc(m, path_in(path, "model.bin").s, map);
     else if (file_exists(path_in(path, "config.json").s)) load_hf(m, path);
     else die("%s has neither model.bin nor config.json; give a run's folder or a Hugging Face model", path);
 }
+
+static void gpt2_load(GPT2 *m, const char *path) { gpt2_open(m, path, 0); }
+
+// The same for a model that is only read from: float32 parameters of llm.c's are mapped, not copied.
+static UNUSED void gpt2_map(GPT2 *m, const char *path) { gpt2_open(m, path, 1); }
 
 // ===========================================================================================================
 // 7  Tokenizers: bytes, the characters of a text, or GPT-2's byte-pair encoding
@@ -2470,8 +2504,11 @@ static double teacher_loss(GPT2 *teacher, const uint16_t *x, const uint16_t *y, 
 
 // A hash of a model's shape and weights as they are kept, by which files name it.
 static uint64_t model_hash(const GPT2 *m) {
-    size_t in_bf16 = m->bf16_count;
+    size_t in_bf16 = m->bf16_count, bytes = m->num_parameters * sizeof(float),
+           wte = tensor_size(tensor_shape(m->config, TENSOR(wte))) * sizeof(float);
     uint64_t hash = hash_bytes(0, &m->config, sizeof m->config);
+    if (m->mapping) // between wte and the rest the file has padding
+        return hash_more(hash_more(hash_begin(hash, bytes), m->params.wte, wte), m->params.wpe, bytes - wte);
     hash = hash_bytes(hash, m->params_memory, (m->num_parameters - in_bf16) * sizeof(float));
     return in_bf16 ? hash_bytes(hash, m->bf16_memory, in_bf16 * sizeof *m->bf16_memory) : hash;
 }

@@ -75,6 +75,8 @@ refuses 1 "32 channels" "$decode" run --model "$work/other" --ppd "$work/p" --pr
 refuses 1 "another model" "$decode" run --model "$work/twin" --ppd "$work/p" --prompt 1
 head -c 300 "$work/p" >"$work/short"
 refuses 1 "damaged" "${run[@]}" --ppd "$work/short" --prompt 1
+cp -r "$work/model" "$work/nan" && printf '\0\0\300\177' | dd of="$work/nan/model.bin" bs=1 seek=40000 conv=notrunc 2>/dev/null
+refuses 1 "not finite" "$decode" run --model "$work/nan" --prompt 1
 refuses 2 "weights" "${run[@]}" --prompt 1 --weights f64
 refuses 2 "no option of run" "${run[@]}" --prompt 1 --steps 4
 refuses 2 "needs a value" "${run[@]}" --prompt
