@@ -1342,7 +1342,7 @@ typedef enum { F32, F16, BF16 } NumberType;
 // A weight that is not finite would make everything NaN: it is refused.
 static void check_finite(const float *x, size_t n, const char *path, const char *name) {
     uint32_t largest = 0;
-#pragma omp parallel for simd reduction(max : largest) schedule(static)
+#pragma omp simd reduction(max : largest)
     for (size_t i = 0; i < n; i++) {
         union { float f; uint32_t u; } bits = {.f = x[i]};
         largest = MAX(largest, bits.u & 0x7FFFFFFFu);
