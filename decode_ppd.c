@@ -1112,7 +1112,10 @@ prompts before; nothing of the text sees a prompt.
 
     loss = sum_i 0.8^i / n  mean over cuts of KL(model at cut+1+i || prompt i),  i from 0  (arXiv 2405.18628)
 
-The model's own distribution at cut+1+i is that of the token i+2 after the cut, whose guess is prompt i's.
+The model's own distribution at cut+1+i is that of the token i+2 after the cut, whose guess is prompt i's. It
+is taken at the temperature at which text will be drawn, so that prompts learn what they will meet: 0 unless
+asked for; the paper has 1. For the teacher of `make demo` (300 steps of batch 4) the nearest guess was right
+63% of the time after --joint instead of 54%, and 42% instead of 40% for the frozen model.
 A prompt token is an embedding (depth 1), as in the paper, or has a vector for the beginning of every layer
 (depth L, ours): a small frozen model makes little of a strange embedding alone. For the teacher of `make
 demo` (train --prompts 1 --batch 2 --steps 600) the character after the next was among the first 1, 5, 10
@@ -1126,6 +1129,7 @@ typedef struct {
     int heads;                          // train n heads in place of prompt tokens (arXiv 2401.10774)
     int joint;
     float weight;                       // of the prompts' loss
+    float temperature;                  // of the text that will be guessed
     float *params, *grads;              // (n,copies,depth,C), or heads (n,C,C) and then (n,C)
     int *cuts_of_step;                  // (B,cuts)
     const int *cut;                     // (cuts) of the text that is in the model
@@ -1295,7 +1299,7 @@ static void prompt_loss(PromptTrainer *t) {
     GPT2 *m = t->m;
     int C = m->config.channels, V = m->config.vocab_size, guesses = t->n * t->cuts, all = t->B * t->cuts;
     int copies = t->heads ? 1 : t->copies, rank[guesses];
-    float kl[guesses];
+    float kl[guesses], temperature = fmaxf(t->temperature, 1e-3f); // at 1e-3 the likeliest token has it all
     memset(t->student, 0, (size_t)guesses * C * sizeof(float));
     for (int q = 0; q < guesses; q++) {
         int at = t->cut[q % t->cuts];
@@ -1312,14 +1316,14 @@ static void prompt_loss(PromptTrainer *t) {
 #pragma omp parallel for schedule(static)
         for (int r = 0; r < rows; r++) {
             float *x = m->logits + (size_t)r * V, *y = t->teacher_logits + (size_t)r * V, sum = 0;
-            float x_lse = log_sum_exp(x, V, 1), y_lse = log_sum_exp(y, V, 1), likeliest = x[argmax(y, V)];
+            int top = argmax(y, V), before = 0;
+            float likeliest = x[top], x_lse = log_sum_exp(x, V, 1), y_lse = log_sum_exp(y, V, temperature);
             float scale = t->weight * powf(0.8f, (float)((first + r) / t->cuts)) / (float)(t->n * all);
-            int before = 0;
 #pragma omp simd reduction(+ : before)
             for (int v = 0; v < V; v++) before += x[v] > likeliest;
 #pragma omp simd reduction(+ : sum)
             for (int v = 0; v < V; v++) {
-                float log_p = x[v] - x_lse, log_q = y[v] - y_lse, q = exp_f32(log_q);
+                float log_p = x[v] - x_lse, log_q = y[v] / temperature - y_lse, q = exp_f32(log_q);
                 sum += q > 0 ? q * (log_q - log_p) : 0;
                 x[v] = scale * (exp_f32(log_p) - q);
             }
@@ -1603,7 +1607,7 @@ static const OptionRow decode_rows[] = {
     {"ngram", 'f', AT(ngram), "0", "", "propose what followed the last tokens before", 0, 0, 2},
     {"prompt", 's', AT(prompt), "", "TEXT", "without it: standard input, each line a prompt", 0, 0, 2},
     {"tokens", 'i', AT(tokens), "100", "N", "tokens to write", 1, 1e9, 6},
-    {"temperature", 'd', AT(temperature), "0", "X", "0: the likeliest token, always", 0, 1e3, 2},
+    {"temperature", 'd', AT(temperature), "0", "X", "of the text; 0: always the likeliest token", 0, 1e3, 11},
     {"top-k", 'i', AT(top_k), "0", "K", "draw among the K likeliest (0: all)", 0, 65536, 2},
     {"top-p", 'd', AT(top_p), "1", "P", "draw among the likeliest that have P together", 1e-6, 1, 2},
     {"typical", 'f', AT(typical), "0", "", "accept typical guesses: faster, another distribution", 0, 0, 2},
@@ -1887,7 +1891,8 @@ static int train_command(const DecodeOptions *o) {
     *t = (PromptTrainer){.m = &m, .n = o->prompts, .copies = o->heads ? 1 : o->copies,
                          .depth = o->deep ? m.config.num_layers : 1, .cuts = o->cuts, .B = o->batch, .T = T,
                          .heads = o->heads, .joint = o->joint,
-                         .weight = o->joint ? (float)o->prompt_weight : 1};
+                         .weight = o->joint ? (float)o->prompt_weight : 1,
+                         .temperature = (float)o->temperature};
     uint64_t model = model_hash(&m);
     if (o->own_tokens && !o->joint) write_own_text(&m, &train, o->own_tokens, o->seed);
     trainer_allocate(t);

@@ -320,7 +320,8 @@ static void test_gradients(void) {
                            .B = B,
                            .T = T,
                            .heads = mode == 2,
-                           .joint = mode == 3};
+                           .joint = mode == 3,
+                           .temperature = mode ? 1.0f : 0.3f};
         size_t n = guesser_size(t.heads, 3, t.copies * t.depth, 12), text = (size_t)T * 12,
                model = t.joint ? m.num_parameters : 0;
         t.weight = 1, t.params = random_floats(n, 0.3f, 3), t.grads = allocate_floats(n);
