@@ -68,9 +68,9 @@
 #define OPTIM_INLINE static inline
 #endif
 
-// On a GPU (nvcc --extended-lambda, or test/cuda_on_cpu.h) passes are kernels on the default stream; params, grad
-// and out are then in unified or the GPU's memory, and so is what is allocated here. ELEMENT: one element's part,
-// called from bodies.
+// On a GPU (nvcc --extended-lambda, or test/cuda_on_cpu.h) passes are kernels on the default stream; params,
+// grad and out are then in unified or the GPU's memory, and so is what is allocated here. ELEMENT: one
+// element's part, called from bodies.
 #if defined(__CUDACC__) || defined(CUDA_ON_CPU_H)
 #define OPTIM_CUDA
 #define OPTIM_ELEMENT __host__ __device__ OPTIM_INLINE
@@ -151,42 +151,44 @@ static inline OptimSums optim_add(const OptimSums *sums, int count) {
 // OPTIM_SUM: the same, and `body` adds to s0, s1, s2, whose totals are returned. They are of `type` over a
 // block of elements (float loops read memory a third faster) and double over blocks and chunks.
 #ifndef OPTIM_CUDA
-#define OPTIM_PASS(name, arguments, ...)                                                      \
-    OPTIM_API void name(OptimSpan span, OPTIM_LIST arguments) {                               \
-        OPTIM_PARALLEL for (int k = 0; k < span.count; k++) {                                 \
-            const OptimChunk chunk = optim_chunk(span, k);                                    \
-            OPTIM_SIMD for (size_t i = chunk.begin; i < chunk.end; i++) { __VA_ARGS__ }       \
-        }                                                                                     \
+#define OPTIM_PASS(name, arguments, ...)                                                                    \
+    OPTIM_API void name(OptimSpan span, OPTIM_LIST arguments) {                                             \
+        OPTIM_PARALLEL for (int k = 0; k < span.count; k++) {                                               \
+            const OptimChunk chunk = optim_chunk(span, k);                                                  \
+            OPTIM_SIMD for (size_t i = chunk.begin; i < chunk.end; i++) { __VA_ARGS__ }                     \
+        }                                                                                                   \
     }
 
-#define OPTIM_SUM(type, name, arguments, ...)                                                 \
-    OPTIM_API OptimSums name(OptimSpan span, OPTIM_LIST arguments) {                          \
-        OPTIM_PARALLEL for (int k = 0; k < span.count; k++) {                                 \
-            const OptimChunk chunk = optim_chunk(span, k);                                    \
-            OptimSums sum = { 0, 0, 0 };                                                      \
-            for (size_t j = chunk.begin, end; j < chunk.end; j = end) {                       \
-                type s0 = 0, s1 = 0, s2 = 0;                                                  \
-                end = chunk.end - j < OPTIM_BLOCK ? chunk.end : j + OPTIM_BLOCK;              \
-                OPTIM_SIMD_SUM for (size_t i = j; i < end; i++) { __VA_ARGS__ }               \
-                sum.s0 += s0; sum.s1 += s1; sum.s2 += s2;                                     \
-            }                                                                                 \
-            span.sums[k] = sum;                                                               \
-        }                                                                                     \
-        return optim_add(span.sums, span.count);                                              \
+#define OPTIM_SUM(type, name, arguments, ...)                                                               \
+    OPTIM_API OptimSums name(OptimSpan span, OPTIM_LIST arguments) {                                        \
+        OPTIM_PARALLEL for (int k = 0; k < span.count; k++) {                                               \
+            const OptimChunk chunk = optim_chunk(span, k);                                                  \
+            OptimSums sum = { 0, 0, 0 };                                                                    \
+            for (size_t j = chunk.begin, end; j < chunk.end; j = end) {                                     \
+                type s0 = 0, s1 = 0, s2 = 0;                                                                \
+                end = chunk.end - j < OPTIM_BLOCK ? chunk.end : j + OPTIM_BLOCK;                            \
+                OPTIM_SIMD_SUM for (size_t i = j; i < end; i++) { __VA_ARGS__ }                             \
+                sum.s0 += s0; sum.s1 += s1; sum.s2 += s2;                                                   \
+            }                                                                                               \
+            span.sums[k] = sum;                                                                             \
+        }                                                                                                   \
+        return optim_add(span.sums, span.count);                                                            \
     }
 
 #else
 // A block of threads for each chunk. The body is a lambda that brings its arguments along.
 #define OPTIM_THREADS 256
 
-template <typename Body> __global__ void __launch_bounds__(OPTIM_THREADS) optim_pass_kernel(OptimSpan span, Body body) {
+template <typename Body>
+__global__ void __launch_bounds__(OPTIM_THREADS) optim_pass_kernel(OptimSpan span, Body body) {
     const OptimChunk chunk = optim_chunk(span, blockIdx.x);
     for (size_t i = chunk.begin + threadIdx.x; i < chunk.end; i += OPTIM_THREADS) body(i, chunk);
 }
 
 // sums[k] = the sums of chunk k: each thread's, then pairs of threads', in an order that never changes.
 template <typename Real, typename Body>
-__global__ void __launch_bounds__(OPTIM_THREADS) optim_sum_kernel(OptimSpan span, OptimSums *sums, Body body) {
+__global__ void __launch_bounds__(OPTIM_THREADS)
+optim_sum_kernel(OptimSpan span, OptimSums *sums, Body body) {
     __shared__ double part[3][OPTIM_THREADS];
     const OptimChunk chunk = optim_chunk(span, blockIdx.x);
     const int thread = threadIdx.x;
@@ -222,16 +224,16 @@ template <typename Real, typename Body> static OptimSums optim_sum_on_gpu(OptimS
     return total;
 }
 
-#define OPTIM_PASS(name, arguments, ...)                                                                      \
-    OPTIM_API void name(OptimSpan span, OPTIM_LIST arguments) {                                               \
-        auto body = [=] __device__ (size_t i, const OptimChunk &chunk) { (void)chunk; __VA_ARGS__ };          \
-        if (span.count) OPTIM_LAUNCH(optim_pass_kernel, span.count, OPTIM_THREADS, span, body);               \
+#define OPTIM_PASS(name, arguments, ...)                                                                    \
+    OPTIM_API void name(OptimSpan span, OPTIM_LIST arguments) {                                             \
+        auto body = [=] __device__ (size_t i, const OptimChunk &chunk) { (void)chunk; __VA_ARGS__ };        \
+        if (span.count) OPTIM_LAUNCH(optim_pass_kernel, span.count, OPTIM_THREADS, span, body);             \
     }
-#define OPTIM_SUM(type, name, arguments, ...)                                                                 \
-    OPTIM_API OptimSums name(OptimSpan span, OPTIM_LIST arguments) {                                          \
-        auto body = [=] __device__ (size_t i, const OptimChunk &chunk, type &s0, type &s1, type &s2) {        \
-            (void)chunk; (void)s0; (void)s1; (void)s2; __VA_ARGS__ };                                         \
-        return optim_sum_on_gpu<type>(span, body);                                                            \
+#define OPTIM_SUM(type, name, arguments, ...)                                                               \
+    OPTIM_API OptimSums name(OptimSpan span, OPTIM_LIST arguments) {                                        \
+        auto body = [=] __device__ (size_t i, const OptimChunk &chunk, type &s0, type &s1, type &s2) {      \
+            (void)chunk; (void)s0; (void)s1; (void)s2; __VA_ARGS__ };                                       \
+        return optim_sum_on_gpu<type>(span, body);                                                          \
     }
 #endif
 
@@ -254,7 +256,7 @@ typedef struct {          // one tensor (of one layer) inside the flat parameter
 
 // Hyperparameters: field, name, range (an i behind it: whole numbers), meaning
 #define OPTIM_KEYS(KEY)                                                                                     \
-    KEY(lr, "lr", "[0,inf)", "learning rate, times the schedule")                                           \
+    KEY(lr, "lr", "[0,inf)", "learning rate, times the schedule; gpa's of a new model: 1/width")            \
     KEY(beta1, "beta1", "[0,1)", "decay of the first moment; schedule-free: weight of x in y, not 0")       \
     KEY(beta2, "beta2", "[0,1)", "decay of the second moment")                                              \
     KEY(eps, "eps", "(0,inf)", "added to the denominator")                                                  \
@@ -864,7 +866,8 @@ static void optim_step_adgd(Optimizer *o, const OptimInput *in) {
 }
 
 // -----------------------------------------------------------------------------------------------------------
-// The table of optimizers. Defaults live here only; train_gpt2 sets mu-x, as it knows the steps.
+// The table of optimizers. Defaults live here only, but for GPA's mu-x and lr in train_gpt2, which knows
+// steps and width.
 
 #define OPTIM_ADAM_WITH_(beta1) "lr=1e-3 beta1=" beta1 " beta2=0.99 eps=1e-8 weight-decay=0.1 "
 #define OPTIM_ADAM_ OPTIM_ADAM_WITH_("0.9")
@@ -1108,7 +1111,9 @@ OPTIM_API void optim_step(Optimizer *o, const float *grad, float grad_scale, dou
 }
 
 // Whether the step comes from losses, the batch's and a teacher's, not from a rate.
-OPTIM_API int optim_is_polyak(const Optimizer *o) { return o->row->step == optim_step_sps || o->row->step == optim_step_iam; }
+OPTIM_API int optim_is_polyak(const Optimizer *o) {
+    return o->row->step == optim_step_sps || o->row->step == optim_step_iam;
+}
 
 // The step length for a log: the scheduled rate (times d where d is estimated), or what the last step found.
 OPTIM_API double optim_rate(const Optimizer *o, double lr_factor) {

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Draws the log.csv of one or several runs into one picture: dev/plot.sh PICTURE.png RUN...
-# Training loss (smoothed) thin, validation loss thick, a teacher's loss on the same batches (smoothed) dotted.
+# Above: training loss (smoothed) thin, validation loss thick, a teacher's loss on the same batches (smoothed) dotted.
+# Below: the rate of every step, so the schedule as it was taken, or what a method without a schedule chose.
 set -u
 die() { echo "error: $1" >&2; exit "${2:-1}"; }
 [ $# -ge 2 ] || die 'give the runs to draw: make plot RUNS="runs/a runs/b"' 2
@@ -11,7 +12,7 @@ points=$(mktemp -d) || exit 1
 trap 'rm -rf "$points"' EXIT
 
 smooth='NR > 1 && $c != "" { s = s == "" ? $c : 0.95 * s + 0.05 * $c; if ($1 > 30) print $1, s }'
-plots=() colour=0
+plots=() rates=() colour=0
 for run in "$@"; do
     log=$run/log.csv
     [ -r "$log" ] || die "$log cannot be read; is $run the --out folder of a run?"
@@ -19,18 +20,30 @@ for run in "$@"; do
     awk -F, -v c=4 "$smooth" "$log" >"$points/$colour.train"
     awk -F, 'NR > 1 && $5 != "" { print $1, $5 }' "$log" >"$points/$colour.val"
     awk -F, -v c=6 "$smooth" "$log" >"$points/$colour.teacher"
+    awk -F, 'NR > 1 && $7 != "" { print $1, $7 }' "$log" >"$points/$colour.rate"
+    [ -s "$points/$colour.rate" ] && rates+=("'$points/$colour.rate' with lines lc $colour lw 2 title '$run'")
     [ -s "$points/$colour.train" ] && plots+=("'$points/$colour.train' with lines lc $colour lw 1 title '$run, training'")
     [ -s "$points/$colour.val" ] && plots+=("'$points/$colour.val' with linespoints lc $colour lw 3 pt 7 title '$run, validation'")
     [ -s "$points/$colour.teacher" ] && plots+=("'$points/$colour.teacher' with lines lc $colour lw 2 dt 3 title '$run, its teacher'")
 done
 [ ${#plots[@]} -gt 0 ] || die "these runs have no steps yet"
-list=$(IFS=,; echo "${plots[*]}")
+list() { local IFS=,; echo "$*"; }
 gnuplot <<END || die "gnuplot cannot draw $picture"
-set terminal pngcairo size 1000,600 font 'sans,11'
+set terminal pngcairo size 1000,800 font 'sans,11'
 set output '$picture'
+set multiplot
+set lmargin at screen 0.09
+set xrange [0:*]
 set xlabel 'step'
-set ylabel 'loss, nats per token'
 set grid
-plot $list
+set size 1,0.7
+set origin 0,0.3
+set ylabel 'loss, nats per token'
+plot $(list "${plots[@]}")
+set size 1,0.3
+set origin 0,0
+set ylabel 'rate'
+set yrange [0:*]
+plot $(list "${rates[@]}")
 END
 echo "$picture"

@@ -4,7 +4,8 @@
 # network.
 #
 #   NETWORKS="NAME:GB/S:US ..."   a machine's link: bandwidth (each way), time that a message costs besides
-#   MACHINES="NAME:GFLOP/S ..."   0: what this one reaches on all its cores; its update is taken to be faster in proportion
+#   MACHINES="NAME:GFLOP/S ..."   0: what this one reaches on all its cores; its update is taken to be faster
+#                                 in proportion
 #   RESULTS=DIR                   where workers.csv, .md and .png go
 #   REPORT=1                      no measurement: the rest once more from the CSV that is there
 #
@@ -28,47 +29,53 @@ die() { echo "error: $1" >&2; exit 1; }
 mkdir -p "$results" || die "cannot make $results"
 
 if [ ! "${REPORT:-}" ]; then
-    command -v mpirun >/dev/null || die "mpirun is not installed; the packages libopenmpi-dev and openmpi-bin bring it"
+    command -v mpirun >/dev/null || die "mpirun is not installed (packages libopenmpi-dev, openmpi-bin)"
     make -s train_gpt2_mpi dev/data/tales.txt || die "train_gpt2_mpi does not compile"
     export OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
     work=$(mktemp -d) || exit 1
     trap 'rm -rf "$work"' EXIT
 
-    # run NAME LAYERS CHANNELS STEPS WORKERS MODE MICRO_BATCHES: rows for the steps after which workers meet (of data's, all)
-    # and for the others: the lower quartile of the times, for other programs only ever make a step longer. MPI counts the
-    # bytes, too.
+    # run NAME LAYERS CHANNELS STEPS WORKERS MODE MICRO_BATCHES: rows for the steps after which workers meet
+    # (of data's, all) and for the others: the lower quartile of the times, for other programs only ever make
+    # a step longer. MPI counts the bytes, too.
     run() {
         local name=$1 layers=$2 channels=$3 steps=$4 n=$5 mode=$6 micro=$7 meet=1 counted
-        [ "$mode" = data ] || meet=$inner
+        local counting=(--mca pml_monitoring_enable 1 --mca pml_monitoring_enable_output 3
+            --mca pml_monitoring_filename "$work/sent")
+        local model=(--data dev/data/tales.txt --heads 4 --layers "$layers" --channels "$channels" --batch 2
+            --accumulate "$micro" --steps "$steps" --eval-every 0 --eval-tokens 128 --workers "$mode")
+        [ "$mode" = data ] || meet=$inner model+=(--inner-steps $inner)
         rm -rf "$work"/*
-        mpirun -q --oversubscribe --bind-to none --mca pml_monitoring_enable 1 --mca pml_monitoring_enable_output 3 \
-            --mca pml_monitoring_filename "$work/sent" -n "$n" ./train_gpt2_mpi --data dev/data/tales.txt --heads 4 \
-            --layers "$layers" --channels "$channels" --batch 2 --accumulate "$micro" --steps "$steps" --eval-every 0 \
-            --eval-tokens 128 --workers "$mode" $([ "$mode" = data ] || echo --inner-steps $inner) --out "$work/run" \
-            >"$work/output" 2>"$work/errors" || die "$(sed -n 's/^error: //p' "$work/errors" | head -n 1)"
-        counted=$(cat "$work"/sent*.prof 2>/dev/null | awk '$1 == "E" { bytes += $4 } END { printf "%.0f", bytes }')
-        tr -d '\r' <"$work/output" | awk -v head="$name,$layers" -v tail="$n,$mode,$micro" -v meet=$meet -v steps="$steps" \
-            -v counted="$counted" -v n="$n" '
+        mpirun -q --oversubscribe --bind-to none "${counting[@]}" -n "$n" ./train_gpt2_mpi "${model[@]}" \
+            --out "$work/run" >"$work/output" 2>"$work/errors" ||
+            die "$(sed -n 's/^error: //p' "$work/errors" | head -n 1)"
+        counted=$(cat "$work"/sent*.prof 2>/dev/null |
+            awk '$1 == "E" { bytes += $4 } END { printf "%.0f", bytes }')
+        tr -d '\r' <"$work/output" | awk -F, -v head="$name,$layers" -v tail="$n,$mode,$micro" -v meet=$meet \
+            -v steps="$steps" -v counted="$counted" -v n="$n" '
             function quartile(x, count,   i, j, t) {
-                for (i = 2; i <= count; i++) for (j = i; j > 1 && x[j] < x[j - 1]; j--) { t = x[j]; x[j] = x[j - 1]; x[j - 1] = t }
+                for (i = 2; i <= count; i++)
+                    for (j = i; j > 1 && x[j] < x[j - 1]; j--) { t = x[j]; x[j] = x[j - 1]; x[j - 1] = t }
                 return x[int((count + 3) / 4)]
             }
-            FILENAME == "-" && / parameters$/ { head = head "," $(NF - 1) }
+            FILENAME == "-" { words = split($0, word, " ") }
+            FILENAME == "-" && / parameters$/ { head = head "," word[words - 1] }
             FILENAME == "-" && /^sent / && counted > 0 {
-                printf "sent,%s,%s,run,,%.0f\ncounted,%s,%s,run,,%.0f\n", head, tail, $2 * 1e6, head, tail, counted / n
+                printf "sent,%s,%s,run,,%.0f\n", head, tail, word[2] * 1e6
+                printf "counted,%s,%s,run,,%.0f\n", head, tail, counted / n
             }
             FILENAME == "-" { next }
-            { split($0, cell, ","); ms = 1000 * (cell[3] - before); before = cell[3] }
-            cell[1] > 3 && cell[1] < steps { # not the first steps, which meet their memory, nor the last, with its validation
-                if (cell[1] % meet == 0) { met[++mets] = ms; bytes = cell[9] } else alone[++alones] = ms
+            { ms = 1000 * ($3 - before); before = $3 }
+            $1 > 3 && $1 < steps { # the first steps meet their memory, the last one validates
+                if ($1 % meet == 0) { met[++mets] = ms; bytes = $9 } else alone[++alones] = ms
             }
             END {
                 printf "measured,%s,%s,%s,%.2f,%.0f\n", head, tail, "meet", quartile(met, mets), bytes
                 if (alones) printf "measured,%s,%s,%s,%.2f,0\n", head, tail, "alone", quartile(alone, alones)
             }' - "$work/run/log.csv" >>"$new" || die "cannot write $new"
     }
-    printf '# make study NAME=workers\n# cores %d\npart,model,layers,parameters,workers,mode,micro_batches,step,ms,bytes\n' \
-        "$(getconf _NPROCESSORS_ONLN)" >"$new"
+    printf '# make study NAME=workers\n# cores %d\n' "$(getconf _NPROCESSORS_ONLN)" >"$new"
+    echo part,model,layers,parameters,workers,mode,micro_batches,step,ms,bytes >>"$new"
     for model in "small 4 128 100" "middle 4 256 50" "large 6 384 30"; do
         echo "measuring: $model steps"
         run $model 1 data 1
@@ -110,14 +117,17 @@ awk -F, -v networks="$networks" -v machines="$machines" '
         }
         return t + (free > 0 ? free : 0) + link_ms(n, rest)
     }
-    function link_ms(n, bytes) { return 2 * (n - 1) * latency / 1e3 + 2 * (n - 1) / n * bytes / bandwidth / 1e6 }
+    function link_ms(n, bytes) {
+        return 2 * (n - 1) * latency / 1e3 + 2 * (n - 1) / n * bytes / bandwidth / 1e6
+    }
     END {
         for (i = 1; i <= models; i++) {
             m = order[i]
             micro[m] = (ms[m, 1, "data", 4, "meet"] - ms[m, 1, "data", 1, "meet"]) / 3
             update[m] = ms[m, 1, "data", 1, "meet"] - micro[m]
             if (update[m] < 0) update[m] = 0
-            contention += log(ms[m, 2, "diloco", 4, "alone"] / ((2 * micro[m] + update[m]) * (cores < 2 ? 2 : 1))) / models
+            ideal = (2 * micro[m] + update[m]) * (cores < 2 ? 2 : 1)
+            contention += log(ms[m, 2, "diloco", 4, "alone"] / ideal) / models
             # least squares for message and per_byte, each residual relative to what is measured
             y = ms[m, 2, "data", 4, "meet"] - ms[m, 2, "diloco", 4, "alone"]
             w = 1 / ms[m, 2, "data", 4, "meet"]; a = messages(2, m) * w; b = 2 * sent(2, m) * w; y *= w
@@ -143,8 +153,9 @@ awk -F, -v networks="$networks" -v machines="$machines" '
         }
         big = order[models]
         here = cores * (6 * P[big] + 6 * L[big] * 384 * 64) * 128 / micro[big] / 1e6
-        printf "# two at once: %.2f times as long; a message %.3f ms, memory %.2f GB/s, outer step %.2f ns a parameter; this machine %.0f GFLOP/s\n",
-            contention, message, (per_byte > 0 ? 1e-6 / per_byte : 0), 1e6 * outer, here
+        printf "# two at once: %.2f times as long; a message %.3f ms, ", contention, message
+        printf "memory %.2f GB/s, ", (per_byte > 0 ? 1e-6 / per_byte : 0)
+        printf "outer step %.2f ns a parameter; this machine %.0f GFLOP/s\n", 1e6 * outer, here
         machine_count = split(machines, machine, " ")
         network_count = split(networks, network, " ")
         for (i = 1; i <= machine_count; i++) for (j = 1; j <= network_count; j++) {
@@ -155,8 +166,9 @@ awk -F, -v networks="$networks" -v machines="$machines" '
             outer124 = outer * 124439808 * here / gflops
             split(network[j], part, ":"); bandwidth = part[2]; latency = part[3]
             for (n = 1; n <= 1024; n *= 2) for (k = 0; k < 2; k++)
-                printf "scaling,%s on %s,12,124439808,%d,%s,1024,,%.3f,%.0f\n", name, part[1], n, (k ? "diloco" : "data"),
-                    step124(n, k ? "diloco" : "data"), 2 * (n - 1) / n * 4 * 124439808 / (k ? 32 : 1)
+                printf "scaling,%s on %s,12,124439808,%d,%s,1024,,%.3f,%.0f\n", name, part[1], n,
+                    (k ? "diloco" : "data"), step124(n, k ? "diloco" : "data"),
+                    2 * (n - 1) / n * 4 * 124439808 / (k ? 32 : 1)
         }
     }' "$new" >"$new.rows" && cat "$new.rows" >>"$new" && mv "$new" "$csv" || die "cannot write $csv"
 rm -f "$new.rows"
@@ -165,16 +177,18 @@ rm -f "$new.rows"
 awk -F, '
     $1 == "measured" || $1 == "predicted" {
         key = $2 "," $5 "," $6 "," $7 "," $8
-        if ($1 == "measured") { order[++rows] = key; ms[key] = $9; bytes[key] = $10 } else { model_ms[key] = $9; model_bytes[key] = $10 }
+        if ($1 == "measured") { order[++rows] = key; ms[key] = $9; bytes[key] = $10 }
+        else { model_ms[key] = sprintf("%.1f", $9); model_bytes[key] = $10 }
     }
-    $1 == "scaling" { if (!($2 in seen)) { seen[$2] = 1; network[++networks] = $2 } step[$2, $6, $5] = $9 }
+    $1 == "scaling" { if (!seen[$2]++) network[++networks] = $2; step[$2, $6, $5] = $9 }
     /^# two at once/ { sub(/^# /, ""); fitted = $0 }
     END {
-        printf "\n%-7s %7s %-7s %13s %-6s %10s %10s %12s %12s\n", "", "workers", "", "micro-batches", "", "ms", "the model", "bytes", "the model"
+        printf "\n%-7s %7s %-7s %13s %-6s %10s %10s %12s %12s\n", "", "workers", "", "micro-batches", "",
+            "ms", "the model", "bytes", "the model"
         for (i = 1; i <= rows; i++) {
             split(order[i], c, ",")
-            printf "%-7s %7d %-7s %13d %-6s %10.1f %10s %12d %12s\n", c[1], c[2], c[3], c[4], c[5], ms[order[i]],
-                order[i] in model_ms ? sprintf("%.1f", model_ms[order[i]]) : "", bytes[order[i]], order[i] in model_ms ? model_bytes[order[i]] : ""
+            printf "%-7s %7d %-7s %13d %-6s %10.1f %10s %12d %12s\n", c[1], c[2], c[3], c[4], c[5],
+                ms[order[i]], model_ms[order[i]], bytes[order[i]], model_bytes[order[i]]
         }
         printf "%s\n\nGPT-2 124M, 1,024 micro-batches of 1,024 tokens: speedup (H = 32)\n%-44s", fitted, ""
         for (n = 1; n <= 1024; n *= 4) printf "%8d", n
@@ -182,7 +196,8 @@ awk -F, '
         for (i = 1; i <= networks; i++) for (k = 0; k < 2; k++) {
             mode = k ? "diloco" : "data"
             printf "%-36s %-7s", network[i], mode
-            for (n = 1; n <= 1024; n *= 4) printf "%8.1f", step[network[i], mode, 1] / step[network[i], mode, n]
+            one = step[network[i], mode, 1]
+            for (n = 1; n <= 1024; n *= 4) printf "%8.1f", one / step[network[i], mode, n]
             print ""
         }
     }' "$csv"
@@ -194,7 +209,11 @@ scales() { awk -F, -v network="$1" -v mode="$2" '$1 == "scaling" && $2 == networ
 off() { awk -F, -v column="$1" -v workers="$2" '
     { key = $2 "," $5 "," $6 "," $8 }
     $1 == "measured" { x[key] = $column }
-    $1 == "predicted" && $5 == workers && x[key] > 0 { d = 100 * ($column / x[key] - 1); d = d < 0 ? -d : d; if (d > most) most = d }
+    $1 == "predicted" && $5 == workers && x[key] > 0 {
+        d = 100 * ($column / x[key] - 1)
+        if (d < 0) d = -d
+        if (d > most) most = d
+    }
     END { printf "%.1f\n", most }' "$csv"; }
 counted() { awk -F, '
     $1 == "sent" { ours = $10 }
@@ -202,22 +221,25 @@ counted() { awk -F, '
     END { if (n) printf "%.4f\n", 100 * most; else print "-" }' "$csv"; }
 holds() { awk "BEGIN { exit !($1) }" && echo yes || echo no; }
 claim() {
-    printf '| %s | - | %s | %s | `make study NAME=workers`, [picture](dev/studies/results/workers.png) |\n' "$1" "$2" "$3" >>"$new"
+    printf '| %s | - | %s | %s | `make study NAME=workers`, [picture](dev/studies/results/workers.png) |\n' \
+        "$1" "$2" "$3" >>"$new"
     printf '\n%s\n    here: %s; held: %s\n' "$1" "$2" "$3"
 }
 : >"$new"
 bytes=$(off 10 4) time=$(off 9 4) own=$(counted)
-claim "a worker sends 2 (N-1)/N numbers a parameter and meeting" "off by at most $bytes%" "$(holds "$bytes < 2")"
+claim "a worker sends 2 (N-1)/N numbers a parameter and meeting" "off by at most $bytes%" \
+    "$(holds "$bytes < 2")"
 [ "$own" = - ] || claim "bytes_sent is what MPI counts" "off by at most $own%" "$(holds "$own < 0.1")"
 claim "the model, fitted to 1 and 2 workers, is right about 4" "off by at most $time%" "$(holds "$time < 25")"
 for machine in $machines; do for network in $networks; do
     name="${machine%%:*} on ${network%%:*}"
     d=$(scales "$name" data) l=$(scales "$name" diloco)
-    claim "124M, $name (computed): so many workers are used to one half" "data $d, DiLoCo $l" "$(holds "$l >= $d")"
+    claim "124M, $name (computed): so many workers are used to one half" "data $d, DiLoCo $l" \
+        "$(holds "$l >= $d")"
 done; done
 mv "$new" "$results/workers.md"
-command -v gnuplot >/dev/null || { echo "no picture: gnuplot is not installed (package gnuplot-nox)"; exit 0; }
-gnuplot -e "csv='$csv'; picture='$results/workers.png'; networks='$(for network in $networks; do printf '%s ' "${network%%:*}"; done)'; \
-    machines='$(for machine in $machines; do printf '%s ' "${machine%%:*}"; done)'" \
-    dev/studies/workers.gp || die "gnuplot cannot draw $results/workers.png"
+command -v gnuplot >/dev/null || { echo "no picture: gnuplot is not installed (gnuplot-nox)"; exit 0; }
+names() { for name; do printf '%s ' "${name%%:*}"; done; }
+gnuplot -e "csv='$csv'; picture='$results/workers.png'; networks='$(names $networks)'; \
+    machines='$(names $machines)'" dev/studies/workers.gp || die "gnuplot cannot draw $results/workers.png"
 printf '\n%s\n%s\n%s\n' "$csv" "$results/workers.md" "$results/workers.png"
