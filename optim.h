@@ -256,7 +256,7 @@ typedef struct {          // one tensor (of one layer) inside the flat parameter
 
 // Hyperparameters: field, name, range (an i behind it: whole numbers), meaning
 #define OPTIM_KEYS(KEY)                                                                                     \
-    KEY(lr, "lr", "[0,inf)", "learning rate, times the schedule; gpa's of a new model: 1.5/width")          \
+    KEY(lr, "lr", "[0,inf)", "learning rate, times the schedule; gpa's of a new model: 1/width")            \
     KEY(beta1, "beta1", "[0,1)", "decay of the first moment; schedule-free: weight of x in y, not 0")       \
     KEY(beta2, "beta2", "[0,1)", "decay of the second moment")                                              \
     KEY(eps, "eps", "(0,inf)", "added to the denominator")                                                  \

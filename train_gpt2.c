@@ -206,13 +206,13 @@ static float largest_of(const float *x, int n) {
 
 /* Matrix multiplication after Goto and van de Geijn (2008), in BLIS's words: C (M x N) = A (M x K) B (K x N).
 
-C is cut into tasks of at most 576 x NT, each one thread's work without any waiting for others. A task goes
-through K in blocks of KC and packs its part of B into panels, in the order in which they will be read:
+C is cut into tasks, each one thread's work without any waiting for others. A task goes through K in blocks of
+KC and packs its part of B into panels, in the order in which they will be read:
 
                         panel 0    panel 1          for each block of KC rows of B
      A               k=0 [ NR ]     [ NR ]            pack the task's panels (they stay in L2)
      +--KC--+        k=1 [ NR ]     [ NR ]            for each MC rows of A (they stay in L2)
-  MR |strip0|        k=2 [ NR ]     [ NR ]              for each panel (it stays in L1)
+  MR |strip0|        k=2 [ NR ]     [ NR ]              for each panel (most of it stays in L1)
   MR |strip1|            ...        ...                   for each strip of MR rows
      |  ... |                                               microkernel: an MR x NR tile of C
 
@@ -227,40 +227,57 @@ summed in the same order whoever computes it, so the cuts into tasks may depend 
 #define MR 12 // 24 of 32 registers
 #endif
 #define NR (2 * VEC)
-#define KC 256
+#define KC 384
 #define MC 48
-#define NT 384 // columns of a task at most
+#define PANELS (12288 * VEC) // floats: what fits L2, which is larger where the vectors are
 
-// tile (MR x nv vectors) = a strip of A times a panel of B; A[i][k] is a[i*row + k*col], and the tile will be
-// written to C (rows ldc apart; NULL: not all of it). nv and col are constants where this is expanded, so
-// that the tile lives in registers.
+// tile += a column of A times a row of B, which is one k's part of it. p points at every third number of the
+// column; the two after it are found from there.
+static inline __attribute__((always_inline)) void rank_one(vec c[MR][2], const int nv, const float *p[MR / 3],
+                                                           long row, const long col, const float *b) {
+#pragma GCC unroll 12
+    for (int i = 0; i < MR; i++) {
+        float x = p[i / 3][i % 3 * row];
+        c[i][0] += x * *(const vec_u *)b;
+        if (nv == 2) c[i][1] += x * *(const vec_u *)(b + VEC);
+        if (i % 3 == 2) p[i / 3] += col;
+    }
+}
+
+// tile (MR x nv vectors) = a strip of A times a panel of B; A[i][k] is a[i*row + k*col]. `rows` rows of it
+// will be written to C (ldc apart), whose lines are asked for on the way, so few at a time that A and B need
+// not wait. nv and col are constants where this is expanded, so that the tile lives in registers.
 static inline __attribute__((always_inline)) void microkernel(const int nv, int K, const float *a, long row,
                                                               const long col, const float *b, vec *tile,
-                                                              const float *C, long ldc) {
+                                                              const float *C, long ldc, int rows) {
     vec c[MR][2];
-    const float *p[MR / 3]; // every third row; the two after it are found from there
+    const float *p[MR / 3];
+    int k = 0;
     for (int i = 0; i < MR; i++) c[i][0] = c[i][1] = (vec){0};
     for (int i = 0; i < MR / 3; i++) {
         p[i] = a + 3 * i * row;
         __asm__("" : "+r"(p[i])); // else GCC keeps MR offsets, more than there are registers
     }
-    for (int i = 0; C && i < MR * nv; i++) __builtin_prefetch(C + i / nv * ldc + i % nv * VEC, 1);
-    for (int k = 0; k < K; k++, b += nv * VEC)
-#pragma GCC unroll 12
-        for (int i = 0; i < MR; i++) {
-            float x = p[i / 3][i % 3 * row];
-            c[i][0] += x * *(const vec_u *)b;
-            if (nv == 2) c[i][1] += x * *(const vec_u *)(b + VEC);
-            if (i % 3 == 2) p[i / 3] += col;
-        }
+    for (; k + 4 <= K && k < 4 * rows; k += 4, C += ldc) {
+        for (int j = 0; j < nv; j++) __builtin_prefetch(C + j * VEC, 1);
+#pragma GCC unroll 4
+        for (int u = 0; u < 4; u++, b += nv * VEC) rank_one(c, nv, p, row, col, b);
+    }
+#pragma GCC unroll 4
+    for (; k < K; k++, b += nv * VEC) rank_one(c, nv, p, row, col, b);
     for (int i = 0; i < MR; i++)
         for (int j = 0; j < nv; j++) tile[i * nv + j] = c[i][j];
 }
+
+// What a product may leave out where keys after a query have no part in it: tiles above C's diagonal, which
+// nobody will read, or what A has zeros for, above its diagonal or (A transposed) below.
+enum { NOTHING, ABOVE_C, ABOVE_A, BELOW_A };
 
 // What is done to C as it is written out, while it is still in cache. All pointers may be NULL.
 typedef struct {
     int bf16;              // before it all: B is of bfloat16 (uint16_t), (N,K), and widened as it is packed
     int accumulate;        // C += A B instead of C = A B
+    int omit;              // one of the above
     const float *bias;     // (N) added to each row
     const float *residual; // (M,N) added
     const float *times;    // (M,N) multiplies the result
@@ -350,8 +367,8 @@ static __attribute__((noinline)) void pack_panel(float *panel, const float *b, l
                                                  int cols) {
     int width = panel_width(cols), k = 0;
     if (row == 1) // transposed: columns of B are contiguous
-        for (; k + VEC <= K; k += VEC)
-            for (int j = 0; j < width; j += VEC)
+        for (int j = 0; j < width; j += VEC) // VEC of them at a time, as many as the machine reads ahead in
+            for (k = 0; k + VEC <= K; k += VEC)
                 transpose_block(panel + k * width + j, width, b + k + j * col, col,
                                 MAX(0, MIN(VEC, cols - j)));
     else if (cols == NR)
@@ -395,15 +412,19 @@ static __attribute__((noinline)) void pack_strips(float *strips, const float *a,
     }
 }
 
+// So many columns of a block of KC rows of B at most fit the panels.
+static int most_columns(int K) { return PANELS / MIN(K, KC) / NR * NR; }
+
 // C (M,N; rows ldc apart) = A B, and the epilogue; one thread's work. A[i][k] is a[i*a_row + k*a_col],
 // B[k][j] is b[k*b_row + j*b_col]; of each pair of strides one is 1.
 static void multiply(float *C, long ldc, const float *a, long a_row, long a_col, const float *b, long b_row,
                      long b_col, int M, int N, int K, Epilogue e) {
-    static _Thread_local float panels[NT * KC] __attribute__((aligned(64)));
+    static _Thread_local float panels[PANELS] __attribute__((aligned(64)));
     static _Thread_local float strips[MC * KC] __attribute__((aligned(64)));
     vec tile[2 * MR];
-    for (; N > NT; N -= NT, b += NT * b_col, C += NT) // heads wider than NT, which have no epilogue
-        multiply(C, ldc, a, a_row, a_col, b, b_row, b_col, M, NT, K, e);
+    const int most = most_columns(K);
+    for (; N > most; N -= most, b += most * b_col, C += most) // heads wider than that, which have no epilogue
+        multiply(C, ldc, a, a_row, a_col, b, b_row, b_col, M, most, K, e);
     for (int k0 = 0; k0 < K; k0 += KC) {
         int kc = MIN(KC, K - k0), first = k0 == 0, last = k0 + kc == K;
         for (int j = 0; j < N; j += NR) {
@@ -420,13 +441,17 @@ static void multiply(float *C, long ldc, const float *a, long a_row, long a_col,
                 int cols = MIN(NR, N - j), nv = panel_width(cols) / VEC;
                 const float *panel = panels + j * kc;
                 for (int i = 0; i < mc; i += MR) {
-                    int rows = MIN(MR, mc - i);
-                    const float *c = cols == NR && rows == MR ? C + (m + i) * ldc + j : NULL;
-                    const float *in_place = block + i * a_row, *packed = strips + i * kc;
-                    if (i < direct && nv == 2) microkernel(2, kc, in_place, a_row, 1, panel, tile, c, ldc);
-                    else if (i < direct) microkernel(1, kc, in_place, a_row, 1, panel, tile, c, ldc);
-                    else if (nv == 2) microkernel(2, kc, packed, 1, MR, panel, tile, c, ldc);
-                    else microkernel(1, kc, packed, 1, MR, panel, tile, c, ldc);
+                    int rows = MIN(MR, mc - i), k = 0, n = kc;
+                    if (e.omit == ABOVE_C && j >= m + i + MR) continue;
+                    if (e.omit == ABOVE_A) n = MAX(0, MIN(kc, m + i + MR - k0));
+                    if (e.omit == BELOW_A) k = MAX(0, MIN(kc, m + i - k0)), n = kc - k;
+                    const float *c = C + (m + i) * ldc + j, *in_place = block + i * a_row + k,
+                                *packed = strips + i * kc + k * MR, *rest = panel + k * nv * VEC;
+                    int whole = i < direct;
+                    if (whole && nv == 2) microkernel(2, n, in_place, a_row, 1, rest, tile, c, ldc, MR);
+                    else if (whole) microkernel(1, n, in_place, a_row, 1, rest, tile, c, ldc, MR);
+                    else if (nv == 2) microkernel(2, n, packed, 1, MR, rest, tile, c, ldc, rows);
+                    else microkernel(1, n, packed, 1, MR, rest, tile, c, ldc, rows);
                     if (cols == NR) write_tile(tile, 2, C, ldc, m + i, rows, j, NR, &e, first, last);
                     else write_tile(tile, nv, C, ldc, m + i, rows, j, cols, &e, first, last);
                 }
@@ -471,7 +496,8 @@ static void matmul(float *C, const float *A, const void *B, int M, int N, int K,
     // Tasks: rows are shared out where they are more, so that a thread works on the rows that it has in cache
     // from the layer before, else columns; then each thread packs its part of B, or all of a smaller B.
     int threads = omp_get_max_threads(), by_rows = M >= N;
-    int mt = share(M, by_rows ? threads : 1, 576, MR), nt = share(N, by_rows ? 1 : threads, NT, NR);
+    int mt = share(M, by_rows ? threads : 1, M, MR),
+        nt = share(N, by_rows ? 1 : threads, most_columns(K), NR);
     int row_tasks = (M + mt - 1) / mt, col_tasks = (N + nt - 1) / nt;
 #pragma omp parallel for schedule(static)
     for (int task = 0; task < row_tasks * col_tasks; task++) {
@@ -532,30 +558,34 @@ static void encoder_backward(float *dwte, float *dwpe, const float *dout, const 
         }
 }
 
-// out = (x - mean) * rstd * weight + bias, mean and rstd = 1/sqrt(var + 1e-5) of each row of x (rows,C).
-// Backward needs no more than mean and rstd (rows each): `out` is recomputed there, see layernorm_again.
+// out = (x - mean) * rstd * weight + bias, mean and rstd = 1/sqrt(var + 1e-5) of a row x (C).
+static inline void layernorm_row(float *out, float *mean, float *rstd, const float *x, const float *weight,
+                                 const float *bias, int C) {
+    float sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int c = 0; c < C; c++) sum += x[c];
+    float m = sum / (float)C;
+#pragma omp simd reduction(+ : squares)
+    for (int c = 0; c < C; c++) squares += (x[c] - m) * (x[c] - m);
+    float s = 1.0f / sqrtf(squares / (float)C + 1e-5f);
+    for (int c = 0; c < C; c++) out[c] = (x[c] - m) * s * weight[c] + bias[c];
+    *mean = m;
+    *rstd = s;
+}
+
+// The same for all rows (rows,C). Backward needs no more than mean and rstd (rows each): `out` is recomputed
+// there, see layernorm_again.
 static void layernorm_forward(float *out, float *mean, float *rstd, const float *x, const float *weight,
                               const float *bias, int rows, int C) {
 #pragma omp parallel for schedule(static)
-    for (int r = 0; r < rows; r++) {
-        const float *xr = x + (size_t)r * C;
-        float *o = out + (size_t)r * C, sum = 0, squares = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int c = 0; c < C; c++) sum += xr[c];
-        float m = sum / (float)C;
-#pragma omp simd reduction(+ : squares)
-        for (int c = 0; c < C; c++) squares += (xr[c] - m) * (xr[c] - m);
-        float s = 1.0f / sqrtf(squares / (float)C + 1e-5f);
-        for (int c = 0; c < C; c++) o[c] = (xr[c] - m) * s * weight[c] + bias[c];
-        mean[r] = m;
-        rstd[r] = s;
-    }
+    for (int r = 0; r < rows; r++)
+        layernorm_row(out + (size_t)r * C, mean + r, rstd + r, x + (size_t)r * C, weight, bias, C);
 }
 
 // dx += the gradient of x; dweight, dbias (C) += theirs. With n = (x - mean) rstd and dn = dout * weight:
 //    dx = rstd (dn - mean(dn) - n mean(dn * n)),  dweight = sum over rows of dout * n,  dbias = sum of dout.
 // The sums over rows are taken over groups of GROUP rows first (partial: (groups, 2, C)), then over groups,
-// in order.
+// in order. A frozen layer has dweight = NULL.
 #define GROUP 64
 static void layernorm_backward(float *dx, float *dweight, float *dbias, float *partial, const float *dout,
                                const float *x, const float *weight, const float *mean, const float *rstd,
@@ -586,7 +616,7 @@ static void layernorm_backward(float *dx, float *dweight, float *dbias, float *p
             }
         }
 #pragma omp for schedule(static)
-        for (int c = 0; c < C; c++)
+        for (int c = 0; c < (dweight ? C : 0); c++)
             for (int g = 0; g < groups; g++) {
                 dweight[c] += partial[(size_t)g * 2 * C + c];
                 dbias[c] += partial[(size_t)g * 2 * C + C + c];
@@ -610,11 +640,12 @@ static void linear_forward(float *out, const float *x, const void *w, int rows, 
 
 // dx (rows,K) = dout w (times e.times, the derivative of what made x);  dbias (N) += the sum of dout's rows;
 // dw (N,K) = dout' x, or += with dw_e = accumulate: the first micro-batch of a step spares zeroing and
-// reading it.
+// reading it. Frozen weights have dw = dbias = NULL.
 static void linear_backward(float *dx, float *dw, float *dbias, const float *dout, const float *x,
                             const float *w, int rows, int K, int N, Epilogue e, Epilogue dw_e) {
-    matmul(dw, dout, x, N, K, rows, 1, 0, dw_e);
+    if (dw) matmul(dw, dout, x, N, K, rows, 1, 0, dw_e);
     matmul(dx, dout, w, rows, K, N, 0, 0, e);
+    if (!dw) return;
 #pragma omp parallel for schedule(static)
     for (int n0 = 0; n0 < N; n0 += 64) {
         float sum[64] = {0};
@@ -636,11 +667,13 @@ static void gelu_again(float *out, float *x, size_t n) {
 }
 
 // ===========================================================================================================
-// 4  Attention. The T x T matrix is never stored: it is made in blocks of BLOCK queries by BLOCK keys, with
-//    the softmax carried along from block to block (Milakov and Gimelshein 2018, "online softmax"; Dao et al.
-//    2022).
+// 4  Attention. The T x T matrix is never stored: it is made in blocks of QUERIES by KEYS, with the softmax
+//    carried along from block to block (Milakov and Gimelshein 2018, "online softmax"; Dao et al. 2022). Many
+//    queries share the packing of a few keys; those before a block's first key are left out, and of a block
+//    on the diagonal most of what is above it.
 
-#define BLOCK 64
+#define QUERIES 256
+#define KEYS 64
 
 // out (B,T,C) = softmax(q k' / sqrt(HS), causal) v for each head; qkv (B,T,3C) holds q, k, v side by side.
 // lse (B,NH,T): log of the sum of exponentials of each row, from which backward recomputes the probabilities.
@@ -652,33 +685,35 @@ static void attention_forward(float *out, float *lse, const float *qkv, int B, i
     for (int bh = 0; bh < B * NH; bh++) {
         const float *q = qkv + bh / NH * T * ld + bh % NH * HS, *k = q + C, *v = k + C;
         float *o = out + (size_t)(bh / NH) * T * C + bh % NH * HS;
-        float p[BLOCK * BLOCK], max[BLOCK], sum[BLOCK];
-        for (int q0 = 0; q0 < T; q0 += BLOCK) {
-            int nq = MIN(BLOCK, T - q0);
-            for (int i = 0; i < nq; i++) max[i] = -INFINITY, sum[i] = 0;
-            for (int k0 = 0; k0 < q0 + nq; k0 += BLOCK) {
-                int nk = MIN(BLOCK, q0 + nq - k0);
-                multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain);
-                for (int i = 0; i < nq; i++) {
+        float p[QUERIES * KEYS], max[QUERIES], sum[QUERIES];
+        for (int q0 = 0; q0 < T; q0 += QUERIES) {
+            int end = MIN(T, q0 + QUERIES);
+            for (int k0 = 0; k0 < end; k0 += KEYS) {
+                int first = MAX(q0, k0), nq = end - first, nk = MIN(KEYS, end - k0), diagonal = first == k0;
+                multiply(p, KEYS, q + first * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS,
+                         (Epilogue){.omit = diagonal ? ABOVE_C : NOTHING});
+                for (int i = first; i < end; i++) {
                     // keys after the query count as -infinity, so the loops go over whole blocks, without a
                     // tail
-                    float *row = p + i * BLOCK, total = 0;
-                    for (int j = MIN(nk, q0 + i - k0 + 1); j < BLOCK; j++) row[j] = -INFINITY;
-                    float m = MAX(max[i], largest_of(row, BLOCK) * scale);
+                    float *row = p + (i - first) * KEYS, *oi = o + (size_t)i * C, total = 0;
+                    for (int j = MIN(nk, i - k0 + 1); j < KEYS; j++) row[j] = -INFINITY;
+                    float m = largest_of(row, KEYS) * scale, shrink = 0;
+                    if (k0) {
+                        m = MAX(max[i - q0], m);
+                        shrink = exp_f32(max[i - q0] - m);
+                        for (int c = 0; c < HS; c++) oi[c] *= shrink;
+                    }
 #pragma omp simd reduction(+ : total)
-                    for (int j = 0; j < BLOCK; j++) total += row[j] = exp_f32(row[j] * scale - m);
-                    float shrink = k0 ? exp_f32(max[i] - m) : 0;
-                    sum[i] = sum[i] * shrink + total;
-                    max[i] = m;
-                    if (k0)
-                        for (int c = 0; c < HS; c++) o[(size_t)(q0 + i) * C + c] *= shrink;
+                    for (int j = 0; j < KEYS; j++) total += row[j] = exp_f32(row[j] * scale - m);
+                    sum[i - q0] = (k0 ? sum[i - q0] * shrink : 0) + total;
+                    max[i - q0] = m;
                 }
-                multiply(o + (size_t)q0 * C, C, p, BLOCK, 1, v + k0 * ld, ld, 1, nq, HS, nk,
-                         k0 ? accumulate : plain);
+                multiply(o + (size_t)first * C, C, p, KEYS, 1, v + k0 * ld, ld, 1, nq, HS, nk,
+                         (Epilogue){.accumulate = k0 > 0, .omit = diagonal ? ABOVE_A : NOTHING});
             }
-            for (int i = 0; i < nq; i++) {
-                for (int c = 0; c < HS; c++) o[(size_t)(q0 + i) * C + c] *= 1.0f / sum[i];
-                lse[(size_t)bh * T + q0 + i] = max[i] + logf(sum[i]);
+            for (int i = q0; i < end; i++) {
+                for (int c = 0; c < HS; c++) o[(size_t)i * C + c] *= 1.0f / sum[i - q0];
+                lse[(size_t)bh * T + i] = max[i - q0] + logf(sum[i - q0]);
             }
         }
     }
@@ -696,36 +731,37 @@ static void attention_backward(float *dqkv, const float *dout, const float *qkv,
         size_t to_qkv = bh / NH * T * ld + bh % NH * HS, to_out = (size_t)(bh / NH) * T * C + bh % NH * HS;
         const float *q = qkv + to_qkv, *k = q + C, *v = k + C, *o = out + to_out, *d_o = dout + to_out;
         float *dq = dqkv + to_qkv, *dk = dq + C, *dv = dk + C;
-        float p[BLOCK * BLOCK], dp[BLOCK * BLOCK], D[BLOCK];
-        for (int q0 = 0; q0 < T; q0 += BLOCK) {
-            int nq = MIN(BLOCK, T - q0);
-            for (int i = 0; i < nq; i++) {
+        float p[QUERIES * KEYS], dp[QUERIES * KEYS], D[QUERIES];
+        for (int q0 = 0; q0 < T; q0 += QUERIES) {
+            int end = MIN(T, q0 + QUERIES);
+            for (int i = q0; i < end; i++) {
                 float sum = 0;
 #pragma omp simd reduction(+ : sum)
-                for (int c = 0; c < HS; c++)
-                    sum += o[(size_t)(q0 + i) * C + c] * d_o[(size_t)(q0 + i) * C + c];
-                D[i] = sum;
+                for (int c = 0; c < HS; c++) sum += o[(size_t)i * C + c] * d_o[(size_t)i * C + c];
+                D[i - q0] = sum;
             }
-            for (int k0 = 0; k0 < q0 + nq; k0 += BLOCK) {
-                int nk = MIN(BLOCK, q0 + nq - k0);
-                multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain);
-                multiply(dp, BLOCK, d_o + (size_t)q0 * C, C, 1, v + k0 * ld, 1, ld, nq, nk, HS, plain);
-                for (int i = 0; i < nq; i++) {
-                    float *pr = p + i * BLOCK, *dpr = dp + i * BLOCK, l = lse[(size_t)bh * T + q0 + i],
-                          Di = D[i];
-                    for (int j = MIN(nk, q0 + i - k0 + 1); j < BLOCK; j++) pr[j] = -INFINITY, dpr[j] = 0;
+            for (int k0 = 0; k0 < end; k0 += KEYS) {
+                int first = MAX(q0, k0), nq = end - first, nk = MIN(KEYS, end - k0), diagonal = first == k0;
+                const float *qi = q + first * ld, *d_oi = d_o + (size_t)first * C;
+                Epilogue square = {.omit = diagonal ? ABOVE_C : NOTHING};
+                multiply(p, KEYS, qi, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, square);
+                multiply(dp, KEYS, d_oi, C, 1, v + k0 * ld, 1, ld, nq, nk, HS, square);
+                for (int i = first; i < end; i++) {
+                    float *pr = p + (i - first) * KEYS, *dpr = dp + (i - first) * KEYS,
+                          l = lse[(size_t)bh * T + i], Di = D[i - q0];
+                    for (int j = MIN(nk, i - k0 + 1); j < KEYS; j++) pr[j] = -INFINITY, dpr[j] = 0;
 #pragma omp simd
-                    for (int j = 0; j < BLOCK; j++) {
+                    for (int j = 0; j < KEYS; j++) {
                         pr[j] = exp_f32(pr[j] * scale - l);
                         dpr[j] = pr[j] * (dpr[j] - Di) * scale;
                     }
                 }
-                // the first query block to see these keys writes their gradients, later ones add
-                Epilogue add = q0 > k0 ? accumulate : plain;
-                multiply(dv + k0 * ld, ld, p, 1, BLOCK, d_o + (size_t)q0 * C, C, 1, nk, HS, nq, add);
-                multiply(dk + k0 * ld, ld, dp, 1, BLOCK, q + q0 * ld, ld, 1, nk, HS, nq, add);
-                multiply(dq + q0 * ld, ld, dp, BLOCK, 1, k + k0 * ld, ld, 1, nq, HS, nk,
-                         k0 ? accumulate : plain);
+                // the first queries to see these keys write their gradients, later ones add
+                Epilogue add = {.accumulate = q0 > k0, .omit = diagonal ? BELOW_A : NOTHING};
+                multiply(dv + k0 * ld, ld, p, 1, KEYS, d_oi, C, 1, nk, HS, nq, add);
+                multiply(dk + k0 * ld, ld, dp, 1, KEYS, qi, ld, 1, nk, HS, nq, add);
+                multiply(dq + first * ld, ld, dp, KEYS, 1, k + k0 * ld, ld, 1, nq, HS, nk,
+                         (Epilogue){.accumulate = k0 > 0, .omit = diagonal ? ABOVE_A : NOTHING});
             }
         }
     }
@@ -832,11 +868,35 @@ static ParameterTensors point_parameters(float *memory, GPT2Config g) {
     return p;
 }
 
+// Layer l's part of each tensor that has layers. NULL stays NULL: the gradients of a frozen model.
+static ParameterTensors tensors_of_layer(ParameterTensors p, GPT2Config g, int l) {
+    float **pointers = (float **)&p;
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        TensorShape t = tensor_shape(g, i);
+        if (t.layers && pointers[i]) pointers[i] += l * layer_size(t);
+    }
+    return p;
+}
+
+// Rows of a pass that are not tokens, behind those that are (decode_ppd.c's prompt tokens): they share the
+// matrices; what else enters a layer with them and what they attend to, `owner` knows. Arrays start at row 0.
+typedef struct {
+    int rows;
+    int frozen; // gradients are those of these rows alone, not of the text's rows nor of the parameters
+    void *owner;
+    void (*enter)(void *owner, int l, float *residual);
+    void (*attend)(void *owner, float *out, const float *qkv);
+    void (*attend_backward)(void *owner, float *dqkv, const float *dout, const float *qkv, const float *out);
+    void (*enter_backward)(void *owner, int l, const float *dresidual);
+} ExtraRows;
+
 typedef struct {
     GPT2Config config;
     size_t num_parameters;
     float *params_memory, *grads_memory; // flat, (num_parameters); grads_memory is NULL for inference
     ParameterTensors params, grads;
+    void *mapping; // gpt2_map's: the file that holds the parameters; then params_memory is NULL
+    size_t mapped; // bytes
     // of a model in bfloat16 (gpt2_to_bf16), which makes forward passes only; elsewhere NULL
     uint16_t *bf16_memory; // (bf16_count)
     size_t bf16_count;
@@ -858,6 +918,7 @@ typedef struct {
     int logit_rows;
     const uint16_t *tokens; // of the last forward pass, (B,T)
     int B, T;
+    ExtraRows extra; // of all passes while it has rows
     // unless context is NULL, gpt2_backward calls this as soon as it has the gradients of layer l, and last,
     // with l = L, when it has those of the tensors that are in no layer
     void (*layer_done)(void *context, int l);
@@ -944,6 +1005,7 @@ static UNUSED void gpt2_free(GPT2 *m) {
                       m->dresidual,     m->dnormed,      m->dwide,    m->partial,   m->logits};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
     free(m->bf16_memory);
+    if (m->mapping) munmap(m->mapping, m->mapped);
     memset(m, 0, sizeof *m);
 }
 
@@ -967,7 +1029,7 @@ static void gpt2_initialize(GPT2 *m, uint64_t seed) {
 static void gpt2_forward(GPT2 *m, const uint16_t *tokens, int B, int T) {
     GPT2Config g = m->config;
     ParameterTensors p = m->params;
-    int C = g.channels, rows = B * T, bf16 = m->bf16_memory != NULL;
+    int C = g.channels, rows = B * T + m->extra.rows, bf16 = m->bf16_memory != NULL;
     m->tokens = tokens, m->B = B, m->T = T;
     if (bf16) encoder_forward_bf16(m->residual, tokens, m->bf16[TENSOR(wte)], p.wpe, B, T, C);
     else encoder_forward(m->residual, tokens, p.wte, p.wpe, B, T, C);
@@ -975,11 +1037,13 @@ static void gpt2_forward(GPT2 *m, const uint16_t *tokens, int B, int T) {
         size_t at = (size_t)l * m->keep * rows; // rows of the activations of the layers before
         float *x = m->residual + at * C, *x2 = m->residual2 + at * C, *fch = m->fch + at * 4 * C;
         float *out = m->keep ? x + (size_t)rows * C : x, *qkv = m->qkv + at * 3 * C, *atty = m->atty + at * C;
+        if (m->extra.rows) m->extra.enter(m->extra.owner, l, x);
         layernorm_forward(m->normed, m->ln1_mean + at, m->ln1_rstd + at, x, p.ln1w + l * C, p.ln1b + l * C,
                           rows, C);
         linear_forward(qkv, m->normed, weights(m, TENSOR(qkvw), l), rows, C, 3 * C,
                        (Epilogue){.bf16 = bf16, .bias = p.qkvb + l * 3 * C});
         attention_forward(atty, m->lse + at * g.num_heads, qkv, B, T, C, g.num_heads);
+        if (m->extra.rows) m->extra.attend(m->extra.owner, atty, qkv);
         linear_forward(x2, atty, weights(m, TENSOR(attprojw), l), rows, C, C,
                        (Epilogue){.bf16 = bf16, .bias = p.attprojb + l * C, .residual = x});
         layernorm_forward(m->normed, m->ln2_mean + at, m->ln2_rstd + at, x2, p.ln2w + l * C, p.ln2b + l * C,
@@ -1064,54 +1128,62 @@ static double classifier(GPT2 *m, const uint16_t *targets, float grad_scale, int
 // The mean loss of targets (B,T) after gpt2_forward, in nats per token.
 static double gpt2_loss(GPT2 *m, const uint16_t *targets) { return classifier(m, targets, 0.0f, 0, NULL); }
 
-// After gpt2_forward: grads = grad_scale times the gradient of the summed loss, or grads += with add. Returns
-// the mean loss. Takes the layers last to first; dresidual is the gradient of the residual stream all along.
-static double gpt2_backward(GPT2 *m, const uint16_t *targets, float grad_scale, int add,
-                            const SoftLabels *soft) {
+// The gradients of all layers from m->dnormed, that of m->lnf; those of the matrices are written or added to,
+// by dw, the others added to. Takes the layers last to first; dresidual is the gradient of the residual
+// stream all along.
+static void layers_backward(GPT2 *m, Epilogue dw) {
     GPT2Config g = m->config;
-    ParameterTensors p = m->params, d = m->grads;
-    int C = g.channels, rows = m->B * m->T;
-    Epilogue dw = add ? accumulate : plain;
-    float **grads = (float **)&d;
-    for (int i = 1; !add && i < NUM_TENSORS; i++) { // matrices are overwritten, the rest is added to
-        TensorShape t = tensor_shape(g, i);
-        if (!t.cols || grads[i] == d.wpe) memset(grads[i], 0, tensor_size(t) * sizeof(float));
-    }
-    double loss = classifier(m, targets, grad_scale, add, soft);
-    memset(m->dresidual, 0, (size_t)rows * C * sizeof(float));
-    layernorm_backward(m->dresidual, d.lnfw, d.lnfb, m->partial, m->dnormed,
-                       m->residual + (size_t)g.num_layers * rows * C, p.lnfw, m->lnf_mean, m->lnf_rstd, rows,
-                       C);
+    ExtraRows extra = m->extra;
+    int C = g.channels, rows = m->B * m->T + extra.rows, first = extra.frozen ? m->B * m->T : 0;
+    int n = rows - first;
+    float *dresidual = m->dresidual + (size_t)first * C, *dnormed = m->dnormed + (size_t)first * C;
+    float *dfch = m->dwide + (size_t)first * 4 * C, *dqkv = m->dwide + (size_t)first * 3 * C;
+    memset(dresidual, 0, (size_t)n * C * sizeof(float));
+    layernorm_backward(dresidual, m->grads.lnfw, m->grads.lnfb, m->partial, dnormed,
+                       m->residual + ((size_t)g.num_layers * rows + first) * C, m->params.lnfw,
+                       m->lnf_mean + first, m->lnf_rstd + first, n, C);
     for (int l = g.num_layers - 1; l >= 0; l--) {
-        size_t at = (size_t)l * rows, w = (size_t)l * C * C;
+        ParameterTensors p = tensors_of_layer(m->params, g, l), d = tensors_of_layer(m->grads, g, l);
+        size_t all = (size_t)l * rows, at = all + first;
         float *x = m->residual + at * C, *x2 = m->residual2 + at * C, *fch = m->fch + at * 4 * C;
-        float *qkv = m->qkv + at * 3 * C, *atty = m->atty + at * C, *ln1w = p.ln1w + l * C,
-              *ln2w = p.ln2w + l * C;
+        float *qkv = m->qkv + all * 3 * C, *atty = m->atty + all * C;
         float *mean1 = m->ln1_mean + at, *rstd1 = m->ln1_rstd + at, *mean2 = m->ln2_mean + at,
               *rstd2 = m->ln2_rstd + at;
         // the MLP
-        gelu_again(m->fch_gelu, fch, (size_t)rows * 4 * C);
-        linear_backward(m->dwide, d.fcprojw + 4 * w, d.fcprojb + l * C, m->dresidual, m->fch_gelu,
-                        p.fcprojw + 4 * w, rows, 4 * C, C, (Epilogue){.times = fch}, dw);
-        layernorm_again(m->normed, x2, ln2w, p.ln2b + l * C, mean2, rstd2, rows, C);
-        linear_backward(m->dnormed, d.fcw + 4 * w, d.fcb + l * 4 * C, m->dwide, m->normed, p.fcw + 4 * w,
-                        rows, C, 4 * C, plain, dw);
-        layernorm_backward(m->dresidual, d.ln2w + l * C, d.ln2b + l * C, m->partial, m->dnormed, x2, ln2w,
-                           mean2, rstd2, rows, C);
+        gelu_again(m->fch_gelu, fch, (size_t)n * 4 * C);
+        linear_backward(dfch, d.fcprojw, d.fcprojb, dresidual, m->fch_gelu, p.fcprojw, n, 4 * C, C,
+                        (Epilogue){.times = fch}, dw);
+        layernorm_again(m->normed, x2, p.ln2w, p.ln2b, mean2, rstd2, n, C);
+        linear_backward(dnormed, d.fcw, d.fcb, dfch, m->normed, p.fcw, n, C, 4 * C, plain, dw);
+        layernorm_backward(dresidual, d.ln2w, d.ln2b, m->partial, dnormed, x2, p.ln2w, mean2, rstd2, n, C);
         // attention
-        linear_backward(m->dnormed, d.attprojw + w, d.attprojb + l * C, m->dresidual, atty, p.attprojw + w,
-                        rows, C, C, plain, dw);
-        attention_backward(m->dwide, m->dnormed, qkv, atty, m->lse + at * g.num_heads, m->B, m->T, C,
-                           g.num_heads);
-        layernorm_again(m->normed, x, ln1w, p.ln1b + l * C, mean1, rstd1, rows, C);
-        linear_backward(m->dnormed, d.qkvw + 3 * w, d.qkvb + l * 3 * C, m->dwide, m->normed, p.qkvw + 3 * w,
-                        rows, C, 3 * C, plain, dw);
-        layernorm_backward(m->dresidual, d.ln1w + l * C, d.ln1b + l * C, m->partial, m->dnormed, x, ln1w,
-                           mean1, rstd1, rows, C);
+        linear_backward(dnormed, d.attprojw, d.attprojb, dresidual, atty + (size_t)first * C, p.attprojw, n,
+                        C, C, plain, dw);
+        if (!first)
+            attention_backward(m->dwide, m->dnormed, qkv, atty, m->lse + all * g.num_heads, m->B, m->T, C,
+                               g.num_heads);
+        if (extra.rows) extra.attend_backward(extra.owner, m->dwide, m->dnormed, qkv, atty);
+        layernorm_again(m->normed, x, p.ln1w, p.ln1b, mean1, rstd1, n, C);
+        linear_backward(dnormed, d.qkvw, d.qkvb, dqkv, m->normed, p.qkvw, n, C, 3 * C, plain, dw);
+        layernorm_backward(dresidual, d.ln1w, d.ln1b, m->partial, dnormed, x, p.ln1w, mean1, rstd1, n, C);
+        if (extra.rows) extra.enter_backward(extra.owner, l, m->dresidual);
         if (m->context) m->layer_done(m->context, l);
     }
-    encoder_backward(d.wte, d.wpe, m->dresidual, m->tokens, m->B, m->T, C);
+    if (!first) encoder_backward(m->grads.wte, m->grads.wpe, dresidual, m->tokens, m->B, m->T, C);
     if (m->context) m->layer_done(m->context, g.num_layers);
+}
+
+// After gpt2_forward: grads = grad_scale times the gradient of the summed loss, or grads += with add. Returns
+// the mean loss.
+static double gpt2_backward(GPT2 *m, const uint16_t *targets, float grad_scale, int add,
+                            const SoftLabels *soft) {
+    float **grads = (float **)&m->grads;
+    for (size_t i = 0; !add && i < NUM_TENSORS; i++) { // matrices are overwritten, the rest is added to
+        TensorShape t = tensor_shape(m->config, (int)i);
+        if (!t.cols || i == TENSOR(wpe)) memset(grads[i], 0, tensor_size(t) * sizeof(float));
+    }
+    double loss = classifier(m, targets, grad_scale, add, soft);
+    layers_backward(m, add ? accumulate : plain);
     return loss;
 }
 
@@ -1189,9 +1261,8 @@ static void *resize(void *p, size_t bytes) {
 }
 
 // FNV-1a's scheme over 8 bytes at a time, with the high bits mixed down: a checksum, not cryptography.
-static inline uint64_t hash_bytes(uint64_t h, const void *p, size_t n) {
+static inline uint64_t hash_more(uint64_t h, const void *p, size_t n) {
     const char *bytes = p;
-    h = (h ^ n ^ 0xCBF29CE484222325ull) * 0x9E3779B97F4A7C15ull;
     for (; n; bytes += 8) {
         uint64_t word = 0;
         if (n >= 8) memcpy(&word, bytes, 8), n -= 8;
@@ -1200,6 +1271,14 @@ static inline uint64_t hash_bytes(uint64_t h, const void *p, size_t n) {
         h ^= h >> 32;
     }
     return h;
+}
+
+static inline uint64_t hash_begin(uint64_t h, size_t n) {
+    return (h ^ n ^ 0xCBF29CE484222325ull) * 0x9E3779B97F4A7C15ull;
+}
+
+static inline uint64_t hash_bytes(uint64_t h, const void *p, size_t n) {
+    return hash_more(hash_begin(h, n), p, n);
 }
 
 // A text shortened and on one line, for messages that quote what a file says.
@@ -1291,29 +1370,35 @@ static void check_config(GPT2Config g, const char *where) {
 
 typedef enum { F32, F16, BF16 } NumberType;
 
-// out = the next n numbers of a file. A weight that is not finite would make everything NaN: it is refused.
+// A weight that is not finite would make everything NaN: it is refused.
+static void check_finite(const float *x, size_t n, const char *path, const char *name) {
+    uint32_t largest = 0;
+#pragma omp simd reduction(max : largest)
+    for (size_t i = 0; i < n; i++) {
+        union { float f; uint32_t u; } bits = {.f = x[i]};
+        largest = MAX(largest, bits.u & 0x7FFFFFFFu);
+    }
+    if (largest >= 0x7F800000u)
+        die("%s: a weight of %s is not finite: the file is damaged, or its run diverged", path, name);
+}
+
+// out = the next n numbers of a file.
 static void read_floats(FILE *f, float *out, size_t n, NumberType type, const char *path, const char *name) {
     static uint16_t half[16384];
     for (size_t first = 0; first < n; first += 16384) {
         size_t count = MIN(n - first, 16384);
         float *x = out + first;
-        uint32_t largest = 0;
         if (type == F32 ? fread(x, 4, count, f) != count : fread(half, 2, count, f) != count)
             die("%s ends within %s: it is cut short; copy or download it again", path, name);
-        for (size_t i = 0; i < count; i++) {
-            union { float f; uint32_t u; } bits = {.f = x[i]};
-            if (type == BF16) bits.u = (uint32_t)half[i] << 16;
-            if (type == F16) { // a product rebases the exponent, of subnormal numbers too
-                bits.u = (half[i] & 0x7FFFu) << 13;
-                bits.f = (half[i] & 0x7C00) == 0x7C00 ? INFINITY : bits.f * 0x1p112f;
-                bits.u |= (half[i] & 0x8000u) << 16;
-            }
+        if (type == BF16) widen(x, half, count);
+        for (size_t i = 0; i < count && type == F16; i++) {
+            union { uint32_t u; float f; } bits = {.u = (half[i] & 0x7FFFu) << 13};
+            bits.f = (half[i] & 0x7C00) == 0x7C00 ? INFINITY : bits.f * 0x1p112f; // rebases the exponent, of
+            bits.u |= (half[i] & 0x8000u) << 16;                                  // subnormal numbers too
             x[i] = bits.f;
-            largest = MAX(largest, bits.u & 0x7FFFFFFFu);
         }
-        if (largest >= 0x7F800000u)
-            die("%s: a weight of %s is not finite: the file is damaged, or its run diverged", path, name);
     }
+    check_finite(out, n, path, name);
 }
 
 // llm.c's model file: 256 int32 (magic, version, maxT, V, L, NH, C, Vp), then the tensors in the order of
@@ -1321,7 +1406,7 @@ static void read_floats(FILE *f, float *out, size_t n, NumberType type, const ch
 // in memory here it has V.
 #define MODEL_MAGIC 20240326
 
-static void load_llmc(GPT2 *m, const char *path) {
+static void load_llmc(GPT2 *m, const char *path, int map) {
     int32_t header[256];
     size_t size;
     FILE *f = open_file(path, &size);
@@ -1337,6 +1422,19 @@ static void load_llmc(GPT2 *m, const char *path) {
     size_t width = header[1] == 3 ? 4 : 2, expected = sizeof header + width * count_parameters(padded);
     if (size != expected)
         die("%s has %zu bytes, a model of its shape %zu: it is damaged; copy it again", path, size, expected);
+    if (map && width == 4 && (size_t)g.vocab_size * g.channels % 2 == 0) { // even: see model_hash
+        char *file = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fileno(f), 0);
+        if (file == MAP_FAILED) die("cannot map %s: %s", path, strerror(errno));
+        *m = (GPT2){.config = g, .num_parameters = count_parameters(g), .mapping = file, .mapped = size};
+        m->params = point_parameters((float *)(file + sizeof header), padded);
+        for (int i = 0; i < NUM_TENSORS; i++) {
+            TensorShape t = tensor_shape(g, i);
+            check_finite(((float **)&m->params)[i], tensor_size(t), path, t.name);
+            madvise(file, size, MADV_DONTNEED); // the page cache has it still
+        }
+        fclose(f);
+        return;
+    }
     gpt2_allocate(m, g);
     float *x = m->params_memory;
     for (int i = 0; i < NUM_TENSORS; i++) {
@@ -1647,13 +1745,18 @@ static void load_hf(GPT2 *m, const char *folder) {
     json_free(&j);
 }
 
-// Reads a model: llm.c's .bin, a run's folder (with its model.bin), or a Hugging Face folder.
-static void gpt2_load(GPT2 *m, const char *path) {
-    if (!is_folder(path)) load_llmc(m, path);
-    else if (file_exists(path_in(path, "model.bin").s)) load_llmc(m, path_in(path, "model.bin").s);
+// A model from llm.c's .bin, a run's folder (with its model.bin), or a Hugging Face folder.
+static void gpt2_open(GPT2 *m, const char *path, int map) {
+    if (!is_folder(path)) load_llmc(m, path, map);
+    else if (file_exists(path_in(path, "model.bin").s)) load_llmc(m, path_in(path, "model.bin").s, map);
     else if (file_exists(path_in(path, "config.json").s)) load_hf(m, path);
     else die("%s has neither model.bin nor config.json; give a run's folder or a Hugging Face model", path);
 }
+
+static void gpt2_load(GPT2 *m, const char *path) { gpt2_open(m, path, 0); }
+
+// The same for a model that is only read from: float32 parameters of llm.c's are mapped, not copied.
+static UNUSED void gpt2_map(GPT2 *m, const char *path) { gpt2_open(m, path, 1); }
 
 // ===========================================================================================================
 // 7  Tokenizers: bytes, the characters of a text, or GPT-2's byte-pair encoding
@@ -2432,8 +2535,11 @@ static double teacher_loss(GPT2 *teacher, const uint16_t *x, const uint16_t *y, 
 
 // A hash of a model's shape and weights as they are kept, by which files name it.
 static uint64_t model_hash(const GPT2 *m) {
-    size_t in_bf16 = m->bf16_count;
+    size_t in_bf16 = m->bf16_count, bytes = m->num_parameters * sizeof(float),
+           wte = tensor_size(tensor_shape(m->config, TENSOR(wte))) * sizeof(float);
     uint64_t hash = hash_bytes(0, &m->config, sizeof m->config);
+    if (m->mapping) // between wte and the rest the file has padding
+        return hash_more(hash_more(hash_begin(hash, bytes), m->params.wte, wte), m->params.wpe, bytes - wte);
     hash = hash_bytes(hash, m->params_memory, (m->num_parameters - in_bf16) * sizeof(float));
     return in_bf16 ? hash_bytes(hash, m->bf16_memory, in_bf16 * sizeof *m->bf16_memory) : hash;
 }
@@ -3072,8 +3178,8 @@ static double parse_number(const char *name, const char *text, int integer) {
     return x;
 }
 
-static void set_option(Options *o, const OptionRow *row, const char *text) {
-    void *field = (char *)o + row->field;
+static void set_option(void *options, const OptionRow *row, const char *text) {
+    void *field = (char *)options + row->field;
     if (row->type == 's') {
         *(const char **)field = text;
         return;
@@ -3092,7 +3198,14 @@ static void print_option(const OptionRow *r) {
     printf("  %-30s %s%s%s%s\n", left, r->help, shown ? " [" : "", shown ? r->initial : "", shown ? "]" : "");
 }
 
-static void print_help(void) {
+// NAME: an optimizer's maths and options; NULL: everything.
+static void print_help(const char *name) {
+    Optimizer optimizer;
+    if (name) {
+        if (optim_init(&optimizer, name)) die_usage("no optimizer is called '%s'; see --help", name);
+        optim_print_help(stdout, name);
+        return;
+    }
     printf("train_gpt2: trains a GPT-2 on text.\n\n"
            "  ./train_gpt2 --data text.txt --out run             trains the default small model\n"
            "  ./train_gpt2 --data text.txt --teacher run --optimizer iam-adam --layers 3 --out student\n"
@@ -3117,35 +3230,35 @@ static void set_hyperparameters(Optimizer *optimizer, int n, const char *const *
     }
 }
 
-static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
-    Options o = {0};
-    for (int i = 0; i < NUM_OPTIONS; i++) set_option(&o, &option_rows[i], option_rows[i].initial);
+// Goes through a command line: options that stand in a table of n rows are set; others, which are the
+// optimizer's or mistakes, are left in rest->hyper_name. help(ARGUMENT or NULL) is what --help prints.
+// Returns a set of bits: the rows that were given.
+static uint64_t read_options(void *options, const OptionRow *rows, int n, int argc, char **argv,
+                             Options *rest, void (*help)(const char *)) {
+    uint64_t given = 0;
     for (int i = 1; i < argc; i++) {
         if (strncmp(argv[i], "--", 2)) die_usage("unexpected argument '%s'; see --help", argv[i]);
         const char *name = argv[i] + 2, *value = argv[i + 1];
-        if (!strcmp(name, "help")) {
-            if (!value) print_help();
-            else if (optim_init(optimizer, value))
-                die_usage("no optimizer is called '%s'; see --help", value);
-            else optim_print_help(stdout, value);
-            exit(0);
-        }
+        if (!strcmp(name, "help")) help(value), exit(0);
         int row = 0;
-        while (row < NUM_OPTIONS && strcmp(option_rows[row].name, name)) row++;
-        if (row < NUM_OPTIONS) o.given |= 1ull << row;
-        if (row < NUM_OPTIONS && option_rows[row].type == 'f') {
-            set_option(&o, &option_rows[row], "1");
-            continue;
+        while (row < n && strcmp(rows[row].name, name)) row++;
+        int flag = row < n && rows[row].type == 'f';
+        if (!flag && !value) die_usage("--%s needs a value; see --help", name);
+        if (row < n) set_option(options, &rows[row], flag ? "1" : value), given |= 1ull << row;
+        else if (rest->num_hyper == 64) die_usage("too many options");
+        else {
+            rest->hyper_name[rest->num_hyper] = name;
+            rest->hyper_value[rest->num_hyper++] = parse_number(name, value, 0);
         }
-        if (!value) die_usage("--%s needs a value; see --help", name);
-        if (row < NUM_OPTIONS) set_option(&o, &option_rows[row], value);
-        else if (o.num_hyper == 64) die_usage("too many options");
-        else { // an option of the optimizer, or a mistake: known when the optimizer is
-            o.hyper_name[o.num_hyper] = name;
-            o.hyper_value[o.num_hyper++] = parse_number(name, value, 0);
-        }
-        i++;
+        i += !flag;
     }
+    return given;
+}
+
+static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
+    Options o = {0};
+    for (int i = 0; i < NUM_OPTIONS; i++) set_option(&o, &option_rows[i], option_rows[i].initial);
+    o.given = read_options(&o, option_rows, NUM_OPTIONS, argc, argv, &o, print_help);
     o.diloco = !strcmp(o.workers, "diloco");
     if (o.diloco && !strcmp(o.optimizer, "adamw")) o.optimizer = "diloco";
     choose_optimizer(optimizer, o.optimizer, o.base);
@@ -3153,7 +3266,7 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
     // new model falls with the width, as Adam's step moves a preactivation by up to its fan-in times the rate.
     optim_set(optimizer, "mu-x", 1 - 15.0 / MAX(o.steps, 16));
     if (!strcmp(o.optimizer, "gpa") && strcmp(o.base, "sgd") && !*o.model && !*o.student_from)
-        optim_set(optimizer, "lr", 1.5 / o.channels);
+        optim_set(optimizer, "lr", 1.0 / o.channels);
     set_hyperparameters(optimizer, o.num_hyper, o.hyper_name, o.hyper_value);
     if (isnan(optim_schedule(o.schedule, 0, 1, 0, 0)) && strncmp(o.schedule, "refined:", 8))
         die_usage("no schedule is called '%s'; see --help", o.schedule);
@@ -3199,25 +3312,34 @@ static int is_given(const Options *o, const char *name) {
     return o->given >> row & 1;
 }
 
-// What a run is, a line an option: stored in its checkpoints, and compared when one is resumed. teacher: the
-// name of who gives the teacher's losses.
-static char *describe_run(const Options *o, const Optimizer *optimizer, GPT2Config g, uint64_t data_hash,
-                          const char *teacher) {
-    size_t size = 1 << 14, n = 0;
-    char *text = allocate(size, 1);
-    for (int i = 0; i < NUM_OPTIONS; i++) {
-        const OptionRow *r = &option_rows[i];
-        const void *field = (const char *)o + r->field;
-        if (!r->identity) continue;
+// Writes options into a text, a line each: those whose row has a bit of `mask` in identity, and the
+// optimizer's. Returns the length.
+static size_t describe_options(char *text, size_t size, const void *options, const OptionRow *rows, int count,
+                               int mask, const Optimizer *optimizer) {
+    size_t n = 0;
+    for (const OptionRow *r = rows; r < rows + count; r++) {
+        const void *field = (const char *)options + r->field;
+        if (!(r->identity & mask)) continue;
         if (r->type == 's')
             n += snprintf(text + n, size - n, "%s %.1000s\n", r->name, *(const char *const *)field);
-        if (r->type == 'i') n += snprintf(text + n, size - n, "%s %d\n", r->name, *(const int *)field);
-        if (r->type == 'd') n += snprintf(text + n, size - n, "%s %.17g\n", r->name, *(const double *)field);
+        else if (r->type == 'd')
+            n += snprintf(text + n, size - n, "%s %.17g\n", r->name, *(const double *)field);
+        else n += snprintf(text + n, size - n, "%s %d\n", r->name, *(const int *)field);
     }
     for (int i = 0; i < OPTIM_COUNT(optim_keys); i++) {
         double x = optim_get(optimizer, optim_keys[i].name);
         if (!isnan(x)) n += snprintf(text + n, size - n, "%s %.17g\n", optim_keys[i].name, x);
     }
+    return n;
+}
+
+// What a run is: stored in its checkpoints, and compared when one is resumed. teacher: the name of who gives
+// the teacher's losses.
+static char *describe_run(const Options *o, const Optimizer *optimizer, GPT2Config g, uint64_t data_hash,
+                          const char *teacher) {
+    size_t size = 1 << 14;
+    char *text = allocate(size, 1);
+    size_t n = describe_options(text, size, o, option_rows, NUM_OPTIONS, 1, optimizer);
     snprintf(text + n, size - n, "teacher %s\nshape %d %d %d %d %d\ndata %016llx\n", teacher, g.num_layers,
              g.num_heads, g.channels, g.max_seq_len, g.vocab_size, (unsigned long long)data_hash);
     return text;
@@ -3322,58 +3444,69 @@ static void read_part(FILE *f, uint64_t *hash, void *part, uint64_t bytes, const
     copy_from_worker_0(part, bytes);
 }
 
-static void save_state(Run *run) {
-    Path path = path_in(run->options.out, "state.bin");
-    const char *name;
-    FILE *f = workers.rank ? NULL : write_begin(path.s);
+static void write_state(const char *path, const char *identity, const void *now, size_t now_bytes,
+                        const float *params, Optimizer *o) {
+    FILE *f = workers.rank ? NULL : write_begin(path);
     uint64_t hash = 0;
+    const char *name;
     void *block;
     size_t bytes;
-    run->now.epoch = run->loader.epoch, run->now.index = run->loader.index;
-    run->now.proxy_epoch = run->proxy.loader.epoch, run->now.proxy_index = run->proxy.loader.index;
     if (f) write_bytes(f, STATE_MAGIC, 8);
-    write_part(f, &hash, run->identity, strlen(run->identity));
-    write_part(f, &hash, &run->now, sizeof run->now);
-    float *point = run->optimizer.params;
-    if (run->options.diloco) optim_eval_params(&run->optimizer, point = run->model.grads_memory);
-    write_part(f, &hash, point, run->model.num_parameters * sizeof(float));
-    for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++)
-        write_part(f, &hash, block, bytes);
+    write_part(f, &hash, identity, strlen(identity));
+    write_part(f, &hash, now, now_bytes);
+    write_part(f, &hash, params, o->n * sizeof(float));
+    for (int i = 0; optim_state(o, i, &block, &bytes, &name); i++) write_part(f, &hash, block, bytes);
     if (!f) return;
     write_bytes(f, &hash, sizeof hash);
-    write_commit(f, path.s);
+    write_commit(f, path);
 }
 
-// Takes up DIR/state.bin where there is one; a run killed before its first checkpoint starts again. Returns
-// whether there was. Only worker 0's machine need have it.
-static int load_state(Run *run) {
-    Path path = path_in(run->options.out, "state.bin");
-    const char *name;
-    FILE *f = workers.rank ? NULL : fopen(path.s, "rb");
+// Takes up what write_state wrote, if it is of the same run. Returns 0 where there is no file. Only worker
+// 0's machine need have it.
+static int read_state(const char *path, const char *identity, void *now, size_t now_bytes, Optimizer *o) {
+    FILE *f = workers.rank ? NULL : fopen(path, "rb");
     char magic[8], theirs[1 << 14] = {0};
     uint64_t hash = 0, length, stored;
     double found = f != NULL;
+    const char *name;
     void *block;
     size_t bytes;
-    if (!workers.rank && !f && errno != ENOENT) die("cannot read %s: %s", path.s, strerror(errno));
+    if (!workers.rank && !f && errno != ENOENT) die("cannot read %s: %s", path, strerror(errno));
     sum_over_workers(&found, 1);
     if (!found) return 0;
     if (f) {
         if (fread(magic, 1, 8, f) != 8 || memcmp(magic, STATE_MAGIC, 8))
-            die("%s is not a checkpoint of this program", path.s);
+            die("%s is not a checkpoint of this program", path);
         if (fread(&length, sizeof length, 1, f) != 1 || length >= sizeof theirs ||
             fread(theirs, 1, length, f) != length)
-            die("%s is cut short or damaged; start anew without --resume", path.s);
-        compare_identity(run->identity, theirs, path.s);
+            die("%s is cut short or damaged; start anew without --resume", path);
+        compare_identity(identity, theirs, path);
         hash = hash_bytes(hash, theirs, length);
     }
-    read_part(f, &hash, &run->now, sizeof run->now, path.s);
-    read_part(f, &hash, run->optimizer.params, run->model.num_parameters * sizeof(float), path.s);
-    for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++)
-        read_part(f, &hash, block, bytes, path.s);
+    read_part(f, &hash, now, now_bytes, path);
+    read_part(f, &hash, o->params, o->n * sizeof(float), path);
+    for (int i = 0; optim_state(o, i, &block, &bytes, &name); i++) read_part(f, &hash, block, bytes, path);
     if (f && (fread(&stored, sizeof stored, 1, f) != 1 || stored != hash))
-        die("%s is damaged; start anew without --resume", path.s);
+        die("%s is damaged; start anew without --resume", path);
     if (f) fclose(f);
+    return 1;
+}
+
+static void save_state(Run *run) {
+    Optimizer *o = &run->optimizer;
+    run->now.epoch = run->loader.epoch, run->now.index = run->loader.index;
+    run->now.proxy_epoch = run->proxy.loader.epoch, run->now.proxy_index = run->proxy.loader.index;
+    float *point = o->params;
+    if (run->options.diloco) optim_eval_params(o, point = run->model.grads_memory); // x_outer and the frozen
+    write_state(path_in(run->options.out, "state.bin").s, run->identity, &run->now, sizeof run->now, point,
+                o);
+}
+
+// A run killed before its first checkpoint starts again. Returns whether there was one.
+static int load_state(Run *run) {
+    if (!read_state(path_in(run->options.out, "state.bin").s, run->identity, &run->now, sizeof run->now,
+                    &run->optimizer))
+        return 0;
     run->loader.epoch = run->now.epoch, run->loader.index = run->now.index;
     run->proxy.loader.epoch = run->now.proxy_epoch, run->proxy.loader.index = run->now.proxy_index;
     return 1;
@@ -3446,23 +3579,29 @@ static void print_sample(Run *run) {
     printf("\n---\n");
 }
 
-// One line, rewritten in place on a terminal; elsewhere a line now and then.
-static void show_progress(const Run *run, double loss, double tokens_per_second) {
+// Whether to show progress after this step: on a terminal five times a second, each line in the place of the
+// one before, which is cleared; elsewhere a line now and then. *end is what it ends with.
+static int progress_is_due(long step, long steps, const char **end) {
     static double last_shown;
+    int terminal = isatty(fileno(stdout)), last = step >= steps;
+    if (!last && (terminal ? now() - last_shown < 0.2 : step % MAX(1, steps / 10))) return 0;
+    last_shown = now();
+    *end = terminal && !last ? "" : "\n";
+    if (terminal) printf("\r\033[K");
+    return 1;
+}
+
+static void show_progress(const Run *run, double loss, double tokens_per_second) {
     const Options *o = &run->options;
     long step = run->now.step;
-    int terminal = isatty(fileno(stdout));
-    if (terminal ? now() - last_shown < 0.2 && step < o->steps
-                 : step % MAX(1, o->steps / 10) && step < o->steps)
-        return;
-    last_shown = now();
+    const char *end;
+    if (!progress_is_due(step, o->steps, &end)) return;
     double left = (double)(o->steps - step) * run->B * run->T * o->accumulate / tokens_per_second;
     char val[32] = "";
     if (!isnan(run->now.val_loss)) snprintf(val, sizeof val, " | val %.4f", run->now.val_loss);
-    printf("%sstep %ld/%d | loss %.4f%s | %.0f tok/s | %.0f GFLOP/s | %d:%02d left%s",
-           terminal ? "\r\033[K" : "", step, o->steps, loss, val, tokens_per_second,
-           tokens_per_second * flops_per_token(run->model.config, run->T) / 1e9, (int)left / 60,
-           (int)left % 60, terminal && step < o->steps ? "" : "\n");
+    printf("step %ld/%d | loss %.4f%s | %.0f tok/s | %.0f GFLOP/s | %d:%02d left%s", step, o->steps, loss,
+           val, tokens_per_second, tokens_per_second * flops_per_token(run->model.config, run->T) / 1e9,
+           (int)left / 60, (int)left % 60, end);
     fflush(stdout);
 }
 
@@ -3777,14 +3916,23 @@ static void train(Run *run) {
     }
 }
 
+// libgomp's threads spin for milliseconds where they wait for each other. Where other programs run too, that
+// makes a step up to 40 times slower. The limit is read before main, so the program starts itself once more.
+static void spin_briefly(char **argv) {
+    if (!getenv("GOMP_SPINCOUNT") && !getenv("OMP_WAIT_POLICY") && !setenv("GOMP_SPINCOUNT", "10000", 1))
+        execv("/proc/self/exe", argv);
+}
+
+static void catch_interrupts(void) {
+    struct sigaction action = {.sa_handler = on_signal};
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+}
+
 #ifndef TRAIN_GPT2_NO_MAIN
 int main(int argc, char **argv) {
     static Run run;
-    // libgomp's threads spin for milliseconds where they wait for each other. Where other programs run too,
-    // that makes a step up to 40 times slower. The limit is read before main, so the program starts itself
-    // once more.
-    if (!getenv("GOMP_SPINCOUNT") && !getenv("OMP_WAIT_POLICY") && !setenv("GOMP_SPINCOUNT", "10000", 1))
-        execv("/proc/self/exe", argv);
+    spin_briefly(argv);
     start_workers(&argc, &argv);
     run.options = parse_command_line(argc, argv, &run.optimizer);
     const Options *o = &run.options;
@@ -3798,9 +3946,7 @@ int main(int argc, char **argv) {
         if (run.tokenizer.vocab_size) tokenizer_save(&run.tokenizer, o->out);
         open_log(&run);
     }
-    struct sigaction action = {.sa_handler = on_signal};
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    catch_interrupts();
     train(&run);
     if (workers.count > 1)
         printf("sent       %.3f MB by each worker\n", workers.bytes_sent / 1e6);

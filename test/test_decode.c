@@ -35,10 +35,10 @@ static void test_products(void) {
                   *bias = random_floats(N, 1, 3);
             Sum *out = allocate((size_t)(rows + 4) * ld, sizeof *out), *alone = allocate(ld, sizeof *alone);
             Scratch s = {.scale = allocate_floats(rows), .bytes = allocate((size_t)(rows + 4) * ld, 1)};
-            Matrix m = matrix_pack(w, N, K, kind);
+            Linear m = linear_pack(w, N, K, kind, bias, NULL, NULL);
             for (int r = 0; r < rows; r++) random_normal(x + (size_t)r * ld, K, 1, 10 + r);
             quantize_rows(&s, x, ld, rows, K, kind);
-            linear_rows(out, ld, &s, &m, bias, rows, STAY, NULL, 0);
+            linear_rows(out, ld, &s, &m, rows, STAY, NULL, 0);
             double error = 0;
             for (int r = 0; r < rows; r++) {
                 for (int n = 0; n < N; n++) {
@@ -47,19 +47,19 @@ static void test_products(void) {
                     error = fmax(error, fabs(sum - out[(size_t)r * ld + n].f) / sqrt(K));
                 }
                 quantize_rows(&s, x + (size_t)r * ld, ld, 1, K, kind);
-                linear_rows(alone, ld, &s, &m, bias, 1, STAY, NULL, 0);
+                linear_rows(alone, ld, &s, &m, 1, STAY, NULL, 0);
                 changed += memcmp(alone, out + (size_t)r * ld, N * sizeof(float)) != 0;
             }
             float row[K];
             double stored = 0;
-            matrix_row(&m, N - 1, row);
+            linear_row(&m, N - 1, row);
             for (int k = 0; k < K; k++) stored = fmax(stored, fabs(row[k] - w[(size_t)(N - 1) * K + k]));
             double allowed[] = {2e-6, 0.02, 0.06}, kept[] = {0, 0.02, 0.03};
             check(error < allowed[kind], "%s product %d x %d is off by %g", kinds[kind].name, N, K, error);
             check(stored <= kept[kind], "%s keeps a weight with error %g", kinds[kind].name, stored);
             check(!changed, "%s %d x %d: %d rows are rounded otherwise when alone", kinds[kind].name, N, K,
                   changed);
-            matrix_free(&m);
+            linear_free(&m);
             free(w), free(x), free(bias), free(out), free(alone), free(s.scale), free(s.bytes);
         }
 }
@@ -76,7 +76,7 @@ static void test_tree_attention(int HS) {
         Decoder d, plain_decoder;
         decoder_init(&d, &m, kind);
         decoder_init(&plain_decoder, &m, kind);
-        decoder_prefill(&d, tokens, 9);
+        decoder_prefill(&d, tokens, 9, NULL);
         Batch b = {0};
         for (int r = 0; r < 14; r++)
             batch_output(&b, batch_add(&b, tokens[9 + r], r ? (int)(random_u64(3, r) % r) : -1), 1, -1);
@@ -320,7 +320,8 @@ static void test_gradients(void) {
                            .B = B,
                            .T = T,
                            .heads = mode == 2,
-                           .joint = mode == 3};
+                           .joint = mode == 3,
+                           .temperature = mode ? 1.0f : 0.3f};
         size_t n = guesser_size(t.heads, 3, t.copies * t.depth, 12), text = (size_t)T * 12,
                model = t.joint ? m.num_parameters : 0;
         t.weight = 1, t.params = random_floats(n, 0.3f, 3), t.grads = allocate_floats(n);
@@ -329,7 +330,7 @@ static void test_gradients(void) {
         prompt_step(&t, x, y);
         float *own = memcpy(malloc(n * 4), t.grads, n * 4), *teacher = malloc(B * text * 4), *joint = NULL;
         for (int b = 0; b < B; b++) {
-            prompt_forward(&t, x + b * T, t.cut + b * t.cuts);
+            prompt_forward(&t, x + b * T, t.cuts_of_step + b * t.cuts);
             memcpy(teacher + b * text, m.lnf, text * 4);
         }
         if (model) { // what the prompts add to the gradient of the text's loss
@@ -358,9 +359,9 @@ static void test_gradients(void) {
                 *at = saved + (side ? -3e-3f : 3e-3f);
                 t.kl = 0;
                 for (int b = 0; b < B; b++) {
-                    prompt_forward(&t, x + b * T, t.cut + b * t.cuts);
+                    prompt_forward(&t, x + b * T, t.cuts_of_step + b * t.cuts);
                     if (!t.heads) memcpy(m.lnf, teacher + b * text, text * 4); // the teacher stands still
-                    prompt_loss(&t, t.cut + b * t.cuts);
+                    prompt_loss(&t);
                 }
                 kl[side] = t.kl;
             }
@@ -441,11 +442,11 @@ static void test_tree_search(void) {
               num_trees, tau, best);
     }
     TreeModel m = some_accuracies(3, 1, 0.9, 0.55);
-    double latency[MAX_ROWS], speedup;
+    double latency[MAX_ROWS];
     clock_t start = clock(); // of this thread, whatever else the machine does
     Template trees[MAX_PROMPTS + 1];
     for (int r = 0; r < MAX_ROWS; r++) latency[r] = 1 + 0.03 * r;
-    double tau = best_trees(&m, latency, MAX_ROWS - 16, trees, &speedup),
+    double tau = 0, speedup = fastest_trees(&m, latency, MAX_ROWS - 16, trees, &tau),
            took = (double)(clock() - start) / CLOCKS_PER_SEC;
     check(tau > 1 && speedup > 1 && took < 1, "the search over all sizes took %.2f s", took);
     printf("tree search %.2f s: %.2f tokens a pass\n", took, tau);

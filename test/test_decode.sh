@@ -59,6 +59,7 @@ pid=$!
 for i in $(seq 100); do [ -e "$work/broken.state" ] && break || sleep 0.05; done
 kill -INT $pid
 wait $pid
+refuses 1 "lr" "$decode" train --model "$work/model" "${tokens[@]}" --steps 500 --lr 1e-2 --out "$work/broken" --resume
 ok "it goes on" "$decode" train --model "$work/model" "${tokens[@]}" --steps 500 --out "$work/broken" --resume
 ok "from a checkpoint" grep -q '^resumed at step' "$work/last"
 ok "unbroken" "$decode" train --model "$work/model" "${tokens[@]}" --steps 500 --out "$work/whole"
@@ -74,6 +75,8 @@ refuses 1 "32 channels" "$decode" run --model "$work/other" --ppd "$work/p" --pr
 refuses 1 "another model" "$decode" run --model "$work/twin" --ppd "$work/p" --prompt 1
 head -c 300 "$work/p" >"$work/short"
 refuses 1 "damaged" "${run[@]}" --ppd "$work/short" --prompt 1
+cp -r "$work/model" "$work/nan" && printf '\0\0\300\177' | dd of="$work/nan/model.bin" bs=1 seek=40000 conv=notrunc 2>/dev/null
+refuses 1 "not finite" "$decode" run --model "$work/nan" --prompt 1
 refuses 2 "weights" "${run[@]}" --prompt 1 --weights f64
 refuses 2 "no option of run" "${run[@]}" --prompt 1 --steps 4
 refuses 2 "needs a value" "${run[@]}" --prompt

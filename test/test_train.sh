@@ -93,7 +93,7 @@ for optimizer in sgd gpa muon diloco schedule-free prodigy dadapt-adam resetting
     ok "$optimizer, resumed" "$train" "${untuned[@]}" --optimizer $optimizer --steps 40 --save-every 1 --out "$work/p" --resume
     ok "$optimizer: the same bits" same_run "$work/o" "$work/p"
     [ "$optimizer" != gpa ] || ok "gpa's mu_x comes from the steps: 1 - 15/40" grep -qa '^mu-x 0.625$' "$work/o/state.bin"
-    [ "$optimizer" != gpa ] || ok "its rate from the width: 1.5/32" grep -qa '^lr 0.046875$' "$work/o/state.bin"
+    [ "$optimizer" != gpa ] || ok "its rate from the width: 1/32" grep -qa '^lr 0.03125$' "$work/o/state.bin"
 done
 "$train" "${small[@]}" --steps 100000 --out "$work/busy" >/dev/null 2>&1 &
 busy=$!
