@@ -28,7 +28,7 @@ set -f # patterns of tensors are words, too
 full=${FULL:-} results=${RESULTS:-dev/studies/results} jobs=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
 play=${DATA:-data/tinyshakespeare.txt} books=${BOOKS:-}
 csv=$results/federated.csv runs=runs/studies/federated${full:+-full}
-rounds=400 convex_rounds=600 seeds="1 2 3" tune_seeds="11 12"
+rounds=400 convex_rounds=600 seeds="1 2 3" tune_seeds="0 11"
 [ "$full" ] && rounds=1500
 die() { echo "error: $1" >&2; exit "${2:-1}"; }
 mkdir -p "$results" "$runs" || die "cannot make $results and $runs"
