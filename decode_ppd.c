@@ -1998,11 +1998,11 @@ static void bench_kinds(const char *path, const uint16_t *tokens, int n, int mak
     gpt2_free(&m);
 }
 
-// Whether some 8 tokens in a row come twice in a text.
-static int loops(const uint16_t *text, int n) {
-    for (int i = 0; i + 8 <= n; i++)
-        for (int j = i + 1; j + 8 <= n; j++)
-            if (!memcmp(text + i, text + j, 8 * sizeof *text)) return 1;
+// Whether some tokens in a row, `size` of them, come twice in a text.
+static int loops(const uint16_t *text, int n, int size) {
+    for (int i = 0; i + size <= n; i++)
+        for (int j = i + 1; j + size <= n; j++)
+            if (!memcmp(text + i, text + j, size * sizeof *text)) return 1;
     return 0;
 }
 
@@ -2084,6 +2084,7 @@ static int bench_command(const DecodeOptions *o) {
     int have = NGRAM | (engine.prompts.params ? PPD : 0) | (*o->heads_file ? HEADS : 0) |
                (*o->draft ? DRAFT : 0) | (draft.prompts.params ? DRAFT_PPD : 0);
     int count = sizeof methods / sizeof *methods, looping = 0, differs = 0, loop = 0;
+    int gram = engine.tokenizer.kind == TOKENIZER_GPT2 ? 8 : 32; // as much text, in characters
     size_t bytes = (size_t)tokens * sizeof(uint16_t);
     uint16_t *plain_text = resize(NULL, bytes);
     // text by text, in turns: what else the machine does hits all alike
@@ -2094,14 +2095,14 @@ static int bench_command(const DecodeOptions *o) {
             Engine *e = w->uses & HEADS ? &heads : &engine;
             double seconds = method_write(w, e, &draft, from, begin, begin + tokens);
             const uint16_t *made = e->generator.text + begin;
-            if (w == methods) memcpy(plain_text, made, bytes), looping += loop = loops(made, tokens);
+            if (w == methods) memcpy(plain_text, made, bytes), looping += loop = loops(made, tokens, gram);
             w->seconds[loop] += seconds, w->made[loop] += tokens, w->passes[loop] += e->generator.passes;
             w->differs += memcmp(plain_text, made, bytes) != 0;
         }
     }
-    printf("\n%d texts of %d tokens, greedy, %s weights; %d of them loop (8 tokens in a row come twice) and "
-           "are counted apart\n%-22s %18s %18s %14s %18s %10s\n", o->texts, tokens, o->weights, looping, "",
-           "tokens/s (loops)", "speedup (loops)", "a pass (loops)", "trained, added MB", "identical");
+    printf("\n%d texts of %d tokens, greedy, %s weights; %d of them loop (%d tokens in a row come twice) and "
+           "are counted apart\n%-22s %18s %18s %14s %18s %10s\n", o->texts, tokens, o->weights, looping, gram,
+           "", "tokens/s (loops)", "speedup (loops)", "a pass (loops)", "trained, added MB", "identical");
     for (Method *w = methods; w < methods + count; w++) {
         if (w->uses & ~have) continue;
         method_print(w, methods, w->uses & HEADS ? &heads : &engine, &draft), differs += w->differs;
