@@ -1156,7 +1156,10 @@ static void trainer_allocate(PromptTrainer *t) {
     GPT2 *m = t->m;
     int C = m->config.channels, P = prompt_rows(t), R = t->T + P, guesses = t->n * t->cuts;
     gpt2_allocate_activations(m, 1, R, 1);
-    if (!t->joint) free(m->grads_memory), m->grads_memory = NULL, m->grads = (ParameterTensors){NULL};
+    if (!t->joint) { // the model is frozen: it has no gradients
+        free(m->grads_memory), m->grads_memory = NULL;
+        memset(&m->grads, 0, sizeof m->grads);
+    }
     t->cuts_of_step = allocate((size_t)t->B * t->cuts, sizeof(int));
     float **buffers[] = {&t->student, &t->teacher, &t->dstudent, &t->own, &t->z};
     for (int i = 0; i < 5; i++) *buffers[i] = allocate_floats((size_t)guesses * C);
@@ -1732,6 +1735,7 @@ static int run_command(const DecodeOptions *o) {
     double seconds = 0;
     long made = 0;
     ssize_t length = (ssize_t)strlen(o->prompt);
+    if (!*o->prompt && isatty(fileno(stdin))) fprintf(stderr, "each line is a prompt; Ctrl-D ends\n");
     while (!interrupted && (*o->prompt ? prompts == 0 : (length = getline(&line, &capacity, stdin)) >= 0)) {
         const char *text = *o->prompt ? o->prompt : line;
         while (!*o->prompt && length && (line[length - 1] == '\n' || line[length - 1] == '\r')) length--;
