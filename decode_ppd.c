@@ -1865,22 +1865,60 @@ static int train_prompts(PromptRun *r, const DecodeOptions *o) {
     return r->now.step >= o->steps;
 }
 
-static int train_command(const DecodeOptions *o) {
-    static PromptRun run;
-    static Engine engine;
-    GPT2 m;
-    PromptTrainer *t = &run.trainer;
-    Dataset train = {0}, val = {0};
+static void check_train_options(const DecodeOptions *o) {
     if (!*o->out) die_usage("train needs --out PROMPTS, the file to write");
     if (is_folder(o->out)) die("%s is a folder; --out names the file to write", o->out);
-    if (snprintf(run.state, sizeof run.state, "%s.state", o->out) >= (int)sizeof run.state)
-        die("the path %.60s... is too long", o->out);
     if (o->joint && o->heads) die_usage("--joint goes with prompt tokens only");
     if (o->joint && !*o->out_model) die_usage("--joint needs --out-model DIR, for the model that it trains");
     if (o->prompts * o->copies > 48)
         die_usage("%d prompts of %d copies do not fit a pass; 48 rows at most", o->prompts, o->copies);
     if (isnan(optim_schedule(o->schedule, 0, 1, 0, 0)))
         die_usage("no schedule is called '%s' here; see --help", o->schedule);
+}
+
+// After the last step: the evaluation point becomes the model (jointly) and the prompts; what this machine
+// takes for a pass, and how often guesses are right, is measured; all is written.
+static void finish_prompts(PromptRun *r, Engine *e, const Dataset *val, const DecodeOptions *o) {
+    PromptTrainer *t = &r->trainer;
+    GPT2 *m = t->m;
+    GPT2Config g = m->config;
+    float *evaluated = allocate_floats(r->count);
+    optim_eval_params(&r->optimizer, evaluated);
+    memcpy(r->params, evaluated, r->count * sizeof(float));
+    free(evaluated);
+    if (o->joint) {
+        printf("val loss %.4f after\n", evaluate(m, val, t->T, 50000));
+        make_folder(o->out_model);
+        gpt2_save(g, m->params_memory, path_in(o->out_model, "model.bin").s);
+        tokenizer_save(&e->tokenizer, o->out_model);
+    }
+    e->prompts.header = (PromptsHeader){PROMPTS_MAGIC, t->heads, t->n, t->copies, t->depth, g.channels,
+                                        g.num_layers, model_hash(m), r->now.step};
+    e->prompts.params = t->params;
+    for (int kind = NUM_KINDS - 1; kind >= 0; kind--) { // latencies of all; guesses are counted with f32
+        if (kind < NUM_KINDS - 1) decoder_free(&e->decoder);
+        engine_start(e, m, kind);
+        engine_latency(e);
+    }
+    engine_guess(e);
+    measure_accuracy(e, val, 4000);
+    prompts_save(&e->prompts, o->out);
+    unlink(r->state);
+    print_accuracy(&e->prompts.tables, t->n);
+    engine_trees(e, 0);
+    printf("%.2f tokens a pass, %.2f times as fast as plain decoding with f32 weights: predicted\n", e->tau,
+           e->speedup);
+}
+
+static int train_command(const DecodeOptions *o) {
+    static PromptRun run;
+    static Engine engine;
+    GPT2 m;
+    PromptTrainer *t = &run.trainer;
+    Dataset train = {0}, val = {0};
+    check_train_options(o);
+    if (snprintf(run.state, sizeof run.state, "%s.state", o->out) >= (int)sizeof run.state)
+        die("the path %.60s... is too long", o->out);
     choose_optimizer(&run.optimizer, o->optimizer, o->base);
     optim_set(&run.optimizer, "lr", o->joint ? 3e-4 : o->heads ? 1e-3 : 3e-2);
     set_hyperparameters(&run.optimizer, o->rest.num_hyper, o->rest.hyper_name, o->rest.hyper_value);
@@ -1921,33 +1959,7 @@ static int train_command(const DecodeOptions *o) {
                o->save_every ? "; the same command with --resume goes on" : "");
         return 0;
     }
-    float *evaluated = allocate_floats(run.count); // the evaluation point
-    optim_eval_params(&run.optimizer, evaluated);
-    memcpy(run.params, evaluated, run.count * sizeof(float));
-    free(evaluated);
-    if (o->joint) {
-        printf("val loss %.4f after\n", evaluate(&m, &val, T, 50000));
-        make_folder(o->out_model);
-        gpt2_save(m.config, m.params_memory, path_in(o->out_model, "model.bin").s);
-        tokenizer_save(&engine.tokenizer, o->out_model);
-    }
-    GPT2Config g = m.config;
-    engine.prompts.header = (PromptsHeader){PROMPTS_MAGIC, t->heads, t->n, t->copies, t->depth, g.channels,
-                                            g.num_layers, model_hash(&m), run.now.step};
-    engine.prompts.params = t->params;
-    for (int kind = NUM_KINDS - 1; kind >= 0; kind--) { // latencies of all; guesses are counted with f32
-        if (kind < NUM_KINDS - 1) decoder_free(&engine.decoder);
-        engine_start(&engine, &m, kind);
-        engine_latency(&engine);
-    }
-    engine_guess(&engine);
-    measure_accuracy(&engine, &val, 4000);
-    prompts_save(&engine.prompts, o->out);
-    unlink(run.state);
-    print_accuracy(&engine.prompts.tables, t->n);
-    engine_trees(&engine, 0);
-    printf("%.2f tokens a pass, %.2f times as fast as plain decoding with f32 weights: predicted\n",
-           engine.tau, engine.speedup);
+    finish_prompts(&run, &engine, &val, o);
     return 0;
 }
 
