@@ -269,10 +269,15 @@ static inline __attribute__((always_inline)) void microkernel(const int nv, int 
         for (int j = 0; j < nv; j++) tile[i * nv + j] = c[i][j];
 }
 
+// What a product may leave out where keys after a query have no part in it: tiles above C's diagonal, which
+// nobody will read, or what A has zeros for, above its diagonal or (A transposed) below.
+enum { NOTHING, ABOVE_C, ABOVE_A, BELOW_A };
+
 // What is done to C as it is written out, while it is still in cache. All pointers may be NULL.
 typedef struct {
     int bf16;              // before it all: B is of bfloat16 (uint16_t), (N,K), and widened as it is packed
     int accumulate;        // C += A B instead of C = A B
+    int omit;              // one of the above
     const float *bias;     // (N) added to each row
     const float *residual; // (M,N) added
     const float *times;    // (M,N) multiplies the result
@@ -362,8 +367,8 @@ static __attribute__((noinline)) void pack_panel(float *panel, const float *b, l
                                                  int cols) {
     int width = panel_width(cols), k = 0;
     if (row == 1) // transposed: columns of B are contiguous
-        for (; k + VEC <= K; k += VEC)
-            for (int j = 0; j < width; j += VEC)
+        for (int j = 0; j < width; j += VEC) // VEC of them at a time, as many as the machine reads ahead in
+            for (k = 0; k + VEC <= K; k += VEC)
                 transpose_block(panel + k * width + j, width, b + k + j * col, col,
                                 MAX(0, MIN(VEC, cols - j)));
     else if (cols == NR)
@@ -436,14 +441,17 @@ static void multiply(float *C, long ldc, const float *a, long a_row, long a_col,
                 int cols = MIN(NR, N - j), nv = panel_width(cols) / VEC;
                 const float *panel = panels + j * kc;
                 for (int i = 0; i < mc; i += MR) {
-                    int rows = MIN(MR, mc - i);
-                    const float *c = C + (m + i) * ldc + j, *in_place = block + i * a_row,
-                                *packed = strips + i * kc;
+                    int rows = MIN(MR, mc - i), k = 0, n = kc;
+                    if (e.omit == ABOVE_C && j >= m + i + MR) continue;
+                    if (e.omit == ABOVE_A) n = MAX(0, MIN(kc, m + i + MR - k0));
+                    if (e.omit == BELOW_A) k = MAX(0, MIN(kc, m + i - k0)), n = kc - k;
+                    const float *c = C + (m + i) * ldc + j, *in_place = block + i * a_row + k,
+                                *packed = strips + i * kc + k * MR, *rest = panel + k * nv * VEC;
                     int whole = i < direct;
-                    if (whole && nv == 2) microkernel(2, kc, in_place, a_row, 1, panel, tile, c, ldc, MR);
-                    else if (whole) microkernel(1, kc, in_place, a_row, 1, panel, tile, c, ldc, MR);
-                    else if (nv == 2) microkernel(2, kc, packed, 1, MR, panel, tile, c, ldc, rows);
-                    else microkernel(1, kc, packed, 1, MR, panel, tile, c, ldc, rows);
+                    if (whole && nv == 2) microkernel(2, n, in_place, a_row, 1, rest, tile, c, ldc, MR);
+                    else if (whole) microkernel(1, n, in_place, a_row, 1, rest, tile, c, ldc, MR);
+                    else if (nv == 2) microkernel(2, n, packed, 1, MR, rest, tile, c, ldc, rows);
+                    else microkernel(1, n, packed, 1, MR, rest, tile, c, ldc, rows);
                     if (cols == NR) write_tile(tile, 2, C, ldc, m + i, rows, j, NR, &e, first, last);
                     else write_tile(tile, nv, C, ldc, m + i, rows, j, cols, &e, first, last);
                 }
@@ -659,11 +667,13 @@ static void gelu_again(float *out, float *x, size_t n) {
 }
 
 // ===========================================================================================================
-// 4  Attention. The T x T matrix is never stored: it is made in blocks of BLOCK queries by BLOCK keys, with
-//    the softmax carried along from block to block (Milakov and Gimelshein 2018, "online softmax"; Dao et al.
-//    2022).
+// 4  Attention. The T x T matrix is never stored: it is made in blocks of QUERIES by KEYS, with the softmax
+//    carried along from block to block (Milakov and Gimelshein 2018, "online softmax"; Dao et al. 2022). Many
+//    queries share the packing of a few keys; those before a block's first key are left out, and of a block
+//    on the diagonal most of what is above it.
 
-#define BLOCK 64
+#define QUERIES 256
+#define KEYS 64
 
 // out (B,T,C) = softmax(q k' / sqrt(HS), causal) v for each head; qkv (B,T,3C) holds q, k, v side by side.
 // lse (B,NH,T): log of the sum of exponentials of each row, from which backward recomputes the probabilities.
@@ -675,33 +685,35 @@ static void attention_forward(float *out, float *lse, const float *qkv, int B, i
     for (int bh = 0; bh < B * NH; bh++) {
         const float *q = qkv + bh / NH * T * ld + bh % NH * HS, *k = q + C, *v = k + C;
         float *o = out + (size_t)(bh / NH) * T * C + bh % NH * HS;
-        float p[BLOCK * BLOCK], max[BLOCK], sum[BLOCK];
-        for (int q0 = 0; q0 < T; q0 += BLOCK) {
-            int nq = MIN(BLOCK, T - q0);
-            for (int i = 0; i < nq; i++) max[i] = -INFINITY, sum[i] = 0;
-            for (int k0 = 0; k0 < q0 + nq; k0 += BLOCK) {
-                int nk = MIN(BLOCK, q0 + nq - k0);
-                multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain);
-                for (int i = 0; i < nq; i++) {
+        float p[QUERIES * KEYS], max[QUERIES], sum[QUERIES];
+        for (int q0 = 0; q0 < T; q0 += QUERIES) {
+            int end = MIN(T, q0 + QUERIES);
+            for (int k0 = 0; k0 < end; k0 += KEYS) {
+                int first = MAX(q0, k0), nq = end - first, nk = MIN(KEYS, end - k0), diagonal = first == k0;
+                multiply(p, KEYS, q + first * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS,
+                         (Epilogue){.omit = diagonal ? ABOVE_C : NOTHING});
+                for (int i = first; i < end; i++) {
                     // keys after the query count as -infinity, so the loops go over whole blocks, without a
                     // tail
-                    float *row = p + i * BLOCK, total = 0;
-                    for (int j = MIN(nk, q0 + i - k0 + 1); j < BLOCK; j++) row[j] = -INFINITY;
-                    float m = MAX(max[i], largest_of(row, BLOCK) * scale);
+                    float *row = p + (i - first) * KEYS, *oi = o + (size_t)i * C, total = 0;
+                    for (int j = MIN(nk, i - k0 + 1); j < KEYS; j++) row[j] = -INFINITY;
+                    float m = largest_of(row, KEYS) * scale, shrink = 0;
+                    if (k0) {
+                        m = MAX(max[i - q0], m);
+                        shrink = exp_f32(max[i - q0] - m);
+                        for (int c = 0; c < HS; c++) oi[c] *= shrink;
+                    }
 #pragma omp simd reduction(+ : total)
-                    for (int j = 0; j < BLOCK; j++) total += row[j] = exp_f32(row[j] * scale - m);
-                    float shrink = k0 ? exp_f32(max[i] - m) : 0;
-                    sum[i] = sum[i] * shrink + total;
-                    max[i] = m;
-                    if (k0)
-                        for (int c = 0; c < HS; c++) o[(size_t)(q0 + i) * C + c] *= shrink;
+                    for (int j = 0; j < KEYS; j++) total += row[j] = exp_f32(row[j] * scale - m);
+                    sum[i - q0] = (k0 ? sum[i - q0] * shrink : 0) + total;
+                    max[i - q0] = m;
                 }
-                multiply(o + (size_t)q0 * C, C, p, BLOCK, 1, v + k0 * ld, ld, 1, nq, HS, nk,
-                         k0 ? accumulate : plain);
+                multiply(o + (size_t)first * C, C, p, KEYS, 1, v + k0 * ld, ld, 1, nq, HS, nk,
+                         (Epilogue){.accumulate = k0 > 0, .omit = diagonal ? ABOVE_A : NOTHING});
             }
-            for (int i = 0; i < nq; i++) {
-                for (int c = 0; c < HS; c++) o[(size_t)(q0 + i) * C + c] *= 1.0f / sum[i];
-                lse[(size_t)bh * T + q0 + i] = max[i] + logf(sum[i]);
+            for (int i = q0; i < end; i++) {
+                for (int c = 0; c < HS; c++) o[(size_t)i * C + c] *= 1.0f / sum[i - q0];
+                lse[(size_t)bh * T + i] = max[i - q0] + logf(sum[i - q0]);
             }
         }
     }
@@ -719,36 +731,37 @@ static void attention_backward(float *dqkv, const float *dout, const float *qkv,
         size_t to_qkv = bh / NH * T * ld + bh % NH * HS, to_out = (size_t)(bh / NH) * T * C + bh % NH * HS;
         const float *q = qkv + to_qkv, *k = q + C, *v = k + C, *o = out + to_out, *d_o = dout + to_out;
         float *dq = dqkv + to_qkv, *dk = dq + C, *dv = dk + C;
-        float p[BLOCK * BLOCK], dp[BLOCK * BLOCK], D[BLOCK];
-        for (int q0 = 0; q0 < T; q0 += BLOCK) {
-            int nq = MIN(BLOCK, T - q0);
-            for (int i = 0; i < nq; i++) {
+        float p[QUERIES * KEYS], dp[QUERIES * KEYS], D[QUERIES];
+        for (int q0 = 0; q0 < T; q0 += QUERIES) {
+            int end = MIN(T, q0 + QUERIES);
+            for (int i = q0; i < end; i++) {
                 float sum = 0;
 #pragma omp simd reduction(+ : sum)
-                for (int c = 0; c < HS; c++)
-                    sum += o[(size_t)(q0 + i) * C + c] * d_o[(size_t)(q0 + i) * C + c];
-                D[i] = sum;
+                for (int c = 0; c < HS; c++) sum += o[(size_t)i * C + c] * d_o[(size_t)i * C + c];
+                D[i - q0] = sum;
             }
-            for (int k0 = 0; k0 < q0 + nq; k0 += BLOCK) {
-                int nk = MIN(BLOCK, q0 + nq - k0);
-                multiply(p, BLOCK, q + q0 * ld, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, plain);
-                multiply(dp, BLOCK, d_o + (size_t)q0 * C, C, 1, v + k0 * ld, 1, ld, nq, nk, HS, plain);
-                for (int i = 0; i < nq; i++) {
-                    float *pr = p + i * BLOCK, *dpr = dp + i * BLOCK, l = lse[(size_t)bh * T + q0 + i],
-                          Di = D[i];
-                    for (int j = MIN(nk, q0 + i - k0 + 1); j < BLOCK; j++) pr[j] = -INFINITY, dpr[j] = 0;
+            for (int k0 = 0; k0 < end; k0 += KEYS) {
+                int first = MAX(q0, k0), nq = end - first, nk = MIN(KEYS, end - k0), diagonal = first == k0;
+                const float *qi = q + first * ld, *d_oi = d_o + (size_t)first * C;
+                Epilogue square = {.omit = diagonal ? ABOVE_C : NOTHING};
+                multiply(p, KEYS, qi, ld, 1, k + k0 * ld, 1, ld, nq, nk, HS, square);
+                multiply(dp, KEYS, d_oi, C, 1, v + k0 * ld, 1, ld, nq, nk, HS, square);
+                for (int i = first; i < end; i++) {
+                    float *pr = p + (i - first) * KEYS, *dpr = dp + (i - first) * KEYS,
+                          l = lse[(size_t)bh * T + i], Di = D[i - q0];
+                    for (int j = MIN(nk, i - k0 + 1); j < KEYS; j++) pr[j] = -INFINITY, dpr[j] = 0;
 #pragma omp simd
-                    for (int j = 0; j < BLOCK; j++) {
+                    for (int j = 0; j < KEYS; j++) {
                         pr[j] = exp_f32(pr[j] * scale - l);
                         dpr[j] = pr[j] * (dpr[j] - Di) * scale;
                     }
                 }
-                // the first query block to see these keys writes their gradients, later ones add
-                Epilogue add = q0 > k0 ? accumulate : plain;
-                multiply(dv + k0 * ld, ld, p, 1, BLOCK, d_o + (size_t)q0 * C, C, 1, nk, HS, nq, add);
-                multiply(dk + k0 * ld, ld, dp, 1, BLOCK, q + q0 * ld, ld, 1, nk, HS, nq, add);
-                multiply(dq + q0 * ld, ld, dp, BLOCK, 1, k + k0 * ld, ld, 1, nq, HS, nk,
-                         k0 ? accumulate : plain);
+                // the first queries to see these keys write their gradients, later ones add
+                Epilogue add = {.accumulate = q0 > k0, .omit = diagonal ? BELOW_A : NOTHING};
+                multiply(dv + k0 * ld, ld, p, 1, KEYS, d_oi, C, 1, nk, HS, nq, add);
+                multiply(dk + k0 * ld, ld, dp, 1, KEYS, qi, ld, 1, nk, HS, nq, add);
+                multiply(dq + first * ld, ld, dp, KEYS, 1, k + k0 * ld, ld, 1, nq, HS, nk,
+                         (Epilogue){.accumulate = k0 > 0, .omit = diagonal ? ABOVE_A : NOTHING});
             }
         }
     }

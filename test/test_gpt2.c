@@ -54,7 +54,7 @@ static void test_functions(void) {
 static void test_matmul(void) {
     int sizes[][3] = {{1, 1, 1},      {2, 3, 1},       {5, 17, 7},  {12, 32, 256},
                       {13, 33, 257},  {64, 65, 128},   {1, 97, 48}, {97, 48, 21},
-                      {300, 130, 70}, {130, 300, 513}, {7, 600, 40}};
+                      {300, 130, 70}, {130, 300, 513}, {7, 600, 390}}; // more than KC deep, than a task wide
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
         for (int which = 0; which < 16; which++) {
             int M = sizes[s][0], N = sizes[s][1], K = sizes[s][2], trans_a = which & 1,
@@ -458,8 +458,12 @@ int main(int argc, char **argv) {
     test_layer("attention",
                (Case){.B = 2, .T = 70, .C = 24, .NH = 3, .size = {140 * 72}, .out_size = 140 * 24},
                att_forward, att_backward);
+    test_layer("attention, more than QUERIES",
+               (Case){.B = 1, .T = 270, .C = 16, .NH = 2, .size = {270 * 48}, .out_size = 270 * 16},
+               att_forward, att_backward);
     test_attention(2, 150, 24, 3);
-    test_attention(1, 5, 300, 1); // a head wider than a block of K
+    test_attention(1, 300, 24, 3); // more than QUERIES
+    test_attention(1, 5, 400, 1);  // a head wider than a block of K
     test_attention(1, 64, 64, 2);
     test_model();
     test_bf16();

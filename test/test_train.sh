@@ -257,7 +257,10 @@ ulimit -f 60
 exec "$@"
 END
 rm -rf "$work/full"
-timeout -s KILL 0.4 "$train" "${long[@]}" --out "$work/full" >/dev/null 2>&1
+"$train" "${long[@]}" --out "$work/full" >/dev/null 2>&1 &
+until [ -e "$work/full/state.bin" ] || ! kill -0 $! 2>/dev/null; do sleep 0.01; done
+kill -9 $! 2>/dev/null
+wait $! 2>/dev/null
 cp -r "$work/full" "$work/before"
 refuses 1 "write" bash "$work/full.sh" "$train" "${long[@]}" --out "$work/full" --resume
 ok "the checkpoint is the one from before" cmp "$work/before/state.bin" "$work/full/state.bin"
