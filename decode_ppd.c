@@ -1156,7 +1156,10 @@ static void trainer_allocate(PromptTrainer *t) {
     GPT2 *m = t->m;
     int C = m->config.channels, P = prompt_rows(t), R = t->T + P, guesses = t->n * t->cuts;
     gpt2_allocate_activations(m, 1, R, 1);
-    if (!t->joint) free(m->grads_memory), m->grads_memory = NULL, m->grads = (ParameterTensors){NULL};
+    if (!t->joint) { // the model is frozen: it has no gradients
+        free(m->grads_memory), m->grads_memory = NULL;
+        memset(&m->grads, 0, sizeof m->grads);
+    }
     t->cuts_of_step = allocate((size_t)t->B * t->cuts, sizeof(int));
     float **buffers[] = {&t->student, &t->teacher, &t->dstudent, &t->own, &t->z};
     for (int i = 0; i < 5; i++) *buffers[i] = allocate_floats((size_t)guesses * C);
@@ -1732,6 +1735,7 @@ static int run_command(const DecodeOptions *o) {
     double seconds = 0;
     long made = 0;
     ssize_t length = (ssize_t)strlen(o->prompt);
+    if (!*o->prompt && isatty(fileno(stdin))) fprintf(stderr, "each line is a prompt; Ctrl-D ends\n");
     while (!interrupted && (*o->prompt ? prompts == 0 : (length = getline(&line, &capacity, stdin)) >= 0)) {
         const char *text = *o->prompt ? o->prompt : line;
         while (!*o->prompt && length && (line[length - 1] == '\n' || line[length - 1] == '\r')) length--;
@@ -1861,22 +1865,60 @@ static int train_prompts(PromptRun *r, const DecodeOptions *o) {
     return r->now.step >= o->steps;
 }
 
-static int train_command(const DecodeOptions *o) {
-    static PromptRun run;
-    static Engine engine;
-    GPT2 m;
-    PromptTrainer *t = &run.trainer;
-    Dataset train = {0}, val = {0};
+static void check_train_options(const DecodeOptions *o) {
     if (!*o->out) die_usage("train needs --out PROMPTS, the file to write");
     if (is_folder(o->out)) die("%s is a folder; --out names the file to write", o->out);
-    if (snprintf(run.state, sizeof run.state, "%s.state", o->out) >= (int)sizeof run.state)
-        die("the path %.60s... is too long", o->out);
     if (o->joint && o->heads) die_usage("--joint goes with prompt tokens only");
     if (o->joint && !*o->out_model) die_usage("--joint needs --out-model DIR, for the model that it trains");
     if (o->prompts * o->copies > 48)
         die_usage("%d prompts of %d copies do not fit a pass; 48 rows at most", o->prompts, o->copies);
     if (isnan(optim_schedule(o->schedule, 0, 1, 0, 0)))
         die_usage("no schedule is called '%s' here; see --help", o->schedule);
+}
+
+// After the last step: the evaluation point becomes the model (jointly) and the prompts; what this machine
+// takes for a pass, and how often guesses are right, is measured; all is written.
+static void finish_prompts(PromptRun *r, Engine *e, const Dataset *val, const DecodeOptions *o) {
+    PromptTrainer *t = &r->trainer;
+    GPT2 *m = t->m;
+    GPT2Config g = m->config;
+    float *evaluated = allocate_floats(r->count);
+    optim_eval_params(&r->optimizer, evaluated);
+    memcpy(r->params, evaluated, r->count * sizeof(float));
+    free(evaluated);
+    if (o->joint) {
+        printf("val loss %.4f after\n", evaluate(m, val, t->T, 50000));
+        make_folder(o->out_model);
+        gpt2_save(g, m->params_memory, path_in(o->out_model, "model.bin").s);
+        tokenizer_save(&e->tokenizer, o->out_model);
+    }
+    e->prompts.header = (PromptsHeader){PROMPTS_MAGIC, t->heads, t->n, t->copies, t->depth, g.channels,
+                                        g.num_layers, model_hash(m), r->now.step};
+    e->prompts.params = t->params;
+    for (int kind = NUM_KINDS - 1; kind >= 0; kind--) { // latencies of all; guesses are counted with f32
+        if (kind < NUM_KINDS - 1) decoder_free(&e->decoder);
+        engine_start(e, m, kind);
+        engine_latency(e);
+    }
+    engine_guess(e);
+    measure_accuracy(e, val, 4000);
+    prompts_save(&e->prompts, o->out);
+    unlink(r->state);
+    print_accuracy(&e->prompts.tables, t->n);
+    engine_trees(e, 0);
+    printf("%.2f tokens a pass, %.2f times as fast as plain decoding with f32 weights: predicted\n", e->tau,
+           e->speedup);
+}
+
+static int train_command(const DecodeOptions *o) {
+    static PromptRun run;
+    static Engine engine;
+    GPT2 m;
+    PromptTrainer *t = &run.trainer;
+    Dataset train = {0}, val = {0};
+    check_train_options(o);
+    if (snprintf(run.state, sizeof run.state, "%s.state", o->out) >= (int)sizeof run.state)
+        die("the path %.60s... is too long", o->out);
     choose_optimizer(&run.optimizer, o->optimizer, o->base);
     optim_set(&run.optimizer, "lr", o->joint ? 3e-4 : o->heads ? 1e-3 : 3e-2);
     set_hyperparameters(&run.optimizer, o->rest.num_hyper, o->rest.hyper_name, o->rest.hyper_value);
@@ -1917,33 +1959,7 @@ static int train_command(const DecodeOptions *o) {
                o->save_every ? "; the same command with --resume goes on" : "");
         return 0;
     }
-    float *evaluated = allocate_floats(run.count); // the evaluation point
-    optim_eval_params(&run.optimizer, evaluated);
-    memcpy(run.params, evaluated, run.count * sizeof(float));
-    free(evaluated);
-    if (o->joint) {
-        printf("val loss %.4f after\n", evaluate(&m, &val, T, 50000));
-        make_folder(o->out_model);
-        gpt2_save(m.config, m.params_memory, path_in(o->out_model, "model.bin").s);
-        tokenizer_save(&engine.tokenizer, o->out_model);
-    }
-    GPT2Config g = m.config;
-    engine.prompts.header = (PromptsHeader){PROMPTS_MAGIC, t->heads, t->n, t->copies, t->depth, g.channels,
-                                            g.num_layers, model_hash(&m), run.now.step};
-    engine.prompts.params = t->params;
-    for (int kind = NUM_KINDS - 1; kind >= 0; kind--) { // latencies of all; guesses are counted with f32
-        if (kind < NUM_KINDS - 1) decoder_free(&engine.decoder);
-        engine_start(&engine, &m, kind);
-        engine_latency(&engine);
-    }
-    engine_guess(&engine);
-    measure_accuracy(&engine, &val, 4000);
-    prompts_save(&engine.prompts, o->out);
-    unlink(run.state);
-    print_accuracy(&engine.prompts.tables, t->n);
-    engine_trees(&engine, 0);
-    printf("%.2f tokens a pass, %.2f times as fast as plain decoding with f32 weights: predicted\n",
-           engine.tau, engine.speedup);
+    finish_prompts(&run, &engine, &val, o);
     return 0;
 }
 
@@ -1998,11 +2014,11 @@ static void bench_kinds(const char *path, const uint16_t *tokens, int n, int mak
     gpt2_free(&m);
 }
 
-// Whether some 8 tokens in a row come twice in a text.
-static int loops(const uint16_t *text, int n) {
-    for (int i = 0; i + 8 <= n; i++)
-        for (int j = i + 1; j + 8 <= n; j++)
-            if (!memcmp(text + i, text + j, 8 * sizeof *text)) return 1;
+// Whether some tokens in a row, `size` of them, come twice in a text.
+static int loops(const uint16_t *text, int n, int size) {
+    for (int i = 0; i + size <= n; i++)
+        for (int j = i + 1; j + size <= n; j++)
+            if (!memcmp(text + i, text + j, size * sizeof *text)) return 1;
     return 0;
 }
 
@@ -2084,6 +2100,7 @@ static int bench_command(const DecodeOptions *o) {
     int have = NGRAM | (engine.prompts.params ? PPD : 0) | (*o->heads_file ? HEADS : 0) |
                (*o->draft ? DRAFT : 0) | (draft.prompts.params ? DRAFT_PPD : 0);
     int count = sizeof methods / sizeof *methods, looping = 0, differs = 0, loop = 0;
+    int gram = engine.tokenizer.kind == TOKENIZER_GPT2 ? 8 : 32; // as much text, in characters
     size_t bytes = (size_t)tokens * sizeof(uint16_t);
     uint16_t *plain_text = resize(NULL, bytes);
     // text by text, in turns: what else the machine does hits all alike
@@ -2094,14 +2111,14 @@ static int bench_command(const DecodeOptions *o) {
             Engine *e = w->uses & HEADS ? &heads : &engine;
             double seconds = method_write(w, e, &draft, from, begin, begin + tokens);
             const uint16_t *made = e->generator.text + begin;
-            if (w == methods) memcpy(plain_text, made, bytes), looping += loop = loops(made, tokens);
+            if (w == methods) memcpy(plain_text, made, bytes), looping += loop = loops(made, tokens, gram);
             w->seconds[loop] += seconds, w->made[loop] += tokens, w->passes[loop] += e->generator.passes;
             w->differs += memcmp(plain_text, made, bytes) != 0;
         }
     }
-    printf("\n%d texts of %d tokens, greedy, %s weights; %d of them loop (8 tokens in a row come twice) and "
-           "are counted apart\n%-22s %18s %18s %14s %18s %10s\n", o->texts, tokens, o->weights, looping, "",
-           "tokens/s (loops)", "speedup (loops)", "a pass (loops)", "trained, added MB", "identical");
+    printf("\n%d texts of %d tokens, greedy, %s weights; %d of them loop (%d tokens in a row come twice) and "
+           "are counted apart\n%-22s %18s %18s %14s %18s %10s\n", o->texts, tokens, o->weights, looping, gram,
+           "", "tokens/s (loops)", "speedup (loops)", "a pass (loops)", "trained, added MB", "identical");
     for (Method *w = methods; w < methods + count; w++) {
         if (w->uses & ~have) continue;
         method_print(w, methods, w->uses & HEADS ? &heads : &engine, &draft), differs += w->differs;

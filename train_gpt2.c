@@ -3262,8 +3262,9 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
     o.diloco = !strcmp(o.workers, "diloco");
     if (o.diloco && !strcmp(o.optimizer, "adamw")) o.optimizer = "diloco";
     choose_optimizer(optimizer, o.optimizer, o.base);
-    // GPA's average reaches back over 1/(1 - mu_x) steps: a fifteenth of the run, long or short. Its rate in a
-    // new model falls with the width, as Adam's step moves a preactivation by up to its fan-in times the rate.
+    // GPA's average reaches back over 1/(1 - mu_x) steps: a fifteenth of the run, long or short. Its rate in
+    // a new model falls with the width, as Adam's step moves a preactivation by up to its fan-in times the
+    // rate.
     optim_set(optimizer, "mu-x", 1 - 15.0 / MAX(o.steps, 16));
     if (!strcmp(o.optimizer, "gpa") && strcmp(o.base, "sgd") && !*o.model && !*o.student_from)
         optim_set(optimizer, "lr", 1.0 / o.channels);

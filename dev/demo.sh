@@ -43,7 +43,7 @@ if command -v gnuplot >/dev/null; then printf '\ncurves: %s\n' "$(bash dev/plot.
 else printf '\nmake plot RUNS="runs/teacher runs/student" draws them as a picture once gnuplot-nox is installed\n'; fi
 # A model of this size looks ahead only if it is trained to: the teacher goes on with its prompts for some steps.
 say "5  Several tokens a pass: the teacher, trained on together with prompt tokens that guess what follows"
-./decode_ppd train --model runs/teacher --data "$data" --joint --deep --batch 8 --lr 5e-4 --prompt-weight 1 --steps 300 \
+./decode_ppd train --model runs/teacher --data "$data" --joint --deep --batch 8 --lr 5e-4 --prompt-weight 0.5 --steps 300 \
     --out-model runs/ahead --out runs/ahead.ppd
 prompt=$(awk 'NF { print $1, $2, $3; exit }' "$data")
 for with in "" "--ppd runs/ahead.ppd" "--ppd runs/ahead.ppd --ngram"; do

@@ -16,13 +16,13 @@ if [ "$full" ]; then
     text_options=(--tokenizer gpt2 --merges "$GPT2_MERGES" --context 256)
     model=(--layers 8 --heads 6 --channels 384 --batch 4 --lr 1e-3 --steps "${STEPS:-3500}")
     draft=(--layers 2 --heads 3 --channels 192 --batch 4 --lr 2e-3 --steps "${STEPS:-2000}")
-    prompts=(--steps "${STEPS:-600}" --batch 2) joint=(--steps "${STEPS:-1500}" --lr 5e-4 --prompt-weight 1)
+    prompts=(--steps "${STEPS:-600}" --batch 2) joint=(--steps "${STEPS:-1500}" --lr 5e-4 --prompt-weight 0.5)
     bench=(--texts 16 --tokens 128)
 else
     text_options=(--context 64)
     model=(--layers 4 --heads 4 --channels 256 --batch 12 --lr 2e-3 --steps "${STEPS:-1000}")
     draft=(--layers 2 --heads 4 --channels 64 --batch 12 --lr 4e-3 --steps "${STEPS:-1000}")
-    prompts=(--steps "${STEPS:-600}") joint=(--steps "${STEPS:-600}" --batch 8 --lr 5e-4 --prompt-weight 1)
+    prompts=(--steps "${STEPS:-600}") joint=(--steps "${STEPS:-600}" --batch 8 --lr 5e-4 --prompt-weight 0.5)
     bench=(--texts 16 --tokens 200)
 fi
 
@@ -58,7 +58,7 @@ measured() { stage "$runs/$1" "$decode" bench --data "$data" "${bench[@]}" "${@:
 if [ ! "$report" ]; then
     make -s decode_ppd || die "decode_ppd does not compile"
     trained model "${model[@]}" && trained draft "${draft[@]}"
-    guesses prompts model "${prompts[@]}"
+    guesses prompts model "${prompts[@]}" --temperature 1 # learn the model's distribution, as the paper's do
     guesses deep model "${prompts[@]}" --deep
     guesses heads model "${prompts[@]}" --heads
     guesses draft_deep draft "${prompts[@]}" --deep
