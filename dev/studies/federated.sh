@@ -7,8 +7,8 @@
 #             bytes to a loss
 #   attack    0, 20 and 40% attackers of each kind, every aggregator
 #   delay     answers up to 20 rounds late, synchronous and asynchronous
-# Rates are the best of three for each method, on two seeds that are not used again: on one alone, rates win at
-# which other seeds fail.
+# Rates are the best of three for each method, on two seeds that are not used again: on one alone, rates win
+# at which other seeds fail.
 #
 # On text a gradient is mostly noise, and attackers hide in it: of 20 gradients with mean mu, 8 of which are
 # sent times -10, a median or geometric median keeps about (12 - 8) / (12 + 8/10) = 0.31 mu, with as much
