@@ -227,7 +227,7 @@ claim() {
 }
 : >"$new"
 bytes=$(off 10 4) time=$(off 9 4) own=$(counted)
-claim "a worker sends 2 (N-1)/N numbers a parameter and meeting" "off by at most $bytes%" \
+claim "a worker sends 2 (N-1)/N numbers a parameter each time they meet" "off by at most $bytes%" \
     "$(holds "$bytes < 2")"
 [ "$own" = - ] || claim "bytes_sent is what MPI counts" "off by at most $own%" "$(holds "$own < 0.1")"
 claim "the model, fitted to 1 and 2 workers, is right about 4" "off by at most $time%" "$(holds "$time < 25")"
