@@ -68,7 +68,7 @@ static void test_privacy(const char *path) {
     const char *patterns[] = {"h.*.ln_*,ln_f.*", "h.1.*", "wpe.weight,h.0.attn.*"};
     for (int i = 0; i < 3; i++) {
         START(&f, "--data", path, "--private", patterns[i], "--channels", "16", "--context", "16",
-              "--client-optimizer", "sgd"); // Adam's first steps are +-lr everywhere
+              "--rounds", "20", "--client-optimizer", "sgd"); // Adam's first steps are +-lr everywhere
         secrets = f.layout.num_private;
         tapped = &f, wire_tap = look, sent = longest = leaks = 0;
         float before = f.clients[0].x[0];
