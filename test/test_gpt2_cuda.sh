@@ -98,7 +98,7 @@ fi
 if [ "$nccl" ] && command -v mpirun >/dev/null; then
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
     on() { mpirun --oversubscribe -n "$@"; }
-    shared="--data text.txt --layers 2 --heads 2 --channels 16 --context 16 --batch 1 --steps 6 --eval-every 3 --accumulate 6 --f32"
+    shared="--data text.txt --layers 2 --heads 2 --channels 16 --context 16 --batch 1 --steps 6 --eval-every 3 --accumulate 6 --f32 --lr 1e-3"
     without_bytes() { cut -d, -f 1-8 "$1/log.csv" >"$1/log" && mv "$1/log" "$1/log.csv"; }
     "$gpu" $shared --out one >/dev/null
     on 3 "$nccl" $shared --workers data --out three >three.txt
