@@ -8,8 +8,8 @@ common --steps $steps --eval-tokens 20480
 
 method "AdamW" "lr=1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2"
 method "SGD" "lr=0.125,0.25,0.5,1,2,4,8" --optimizer sgd
-# One setting of Prodigy for every run: its estimate, in which the gradients' noise stands below, is too small here,
-# and wants a longer warmup than rates that begin small.
+# One setting of Prodigy for every run. Its estimate of the distance is too small here, as the gradients' noise
+# stands in the denominator: --d-coef makes up for it. A rate that is found in a few steps wants a longer warmup.
 method "prodigy (one setting)" "" --optimizer prodigy --d-coef 8 --beta2 0.99 --weight-decay 0.1 --warmup $((steps / 5))
 for name in prodigy dadapt-adam resetting dog dowg cdowg; do method $name "" --optimizer $name; done
 tune
