@@ -14,9 +14,9 @@ decode=${DECODE:-./decode_ppd}
 if [ "$full" ]; then
     [ -r "${GPT2_MERGES:-}" ] || die "FULL=1 needs GPT-2's merges: GPT2_MERGES=vocab.bpe (dev/data/gpt2.sh fetches it)"
     text_options=(--tokenizer gpt2 --merges "$GPT2_MERGES" --context 256)
-    model=(--layers 8 --heads 6 --channels 384 --batch 4 --lr 1e-3 --steps "${STEPS:-3500}")
-    draft=(--layers 2 --heads 3 --channels 192 --batch 4 --lr 2e-3 --steps "${STEPS:-2000}")
-    prompts=(--steps "${STEPS:-600}" --batch 2) joint=(--steps "${STEPS:-1500}" --lr 5e-4 --prompt-weight 0.5)
+    model=(--layers 8 --heads 6 --channels 384 --batch 4 --optimizer muon --lr 2e-3 --steps "${STEPS:-1600}")
+    draft=(--layers 2 --heads 3 --channels 192 --batch 4 --optimizer muon --lr 2e-3 --steps "${STEPS:-1500}")
+    prompts=(--steps "${STEPS:-500}" --batch 2) joint=(--steps "${STEPS:-800}" --lr 5e-4 --prompt-weight 0.5)
     bench=(--texts 16 --tokens 128)
 else
     text_options=(--context 64)
