@@ -571,31 +571,34 @@ static double decoder_prefill(Decoder *d, const uint16_t *tokens, int n, const u
     return sum;
 }
 
-// Measures seconds of a pass of 1 to MAX_ROWS rows, all with an output, behind a quarter of a context;
-// between the measured sizes, the line through the neighbours.
-static void measure_latency(Decoder *d, double *latency) {
+// Measures seconds of a pass of 1 to MAX_ROWS rows behind a quarter of a context, each with an output of its
+// own and, unless it is alone as in plain decoding, one of every head; between the measured sizes, the line
+// through the neighbours. What has more outputs than a pass may is said to take as long as the most it may.
+static void measure_latency(Decoder *d, int heads, double *latency) {
     static const int sizes[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64};
     enum { SIZES = sizeof sizes / sizeof *sizes };
-    int context = d->config.max_seq_len, saved = d->past;
+    int context = d->config.max_seq_len, saved = d->past, count = SIZES;
+    while (sizes[count - 1] > MAX_ROWS / (1 + heads)) count--;
     double begin = now();
     d->past = context / 4;
     // all sizes in turns, so that what else the machine does hits them alike; the first round warms up
     for (int round = -1; round < 2 || (round < 8 && now() - begin < 2); round++)
-        for (int i = 0; i < SIZES; i++) {
+        for (int i = 0; i < count; i++) {
             Batch b = {0};
-            for (int r = 0; r < sizes[i]; r++) {
+            for (int r = 0; r < sizes[i]; r++)
                 batch_add(&b, r % d->config.vocab_size, r % MAX(1, context / 2) ? r - 1 : -1);
-                batch_output(&b, r, 1, -1);
-            }
+            for (int head = -1; head < (sizes[i] > 1 ? heads : 0); head++)
+                for (int r = 0; r < sizes[i]; r++) batch_output(&b, r, 1, head);
             double start = now(), *at = &latency[sizes[i] - 1];
             decoder_pass(d, &b);
             *at = round <= 0 ? now() - start : fmin(*at, now() - start);
         }
-    for (int i = 1; i < SIZES; i++) {
+    for (int i = 1; i < count; i++) {
         int known = sizes[i - 1], s = sizes[i];
         double from = latency[known - 1], to = latency[s - 1] = fmax(latency[s - 1], from); // never less
         for (int r = known + 1; r < s; r++) latency[r - 1] = from + (to - from) * (r - known) / (s - known);
     }
+    for (int r = sizes[count - 1]; r < MAX_ROWS; r++) latency[r] = latency[r - 1];
     d->past = saved;
 }
 
@@ -798,11 +801,11 @@ static int find_ngram(const uint16_t *text, int length) {
 
 // How many proposals pay: the n with the most expected tokens for the time, where each is right with the
 // measured probability if those before it are. It begins high: what is never tried is never learned.
-static int best_proposals(const Generator *g, int rows) {
+static int best_proposals(const Generator *g, int rows, int most) {
     double a = (g->accepted + 3) / (g->proposed + 4), expected = 1, power = 1, best = 0;
     int length = 0;
     if (!g->latency) return 4;
-    for (int n = 0; n <= 16 && rows + n <= MAX_ROWS - 8; n++, expected += power *= a) {
+    for (int n = 0; n <= 16 && rows + n <= most; n++, expected += power *= a) {
         double rate = expected / (g->latency[rows + n - 1] + (g->draft ? n * g->draft_cost : 0));
         if (rate > best) best = rate, length = n;
     }
@@ -834,7 +837,7 @@ static const uint16_t *propose_by_draft(Generator *g, int count) {
 // Guesses that come as a text, from the draft or from an n-gram, join the tree as a path from the root.
 // Returns how many.
 static int add_proposals(Generator *g, Tree *t, int room) {
-    int count = MIN(best_proposals(g, t->planned), room), at = t->root,
+    int count = MIN(best_proposals(g, t->planned, t->most), room), at = t->root,
         found = g->draft || count < 1 ? 0 : find_ngram(g->text, g->length);
     if (count < 1 || (!g->draft && !found)) return 0;
     if (!g->draft) count = MIN(count, g->length - found);
@@ -1495,8 +1498,10 @@ static void engine_guess(Engine *e) {
     g->n = h->n, g->copies = h->copies, g->kind = h->heads ? GUESS_HEADS : GUESS_PROMPTS;
     d->prompts = e->prompts.params, d->depth = h->heads ? 0 : h->depth;
     float *w = e->prompts.params, *bias = w + (size_t)g->n * C * C;
-    for (int i = 0; i < g->n && h->heads; i++)
+    for (int i = 0; i < g->n && h->heads; i++) {
+        linear_free(&e->heads[i]);
         e->heads[i] = linear_pack(w + (size_t)i * C * C, C, C, d->kind, bias + i * C, NULL, NULL);
+    }
     d->heads = e->heads;
     for (int k = 0; k <= g->n; k++)
         g->templates[k] =
@@ -1509,7 +1514,7 @@ static void engine_latency(Engine *e) {
     float *kept = e->prompts.tables.latency[kind];
     uint64_t *machine = &e->prompts.tables.machine[kind], here = machine_hash(e->decoder.threads);
     if (*machine != here) {
-        measure_latency(&e->decoder, e->latency);
+        measure_latency(&e->decoder, e->generator.kind == GUESS_HEADS ? e->generator.n : 0, e->latency);
         for (int r = 0; r < MAX_ROWS; r++) kept[r] = (float)e->latency[r];
         *machine = here;
     }
@@ -1898,9 +1903,9 @@ static void finish_prompts(PromptRun *r, Engine *e, const Dataset *val, const De
     for (int kind = NUM_KINDS - 1; kind >= 0; kind--) { // latencies of all; guesses are counted with f32
         if (kind < NUM_KINDS - 1) decoder_free(&e->decoder);
         engine_start(e, m, kind);
+        engine_guess(e);
         engine_latency(e);
     }
-    engine_guess(e);
     measure_accuracy(e, val, 4000);
     prompts_save(&e->prompts, o->out);
     unlink(r->state);
@@ -2072,12 +2077,23 @@ static void print_trees(const char *name, const Engine *e) {
     }
 }
 
+// Latencies of now, and the trees that go with them: a prediction, and what it predicts, of the same minutes.
+static void engine_refresh(Engine *e, int rows) {
+    e->prompts.tables.machine[e->decoder.kind] = 0;
+    engine_latency(e);
+    if (e->prompts.params) engine_trees(e, rows);
+}
+
 static int bench_command(const DecodeOptions *o) {
     static Engine engine, heads, draft;
     Dataset train = {0}, val = {0};
     load_engines(&engine, &draft, o);
-    engine_latency(&engine);
-    if (*o->heads_file) engine_load(&heads, o->model, o->heads_file, engine.decoder.kind, 0);
+    engine_refresh(&engine, o->tree);
+    if (draft.prompts.params) engine_refresh(&draft, 0);
+    if (*o->heads_file) {
+        engine_load(&heads, o->model, o->heads_file, engine.decoder.kind, 0);
+        engine_refresh(&heads, 0);
+    }
     load_data(o, &engine.tokenizer, &train, &val);
     int context = engine.decoder.config.max_seq_len, begin = MIN(64, MAX(1, context / 4)), tokens = o->tokens;
     Shard text = val.shards[0];

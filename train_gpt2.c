@@ -371,10 +371,20 @@ static __attribute__((noinline)) void pack_panel(float *panel, const float *b, l
             for (k = 0; k + VEC <= K; k += VEC)
                 transpose_block(panel + k * width + j, width, b + k + j * col, col,
                                 MAX(0, MIN(VEC, cols - j)));
-    else if (cols == NR)
-        for (; k < K; k++) memcpy(panel + k * NR, b + k * row, NR * sizeof(float));
     for (; k < K; k++)
         for (int j = 0; j < width; j++) panel[k * width + j] = j < cols ? b[k * row + j * col] : 0.0f;
+}
+
+// All panels of K rows and N columns of B. Rows that lie in memory as they are needed are read through once,
+// each for all panels: a panel at a time would touch a page of every row for NR numbers.
+static __attribute__((noinline)) void pack_panels(float *panels, const float *b, long row, long col, int K,
+                                                  int N) {
+    int whole = col == 1 ? N / NR * NR : 0;
+    for (int k = 0; k < K; k++)
+        for (int j = 0; j < whole; j += NR)
+            memcpy(panels + j * K + k * NR, b + k * row + j, NR * sizeof(float));
+    for (int j = whole; j < N; j += NR)
+        pack_panel(panels + j * K, b + j * col, row, col, K, MIN(NR, N - j));
 }
 
 // bfloat16 is the upper half of a float32. Rounds to the nearest, ties to even.
@@ -390,11 +400,14 @@ static inline void widen(float *out, const uint16_t *x, size_t n) {
     }
 }
 
-// The same panel of a B of bfloat16 whose columns are contiguous, col apart.
-static void pack_panel_bf16(float *panel, const uint16_t *b, long col, int K, int cols) {
+// The same of a B of bfloat16 whose columns are contiguous, col apart.
+static void pack_panels_bf16(float *panels, const uint16_t *b, long col, int K, int N) {
     static _Thread_local float columns[NR * KC];
-    for (int j = 0; j < cols; j++) widen(columns + j * K, b + j * col, (size_t)K);
-    pack_panel(panel, columns, 1, K, K, cols);
+    for (int first = 0; first < N; first += NR) {
+        int cols = MIN(NR, N - first);
+        for (int j = 0; j < cols; j++) widen(columns + j * K, b + (first + j) * col, (size_t)K);
+        pack_panel(panels + first * K, columns, 1, K, K, cols);
+    }
 }
 
 // Strips of A: for each MR rows, K times MR numbers side by side; rows past the end become zeros. noinline:
@@ -427,11 +440,8 @@ static void multiply(float *C, long ldc, const float *a, long a_row, long a_col,
         multiply(C, ldc, a, a_row, a_col, b, b_row, b_col, M, most, K, e);
     for (int k0 = 0; k0 < K; k0 += KC) {
         int kc = MIN(KC, K - k0), first = k0 == 0, last = k0 + kc == K;
-        for (int j = 0; j < N; j += NR) {
-            long at = k0 * b_row + j * b_col;
-            if (e.bf16) pack_panel_bf16(panels + j * kc, (const uint16_t *)b + at, b_col, kc, MIN(NR, N - j));
-            else pack_panel(panels + j * kc, b + at, b_row, b_col, kc, MIN(NR, N - j));
-        }
+        if (e.bf16) pack_panels_bf16(panels, (const uint16_t *)b + k0, b_col, kc, N);
+        else pack_panels(panels, b + k0 * b_row, b_row, b_col, kc, N);
         for (int m = 0; m < M; m += MC) {
             int mc = MIN(MC, M - m),
                 direct = a_row == 1 ? 0 : mc / MR * MR; // rows of A that are read in place

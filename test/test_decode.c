@@ -303,6 +303,53 @@ static void test_writer(void) {
     tokenizer_free(&t);
 }
 
+// ---- a text ends with its last token: GPT-2's <|endoftext|> is the vocabulary's last. A model whose text has a token
+// x that was not in it before is one that ends there, if x and the last token change places.
+
+// How many of 40 tokens after the prompt 1 are written; stdout is closed to it.
+static int written(Engine *e) {
+    uint16_t prompt = 1;
+    double seconds = 0;
+    fflush(stdout);
+    int out = dup(1), nowhere = open("/dev/null", O_WRONLY);
+    dup2(nowhere, 1), close(nowhere);
+    int made = write_text(e, &prompt, 1, 40, &seconds);
+    fflush(stdout), dup2(out, 1), close(out);
+    return made;
+}
+
+static void test_end_of_text(void) {
+    GPT2Config g = {48, 256, 2, 2, 32};
+    GPT2 m = random_model(g, 3, 4);
+    int place = 0, C = g.channels, last = g.vocab_size - 1, x = last, ended[2];
+    for (int swapped = 0; swapped < 2; swapped++) {
+        Engine e = {0};
+        bytes_init(&e.tokenizer);
+        e.tokenizer.kind = swapped ? TOKENIZER_GPT2 : TOKENIZER_BYTES;
+        for (int i = 0; i < (swapped ? C : 0); i++) {
+            float *row = m.params.wte + i, old = row[x * C];
+            row[x * C] = row[last * C], row[last * C] = old;
+        }
+        engine_start(&e, &m, WEIGHTS_F32);
+        int made = written(&e);
+        check(swapped || made == 40, "without an end, %d tokens of 40", made);
+        const uint16_t *text = e.generator.text;
+        for (int i = 1; i < 40 && !swapped; i++) { // the last place with a token that is new
+            int before = 0;
+            while (text[before] != text[i]) before++;
+            if (before == i && text[i] != last) place = i, x = text[i];
+        }
+        ended[0] = made;
+        e.generator.ngram = 1; // passes of several tokens, some behind the end
+        ended[1] = written(&e);
+        for (int i = 0; i < 2 && swapped; i++)
+            check(ended[i] == place && text[place] == last, "a text of %d tokens has %d", place, ended[i]);
+        decoder_free(&e.decoder), tokenizer_free(&e.tokenizer), free(e.generator.text);
+    }
+    check(place > 3, "the text has nothing new after its token %d", place);
+    gpt2_free(&m);
+}
+
 // ---- gradients
 
 static void test_gradients(void) {
@@ -528,6 +575,7 @@ int main(int argc, char **argv) {
     test_tree_attention(8), test_tree_attention(20), test_tree_attention(70);
     test_sampling();
     test_writer();
+    test_end_of_text();
     test_tree_search();
     test_gradients();
     test_identity();
