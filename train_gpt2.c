@@ -3383,9 +3383,11 @@ typedef struct {
 static void muon_matmul(float *C, const float *A, const float *B, int M, int N, int K, int trans_b,
                         float alpha, float beta) {
     size_t n = (size_t)M * N;
-    for (size_t i = 0; beta != 0 && i < n; i++) C[i] *= beta / alpha;
+#pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < (beta != 0 ? n : 0); i++) C[i] *= beta / alpha;
     matmul(C, A, B, M, N, K, 0, trans_b, beta != 0 ? accumulate : plain);
-    for (size_t i = 0; alpha != 1 && i < n; i++) C[i] *= alpha;
+#pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < (alpha != 1 ? n : 0); i++) C[i] *= alpha;
 }
 
 // Where each layer's tensors are in the parameters, for the optimizer: which decay, and which are matrices

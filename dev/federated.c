@@ -1145,17 +1145,18 @@ static const char *const trainer_rows[][2] = {{"model", ""}, {"layers", "2"}, {"
     {"channels", "32"}, {"context", "32"}, {"batch", "4"}, {"seed", "1337"}};
 enum { NUM_OWN = sizeof own_rows / sizeof *own_rows,
        NUM_FED = NUM_OWN + sizeof trainer_rows / sizeof *trainer_rows };
+static OptionRow fed_rows[NUM_FED]; // all of them
 
 static const char methods[] = "ffgg fedavg local";
 static const char aggregators[] = "mean median trimmed geometric-median clipping";
 static const char attacks[] = "sign-flip noise little nan silent";
 
-static void fed_help(const OptionRow *rows) {
+static void fed_help(UNUSED const char *of) {
     printf("federated: partially personalized federated learning.\n\n"
            "  ./dev/federated --data play.txt --clients speakers --private 'h.*.ln_*,ln_f.*' --out run\n"
            "  ./dev/federated --convex --attackers 0.4 --aggregate median --delay 20 --async 20\n"
            "  mpirun -n 4 ./dev/federated_mpi --convex --clock real --async 1 (make federated_mpi)\n\n");
-    for (int i = 0; i < NUM_FED; i++) print_option(&rows[i]);
+    for (int i = 0; i < NUM_FED; i++) print_option(&fed_rows[i]);
     printf("\n--method     %s\n--aggregate  %s\n--attack     %s\nOptimizers, their options and schedules: "
            "train_gpt2 --help\n", methods, aggregators, attacks);
 }
@@ -1190,34 +1191,21 @@ static void set_hyper(Optimizer *o, const char *optimizer, double lr, const char
 static FedOptions fed_options(int argc, char **argv) {
     FedOptions o = {0};
     Options *rest = &o.trainer; // what is no option here is one of an optimizer's
-    OptionRow rows[NUM_FED];
     for (int i = 0; i < NUM_FED; i++) {
-        if (i < NUM_OWN) rows[i] = own_rows[i];
+        OptionRow *row = &fed_rows[i];
+        if (i < NUM_OWN) *row = own_rows[i];
         else {
-            const OptionRow *row = option_rows;
-            while (strcmp(row->name, trainer_rows[i - NUM_OWN][0])) row++;
-            rows[i] = *row;
-            rows[i].initial = trainer_rows[i - NUM_OWN][1];
+            const OptionRow *of_trainer = option_rows;
+            while (strcmp(of_trainer->name, trainer_rows[i - NUM_OWN][0])) of_trainer++;
+            *row = *of_trainer;
+            row->initial = trainer_rows[i - NUM_OWN][1];
         }
-        set_option(&o.trainer, &rows[i], rows[i].initial);
+        set_option(&o, row, row->initial);
     }
-    for (int i = 1; i < argc; i++) {
-        if (strncmp(argv[i], "--", 2)) die_usage("unexpected argument '%s'; see --help", argv[i]);
-        const char *name = argv[i] + 2;
-        if (!strcmp(name, "help")) fed_help(rows), exit(0);
-        int row = 0;
-        while (row < NUM_FED && strcmp(rows[row].name, name)) row++;
-        int flag = row < NUM_FED && rows[row].type == 'f';
-        if (!flag && i + 1 == argc) die_usage("--%s needs a value; see --help", name);
-        const char *value = flag ? "1" : argv[++i];
-        if (row < NUM_FED) set_option(&o.trainer, &rows[row], value);
-        else if ((strncmp(name, "server-", 7) && strncmp(name, "client-", 7)) || rest->num_hyper == 64)
-            die_usage("--%s is no option; see --help", name);
-        else {
-            rest->hyper_name[rest->num_hyper] = name;
-            rest->hyper_value[rest->num_hyper++] = parse_number(name, value, 0);
-        }
-    }
+    read_options(&o, fed_rows, NUM_FED, argc, argv, rest, fed_help);
+    for (int i = 0; i < rest->num_hyper; i++)
+        if (strncmp(rest->hyper_name[i], "server-", 7) && strncmp(rest->hyper_name[i], "client-", 7))
+            die_usage("--%s is no option; see --help", rest->hyper_name[i]);
     o.method = choose("method", o.method_name, methods);
     o.aggregator = choose("aggregate", o.aggregator_name, aggregators);
     o.attack = choose("attack", o.attack_name, attacks);
@@ -1246,8 +1234,7 @@ static FedOptions fed_options(int argc, char **argv) {
 #ifndef FEDERATED_NO_MAIN
 int main(int argc, char **argv) {
     static Federation f;
-    if (!getenv("GOMP_SPINCOUNT") && !getenv("OMP_WAIT_POLICY") && !setenv("GOMP_SPINCOUNT", "10000", 1))
-        execv("/proc/self/exe", argv); // as train_gpt2 does, see there
+    spin_briefly(argv);
 #ifdef FEDERATED_MPI
     MPI_Init(&argc, &argv);
     MPI_Comm_rank(MPI_COMM_WORLD, &mpi_rank);
