@@ -49,8 +49,12 @@ refuses 2 "the race fixes --batch" env ENTRY="--batch 64" bash dev/studies/race.
 refuses 2 "the race is over" env STEPS=100000 bash dev/studies/race.sh
 refuses 2 "TRACK is tales" env TRACK=moon bash dev/studies/race.sh
 
-# ---- README's rows and the files they come from
+# ---- README's rows and the files they come from; the race's table on the page and its CSV
 cd "$project" || exit 1
+unset RESULTS EXTRA
+REPORT=1 TRACK=tinyshakespeare bash dev/studies/race.sh | grep -v '^$' | sed 's/^/    /; s/ *$//' >"$work/table"
+ok "the race's table" grep -q ' AdamW .* target ' "$work/table"
+ok "$page has the race's table" bash -c "! grep -vxF -f $page '$work/table'"
 for file in dev/studies/results/*.md; do
     ok "README has the rows of $file" bash -c "! grep -vxF -f README.md $file"
 done

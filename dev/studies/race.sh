@@ -3,6 +3,7 @@
 #
 #   make race TRACK=tales                                             the table, and AdamW's own row where it is missing
 #   make race TRACK=tales ENTRY="--optimizer muon --lr 8e-3" STEPS=700 SEEDS=5 [NAME="my optimizer"]
+#   make race TRACK=tales REPORT=1                            the table alone
 #
 # Fixed: text, tokenizer, model (4 layers, 128 wide), batch (12 x 64 tokens), validation, one forward and one backward
 # pass a step. An entry is free to choose its optimizer, all that the optimizer can be told, schedule, warmup and
@@ -21,7 +22,7 @@ name=${NAME:-}
 [ "$track" != tales ] || data=dev/data/tales.txt
 [ "$track" = tales ] || [ "$track" = tinyshakespeare ] || die "TRACK is tales or tinyshakespeare, not '$track'" 2
 data_sum=$(cksum <"$data" | cut -d ' ' -f 1)
-if [ "$track" = tinyshakespeare ] && [ "$data_sum" != 1901475708 ]; then die "$data is not tinyshakespeare; dev/data/texts.sh fetches it, DATA=FILE names it" 2; fi
+if [ ! "$report" ] && [ "$track" = tinyshakespeare ] && [ "$data_sum" != 1901475708 ]; then die "$data is not tinyshakespeare; dev/data/texts.sh fetches it, DATA=FILE names it" 2; fi
 [ ! "${EXTRA:-}" ] || [ "$results" != dev/studies/results ] || die "EXTRA would change what is fixed; try it with RESULTS=DIR" 2
 for number in "$seeds" "$steps"; do [[ $number =~ ^[1-9][0-9]*$ ]] || die "STEPS and SEEDS are whole numbers, not '$number'" 2; done
 [ "$steps" -le $budget ] || die "the race is over after $budget steps: STEPS=$steps" 2
@@ -66,13 +67,13 @@ enter() {
 }
 
 # AdamW's row is the target: a coordinate search over all that it can be told, then 20 seeds.
-if ! grep -q "^$track,AdamW," "$csv" 2>/dev/null; then
+if [ ! "$report" ] && ! grep -q "^$track,AdamW," "$csv" 2>/dev/null; then
     common --layers 4 --heads 4 --channels 128 --context 64 --batch 12 --tokenizer chars --steps $budget
     method AdamW "lr=2e-3,4e-3,8e-3,1.6e-2,3.2e-2 beta1=0.6,0.7,0.8,0.9,0.95 beta2=0.95,0.98,0.99,0.995 weight-decay=0.03,0.1,0.3,1 warmup=25,50,100,200 schedule=linear,cosine,wsd clip=0.5,1,2"
     tune
     enter AdamW $budget $adamw_seeds $(best AdamW)
 fi
-[ ${#entry[@]} = 0 ] || enter "$name" "$steps" "$seeds" "${entry[@]}"
+[ "$report" ] || [ ${#entry[@]} = 0 ] || enter "$name" "$steps" "$seeds" "${entry[@]}"
 
 # The table of a track: who passes, in order of steps, with the significance of the lead over the row above
 # ((its mean - this mean) / deviation / sqrt(1/n + 1/m)), then who does not.
