@@ -67,7 +67,8 @@ fi
 # ---- the model and its kernels, built in every way
 run "model" test/test_gpt2
 [ ${#more_models[@]} -gt 0 ] && run "model, more golden files" test/test_gpt2 "${more_models[@]}"
-variant "model, vectors of 16" "$CC $FLAGS -DVEC=16" test/test_gpt2.c
+# (without AVX-512 GCC says that other compilers may return such vectors otherwise: not where all is static)
+variant "model, vectors of 16" "$CC $FLAGS -DVEC=16 -Wno-psabi" test/test_gpt2.c
 variant "model, vectors of 4" "$CC $FLAGS -DVEC=4" test/test_gpt2.c
 variant "model, no -march" "$CC $plain -O2" test/test_gpt2.c
 variant "model, ASan and UBSan" "$CC $sanitize" test/test_gpt2.c
