@@ -7,8 +7,9 @@
 #             bytes to a loss
 #   attack    0, 20 and 40% attackers of each kind, every aggregator
 #   delay     answers up to 20 rounds late, synchronous and asynchronous
-# Everybody's optimizer on text is Muon: with AdamW all methods end 0.1 higher. Its rate and momentum are the best of
-# four or five for each method, on two seeds that are not used again: on one alone, rates win at which others fail.
+# Everybody's optimizer on text is Muon, but for the parts attack and delay: with AdamW all methods end 0.1 or more
+# higher. Its rate and momentum are the best of four or five pairs for each method, on two seeds that are not used
+# again: on one alone, rates win at which others fail.
 #
 # On text a gradient is mostly noise, and attackers hide in it: of 20 gradients with mean mu, 8 of which are
 # sent times -10, a median or geometric median keeps about (12 - 8) / (12 + 8/10) = 0.31 mu, with as much
@@ -55,8 +56,8 @@ of() {
     FFGG*) echo "--private $norms,h.1.mlp.*" ;;
     esac
 }
-# rates METHOD: those to choose from, for Muon its rate and momentum. It turns w on the server (FFGG) or at the
-# clients (FedAvg, local); a mean of 20 gradients has less noise than one of them, so momentum may be lower.
+# rates METHOD: those to choose from, for Muon its rate and momentum; of the server in FFGG, else of the clients.
+# FFGG wants less momentum than FedAvg (0.9 and 0.95 are best), so their pairs differ.
 rates() {
     case $1 in
     local) echo 0.005/0.95 0.01/0.95 0.02/0.95 0.01/0.9 ;;
