@@ -22,6 +22,11 @@ convex() { "$federated" --convex --eval-every 0 "$@"; }
 # ---- the convex problem: FFGG finds the exact solution, whatever local steps, delays and attackers do
 ok "FFGG" loss 0 1e-11 convex --rounds 300
 ok "five local steps" loss 0 1e-11 convex --rounds 300 --local-steps 5
+ok "the mean of their gradients" loss 0 1e-11 convex --rounds 300 --local-steps 5 --mean-gradient
+ok "where no w suits all, too" loss 0 1e-11 convex --rounds 300 --local-steps 5 --mean-gradient --misfit 1
+still=(convex --rounds 20 --local-steps 3 --client-lr 1e-30) # b stands still: the four are the same
+ok "is the last one where b stands still" \
+    [ "$("${still[@]}" | tail -n 1)" = "$("${still[@]}" --mean-gradient | tail -n 1)" ]
 ok "asynchronous, delays up to 20 rounds" loss 0 1e-11 convex --rounds 300 --delay 20 --async 1
 for aggregate in median trimmed geometric-median clipping; do
     ok "buckets, $aggregate" loss 0 1e-11 convex --rounds 300 --attackers 0.2 --bucket 2 \
