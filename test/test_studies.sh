@@ -45,7 +45,13 @@ export RESULTS="$work/results" JOBS=2 TRAIN="$work/with_signum" EXTRA="$tiny"
 ok "the race" env STEPS=3 SEEDS=2 ENTRY="--optimizer signum --lr 1e-3" bash dev/studies/race.sh
 ok "a row of the table" grep -q '^tales,signum,3,2,' "$work/results/race.csv"
 ok "the target's row" grep -q '^tales,AdamW,' "$work/results/race.csv"
+ok "the race, tuned" env STEPS=3 SEEDS=2 NAME=tuned ENTRY="--optimizer signum" GRID="lr=1e-4,1e-3,1e-2" \
+    bash dev/studies/race.sh
+ok "its search" grep -q ' 1e-3\|lr=1e-3' "$work/last"
+ok "its row has the rate" grep -q '^tales,tuned,3,2,.*,--optimizer signum --lr 1e-[234]$' "$work/results/race.csv"
 refuses 2 "the race fixes --batch" env ENTRY="--batch 64" bash dev/studies/race.sh
+refuses 2 "the race fixes --batch" env ENTRY="--lr 1e-3" GRID="batch=4,8" bash dev/studies/race.sh
+refuses 2 "GRID is what to tune" env GRID="lr=1,2" bash dev/studies/race.sh
 refuses 2 "the race is over" env STEPS=100000 bash dev/studies/race.sh
 refuses 2 "TRACK is tales" env TRACK=moon bash dev/studies/race.sh
 

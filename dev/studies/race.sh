@@ -3,6 +3,7 @@
 #
 #   make race TRACK=tales                                             the table, and AdamW's own row where it is missing
 #   make race TRACK=tales ENTRY="--optimizer muon --lr 8e-3" STEPS=700 SEEDS=5 [NAME="my optimizer"]
+#   make race TRACK=tales ENTRY="--optimizer muon" GRID="muon-lr=1e-2,2e-2,4e-2 lr=4e-3,8e-3" STEPS=700   tunes first
 #   make race TRACK=tales REPORT=1                            the table alone
 #
 # Fixed: text, tokenizer, model (4 layers, 128 wide), batch (12 x 64 tokens), validation, one forward and one backward
@@ -12,11 +13,13 @@
 # The target is the mean loss after $budget steps of AdamW, tuned in all it can be told, over 20 seeds; their standard
 # deviation stands for that of every run. An entry passes where (target - mean) sqrt(seeds) is at least 3.09 of them: were
 # it no better than the target, chance would let it pass once in a thousand times. Its seeds are 1 to SEEDS, and its
-# step count is the same for all; the seed that tuned AdamW is another, and yours should be.
+# step count is the same for all. Another seed tunes: AdamW's options, and with GRID the entry's, from the middle of
+# each list to the best neighbour until none is better; `make race` of the same entry and GRID goes on where it was.
 . "$(dirname "$0")/driver.sh"
 budget=1000 adamw_seeds=20
 track=${TRACK:-tales} seeds=${SEEDS:-5} steps=${STEPS:-$budget}
 read -ra entry <<<"${ENTRY:-}"
+grid=${GRID:-}
 name=${NAME:-}
 
 [ "$track" != tales ] || data=dev/data/tales.txt
@@ -30,7 +33,7 @@ runs=runs/studies/race/$track
 mkdir -p "$runs"
 
 # Whatever the trainer's help lists is fixed, but for these; what it does not list is the optimizer's own.
-for word in ${entry[@]+"${entry[@]}"}; do
+for word in ${entry[@]+"${entry[@]}"} $(for axis in $grid; do echo "--${axis%%=*}"; done); do
     case $word in
     --optimizer | --base | --schedule | --warmup | --final-lr | --clip) ;;
     --*) "$train" --help | grep -q "^  $word " && die "the race fixes $word; an entry chooses its optimizer, schedule, warmup and clipping" 2 ;;
@@ -39,6 +42,8 @@ done
 [ -n "$name" ] || name=$(printf '%s ' ${entry[@]+"${entry[@]}"} | awk '{
     for (i = 1; i < NF; i++) if ($i == "--optimizer") name = $(i + 1); else if ($i == "--base") base = " over " $(i + 1) } END { print (name == "" ? "adamw" : name) base }')
 [[ $name != *,* && ${ENTRY:-} != *,* ]] || die "no comma in NAME and ENTRY" 2
+[ ! "$grid" ] || [ ${#entry[@]} -gt 0 ] || die "GRID is what to tune of an ENTRY" 2
+fixed=(--layers 4 --heads 4 --channels 128 --context 64 --batch 12 --tokenizer chars)
 
 # enter NAME STEPS SEEDS OPTIONS...: trains, and puts its row into the table in place of an older one.
 header="track,entry,steps,seeds,loss,deviation,memory_mb,options"
@@ -48,8 +53,7 @@ enter() {
     for ((seed = 1; seed <= seeds; seed++)); do
         dir=$(folder "$name" "$steps steps" $seed)
         dirs+=("$dir")
-        enqueue "$dir" --layers 4 --heads 4 --channels 128 --context 64 --batch 12 --tokenizer chars "$@" \
-            --steps "$steps" --seed $seed --eval-every 0 ${EXTRA:-}
+        enqueue "$dir" "${fixed[@]}" "$@" --steps "$steps" --seed $seed --eval-every 0 ${EXTRA:-}
     done
     run_queue "$name, $track"
     row=$(for dir in "${dirs[@]}"; do echo "$(cat "$dir/loss") $(awk '$1 == "memory" { print $2 }' "$dir/output")"; done | awk \
@@ -68,12 +72,17 @@ enter() {
 
 # AdamW's row is the target: a coordinate search over all that it can be told, then 20 seeds.
 if [ ! "$report" ] && ! grep -q "^$track,AdamW," "$csv" 2>/dev/null; then
-    common --layers 4 --heads 4 --channels 128 --context 64 --batch 12 --tokenizer chars --steps $budget
+    common "${fixed[@]}" --steps $budget
     method AdamW "lr=2e-3,4e-3,8e-3,1.6e-2,3.2e-2 beta1=0.6,0.7,0.8,0.9,0.95 beta2=0.95,0.98,0.99,0.995 weight-decay=0.03,0.1,0.3,1 warmup=25,50,100,200 schedule=linear,cosine,wsd clip=0.5,1,2"
     tune
     enter AdamW $budget $adamw_seeds $(best AdamW)
 fi
-[ "$report" ] || [ ${#entry[@]} = 0 ] || enter "$name" "$steps" "$seeds" "${entry[@]}"
+if [ ! "$report" ] && [ ${#entry[@]} -gt 0 ]; then
+    common "${fixed[@]}" --steps "$steps"
+    method "$name" "$grid" "${entry[@]}"
+    tune
+    enter "$name" "$steps" "$seeds" "${entry[@]}" $(best "$name")
+fi
 
 # The table of a track: who passes, in order of steps, with the significance of the lead over the row above
 # ((its mean - this mean) / deviation / sqrt(1/n + 1/m)), then who does not.
