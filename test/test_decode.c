@@ -31,10 +31,10 @@ static void test_products(void) {
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         for (int kind = 0; kind < 3; kind++) {
             int N = sizes[i][0], K = sizes[i][1], rows = 23, ld = round_up(MAX(N, K), 64), changed = 0;
-            float *w = random_floats((size_t)N * K, 1, 1), *x = allocate_floats((size_t)(rows + 4) * ld),
+            float *w = random_floats((size_t)N * K, 1, 1), *x = allocate_floats((size_t)rows * ld),
                   *bias = random_floats(N, 1, 3);
-            Sum *out = allocate((size_t)(rows + 4) * ld, sizeof *out), *alone = allocate(ld, sizeof *alone);
-            Scratch s = {.scale = allocate_floats(rows), .bytes = allocate((size_t)(rows + 4) * ld, 1)};
+            Sum *out = allocate((size_t)rows * ld, sizeof *out), *alone = allocate(ld, sizeof *alone);
+            Scratch s = {.scale = allocate_floats(rows), .bytes = allocate((size_t)rows * ld, 1)};
             Linear m = linear_pack(w, N, K, kind, bias, NULL, NULL);
             for (int r = 0; r < rows; r++) random_normal(x + (size_t)r * ld, K, 1, 10 + r);
             quantize_rows(&s, x, ld, rows, K, kind);
