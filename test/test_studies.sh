@@ -47,7 +47,7 @@ ok "a row of the table" grep -q '^tales,signum,3,2,' "$work/results/race.csv"
 ok "the target's row" grep -q '^tales,AdamW,' "$work/results/race.csv"
 ok "the race, tuned" env STEPS=3 SEEDS=2 NAME=tuned ENTRY="--optimizer signum" GRID="lr=1e-4,1e-3,1e-2" \
     bash dev/studies/race.sh
-ok "its search" grep -q ' 1e-3\|lr=1e-3' "$work/last"
+ok "its search" grep -q ' lr=1e-[234]   <- best$' "$work/last"
 ok "its row has the rate" grep -q '^tales,tuned,3,2,.*,--optimizer signum --lr 1e-[234]$' "$work/results/race.csv"
 refuses 2 "the race fixes --batch" env ENTRY="--batch 64" bash dev/studies/race.sh
 refuses 2 "the race fixes --batch" env ENTRY="--lr 1e-3" GRID="batch=4,8" bash dev/studies/race.sh

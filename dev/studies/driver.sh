@@ -135,7 +135,7 @@ run_one() {
     loss=$(awk '/^final val loss/ { print $4 == $4 + 0 ? $4 : "inf" }' "$dir/output")
     if [ -z "$loss" ] && grep -q '^error: the loss or its gradient is not a number' "$dir/output"; then loss=inf; fi
     if [ -z "$loss" ]; then
-        tail -n 1 "$dir/output" | sed 's/^error: //' >"$runs/failed"
+        tail -n 1 "$dir/output" | sed 's/^error: //' >"$dir/failed" && mv "$dir/failed" "$runs/failed"
         return 255
     fi
     [ -f "$dir/keep" ] || rm -f "$dir/model.bin" "$dir/state.bin"
