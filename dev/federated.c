@@ -1225,6 +1225,7 @@ static FedOptions fed_options(int argc, char **argv) {
     if (!o.convex && !*o.data) die_usage("give a text with --data FILE, or --convex; see --help");
     if (!strcmp(o.clock, "real") && mpi_size == 1)
         die_usage("--clock real needs MPI's ranks (make federated_mpi)");
+    if (o.mean_gradient && o.method != FFGG) die_usage("--mean-gradient is for --method ffgg");
     if (!*o.patterns && o.method == FFGG) o.patterns = o.convex ? "b" : "h.*.ln_*,ln_f.*";
     if (!*o.schedule) o.schedule = o.convex ? "constant" : "cosine";
     if (isnan(optim_schedule(o.schedule, 0, 1, 0, 0)))

@@ -27,6 +27,8 @@ ok "where no w suits all, too" loss 0 1e-11 convex --rounds 300 --local-steps 5 
 still=(convex --rounds 20 --local-steps 3 --client-lr 1e-30) # b stands still: the four are the same
 ok "is the last one where b stands still" \
     [ "$("${still[@]}" | tail -n 1)" = "$("${still[@]}" --mean-gradient | tail -n 1)" ]
+moving=("${still[@]:0:5}")
+ok "and another where b moves" [ "$("${moving[@]}" | tail -n 1)" != "$("${moving[@]}" --mean-gradient | tail -n 1)" ]
 ok "asynchronous, delays up to 20 rounds" loss 0 1e-11 convex --rounds 300 --delay 20 --async 1
 for aggregate in median trimmed geometric-median clipping; do
     ok "buckets, $aggregate" loss 0 1e-11 convex --rounds 300 --attackers 0.2 --bucket 2 \
@@ -140,6 +142,7 @@ refuses 2 "give a text" "$federated"
 refuses 2 "takes one of" "$federated" --convex --aggregate mode
 refuses 2 "takes one of" "$federated" --convex --attack bribe
 refuses 2 "real needs MPI" "$federated" --convex --clock real
+refuses 2 "is for --method ffgg" "$federated" --convex --method fedavg --mean-gradient
 refuses 2 "not between" "$federated" --convex --attackers 2
 refuses 2 "no optimizer" "$federated" --convex --server-optimizer newton
 refuses 2 "no option of sgd" "$federated" --convex --server-beta1 0.9

@@ -11,10 +11,10 @@
 # higher. Its rate and momentum are the best of four or five pairs for each method, on two seeds that are not used
 # again: on one alone, rates win at which others fail.
 #
-# In FedAvg both of a round's gradients serve w, so they do in FFGG, which sends their mean (--mean-gradient);
-# "FFGG last" is the paper's own form, which sends the second alone.
+# On text both of a round's gradients serve w in FedAvg, so they do in FFGG, which sends their mean
+# (--mean-gradient); "FFGG last" is the paper's own form, which sends the second alone.
 #
-# A gradient is mostly noise there, and attackers hide in it: of 20 gradients with mean mu, 8 of which are
+# There a gradient is mostly noise, and attackers hide in it: of 20 gradients with mean mu, 8 of which are
 # sent times -10, a median or geometric median keeps about (12 - 8) / (12 + 8/10) = 0.31 mu, with as much
 # noise as the mean of the 12 honest ones has. So 40% of attackers cost rounds, and want lower rates: for part
 # attack the server's is chosen with them there, and the claim says what 4 times the rounds bring.
