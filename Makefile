@@ -1,4 +1,4 @@
-# `make` builds, `make demo` shows everything in five minutes, `make test` checks it. README.md says more.
+# `make` builds, `make demo` shows everything in minutes, `make test` checks it. README.md says more.
 #
 #   CC=clang        another compiler
 #   ARCH=generic    for every machine of this kind, not just for this one (native)
