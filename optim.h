@@ -46,7 +46,7 @@
    iam-adam           arXiv 2504.01898          v z                                        8
    adgd, adproxgd     arXiv 2308.02261          x_prev g_prev                              8
 
-   Over muon, 2 (r c + min(r, c)^2) floats more, r x c the largest matrix. Schedules: constant, cosine,
+   Over muon, r c + 4 min(r, c)^2 floats more, r x c the largest matrix. Schedules: constant, cosine,
    linear, wsd, and one refined from the gradient norms of an earlier run (arXiv 2310.07831).
 
    A new optimizer is its maths, the body of its passes, its step function and a row of optim_rows; a buffer
@@ -350,28 +350,31 @@ struct Optimizer {
     float *muon_scratch;
 };
 
-// Muon's products, row-major: C (M x N) = alpha A (M x K) op(B) + beta C; op(B) is B (K x N), or, transB, the
-// transpose of B (N x K). beta 0 overwrites C, whatever it held. A program with a fast kernel puts it here.
-OPTIM_API void optim_matmul_plain(float *C, const float *A, const float *B, int M, int N, int K, int transB,
-                                  float alpha, float beta) {
+// Muon's products, row-major: C (M x N) = op(A) (M x K) op(B) (K x N). op transposes where asked for: A is then
+// stored (K x M), B (N x K). symmetric: C is known to be, so half of it is enough to compute. A program with a
+// fast kernel puts it here.
+OPTIM_API void optim_matmul_plain(float *C, const float *A, const float *B, int M, int N, int K, int transA,
+                                  int transB, int symmetric) {
+    const size_t a_row = transA ? 1 : K, a_col = transA ? M : 1;
     OPTIM_PARALLEL for (int i = 0; i < M; i++) {
         float *c = C + (size_t)i * N;
-        const float *a = A + (size_t)i * K;
-        for (int j = 0; j < N; j++) c[j] = beta == 0 ? 0 : beta * c[j];
+        const float *a = A + i * a_row;
+        for (int j = 0; j < N; j++) c[j] = 0;
         for (int k = 0; k < K && !transB; k++) {
-            const float w = alpha * a[k], *b = B + (size_t)k * N;
+            const float w = a[k * a_col], *b = B + (size_t)k * N;
             OPTIM_SIMD for (int j = 0; j < N; j++) c[j] += w * b[j];
         }
         for (int j = 0; j < N && transB; j++) {
             const float *b = B + (size_t)j * K;
             float s0 = 0, s1 = 0, s2 = 0;
-            OPTIM_SIMD_SUM for (int k = 0; k < K; k++) s0 += a[k] * b[k];
-            c[j] += alpha * (s0 + s1 + s2);
+            OPTIM_SIMD_SUM for (int k = 0; k < K; k++) s0 += a[k * a_col] * b[k];
+            c[j] = s0 + s1 + s2;
         }
     }
+    (void)symmetric;
 }
-OPTIM_API void (*optim_matmul)(float *C, const float *A, const float *B, int M, int N, int K, int transB,
-                               float alpha, float beta) = optim_matmul_plain;
+OPTIM_API void (*optim_matmul)(float *C, const float *A, const float *B, int M, int N, int K, int transA,
+                               int transB, int symmetric) = optim_matmul_plain;
 
 // -----------------------------------------------------------------------------------------------------------
 // AdamW, SGD, Muon: on their own, and as bases of DiLoCo, GPA and IAM
@@ -421,22 +424,42 @@ OPTIM_SUM(float, optim_muon_momentum, (const float *g, float scale, float *m, fl
 OPTIM_PASS(optim_muon, (float *x, const float *u, float lr, float wd),
     x[i] = (1 - lr * wd * chunk.decay) * x[i] - lr * u[i];)
 
-OPTIM_PASS(optim_scaled, (float *out, const float *in, float scale), out[i] = scale * in[i];)
-OPTIM_PASS(optim_scaled_transpose, (float *out, const float *in, float scale, size_t rows, size_t cols),
-    out[i] = scale * in[(i % cols) * rows + i / cols];)                   // out (rows, cols), in (cols, rows)
+OPTIM_PASS(optim_scale, (float *x, float scale), x[i] *= scale;)
+OPTIM_PASS(optim_polynomial, (float *P, const float *G), P[i] = 2.0315f * P[i] - 4.7750f * G[i];)
+OPTIM_PASS(optim_add_diagonal, (float *P, float a, size_t step), P[i * step] += a;)
 
-// X (r x c), r <= c, with singular values at most 1: five steps of A = X X^T,
-// X = 3.4445 X + (-4.7750 A + 2.0315 A^2) X. Y (r x c), A and B (r x r) are scratch; returns where X ended.
-static float *optim_newton_schulz(float *X, float *Y, float *A, float *B, int r, int c) {
+// u = scale NS(norm u), u (rows x cols) with norm times its singular values at most 1. NS is five steps of
+// X = P X, P = 3.4445 I - 4.7750 G + 2.0315 G^2, G = X X^T; a tall X has the same from the right, G = X^T X.
+// All P are polynomials in the first G, so they commute, and only G, min(rows, cols) wide, has to go through
+// the steps: G = P G P, and Q = P Q is applied to X once (Zhang, Amsel, Chen, Dao: Gram Newton-Schulz, 2026).
+// Errors in small eigenvalues of G grow tenfold a step; X and G made anew after three keeps them as small as
+// they are in steps of X. scratch: rows x cols + 4 min(rows, cols)^2.
+static void optim_orthogonalise(float *u, int rows, int cols, float norm, float scale, float *scratch) {
+    const int tall = rows > cols, n = tall ? cols : rows, K = tall ? rows : cols;
+    const size_t square = (size_t)n * n;
+    const OptimSpan all = optim_flat(square, NULL), diagonal = optim_flat(n, NULL);
+    float *Y = scratch, *G = Y + (size_t)rows * cols, *P = G + square, *Q = P + square, *T = Q + square, *swap;
     for (int step = 0; step < 5; step++) {
-        optim_matmul(A, X, X, r, r, c, 1, 1, 0);
-        optim_copy(optim_flat((size_t)r * r, NULL), B, A);
-        optim_matmul(B, A, A, r, r, r, 0, 2.0315f, -4.7750f);
-        optim_copy(optim_flat((size_t)r * c, NULL), Y, X);
-        optim_matmul(Y, B, X, r, c, r, 0, 1, 3.4445f);
-        float *swap = X; X = Y; Y = swap;
+        const int first = step == 0 || step == 3;
+        if (step == 3) optim_matmul(Y, tall ? u : Q, tall ? Q : u, rows, cols, n, 0, 0, 0);
+        if (first) {
+            const float *X = step ? Y : u;
+            optim_matmul(G, X, X, n, n, K, tall, !tall, 1);
+            optim_scale(all, G, norm * norm);
+        }
+        optim_matmul(P, G, G, n, n, n, 0, 0, 1);
+        optim_polynomial(all, P, G);
+        optim_add_diagonal(diagonal, P, 3.4445f, n + 1);
+        if (step != 2 && step != 4) {                                           // there G is not needed again
+            optim_matmul(T, G, P, n, n, n, 0, 0, 1);
+            optim_matmul(G, T, P, n, n, n, 0, 0, 1);
+        }
+        if (first) { swap = Q; Q = P; P = swap; continue; }
+        optim_matmul(T, P, Q, n, n, n, 0, 0, 1);
+        swap = Q; Q = T; T = swap;
     }
-    return X;
+    optim_scale(all, Q, norm * scale);
+    optim_matmul(u, tall ? Y : Q, tall ? Q : Y, rows, cols, n, 0, 0, 0);
 }
 
 // Every matrix's direction u, kept in its place of v: Adam's second moment is for the rest only. rms: the
@@ -448,18 +471,12 @@ static void optim_muon_directions(Optimizer *o, const OptimInput *in, double rms
     for (int j = 0; j < o->num_segments; j++) {
         const OptimSegment *seg = &o->segments[j];
         if (!seg->rows) continue;
-        const int chunks = (int)((seg->size + OPTIM_CHUNK - 1) / OPTIM_CHUNK), tall = seg->rows > seg->cols;
-        const int r = tall ? seg->cols : seg->rows, c = tall ? seg->rows : seg->cols;
-        const float norm = (float)(1 / (sqrt(optim_add(sums, chunks).s0) + 1e-7));
+        const int chunks = (int)((seg->size + OPTIM_CHUNK - 1) / OPTIM_CHUNK);
         const double larger = seg->rows > seg->cols ? seg->rows : seg->cols;
-        const float scale = (float)(rms > 0 ? rms * sqrt(larger) : sqrt(larger / seg->cols));
-        float *u = o->v + seg->offset, *X = o->muon_scratch, *Y = X + seg->size, *A = Y + seg->size;
-        const OptimSpan flat = optim_flat(seg->size, NULL);
-        if (tall) optim_scaled_transpose(flat, X, u, norm, r, c);
-        else optim_scaled(flat, X, u, norm);
-        X = optim_newton_schulz(X, Y, A, A + (size_t)r * r, r, c);
-        if (tall) optim_scaled_transpose(flat, u, X, scale, c, r);
-        else optim_scaled(flat, u, X, scale);
+        const double scale = rms > 0 ? rms * sqrt(larger) : sqrt(larger / seg->cols);
+        const double norm = 1 / (sqrt(optim_add(sums, chunks).s0) + 1e-7);
+        optim_orthogonalise(o->v + seg->offset, seg->rows, seg->cols, (float)norm, (float)scale,
+                            o->muon_scratch);
         sums += chunks;
     }
 }
@@ -1081,7 +1098,7 @@ OPTIM_API int optim_start(Optimizer *o, float *params, size_t n, const OptimSegm
     size_t scratch = 0;
     for (int j = 0; j < num_segments && matrices; j++) {
         const size_t r = segments[j].rows < segments[j].cols ? segments[j].rows : segments[j].cols;
-        const size_t need = 2 * (segments[j].size + r * r);
+        const size_t need = segments[j].size + 4 * r * r;
         if (segments[j].rows && need > scratch) scratch = need;
     }
     int missing = scratch && !(o->muon_scratch = (float *)optim_allocate(scratch, sizeof(float)));
@@ -1171,7 +1188,7 @@ OPTIM_API void optim_print_help(FILE *f, const char *name) {
             buffers += optim_word(row->buffers, optim_buffers[b].name) != NULL;
         fprintf(f, "  memory: %d bytes a parameter beyond parameters and gradients%s%s%s%s\n", 4 * buffers,
                 buffers ? " (" : "", row->buffers, buffers ? ")" : "",
-                row->base == OPTIM_MUON ? " and 2 (r c + min(r, c)^2) floats, r x c the largest matrix" : "");
+                row->base == OPTIM_MUON ? " and r c + 4 min(r, c)^2 floats, r x c the largest matrix" : "");
     }
     if (!name) fprintf(f, "\n");
 }

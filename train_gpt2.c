@@ -527,6 +527,31 @@ static void matmul(float *C, const float *A, const void *B, int M, int N, int K,
 #endif
 }
 
+// A product that is known to be symmetric, C (N,N): the half below the diagonal, copied to the other.
+static void symmetric_matmul(float *C, const float *A, const float *B, int N, int K, int trans_a,
+                             int trans_b) {
+#ifdef USE_BLAS
+    matmul(C, A, B, N, N, K, trans_a, trans_b, plain);
+#else
+    const Epilogue lower = {.omit = ABOVE_C};
+    long a_row = trans_a ? 1 : K, a_col = trans_a ? N : 1, b_row = trans_b ? 1 : N, b_col = trans_b ? K : 1;
+    int threads = omp_get_max_threads();
+#pragma omp parallel for schedule(static)
+    for (int t = 0; t < threads; t++) { // rows, of which each thread's have as many numbers
+        int from = (int)(N * sqrt((double)t / threads)) / MR * MR;
+        int to = t + 1 < threads ? (int)(N * sqrt((t + 1.0) / threads)) / MR * MR : N;
+        float *c = C + (size_t)from * N;
+        const float *a = A + from * a_row;
+        multiply(c, N, a, a_row, a_col, B, b_row, b_col, to - from, from, K, plain);
+        multiply(c + from, N, a, a_row, a_col, B + from * b_col, b_row, b_col, to - from, to - from, K, lower);
+    }
+#pragma omp parallel for schedule(static, 1)
+    for (int i0 = 0; i0 < N; i0 += 16) // rows that stay in cache while they are filled
+        for (int j = i0 + 1; j < N; j++)
+            for (int i = i0; i < MIN(i0 + 16, j); i++) C[(size_t)i * N + j] = C[(size_t)j * N + i];
+#endif
+}
+
 // ===========================================================================================================
 // 3  Layers, forward beside backward. Gradients of parameters are added to, gradients of activations too
 //    where the name starts with "d" and the comment says +=.
@@ -3379,15 +3404,11 @@ typedef struct {
     struct { long step; uint64_t epoch, index, proxy_epoch, proxy_index; double seconds, val_loss; } now;
 } Run;
 
-// Muon's products by our kernel: C = alpha A op(B) + beta C.
-static void muon_matmul(float *C, const float *A, const float *B, int M, int N, int K, int trans_b,
-                        float alpha, float beta) {
-    size_t n = (size_t)M * N;
-#pragma omp parallel for simd schedule(static)
-    for (size_t i = 0; i < (beta != 0 ? n : 0); i++) C[i] *= beta / alpha;
-    matmul(C, A, B, M, N, K, 0, trans_b, beta != 0 ? accumulate : plain);
-#pragma omp parallel for simd schedule(static)
-    for (size_t i = 0; i < (alpha != 1 ? n : 0); i++) C[i] *= alpha;
+// Muon's products by our kernel.
+static void muon_matmul(float *C, const float *A, const float *B, int M, int N, int K, int trans_a,
+                        int trans_b, int symmetric) {
+    if (symmetric) symmetric_matmul(C, A, B, N, K, trans_a, trans_b);
+    else matmul(C, A, B, M, N, K, trans_a, trans_b, plain);
 }
 
 // Where each layer's tensors are in the parameters, for the optimizer: which decay, and which are matrices

@@ -328,11 +328,11 @@ static int cuda_type(const float *) { return CUDA_R_32F; }
 static int cuda_type(const bf16 *) { return CUDA_R_16BF; }
 static int float_products = CUBLAS_COMPUTE_32F; // or with tensor cores' TF32, for Muon in bf16 training
 
-// C (M,N) = alpha op(A) (M,K) op(B) (K,N) + beta C, then the epilogue. op transposes where asked for: A is
-// then stored (K,M), B (N,K).
+// C (M,N) = op(A) (M,K) op(B) (K,N), then the epilogue. op transposes where asked for: A is then stored (K,M),
+// B (N,K).
 template <typename T, typename OUT>
 static void matmul(OUT *C, const T *A, const T *B, int M, int N, int K, int trans_a, int trans_b,
-                   Epilogue<T> e, float alpha = 1, float beta = 0) {
+                   Epilogue<T> e) {
     cublasLtEpilogue_t epilogue = e.before_gelu  ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS
                                   : e.derivative ? CUBLASLT_EPILOGUE_DGELU
                                   : e.bias       ? CUBLASLT_EPILOGUE_BIAS
@@ -348,20 +348,20 @@ static void matmul(OUT *C, const T *A, const T *B, int M, int N, int K, int tran
         const T *derivative = e.derivative;
         T *before = e.before_gelu, *out = (T *)C;
         e.derivative = e.before_gelu = NULL;
-        matmul(before ? before : out, A, B, M, N, K, trans_a, trans_b, e, alpha, beta);
+        matmul(before ? before : out, A, B, M, N, K, trans_a, trans_b, e);
         gelu_pass(out, before ? before : out, derivative, (size_t)M * N);
         return;
     }
     if (!p->found) fail("cuBLASLt has no way to multiply (%d,%d) by (%d,%d)", M, K, K, N);
-    if (e.accumulate) beta = 1;
+    const float alpha = 1, beta = e.accumulate;
     CUBLAS(cublasLtMatmul(cublas, p->product, &alpha, B, p->a, A, p->b, &beta, C, p->c, C, p->c,
                           &p->algorithm, workspace, workspace_bytes, 0));
 }
 
-// Muon's products.
-static void muon_matmul(float *C, const float *A, const float *B, int M, int N, int K, int trans_b,
-                        float alpha, float beta) {
-    matmul(C, A, B, M, N, K, 0, trans_b, Epilogue<float>{}, alpha, beta);
+// Muon's products; cuBLASLt has none that stops at the diagonal.
+static void muon_matmul(float *C, const float *A, const float *B, int M, int N, int K, int trans_a,
+                        int trans_b, int) {
+    matmul(C, A, B, M, N, K, trans_a, trans_b, Epilogue<float>{});
 }
 
 // ===========================================================================================================

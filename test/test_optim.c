@@ -460,9 +460,12 @@ typedef void (*Rule)(Reference *r, const Optimizer *o, const double *g, long t, 
 
 static int is_matrix(int i) { return i < 39; }
 
-// Newton-Schulz of the matrix's entries u[0..], in place, times sqrt(max(1, rows/cols)).
+enum { SIDE = 60 };
+
+// Newton-Schulz of the matrix's entries u[0..], in place, times sqrt(max(1, rows/cols)); at most SIDE by SIDE.
 static void reference_orthogonalise(double *u, int rows, int cols) {
-    double X[36], A[36], B[36], Y[36], norm = 0;
+    static double X[SIDE*SIDE], A[SIDE*SIDE], B[SIDE*SIDE], Y[SIDE*SIDE];
+    double norm = 0;
     const int r = rows < cols ? rows : cols, c = rows < cols ? cols : rows;
     for (int i = 0; i < rows * cols; i++) norm += u[i] * u[i];
     for (int i = 0; i < r; i++) for (int j = 0; j < c; j++)
@@ -691,7 +694,32 @@ static void reference_test(const char *what, const char *name, const char *base,
     if (ok) optim_free(&o);
 }
 
+// Singular values from 1 down to 1e-6, whose squares a float beside 1 has lost.
+static void orthogonalise_test(int rows, int cols) {
+    static double left[SIDE*SIDE], right[SIDE*SIDE], wanted[SIDE*SIDE];
+    static float u[SIDE*SIDE], scratch[5*SIDE*SIDE];
+    const int n = rows < cols ? rows : cols;
+    double norm = 0, error = 0;
+    char what[80];
+    for (int i = 0; i < rows * n; i++) left[i] = uniform();
+    for (int i = 0; i < n * cols; i++) right[i] = uniform();
+    for (int i = 0; i < rows * cols; i++) {
+        double sum = 0;
+        for (int k = 0; k < n; k++) sum += left[i / cols * n + k] * pow(1e-6, (double)k / n) * right[k * cols + i % cols];
+        wanted[i] = u[i] = (float)sum;
+        norm += wanted[i] * wanted[i];
+    }
+    reference_orthogonalise(wanted, rows, cols);
+    optim_orthogonalise(u, rows, cols, (float)(1 / sqrt(norm)), (float)sqrt(fmax(1, (double)rows / cols)), scratch);
+    for (int i = 0; i < rows * cols; i++) error = fmax(error, fabs(u[i] - wanted[i]));
+    snprintf(what, sizeof(what), "orthogonalised, %d x %d, condition 1e6", rows, cols);
+    check(error <= 1e-5, what, error);
+}
+
 static void reference_tests(void) {
+    orthogonalise_test(60, 60);
+    orthogonalise_test(60, 37);
+    orthogonalise_test(25, 60);
     reference_test("muon, tall and wide", "muon", NULL, "lr 0.02 muon-lr 0.05", rule_muon, 0.3);
     reference_test("gpa over muon, tall and wide", "gpa", "muon", "lr 0.02 muon-lr 0.05 mu-x 0.9",
                    rule_gpa_muon, 0.3);
