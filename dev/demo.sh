@@ -29,22 +29,23 @@ say "1  The text: $data"
 head -c 600 "$data"
 printf ' ...\n'
 
-say "2  A teacher: 4 layers, 256 wide, Muon with warmup and cosine"
-./train_gpt2 "${small[@]}" --layers 4 --channels 256 --optimizer muon --lr 4e-3 --steps 1000 --eval-every 100 \
-    --sample-every 1000 --out runs/teacher
+say "2  A teacher: 4 layers, 192 wide, Muon with warmup and cosine"
+./train_gpt2 "${small[@]}" --layers 4 --channels 192 --optimizer muon --lr 4e-3 --muon-lr 4e-2 --muon-momentum 0.9 \
+    --steps 1000 --eval-every 100 --sample-every 1000 --out runs/teacher
 
 say "3  A student: 3 layers, 128 wide. IAM over Muon reads the teacher's loss on each batch, and needs no learning rate"
-./train_gpt2 "${small[@]}" --layers 3 --channels 128 --optimizer iam --base muon --teacher runs/teacher --steps 1500 \
-    --eval-every 100 --sample-every 1500 --out runs/student
+./train_gpt2 "${small[@]}" --layers 3 --channels 128 --optimizer iam --base muon --teacher runs/teacher --steps 1200 \
+    --eval-every 100 --sample-every 1200 --out runs/student
 
 say "4  Validation loss"
 draw runs/teacher runs/student
 if command -v gnuplot >/dev/null; then printf '\ncurves: %s\n' "$(bash dev/plot.sh runs/demo.png runs/teacher runs/student)"
 else printf '\nmake plot RUNS="runs/teacher runs/student" draws them as a picture once gnuplot-nox is installed\n'; fi
-# A model of this size looks ahead only if it is trained to: the teacher goes on with its prompts for some steps.
-say "5  Several tokens a pass: the teacher, trained on together with prompt tokens that guess what follows"
-./decode_ppd train --model runs/teacher --data "$data" --joint --deep --batch 8 --lr 5e-4 --prompt-weight 0.5 --steps 300 \
-    --out-model runs/ahead --out runs/ahead.ppd
+# A model of this size looks ahead only if it is trained to: the teacher goes on with its prompt for some steps. One
+# prompt, since this model's weights stay in a cache, where every further row of a pass costs.
+say "5  Several tokens a pass: the teacher, trained on together with a prompt token that guesses the token after the next"
+./decode_ppd train --model runs/teacher --data "$data" --joint --deep --prompts 1 --cuts 48 --batch 8 --steps 200 \
+    --optimizer muon --lr 1e-3 --muon-lr 5e-3 --muon-momentum 0.9 --prompt-weight 0.5 --out-model runs/ahead --out runs/ahead.ppd
 prompt=$(awk 'NF { print $1, $2, $3; exit }' "$data")
 for with in "" "--ppd runs/ahead.ppd" "--ppd runs/ahead.ppd --ngram"; do
     printf '\n-- decode_ppd run --model runs/ahead %s\n' "$with"
