@@ -545,11 +545,11 @@ static void symmetric_matmul(float *C, const float *A, const float *B, int N, in
         multiply(c, N, a, a_row, a_col, B, b_row, b_col, to - from, from, K, plain);
         multiply(c + from, N, a, a_row, a_col, B + from * b_col, b_row, b_col, to - from, to - from, K, lower);
     }
+#endif
 #pragma omp parallel for schedule(static, 1)
     for (int i0 = 0; i0 < N; i0 += 16) // rows that stay in cache while they are filled
         for (int j = i0 + 1; j < N; j++)
             for (int i = i0; i < MIN(i0 + 16, j); i++) C[(size_t)i * N + j] = C[(size_t)j * N + i];
-#endif
 }
 
 // ===========================================================================================================
