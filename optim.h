@@ -350,9 +350,9 @@ struct Optimizer {
     float *muon_scratch;
 };
 
-// Muon's products, row-major: C (M x N) = op(A) (M x K) op(B) (K x N). op transposes where asked for: A is then
-// stored (K x M), B (N x K). symmetric: C is known to be, so half of it is enough to compute. A program with a
-// fast kernel puts it here.
+// Muon's products, row-major: C (M x N) = op(A) (M x K) op(B) (K x N). op transposes where asked for: A is
+// then stored (K x M), B (N x K). symmetric: C is known to be, so half of it is enough to compute. A program
+// with a fast kernel puts it here.
 OPTIM_API void optim_matmul_plain(float *C, const float *A, const float *B, int M, int N, int K, int transA,
                                   int transB, int symmetric) {
     const size_t a_row = transA ? 1 : K, a_col = transA ? M : 1;
@@ -438,7 +438,8 @@ static void optim_orthogonalise(float *u, int rows, int cols, float norm, float 
     const int tall = rows > cols, n = tall ? cols : rows, K = tall ? rows : cols;
     const size_t square = (size_t)n * n;
     const OptimSpan all = optim_flat(square, NULL), diagonal = optim_flat(n, NULL);
-    float *Y = scratch, *G = Y + (size_t)rows * cols, *P = G + square, *Q = P + square, *T = Q + square, *swap;
+    float *Y = scratch, *G = Y + (size_t)rows * cols, *P = G + square, *Q = P + square, *T = Q + square;
+    float *swap;
     for (int step = 0; step < 5; step++) {
         const int first = step == 0 || step == 3;
         if (step == 3) optim_matmul(Y, tall ? u : Q, tall ? Q : u, rows, cols, n, 0, 0, 0);

@@ -537,13 +537,14 @@ static void symmetric_matmul(float *C, const float *A, const float *B, int N, in
     long a_row = trans_a ? 1 : K, a_col = trans_a ? N : 1, b_row = trans_b ? 1 : N, b_col = trans_b ? K : 1;
     int threads = omp_get_max_threads();
 #pragma omp parallel for schedule(static)
-    for (int t = 0; t < threads; t++) { // rows, of which each thread's have as many numbers
+    for (int t = 0; t < threads; t++) { // each thread's rows have as many numbers below the diagonal
         int from = (int)(N * sqrt((double)t / threads)) / MR * MR;
         int to = t + 1 < threads ? (int)(N * sqrt((t + 1.0) / threads)) / MR * MR : N;
         float *c = C + (size_t)from * N;
         const float *a = A + from * a_row;
         multiply(c, N, a, a_row, a_col, B, b_row, b_col, to - from, from, K, plain);
-        multiply(c + from, N, a, a_row, a_col, B + from * b_col, b_row, b_col, to - from, to - from, K, lower);
+        multiply(c + from, N, a, a_row, a_col, B + from * b_col, b_row, b_col, to - from, to - from, K,
+                 lower);
     }
 #endif
 #pragma omp parallel for schedule(static, 1)

@@ -328,8 +328,8 @@ static int cuda_type(const float *) { return CUDA_R_32F; }
 static int cuda_type(const bf16 *) { return CUDA_R_16BF; }
 static int float_products = CUBLAS_COMPUTE_32F; // or with tensor cores' TF32, for Muon in bf16 training
 
-// C (M,N) = op(A) (M,K) op(B) (K,N), then the epilogue. op transposes where asked for: A is then stored (K,M),
-// B (N,K).
+// C (M,N) = op(A) (M,K) op(B) (K,N), then the epilogue. op transposes where asked for: A is then stored
+// (K,M), B (N,K).
 template <typename T, typename OUT>
 static void matmul(OUT *C, const T *A, const T *B, int M, int N, int K, int trans_a, int trans_b,
                    Epilogue<T> e) {

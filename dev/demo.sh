@@ -45,7 +45,8 @@ else printf '\nmake plot RUNS="runs/teacher runs/student" draws them as a pictur
 # prompt, since this model's weights stay in a cache, where every further row of a pass costs.
 say "5  Several tokens a pass: the teacher, trained on together with a prompt token that guesses the token after the next"
 ./decode_ppd train --model runs/teacher --data "$data" --joint --deep --prompts 1 --cuts 48 --batch 8 --steps 200 \
-    --optimizer muon --lr 1e-3 --muon-lr 5e-3 --muon-momentum 0.9 --prompt-weight 0.5 --out-model runs/ahead --out runs/ahead.ppd
+    --optimizer muon --lr 1e-3 --muon-lr 5e-3 --muon-momentum 0.9 --prompt-weight 0.5 \
+    --out-model runs/ahead --out runs/ahead.ppd
 prompt=$(awk 'NF { print $1, $2, $3; exit }' "$data")
 for with in "" "--ppd runs/ahead.ppd" "--ppd runs/ahead.ppd --ngram"; do
     printf '\n-- decode_ppd run --model runs/ahead %s\n' "$with"

@@ -51,25 +51,6 @@ static void test_functions(void) {
 
 // ---- matrix multiplication against plain loops in double, with every epilogue
 
-// Products that are symmetric: as the whole product is, and both halves alike to the last bit.
-static void test_symmetric_matmul(void) {
-    int sizes[][2] = {{1, 1}, {5, 3}, {16, 40}, {37, 300}, {130, 70}};
-    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
-        for (int trans = 0; trans < 2; trans++) {
-            int N = sizes[s][0], K = sizes[s][1], halves_alike = 1;
-            float *A = random_floats((size_t)N * K, 1, 1), *C = random_floats((size_t)N * N, 1, 2);
-            float *expected = allocate_floats((size_t)N * N);
-            symmetric_matmul(C, A, A, N, K, trans, !trans);
-            matmul(expected, A, A, N, N, K, trans, !trans, plain);
-            double error = relative_error(C, expected, (size_t)N * N);
-            for (int i = 0; i < N; i++)
-                for (int j = 0; j < i; j++) halves_alike &= C[(size_t)i * N + j] == C[(size_t)j * N + i];
-            check(error < 1e-6 && halves_alike, "symmetric %d x %d, K %d, transposed %d: error %g, alike %d", N,
-                  N, K, trans, error, halves_alike);
-            free(A); free(C); free(expected);
-        }
-}
-
 static void test_matmul(void) {
     int sizes[][3] = {{1, 1, 1},      {2, 3, 1},       {5, 17, 7},  {12, 32, 256},
                       {13, 33, 257},  {64, 65, 128},   {1, 97, 48}, {97, 48, 21},
@@ -111,6 +92,25 @@ static void test_matmul(void) {
                   trans_a, trans_b, epilogue, error);
             float *all[] = {A, B, C, expected, bias, other, activated, expected_activated};
             for (int i = 0; i < 8; i++) free(all[i]);
+        }
+}
+
+// Products that are symmetric: as the whole product is, and both halves alike to the last bit.
+static void test_symmetric_matmul(void) {
+    int sizes[][2] = {{1, 1}, {5, 3}, {16, 40}, {37, 300}, {130, 70}};
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
+        for (int trans = 0; trans < 2; trans++) {
+            int N = sizes[s][0], K = sizes[s][1], halves_alike = 1;
+            float *A = random_floats((size_t)N * K, 1, 1), *C = random_floats((size_t)N * N, 1, 2);
+            float *expected = allocate_floats((size_t)N * N);
+            symmetric_matmul(C, A, A, N, K, trans, !trans);
+            matmul(expected, A, A, N, N, K, trans, !trans, plain);
+            double error = relative_error(C, expected, (size_t)N * N);
+            for (int i = 0; i < N; i++)
+                for (int j = 0; j < i; j++) halves_alike &= C[(size_t)i * N + j] == C[(size_t)j * N + i];
+            check(error < 1e-6 && halves_alike, "symmetric %d x %d, K %d, transposed %d: error %g, alike %d", N,
+                  N, K, trans, error, halves_alike);
+            free(A), free(C), free(expected);
         }
 }
 

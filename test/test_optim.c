@@ -705,12 +705,14 @@ static void orthogonalise_test(int rows, int cols) {
     for (int i = 0; i < n * cols; i++) right[i] = uniform();
     for (int i = 0; i < rows * cols; i++) {
         double sum = 0;
-        for (int k = 0; k < n; k++) sum += left[i / cols * n + k] * pow(1e-6, (double)k / n) * right[k * cols + i % cols];
+        for (int k = 0; k < n; k++)
+            sum += left[i / cols * n + k] * pow(1e-6, (double)k / n) * right[k * cols + i % cols];
         wanted[i] = u[i] = (float)sum;
         norm += wanted[i] * wanted[i];
     }
     reference_orthogonalise(wanted, rows, cols);
-    optim_orthogonalise(u, rows, cols, (float)(1 / sqrt(norm)), (float)sqrt(fmax(1, (double)rows / cols)), scratch);
+    optim_orthogonalise(u, rows, cols, (float)(1 / sqrt(norm)), (float)sqrt(fmax(1, (double)rows / cols)),
+                        scratch);
     for (int i = 0; i < rows * cols; i++) error = fmax(error, fabs(u[i] - wanted[i]));
     snprintf(what, sizeof(what), "orthogonalised, %d x %d, condition 1e6", rows, cols);
     check(error <= 1e-5, what, error);
