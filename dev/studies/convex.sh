@@ -130,9 +130,9 @@ done
 
 finish_claims
 if command -v gnuplot >/dev/null; then
-    gnuplot - <<END || die "gnuplot cannot draw $results/$study.png"
+    gnuplot - <<END || die "gnuplot cannot draw $result.png"
         set terminal pngcairo size 1300,900 font 'sans,10'
-        set output '$results/$study.png'
+        set output '$result.png'
         set datafile separator ','
         set grid
         set key outside right
@@ -155,4 +155,4 @@ if command -v gnuplot >/dev/null; then
         unset multiplot
 END
 else echo "no picture: gnuplot is not installed (package gnuplot-nox)"; fi
-printf '\n%s\n%s\n%s\n' "$csv" "$results/$study.md" "$results/$study.png"
+printf '\n%s\n%s\n%s\n' "$csv" "$result.md" "$result.png"

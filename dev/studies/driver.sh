@@ -22,7 +22,7 @@
 #   STEPS=N        another length
 #   EXTRA="..."    options behind those of every run
 #   REPORT=1       no training: table, claims and picture once more from the CSV that is there
-#   RESULTS=DIR    where NAME.csv, NAME.md (the claims: rows of README's table) and NAME.png go
+#   RESULTS=DIR    where NAME.csv, NAME.md (the claims: rows of README's table) and NAME.png go, NAME-full with FULL=1
 set -u
 study=$(basename "$0" .sh)
 data=${DATA:-dev/data/tales.txt}
@@ -31,7 +31,8 @@ report=${REPORT:-}
 jobs=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
 results=${RESULTS:-dev/studies/results}
 train=${TRAIN:-./train_gpt2}
-csv=$results/$study.csv
+result=$results/$study${full:+-full} # of the three files
+csv=$result.csv
 tune_seed=0 # used for nothing else
 
 die() { echo "error: $1" >&2; exit "${2:-1}"; }
@@ -317,14 +318,14 @@ table() {
 claims=0
 claim() {
     [ -n "$3" ] && [[ $4 = yes || $4 = no ]] || die "no result for the claim: $1"
-    [ $claims = 0 ] && : >"$results/$study.md.tmp"
+    [ $claims = 0 ] && : >"$result.md.tmp"
     claims=$((claims + 1))
     printf '| %s | %s | %s | %s | `%s`, [picture](dev/studies/results/%s.png) |\n' "$1" "$2" "$3" "$4" \
-        "$(sed -n '1s/^# //p' "$csv")" "$study" >>"$results/$study.md.tmp"
+        "$(sed -n '1s/^# //p' "$csv")" "$(basename "$result")" >>"$result.md.tmp"
     printf '\n%s\n    the paper: %s; here: %s; held: %s\n' "$1" "$2" "$3" "$4"
 }
 
-finish_claims() { mv "$results/$study.md.tmp" "$results/$study.md"; }
+finish_claims() { mv "$result.md.tmp" "$result.md"; }
 
 # picture: validation loss over steps, mean of the seeds, up to 1.3 of the lowest. Ends the study.
 picture() {
@@ -336,9 +337,9 @@ picture() {
             print "\n"
         }' >"$points"
     command -v gnuplot >/dev/null || { echo "no picture: gnuplot is not installed (package gnuplot-nox)"; return; }
-    gnuplot - <<END || die "gnuplot cannot draw $results/$study.png"
+    gnuplot - <<END || die "gnuplot cannot draw $result.png"
         set terminal pngcairo size 1000,620 font 'sans,11'
-        set output '$results/$study.png'
+        set output '$result.png'
         set encoding utf8
         set xlabel 'step'
         set ylabel 'validation loss, nats per token'
@@ -347,5 +348,5 @@ picture() {
         set yrange [*:$(curves 'for (i = 1; i <= methods; i++) if (i == 1 || final(order[i]) < low) low = final(order[i]); print 1.3 * low')]
         plot for [i=0:$(curves 'print methods - 1')] '$points' index i with linespoints linewidth 2 pointsize 0.5 linecolor i + 1 dashtype 1 + i / 8 title columnheader(1)
 END
-    printf '\n%s\n%s\n%s\n' "$csv" "$results/$study.md" "$results/$study.png"
+    printf '\n%s\n%s\n%s\n' "$csv" "$result.md" "$result.png"
 }
