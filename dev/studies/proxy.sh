@@ -26,7 +26,7 @@ change_words() {
 change_words 20 >"$runs/noisy.txt"
 change_words 100 >"$runs/shuffled.txt"
 
-rates=lr=1e-3,2e-3,4e-3,8e-3,1.6e-2
+rates=lr=5e-4,1e-3,2e-3,4e-3,8e-3
 method AdamW "$rates"
 for proxy in noisy shuffled; do
     method "with $proxy proxy" "$rates proxy-steps=2,4,8" --proxy "$runs/$proxy.txt"
