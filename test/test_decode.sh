@@ -93,18 +93,19 @@ refuses 1 "no such\|cannot open\|No such" "$decode" train --model "$work/model" 
 
 # ---- the study: its report from a CSV; with FULL=1 all of it, on a few steps
 if [ -f dev/studies/driver.sh ]; then
+    result=$work/decoding${FULL:+-full}
     study() { env RESULTS="$work" DATA="$work/text.txt" STEPS=6 DECODE="$decode" TRAIN="$train" "$@" bash dev/studies/decoding.sh; }
     printf '%s\n' "# make study" model,part,name,measure,value together,method,PPD,speedup,2.60 together,predicted,PPD,speedup,2.50 \
         together,method,PPD,identical,yes together,loss,model,before,1.5 together,loss,model,after,1.6 \
-        {frozen,together},tree,PPD,{a_pass_1,ms_1,a_pass_4,ms_4,measured_4},1.5 >"$work/decoding.csv"
+        {frozen,together},tree,PPD,{a_pass_1,ms_1,a_pass_4,ms_4,measured_4},1.5 >"$result.csv"
     ok "the study's report" study REPORT=1
-    ok "a claim that held" grep -q 'trained with its prompts: speedup | 2.49 | 2.60 | yes' "$work/decoding.md"
-    ok "the prediction's error" grep -q 'within 10% (ours) | - | 4% | yes' "$work/decoding.md"
-    ok "a claim that did not" grep -q 'at most 0.01) | - | +0.1000 | no' "$work/decoding.md"
+    ok "a claim that held" grep -q 'trained with its prompts: speedup | 2.49 | 2.60 | yes' "$result.md"
+    ok "the prediction's error" grep -q 'within 10% (ours) | - | 4% | yes' "$result.md"
+    ok "a claim that did not" grep -q 'at most 0.01) | - | +0.1000 | no' "$result.md"
     if [ "${FULL:-}" ]; then
         ok "the study" study
-        ok "has all methods" grep -q '^together,method,PPD + draft with PPD,identical,yes' "$work/decoding.csv"
-        rm -rf runs/studies/decoding/text
+        ok "has all methods" grep -q '^together,method,PPD + draft with PPD,identical,yes' "$result.csv"
+        rm -rf runs/studies/decoding/text-full
     fi
 fi
 ok "no temporary file stays" [ -z "$(find "$work" -name '*.tmp')" ]

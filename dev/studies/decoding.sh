@@ -142,14 +142,14 @@ far() { awk -v a="$(value "$1" accuracy PPD top1_$2)" -v b="$(value "$1" accurac
 error=$(for name in "${names[@]}"; do
     ratio "$(value "${name%%:*}" predicted PPD speedup)" "$(method_value "${name%%:*}" PPD speedup)"
     echo
-done | awk '{ e = 100 * ($1 > 1 ? $1 - 1 : 1 / $1 - 1); if (e > largest) largest = e } END { printf("%.0f", largest) }')
+done | awk '$1 > 0 { e = 100 * ($1 > 1 ? $1 - 1 : 1 / $1 - 1); if (e > largest) largest = e } END { printf("%.0f", largest) }')
 draft_gain=$(ratio "$(method_value frozen "draft with PPD" tokens_per_s)" "$(method_value frozen draft tokens_per_s)")
 claim "Every method writes what plain decoding writes" "yes" "$([ "$identical" = 0 ] && echo yes || echo no)" "$(holds "$identical == 0")"
 for name in "${names[@]}"; do
     x=$(method_value "${name%%:*}" PPD speedup)
     claim "Parallel prompt decoding, ${name#*:}: speedup" "2.49" "$x$(looped "${name%%:*}")" "$(holds "$x >= 2.49")"
 done
-claim "The best combination with PPD: speedup" "2.49" "$best$(looped together)" "$(holds "$best >= 2.49")"
+claim "The best combination with PPD: speedup" "2.49" "${best:-0}$(looped together)" "$(holds "${best:-0} >= 2.49")"
 claim "Guesses 2 and 3 tokens further, against independent heads trained as long" "+28%" \
     "frozen $(far frozen 2) and $(far frozen 3); together $(far together 2) and $(far together 3)" \
     "$(holds "$(far together 2 | tr -d '%+') >= 28 || $(far together 3 | tr -d '%+') >= 28")"
