@@ -31,7 +31,7 @@ report=${REPORT:-}
 jobs=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
 results=${RESULTS:-dev/studies/results}
 train=${TRAIN:-./train_gpt2}
-result=$results/$study${full:+-full} # of the three files
+result=$results/$study${full:+-full} # the three files, without their endings
 csv=$result.csv
 tune_seed=0 # used for nothing else
 
