@@ -51,6 +51,14 @@ static void test_products(void) {
                 changed += memcmp(alone, out + (size_t)r * ld, N * sizeof(float)) != 0;
             }
             float row[K];
+            for (int some = 2; some < 14; some++) { // tiles of every shape
+                Sum *few = allocate((size_t)rows * ld, sizeof *few);
+                quantize_rows(&s, x, ld, some, K, kind);
+                linear_rows(few, ld, &s, &m, some, STAY, NULL, 0);
+                for (int r = 0; r < some; r++)
+                    changed += memcmp(few + (size_t)r * ld, out + (size_t)r * ld, N * sizeof(float)) != 0;
+                free(few);
+            }
             double stored = 0;
             linear_row(&m, N - 1, row);
             for (int k = 0; k < K; k++) stored = fmax(stored, fabs(row[k] - w[(size_t)(N - 1) * K + k]));
@@ -171,7 +179,10 @@ static void test_identity(void) {
             p.params = random_floats(prompts_size(&p.header), 0.1f, 7),
             q.params = random_floats(32, 0.1f, 8);
             e.prompts = p, draft.prompts = q;
+            if (copies > 1) e.prompts.tables.likely = 2, e.prompts.tables.group[1] = 2; // 0 to 15, 32 to 47
             engine_guess(&e), engine_guess(&draft);
+            Latency latency = {.guess = 0.5};
+            for (int r = 0; r < MAX_ROWS; r++) latency.seconds[r] = 1 + 0.05 * r;
             TreeModel model = some_accuracies(3, copies, 0.9, 0.6), own = some_accuracies(2, 1, 0.9, 0.6);
             search_trees(&model, 24, e.generator.templates), search_trees(&own, 6, draft.generator.templates);
             for (int text = 0; text < 12; text++) {
@@ -183,6 +194,7 @@ static void test_identity(void) {
                 e.generator.sampling = reference.generator.sampling = sampling;
                 e.generator.drawn = reference.generator.drawn = 0;
                 e.generator.ngram = text % 4 == 1;
+                e.generator.latency = text % 8 < 4 ? NULL : &latency;
                 e.generator.draft = text % 4 >= 2 ? &draft.generator : NULL;
                 draft.generator.kind = text % 4 == 3 ? GUESS_PROMPTS : GUESS_NOTHING;
                 generator_text(&e.generator, begin, MIN(n, 80)),
@@ -201,6 +213,65 @@ static void test_identity(void) {
         }
     printf("PPD on random models: %ld passes, the last texts had %ld tokens\n", passes, tokens);
     gpt2_free(&m), gpt2_free(&s);
+}
+
+// ---- guesses are of likely tokens; what is not a guess does not notice
+
+static void test_likely(void) {
+    enum { V = 150 };
+    GPT2Config g = {24, V, 2, 2, 32};
+    GPT2 m = random_model(g, 3, 14);
+    uint16_t groups[] = {1, 3, 8}, text[4000];
+    for (int kind = 0; kind < 3; kind++)
+        for (int heads = 0; heads < 2; heads++) {
+            Engine e = {0};
+            engine_start(&e, &m, kind);
+            e.prompts.header = (PromptsHeader){"", heads, 2, 1, 1, 32, 2, 0, 0};
+            e.prompts.params = random_floats(prompts_size(&e.prompts.header), 0.1f, 7);
+            engine_guess(&e);
+            Decoder *d = &e.decoder;
+            Batch b = {0};
+            for (int r = 0; r < 3; r++) batch_output(&b, batch_add(&b, 10 + r, r - 1), 1, -1);
+            for (int i = 0; i < 2; i++)
+                batch_output(&b, heads ? 2 : batch_add(&b, ~i, 2 + i), 1, heads ? i : -1);
+            check(b.complete == 3, "%d outputs count as no guesses, not 3", b.complete);
+            float all[5][V];
+            int changed = 0, wrong = 0, guess[RANKS], best[V];
+            decoder_pass(d, &b);
+            for (int o = 0; o < 5; o++) memcpy(all[o], decoder_logits(d, o), sizeof all[o]);
+            memset(d->sums, 0xff, (size_t)MAX_ROWS * d->logits_stride * sizeof(Sum));
+            decoder_likely(d, groups, 3);
+            decoder_pass(d, &b);
+            for (int o = 0; o < b.complete; o++)
+                changed += memcmp(all[o], decoder_logits(d, o), sizeof all[o]) != 0;
+            for (int o = 3; o < 5; o++) {
+                top_tokens(all[o], 0, V, V, best, 0);
+                top_guesses(d, o, RANKS, guess);
+                for (int r = 0, i = 0; r < RANKS; r++, i++) { // the best of those whose panel is likely
+                    while (i < V - 1 && !d->likely[best[i] / NR]) i++;
+                    wrong += guess[r] != best[i];
+                }
+            }
+            for (int v = 0; v < V; v++)
+                wrong += (v / 16 == 1 || v / 16 == 3 || v / 16 == 8) > d->likely[v / NR];
+            check(!changed && !wrong, "%s, %s: %d rows changed, %d guesses are wrong", kinds[kind].name,
+                  heads ? "heads" : "prompts", changed, wrong);
+            decoder_free(d), free(e.prompts.params);
+            for (int i = 0; i < 2; i++) linear_free(&e.heads[i]);
+        }
+    gpt2_free(&m);
+    // the most frequent groups of a text, of a vocabulary that is large
+    PromptsTables t = {0};
+    Dataset data = {0};
+    for (int i = 0; i < 4000; i++) text[i] = (uint16_t)(i % 600 * 32 + 5);
+    dataset_add(&data, text, 4000);
+    find_likely(&data, 600 * 32, &t);
+    int wrong = 0;
+    for (int i = 0; i < 400; i++) wrong += t.group[i] != 2 * i; // 400 stood there 7 times, the others 6
+    check(t.likely == MAX_LIKELY && !wrong, "%d likely groups, %d of them others", t.likely, wrong);
+    find_likely(&data, 16000, &t);
+    check(t.likely == 0, "a small vocabulary has %d likely groups", t.likely);
+    free(data.shards);
 }
 
 // ---- sampling through a tree keeps the distribution: pairs of tokens, chi-square
@@ -262,7 +333,7 @@ static void test_sampling(void) {
     float logits[200];
     int wrong = 0, counts[200] = {0}, ids[200];
     random_normal(logits, 200, 2, 1);
-    top_tokens(logits, 200, 200, ids);
+    top_tokens(logits, 0, 200, 200, ids, 0);
     for (int i = 1; i < 200; i++) wrong += logits[ids[i - 1]] < logits[ids[i]];
     check(!wrong && ids[0] == argmax(logits, 200), "top_tokens is not in order");
     Sampling k = {.temperature = 1, .top_k = 5, .top_p = 1}, p = {.temperature = 1, .top_p = 0.6};
@@ -489,11 +560,11 @@ static void test_tree_search(void) {
               num_trees, tau, best);
     }
     TreeModel m = some_accuracies(3, 1, 0.9, 0.55);
-    double latency[MAX_ROWS];
+    Latency latency = {.guess = 1};
     clock_t start = clock(); // of this thread, whatever else the machine does
     Template trees[MAX_PROMPTS + 1];
-    for (int r = 0; r < MAX_ROWS; r++) latency[r] = 1 + 0.03 * r;
-    double tau = 0, speedup = fastest_trees(&m, latency, MAX_ROWS - 16, trees, &tau),
+    for (int r = 0; r < MAX_ROWS; r++) latency.seconds[r] = 1 + 0.03 * r;
+    double tau = 0, speedup = fastest_trees(&m, &latency, MAX_ROWS - 16, trees, &tau),
            took = (double)(clock() - start) / CLOCKS_PER_SEC;
     check(tau > 1 && speedup > 1 && took < 1, "the search over all sizes took %.2f s", took);
     printf("tree search %.2f s: %.2f tokens a pass\n", took, tau);
@@ -579,6 +650,7 @@ int main(int argc, char **argv) {
     test_tree_search();
     test_gradients();
     test_identity();
+    test_likely();
     test_chi_square();
     for (int i = 1; i < argc; i++)
         if (!strcmp(argv[i], "--mutations") && i + 1 < argc) mutations = atoi(argv[++i]);
