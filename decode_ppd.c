@@ -161,7 +161,7 @@ static inline __attribute__((always_inline)) void tile(const WeightKind kind, co
         for (int j = 0; j < NV; j += VEC > 8 ? 1 : 2)
             __builtin_prefetch(soon + j / 2 * panel + j % 2 * sizeof(vec), 0, 2);
         for (int part = 0; part < parts; part++) {
-            vec_i inputs[6], weights[4]; // volatile: GCC would load the weights anew for every row
+            vec_i inputs[6], weights[4]; // volatile: else GCC loads weights anew for every row
 #define INPUT(r) (inputs[r] = (vec_i){0} + *(const int32_t *)(x + (r) * row + 4 * part))
 #define WEIGHTS(j) (weights[j] = *(const volatile vec_i *)(w + (j) / 2 * panel + (j) % 2 * sizeof(vec)))
 #pragma GCC unroll 6
@@ -639,7 +639,7 @@ typedef struct {
 
 // Seconds of a pass of so many rows, on the line between whole numbers.
 static double pass_seconds(const Latency *l, double rows) {
-    int below = (int)fmin(rows, MAX_ROWS), above = MIN(below + 1, MAX_ROWS);
+    int below = (int)fmax(1, fmin(rows, MAX_ROWS)), above = MIN(below + 1, MAX_ROWS);
     return l->seconds[below - 1] + (rows - below) * (l->seconds[above - 1] - l->seconds[below - 1]);
 }
 
