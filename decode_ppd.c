@@ -1249,7 +1249,11 @@ A prompt token is an embedding (depth 1), as in the paper, or has a vector for t
 88% of the time with --deep; without it 22%, 52%, 75%, after 1500 steps too.
 Backward, only prompt rows have gradients, unless the model is trained too ("joint"); then text rows have them
 as well, and those of the prompts flow into the keys and values of the text. The B texts of a step come one
-after the other. */
+after the other.
+Guesses will meet what the model writes, so they learn from that: --own-tokens of it, written before the first
+step. Jointly, the next-token loss is that of the training text all the same. For a model of the tales (300
+steps of batch 8) the guesses for distances 1, 2, 3 were then right 70%, 48%, 30% of the time; guessing in the
+training text, 36%, 26%, 21% (150 steps). */
 typedef struct {
     GPT2 *m;
     int n, copies, depth, cuts, B, T;
@@ -1282,7 +1286,7 @@ static int prompt_rows(const PromptTrainer *t) { return t->heads ? 0 : t->cuts *
 static void trainer_allocate(PromptTrainer *t) {
     GPT2 *m = t->m;
     int C = m->config.channels, P = prompt_rows(t), R = t->T + P, guesses = t->n * t->cuts;
-    gpt2_allocate_activations(m, 1, R, 1);
+    gpt2_allocate_activations(m, 1, t->joint ? MAX(R, t->B * t->T) : R, 1);
     if (!t->joint) { // the model is frozen: it has no gradients
         free(m->grads_memory), m->grads_memory = NULL;
         memset(&m->grads, 0, sizeof m->grads);
@@ -1473,28 +1477,29 @@ static void prompt_loss(PromptTrainer *t) {
     }
 }
 
-// Forward and backward of a text: the gradient of weight * KL is added to t->grads; jointly, to m->grads that
-// of the text's loss + weight * KL. Returns the text's loss, or NaN.
-static double prompt_text(PromptTrainer *t, const uint16_t *tokens, const uint16_t *targets, const int *cut) {
+// Forward and backward of a text: the gradient of weight * KL is added to t->grads, jointly also to m->grads.
+static void prompt_text(PromptTrainer *t, const uint16_t *tokens, const int *cut) {
     GPT2 *m = t->m;
     prompt_forward(t, tokens, cut);
-    double loss = t->joint ? classifier(m, targets, 1.0f / (float)(t->B * t->T), 1, NULL) : NAN;
+    if (t->joint) memset(m->dnormed, 0, (size_t)t->T * m->config.channels * sizeof(float)); // of the text
     prompt_loss(t);
     if (!t->heads) layers_backward(m, accumulate);
     m->extra = (ExtraRows){0};
-    return loss;
 }
 
-// The gradients of a step over B texts, x and y (B,T), into t->grads, jointly also into m->grads; t->kl and
-// the accuracies. Returns the mean loss of the texts, or NaN.
-static double prompt_step(PromptTrainer *t, const uint16_t *x, const uint16_t *y) {
-    double loss = 0;
+// The gradients of a step into t->grads, jointly also into m->grads; t->kl and the accuracies. The prompts
+// guess in B texts, `guessed` (B,T); jointly, the model learns B more, x and y (B,T), whose mean loss is
+// returned, else NaN.
+static double prompt_step(PromptTrainer *t, const uint16_t *guessed, const uint16_t *x, const uint16_t *y) {
+    double loss = NAN;
     memset(t->grads, 0, trainer_size(t) * sizeof(float));
-    if (t->joint) memset(t->m->grads_memory, 0, t->m->num_parameters * sizeof(float));
     memset(t->top1, 0, sizeof t->top1), memset(t->top5, 0, sizeof t->top5);
     t->kl = 0;
-    for (int b = 0; b < t->B; b++, x += t->T, y += t->T)
-        loss += prompt_text(t, x, y, t->cuts_of_step + b * t->cuts) / t->B;
+    if (t->joint) {
+        gpt2_forward(t->m, x, t->B, t->T);
+        loss = gpt2_backward(t->m, y, 1.0f / (float)(t->B * t->T), 0, NULL);
+    }
+    for (int b = 0; b < t->B; b++) prompt_text(t, guessed + b * t->T, t->cuts_of_step + b * t->cuts);
     return loss;
 }
 
@@ -1903,11 +1908,11 @@ static int run_command(const DecodeOptions *o) {
 typedef struct {
     PromptTrainer trainer;
     Optimizer optimizer;
-    DataLoader loader;
+    DataLoader guessed, text; // the texts in which prompts guess, and jointly those that the model learns
     float *params, *grads; // all that is trained: jointly the model, then the prompts
     size_t count;
     char identity[8192], state[4096]; // what the run is; PROMPTS.state, its checkpoint
-    struct { long step; uint64_t epoch, index; } now;
+    struct { long step; uint64_t guessed_epoch, guessed_index, epoch, index; } now;
 } PromptRun;
 
 // Puts everything that is trained into one flat array, and starts the optimizer on it. Prompts begin near the
@@ -1953,9 +1958,9 @@ static void show_prompt_step(const PromptRun *r, const DecodeOptions *o, double 
     fflush(stdout);
 }
 
-// Replaces the training text by what the model itself writes, greedily, after places of it: that is the text
-// in which guesses will be wanted. int8 weights and n-grams only make it faster.
-static void write_own_text(const GPT2 *m, Dataset *train, int tokens, uint64_t seed) {
+// `out` becomes what the model itself writes, greedily, after places of the training text: text such as
+// guesses will be wanted in. int8 weights and n-grams only make it faster.
+static void write_own_text(Dataset *out, const GPT2 *m, const Dataset *train, int tokens, uint64_t seed) {
     static Engine e;
     Generator *g = &e.generator;
     Shard from = train->shards[0];
@@ -1973,35 +1978,39 @@ static void write_own_text(const GPT2 *m, Dataset *train, int tokens, uint64_t s
     }
     printf("the model wrote %d tokens of its own to learn from, in %.1f s\n", made, now() - start);
     decoder_free(&e.decoder);
-    free(g->text), free(train->shards);
-    memset(train, 0, sizeof *train);
-    dataset_add(train, own, (size_t)made);
+    free(g->text);
+    dataset_add(out, own, (size_t)made);
 }
 
 // The steps from r->now on. Returns whether they came to their end.
 static int train_prompts(PromptRun *r, const DecodeOptions *o) {
     PromptTrainer *t = &r->trainer;
-    uint16_t *x = allocate((size_t)t->B * t->T, sizeof *x), *y = allocate((size_t)t->B * t->T, sizeof *y);
+    size_t tokens = (size_t)t->B * t->T;
+    uint16_t *x = allocate(tokens, sizeof *x), *y = allocate(tokens, sizeof *y);
+    uint16_t *guessed = allocate(tokens, sizeof *guessed);
+    int V = t->m->config.vocab_size;
     double rate = 0;
     while (r->now.step < o->steps && !interrupted) {
         double start = now();
-        loader_next(&r->loader, x, y, t->B, t->m->config.vocab_size);
+        loader_next(&r->guessed, guessed, y, t->B, V);
+        if (t->joint) loader_next(&r->text, x, y, t->B, V);
         draw_cuts(t, o->seed, r->now.step);
-        double loss = prompt_step(t, x, y), norm = sqrt(optim_norm2(r->grads, r->count));
+        double loss = prompt_step(t, guessed, x, y), norm = sqrt(optim_norm2(r->grads, r->count));
         if (!isfinite(norm) || !isfinite(t->kl))
             die("the loss is not a number at step %ld; lower --lr", r->now.step + 1);
         optim_step(&r->optimizer, r->grads, o->clip > 0 && norm > o->clip ? (float)(o->clip / norm) : 1,
                    optim_schedule(o->schedule, r->now.step, o->steps, o->warmup, o->final_lr),
                    t->joint ? loss : t->kl, 0);
         r->now.step++;
-        double speed = t->B * (double)t->T / (now() - start);
+        double speed = (double)tokens / (now() - start);
         rate = rate ? 0.9 * rate + 0.1 * speed : speed;
         show_prompt_step(r, o, loss, rate);
-        r->now.epoch = r->loader.epoch, r->now.index = r->loader.index;
+        r->now.guessed_epoch = r->guessed.epoch, r->now.guessed_index = r->guessed.index;
+        r->now.epoch = r->text.epoch, r->now.index = r->text.index;
         if (o->save_every && (r->now.step % o->save_every == 0 || interrupted))
             write_state(r->state, r->identity, &r->now, sizeof r->now, r->params, &r->optimizer);
     }
-    free(x), free(y);
+    free(x), free(y), free(guessed);
     return r->now.step >= o->steps;
 }
 
@@ -2074,7 +2083,7 @@ static int train_command(const DecodeOptions *o) {
     static Engine engine;
     GPT2 m;
     PromptTrainer *t = &run.trainer;
-    Dataset train = {0}, val = {0};
+    Dataset train = {0}, val = {0}, own_text = {0};
     check_train_options(o);
     if (snprintf(run.state, sizeof run.state, "%s.state", o->out) >= (int)sizeof run.state)
         die("the path %.60s... is too long", o->out);
@@ -2095,10 +2104,11 @@ static int train_command(const DecodeOptions *o) {
                          .weight = o->joint ? (float)o->prompt_weight : 1,
                          .temperature = (float)o->temperature};
     uint64_t model = model_hash(&m);
-    if (o->own_tokens && !o->joint) write_own_text(&m, &train, o->own_tokens, o->seed);
+    if (o->own_tokens) write_own_text(&own_text, &m, &train, o->own_tokens, o->seed);
     trainer_allocate(t);
     start_prompts(&run, o);
-    run.loader = (DataLoader){&train, T, o->seed, 0, 0};
+    run.guessed = (DataLoader){o->own_tokens ? &own_text : &train, T, o->seed, 0, 0};
+    run.text = (DataLoader){&train, T, o->seed, 0, 0};
     size_t length = describe_options(run.identity, sizeof run.identity, o, decode_rows, NUM_DECODE, 8,
                                      &run.optimizer);
     snprintf(run.identity + length, sizeof run.identity - length, "model %016llx\ndata %016llx\n",
@@ -2106,7 +2116,8 @@ static int train_command(const DecodeOptions *o) {
     if (o->resume) {
         if (!read_state(run.state, run.identity, &run.now, sizeof run.now, &run.optimizer))
             die("cannot open %s: %s; start without --resume", run.state, strerror(ENOENT));
-        run.loader.epoch = run.now.epoch, run.loader.index = run.now.index;
+        run.guessed.epoch = run.now.guessed_epoch, run.guessed.index = run.now.guessed_index;
+        run.text.epoch = run.now.epoch, run.text.index = run.now.index;
         printf("resumed at step %ld of %d\n", run.now.step, o->steps);
     }
     size_t own = trainer_size(t);

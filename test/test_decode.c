@@ -426,8 +426,8 @@ static void test_end_of_text(void) {
 static void test_gradients(void) {
     enum { T = 14, B = 2 };
     GPT2Config g = {20, 23, 2, 2, 12};
-    uint16_t x[B * T], y[B * T];
-    random_tokens(x, B * T, 23, 1), random_tokens(y, B * T, 23, 2);
+    uint16_t guessed[B * T], x[B * T], y[B * T];
+    random_tokens(x, B * T, 23, 1), random_tokens(y, B * T, 23, 2), random_tokens(guessed, B * T, 23, 3);
     for (int mode = 0; mode < 4; mode++) { // prompts; copies; heads; jointly
         GPT2 m = random_model(g, 5, 1);
         PromptTrainer t = {.m = &m,
@@ -445,16 +445,17 @@ static void test_gradients(void) {
         t.weight = 1, t.params = random_floats(n, 0.3f, 3), t.grads = allocate_floats(n);
         trainer_allocate(&t);
         draw_cuts(&t, 1, 0);
-        prompt_step(&t, x, y);
+        prompt_step(&t, guessed, x, y);
         float *own = memcpy(malloc(n * 4), t.grads, n * 4), *teacher = malloc(B * text * 4), *joint = NULL;
         for (int b = 0; b < B; b++) {
-            prompt_forward(&t, x + b * T, t.cuts_of_step + b * t.cuts);
+            prompt_forward(&t, guessed + b * T, t.cuts_of_step + b * t.cuts);
             memcpy(teacher + b * text, m.lnf, text * 4);
         }
+        m.extra = (ExtraRows){0};
         if (model) { // what the prompts add to the gradient of the text's loss
             joint = memcpy(malloc(model * 4), m.grads_memory, model * 4);
             t.weight = 0;
-            prompt_step(&t, x, y);
+            prompt_step(&t, guessed, x, y);
             for (size_t i = 0; i < model; i++) joint[i] -= m.grads_memory[i];
             GPT2 same = random_model(g, 5, 1);
             gpt2_allocate_activations(&same, B, T, 1);
@@ -477,7 +478,7 @@ static void test_gradients(void) {
                 *at = saved + (side ? -3e-3f : 3e-3f);
                 t.kl = 0;
                 for (int b = 0; b < B; b++) {
-                    prompt_forward(&t, x + b * T, t.cuts_of_step + b * t.cuts);
+                    prompt_forward(&t, guessed + b * T, t.cuts_of_step + b * t.cuts);
                     if (!t.heads) memcpy(m.lnf, teacher + b * text, text * 4); // the teacher stands still
                     prompt_loss(&t);
                 }
