@@ -38,7 +38,8 @@ done
 
 echo
 blas=
-echo '#include <cblas.h>' | ${CC:-gcc} -E - >/dev/null 2>&1 && make -s dev/bench/bench_blas && blas=dev/bench/bench_blas
+printf '#include <cblas.h>\nint main(void) { return 0; }\n' | ${CC:-gcc} -x c - -o /dev/null -lopenblas 2>/dev/null &&
+    make -s dev/bench/bench_blas && blas=dev/bench/bench_blas
 echo "matrix product                     M      N      K   GFLOP/s  of peak | OpenBLAS   ours/OpenBLAS"
 for ((i = 0; ; i++)); do
     line=$($bench matmul $i)
