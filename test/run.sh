@@ -76,7 +76,7 @@ if [ "$CC" != clang ]; then other=clang; else other=gcc; fi
 if command -v $other >/dev/null; then
     variant "model, $other" "$other $plain -O3 -march=native -fno-math-errno -fno-trapping-math" test/test_gpt2.c
 else skip "model, $other" "$other is not installed"; fi
-if echo '#include <cblas.h>' | $CC -E - >/dev/null 2>&1; then
+if printf '#include <cblas.h>\nint main(void) { return 0; }\n' | $CC -x c - -o build/blas -lopenblas 2>/dev/null; then
     LIBS="$LIBS -lopenblas" variant "model, BLAS=1" "$CC $FLAGS -DUSE_BLAS -DNO_THREAD_CHECK" test/test_gpt2.c
 else skip "model, BLAS=1" "OpenBLAS is not installed (libopenblas-dev)"; fi
 if command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64 >/dev/null; then
