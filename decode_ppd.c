@@ -1251,9 +1251,11 @@ Backward, only prompt rows have gradients, unless the model is trained too ("joi
 as well, and those of the prompts flow into the keys and values of the text. The B texts of a step come one
 after the other.
 Guesses will meet what the model writes, so they learn from that: --own-tokens of it, written before the first
-step. Jointly, the next-token loss is that of the training text all the same. For a model of the tales (300
-steps of batch 8) the guesses for distances 1, 2, 3 were then right 70%, 48%, 30% of the time; guessing in the
-training text, 36%, 26%, 21% (150 steps). */
+step. Jointly, the next-token loss is that of the training text all the same, and since the model changes, and
+would soon know by heart what it once wrote, it writes anew whenever that was read twice. For a model of the
+tales (300 steps of batch 8) the guesses for distances 1, 2, 3 were then right 70%, 48%, 30% of the time;
+guessing in the training text, 36%, 26%, 21% (150 steps). */
+#define READINGS 2
 typedef struct {
     GPT2 *m;
     int n, copies, depth, cuts, B, T;
@@ -1904,6 +1906,9 @@ static int run_command(const DecodeOptions *o) {
 
 // ---- train
 
+// The length of the texts that a model writes to learn from.
+static int own_length(const GPT2 *m) { return MIN(256, m->config.max_seq_len); }
+
 // What `train` works on, and all that its checkpoint holds.
 typedef struct {
     PromptTrainer trainer;
@@ -1912,7 +1917,12 @@ typedef struct {
     float *params, *grads; // all that is trained: jointly the model, then the prompts
     size_t count;
     char identity[8192], state[4096]; // what the run is; PROMPTS.state, its checkpoint
-    struct { long step; uint64_t guessed_epoch, guessed_index, epoch, index; } now;
+    size_t own, now_bytes;            // tokens of the model's own, in whole texts; of *now
+    struct {
+        long step;
+        uint64_t guessed_epoch, guessed_index, epoch, index;
+        uint16_t own[];
+    } *now;
 } PromptRun;
 
 // Puts everything that is trained into one flat array, and starts the optimizer on it. Prompts begin near the
@@ -1949,69 +1959,73 @@ static void start_prompts(PromptRun *r, const DecodeOptions *o) {
 static void show_prompt_step(const PromptRun *r, const DecodeOptions *o, double loss, double rate) {
     const PromptTrainer *t = &r->trainer;
     const char *end;
-    if (!progress_is_due(r->now.step, o->steps, &end)) return;
-    printf("step %ld/%d | KL %.4f", r->now.step, o->steps, t->kl);
+    if (!progress_is_due(r->now->step, o->steps, &end)) return;
+    printf("step %ld/%d | KL %.4f", r->now->step, o->steps, t->kl);
     if (t->joint) printf(" | loss %.4f", loss);
     printf(" | top-1/5");
     for (int i = 0; i < t->n; i++) printf(" %.2f/%.2f", t->top1[i], t->top5[i]);
-    printf(" | %.0f tok/s | %.0f s left%s", rate, (o->steps - r->now.step) * (double)t->B * t->T / rate, end);
+    printf(" | %.0f tok/s | %.0f s left%s", rate, (o->steps - r->now->step) * (double)t->B * t->T / rate,
+           end);
     fflush(stdout);
 }
 
-// `out` becomes what the model itself writes, greedily, after places of the training text: text such as
+// Fills now->own with what the model itself writes, greedily, after places of the training text: text such as
 // guesses will be wanted in. int8 weights and n-grams only make it faster.
-static void write_own_text(Dataset *out, const GPT2 *m, const Dataset *train, int tokens, uint64_t seed) {
-    static Engine e;
+static void write_own_text(PromptRun *r, const Dataset *train, uint64_t seed) {
+    static Engine e; // keeps its latencies from one time to the next
     Generator *g = &e.generator;
+    const GPT2 *m = r->trainer.m;
     Shard from = train->shards[0];
-    int length = MIN(256, m->config.max_seq_len), made = 0;
-    size_t begin = MIN((size_t)MAX(1, MIN(16, length / 4)), from.count);
-    uint16_t *own = allocate((size_t)tokens + length, sizeof *own);
+    int length = own_length(m);
+    size_t begin = MIN((size_t)MAX(1, MIN(16, length / 4)), from.count), made = 0;
     double start = now();
     engine_start(&e, m, WEIGHTS_INT8);
     engine_latency(&e);
     g->ngram = 1;
-    for (; made < tokens && !interrupted; made += length) {
-        uint64_t at = random_u64(seed + 9, (uint64_t)made) % MAX((uint64_t)1, from.count - begin);
-        generate(g, from.tokens + at, (int)begin, length);
-        memcpy(own + made, g->text, (size_t)length * sizeof *own);
+    for (; made < r->own && !(interrupted && r->now->step == 0); made += length) {
+        uint64_t at = random_u64(seed + 9, (uint64_t)r->now->step * r->own + made);
+        generate(g, from.tokens + at % MAX((uint64_t)1, from.count - begin), (int)begin, length);
+        memcpy(r->now->own + made, g->text, (size_t)length * sizeof *g->text);
     }
-    printf("the model wrote %d tokens of its own to learn from, in %.1f s\n", made, now() - start);
+    if (!r->now->step)
+        printf("the model wrote %zu tokens of its own to learn from, in %.1f s\n", made, now() - start);
     decoder_free(&e.decoder);
     free(g->text);
-    dataset_add(out, own, (size_t)made);
 }
 
 // The steps from r->now on. Returns whether they came to their end.
-static int train_prompts(PromptRun *r, const DecodeOptions *o) {
+static int train_prompts(PromptRun *r, const Dataset *train, const DecodeOptions *o) {
     PromptTrainer *t = &r->trainer;
     size_t tokens = (size_t)t->B * t->T;
     uint16_t *x = allocate(tokens, sizeof *x), *y = allocate(tokens, sizeof *y);
     uint16_t *guessed = allocate(tokens, sizeof *guessed);
     int V = t->m->config.vocab_size;
+    long renewed = (long)(READINGS * r->own / tokens + 1); // so many steps the model's own text is good for
     double rate = 0;
-    while (r->now.step < o->steps && !interrupted) {
+    while (r->now->step < o->steps && !interrupted) {
         double start = now();
         loader_next(&r->guessed, guessed, y, t->B, V);
         if (t->joint) loader_next(&r->text, x, y, t->B, V);
-        draw_cuts(t, o->seed, r->now.step);
+        draw_cuts(t, o->seed, r->now->step);
         double loss = prompt_step(t, guessed, x, y), norm = sqrt(optim_norm2(r->grads, r->count));
         if (!isfinite(norm) || !isfinite(t->kl))
-            die("the loss is not a number at step %ld; lower --lr", r->now.step + 1);
+            die("the loss is not a number at step %ld; lower --lr", r->now->step + 1);
         optim_step(&r->optimizer, r->grads, o->clip > 0 && norm > o->clip ? (float)(o->clip / norm) : 1,
-                   optim_schedule(o->schedule, r->now.step, o->steps, o->warmup, o->final_lr),
+                   optim_schedule(o->schedule, r->now->step, o->steps, o->warmup, o->final_lr),
                    t->joint ? loss : t->kl, 0);
-        r->now.step++;
+        r->now->step++;
         double speed = (double)tokens / (now() - start);
         rate = rate ? 0.9 * rate + 0.1 * speed : speed;
         show_prompt_step(r, o, loss, rate);
-        r->now.guessed_epoch = r->guessed.epoch, r->now.guessed_index = r->guessed.index;
-        r->now.epoch = r->text.epoch, r->now.index = r->text.index;
-        if (o->save_every && (r->now.step % o->save_every == 0 || interrupted))
-            write_state(r->state, r->identity, &r->now, sizeof r->now, r->params, &r->optimizer);
+        r->now->guessed_epoch = r->guessed.epoch, r->now->guessed_index = r->guessed.index;
+        r->now->epoch = r->text.epoch, r->now->index = r->text.index;
+        if (t->joint && r->own && r->now->step % renewed == 0 && r->now->step < o->steps)
+            write_own_text(r, train, o->seed);
+        if (o->save_every && (r->now->step % o->save_every == 0 || interrupted))
+            write_state(r->state, r->identity, r->now, r->now_bytes, r->params, &r->optimizer);
     }
     free(x), free(y), free(guessed);
-    return r->now.step >= o->steps;
+    return r->now->step >= o->steps;
 }
 
 static void check_train_options(const DecodeOptions *o) {
@@ -2060,7 +2074,7 @@ static void finish_prompts(PromptRun *r, Engine *e, const Dataset *train, const 
         tokenizer_save(&e->tokenizer, o->out_model);
     }
     e->prompts.header = (PromptsHeader){PROMPTS_MAGIC, t->heads, t->n, t->copies, t->depth, g.channels,
-                                        g.num_layers, model_hash(m), r->now.step};
+                                        g.num_layers, model_hash(m), r->now->step};
     e->prompts.params = t->params;
     find_likely(train, g.vocab_size, &e->prompts.tables);
     for (int kind = NUM_KINDS - 1; kind >= 0; kind--) { // latencies of all; guesses are counted with f32
@@ -2083,7 +2097,7 @@ static int train_command(const DecodeOptions *o) {
     static Engine engine;
     GPT2 m;
     PromptTrainer *t = &run.trainer;
-    Dataset train = {0}, val = {0}, own_text = {0};
+    Dataset train = {0}, val = {0}, own = {0};
     check_train_options(o);
     if (snprintf(run.state, sizeof run.state, "%s.state", o->out) >= (int)sizeof run.state)
         die("the path %.60s... is too long", o->out);
@@ -2104,28 +2118,31 @@ static int train_command(const DecodeOptions *o) {
                          .weight = o->joint ? (float)o->prompt_weight : 1,
                          .temperature = (float)o->temperature};
     uint64_t model = model_hash(&m);
-    if (o->own_tokens) write_own_text(&own_text, &m, &train, o->own_tokens, o->seed);
     trainer_allocate(t);
     start_prompts(&run, o);
-    run.guessed = (DataLoader){o->own_tokens ? &own_text : &train, T, o->seed, 0, 0};
+    run.own = (size_t)round_up(o->own_tokens, own_length(&m));
+    run.now_bytes = sizeof *run.now + run.own * sizeof(uint16_t);
+    run.now = allocate(1, run.now_bytes);
+    dataset_add(&own, run.now->own, run.own);
+    run.guessed = (DataLoader){run.own ? &own : &train, T, o->seed, 0, 0};
     run.text = (DataLoader){&train, T, o->seed, 0, 0};
     size_t length = describe_options(run.identity, sizeof run.identity, o, decode_rows, NUM_DECODE, 8,
                                      &run.optimizer);
     snprintf(run.identity + length, sizeof run.identity - length, "model %016llx\ndata %016llx\n",
              (unsigned long long)model, (unsigned long long)train.hash);
     if (o->resume) {
-        if (!read_state(run.state, run.identity, &run.now, sizeof run.now, &run.optimizer))
+        if (!read_state(run.state, run.identity, run.now, run.now_bytes, &run.optimizer))
             die("cannot open %s: %s; start without --resume", run.state, strerror(ENOENT));
-        run.guessed.epoch = run.now.guessed_epoch, run.guessed.index = run.now.guessed_index;
-        run.text.epoch = run.now.epoch, run.text.index = run.now.index;
-        printf("resumed at step %ld of %d\n", run.now.step, o->steps);
-    }
-    size_t own = trainer_size(t);
-    printf("%zu trained numbers, %.6f%% of the model's %zu; %d texts of %d tokens, %d cuts each\n", own,
-           100.0 * own / m.num_parameters, m.num_parameters, t->B, T, t->cuts);
-    if (o->joint && !run.now.step) printf("val loss %.4f before\n", evaluate(&m, &val, T, 50000));
-    if (!train_prompts(&run, o)) {
-        printf("\nstopped at step %ld of %d%s\n", run.now.step, o->steps,
+        run.guessed.epoch = run.now->guessed_epoch, run.guessed.index = run.now->guessed_index;
+        run.text.epoch = run.now->epoch, run.text.index = run.now->index;
+        printf("resumed at step %ld of %d\n", run.now->step, o->steps);
+    } else if (run.own) write_own_text(&run, &train, o->seed);
+    size_t trained = trainer_size(t);
+    printf("%zu trained numbers, %.6f%% of the model's %zu; %d texts of %d tokens, %d cuts each\n", trained,
+           100.0 * trained / m.num_parameters, m.num_parameters, t->B, T, t->cuts);
+    if (o->joint && !run.now->step) printf("val loss %.4f before\n", evaluate(&m, &val, T, 50000));
+    if (!train_prompts(&run, &train, o)) {
+        printf("\nstopped at step %ld of %d%s\n", run.now->step, o->steps,
                o->save_every ? "; the same command with --resume goes on" : "");
         return 0;
     }
