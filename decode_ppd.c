@@ -650,11 +650,11 @@ static void measure_latency(Decoder *d, int heads, Latency *l) {
     int context = d->config.max_seq_len, saved = d->past;
     double took[SIZES + 1][ROUNDS], median[SIZES + 1], begin = now();
     d->past = context / 4;
-    // All sizes in turns, so that what else the machine does hits them alike; the first round warms up, of
-    // the others the median counts: the best would be of moments in which the machine did nothing else. Each
-    // for some milliseconds: a pass of many rows is so slow that others evict a small model's weights from a
-    // shared cache, and the next few passes pay for it. The last pass is of some rows and guesses.
-    for (int round = -1; round < 3 || (round < ROUNDS && now() - begin < 2); round++)
+    // All sizes in turns, so that what else the machine does hits them alike; the median of the rounds counts:
+    // the best would be of moments in which the machine did nothing else. Each size has some milliseconds
+    // before it is timed: a pass of many rows is so slow that others evict the weights from a shared cache,
+    // and the next few passes pay for it. The last pass is of some rows and guesses.
+    for (int round = 0; round < 3 || (round < ROUNDS && now() - begin < 2); round++)
         for (int i = 0; i <= SIZES; i++) {
             Batch b = {0};
             int guesses = i == SIZES ? GUESSES : 0, nodes = guesses ? NODES : sizes[i], passes = 0;
@@ -665,10 +665,10 @@ static void measure_latency(Decoder *d, int heads, Latency *l) {
             for (int r = 0; r < nodes + guesses; r++)
                 batch_output(&b, heads ? r % nodes : r, 1,
                              heads && r >= nodes ? (r / nodes - 1) % heads : -1);
-            decoder_pass(d, &b); // not counted: it finds in the caches what a pass of another size left there
             double start = now(), spent = 0;
-            for (; spent < 5e-3; spent = now() - start, passes++) decoder_pass(d, &b);
-            if (round < 0) continue;
+            do decoder_pass(d, &b);
+            while (now() - start < 15e-3);
+            for (start = now(); spent < 15e-3; spent = now() - start, passes++) decoder_pass(d, &b);
             int at = round;
             for (; at > 0 && took[i][at - 1] > spent / passes; at--) took[i][at] = took[i][at - 1];
             took[i][at] = spent / passes;
