@@ -80,6 +80,7 @@ if [ ! "$report" ]; then
             awk -v model=$model '
                 function put(part, name, measure, value) { print model "," part "," name "," measure "," value }
                 /^(f32|bf16|int8) / { put("kind", $1, "tokens_per_s", $4); put("kind", $1, "share_of_bandwidth", $6 + 0) }
+                / of them loop / { put("texts", "bench", "single", $1 - $9); put("texts", "bench", "loops", $9) }
                 /identical$/ { methods = 1; next }
                 methods && NF < 8 { methods = 0 }
                 methods { # of texts that do not loop, and that do
@@ -139,8 +140,14 @@ looped() { [[ $(value "$1" method plain speedup) =~ ^[0.]+$ ]] && echo ", all te
 best=$(grep '^PPD +' <<<"$methods" | while IFS= read -r method; do method_value together "$method" speedup; done | sort -g | tail -n 1)
 identical=$(awk -F, '$4 == "identical" && $5 != "yes"' "$csv" | wc -l)
 far() { awk -v a="$(value "$1" accuracy PPD top1_$2)" -v b="$(value "$1" accuracy heads top1_$2)" 'BEGIN { printf("%+.0f%%", (b > 0 ? 100 * (a / b - 1) : 0)) }'; }
+# speedup MODEL METHOD: of all texts together, as predictions are
+speedup() {
+    for kind in method loops; do
+        echo "$(value "$1" texts bench ${kind/method/single}) $(value "$1" $kind plain tokens_per_s) $(value "$1" $kind "$2" tokens_per_s)"
+    done | awk '$2 * $3 > 0 { plain += $1 / $2; this += $1 / $3 } END { print (this > 0 ? plain / this : 0) }'
+}
 error=$(for name in "${names[@]}"; do
-    ratio "$(value "${name%%:*}" predicted PPD speedup)" "$(method_value "${name%%:*}" PPD speedup)"
+    ratio "$(value "${name%%:*}" predicted PPD speedup)" "$(speedup "${name%%:*}" PPD)"
     echo
 done | awk '$1 > 0 { e = 100 * ($1 > 1 ? $1 - 1 : 1 / $1 - 1); if (e > largest) largest = e } END { printf("%.0f", largest) }')
 draft_gain=$(ratio "$(method_value frozen "draft with PPD" tokens_per_s)" "$(method_value frozen draft tokens_per_s)")
