@@ -652,12 +652,13 @@ static void measure_latency(Decoder *d, int heads, Latency *l) {
     d->past = context / 4;
     // All sizes in turns, so that what else the machine does hits them alike; the median of the rounds is
     // taken: the best would be of moments in which the machine did nothing else. Each size has some
-    // milliseconds before it is timed: a pass of many rows is so slow that others evict the weights from a
-    // shared cache, and the next few passes pay for it. The last pass is of some rows and guesses.
+    // passes before it is timed: one of many rows is so slow that others evict the weights from a shared
+    // cache, and the next few pay for it. The last pass is of some rows and guesses.
     for (int round = 0; round < 3 || (round < ROUNDS && now() - begin < 2); round++)
         for (int i = 0; i <= SIZES; i++) {
             Batch b = {0};
-            int guesses = i == SIZES ? GUESSES : 0, nodes = guesses ? NODES : sizes[i], passes = 0;
+            int guesses = i == SIZES ? GUESSES : 0, nodes = guesses ? NODES : sizes[i];
+            int before = 0, passes = 0;
             if (guesses && !heads && !d->prompts) continue;
             for (int r = 0; r < nodes + (heads ? 0 : guesses); r++)
                 batch_add(&b, r < nodes ? r % d->config.vocab_size : ~0,
@@ -667,8 +668,8 @@ static void measure_latency(Decoder *d, int heads, Latency *l) {
                              heads && r >= nodes ? (r / nodes - 1) % heads : -1);
             double start = now(), spent = 0;
             do decoder_pass(d, &b);
-            while (now() - start < 15e-3);
-            for (start = now(); spent < 15e-3; spent = now() - start, passes++) decoder_pass(d, &b);
+            while (++before < 8 && now() - start < 15e-3);
+            for (start = now(); spent < 5e-3; spent = now() - start, passes++) decoder_pass(d, &b);
             int at = round;
             for (; at > 0 && took[i][at - 1] > spent / passes; at--) took[i][at] = took[i][at - 1];
             took[i][at] = spent / passes;
