@@ -55,17 +55,17 @@ ok "all methods write the same" grep -qx 'identical yes' "$work/last"
 
 # ---- resuming: the trained numbers are those of an unbroken run (latencies behind them are not)
 for how in "" "--joint --lr 1e-3 --out-model $work/learned"; do
-    train=("$decode" train --model "$work/model" "${tokens[@]}" --steps 400 $how --out)
-    "${train[@]}" "$work/broken" >/dev/null 2>&1 &
+    training=("$decode" train --model "$work/model" "${tokens[@]}" --steps 400 $how --out)
+    "${training[@]}" "$work/broken" >/dev/null 2>&1 &
     pid=$!
     for i in $(seq 100); do [ -e "$work/broken.state" ] && break || sleep 0.05; done
     kill -INT $pid
     wait $pid
-    refuses 1 "lr" "${train[@]}" "$work/broken" --lr 1e-2 --resume
-    ok "it goes on $how" "${train[@]}" "$work/broken" --resume
+    refuses 1 "lr" "${training[@]}" "$work/broken" --lr 1e-2 --resume
+    ok "it goes on $how" "${training[@]}" "$work/broken" --resume
     ok "from a checkpoint" grep -q '^resumed at step' "$work/last"
     [ -z "$how" ] || mv "$work/learned/model.bin" "$work/learned/broken.bin"
-    ok "unbroken $how" "${train[@]}" "$work/whole"
+    ok "unbroken $how" "${training[@]}" "$work/whole"
     ok "the same numbers" cmp -n $((48 + 3 * 32 * 4)) "$work/broken" "$work/whole"
     [ -z "$how" ] || ok "the same model" cmp "$work/learned/broken.bin" "$work/learned/model.bin"
 done
