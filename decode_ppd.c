@@ -1243,8 +1243,8 @@ prompts before; nothing of the text sees a prompt.
 
 The model's own distribution at cut+1+i is that of the token i+2 after the cut, whose guess is prompt i's. It
 is taken at the temperature at which text will be drawn, so that prompts learn what they will meet: 0 unless
-asked for; the paper has 1. For a teacher of the tales, 4 layers and 256 channels (300 steps of batch 4), the
-nearest guess was right 63% of the time after --joint instead of 54%, and 42% instead of 40% frozen.
+asked for; the paper has 1. For a frozen teacher of the tales, 4 layers and 256 channels (300 steps of batch
+4), the nearest guess was right 42% of the time instead of 40%.
 A prompt token is an embedding (depth 1), as in the paper, or has a vector for the beginning of every layer
 (depth L, ours): a small frozen model makes little of a strange embedding alone. For that teacher (train
 --prompts 1 --batch 2 --steps 600) the character after the next was among the first 1, 5, 10 guesses 29%, 70%,

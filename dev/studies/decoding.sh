@@ -12,8 +12,8 @@
 . dev/studies/driver.sh
 decode=${DECODE:-./decode_ppd}
 if [ "$full" ]; then
-    [ -r "${GPT2_MERGES:-}" ] || die "FULL=1 needs GPT-2's merges: GPT2_MERGES=vocab.bpe (dev/data/gpt2.sh fetches it)"
-    text_options=(--tokenizer gpt2 --merges "$GPT2_MERGES" --context 256)
+    [ "$report" ] || [ -r "${GPT2_MERGES:-}" ] || die "FULL=1 needs GPT-2's merges: GPT2_MERGES=vocab.bpe (dev/data/gpt2.sh fetches it)"
+    text_options=(--tokenizer gpt2 --merges "${GPT2_MERGES:-}" --context 256)
     muon=(--optimizer muon --muon-momentum 0.9)
     model=(--layers 8 --heads 6 --channels 384 --batch 4 "${muon[@]}" --lr 3e-3 --muon-lr 3e-2 --steps "${STEPS:-1000}")
     draft=(--layers 2 --heads 3 --channels 192 --batch 4 "${muon[@]}" --lr 4e-3 --muon-lr 4e-2 --steps "${STEPS:-700}")
