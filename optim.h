@@ -906,7 +906,7 @@ static const OptimRow optim_rows[] = {
     OPTIM_OVER_BASES("diloco", "0.9", "outer x_outer", "inner-steps=32 outer-lr=0.7 outer-momentum=0.9 ",
         optim_maths_diloco, optim_step_diloco, optim_eval_diloco)
     // The average does beta1's work as well: lower, it pays (README, Measured).
-    OPTIM_OVER_BASES("gpa", "0.7", "z", "mu-x=0.9967 mu-y=0.7 ", optim_maths_gpa, optim_step_gpa,
+    OPTIM_OVER_BASES("gpa", "0.5", "z", "mu-x=0.9967 mu-y=0.7 ", optim_maths_gpa, optim_step_gpa,
         optim_eval_gpa)
     { "schedule-free", OPTIM_NO_BASE, "v z", "lr=2.5e-3 beta2=0.999 eps=1e-8 " OPTIM_FREE_,
         optim_maths_schedule_free, optim_step_schedule_free, optim_eval_schedule_free },

@@ -3159,9 +3159,9 @@ static const OptionRow option_rows[] = {
     {"optimizer", 's', FIELD(optimizer), "adamw", "NAME", "see --help NAME for its own options", 0, 0, 1},
     {"base", 's', FIELD(base), "", "adamw|sgd|muon", "what gpa, iam and diloco are built on", 0, 0, 1},
     {"schedule", 's', FIELD(schedule), "cosine", "NAME",
-     "constant, cosine, linear, wsd or refined:RUN/log.csv", 0, 0, 1},
-    {"warmup", 'i', FIELD(warmup), "-1", "N", "steps of linear warmup (-1: a twentieth of --steps)", -1, 1e9,
-     1},
+     "constant, cosine, linear, wsd or refined:RUN/log.csv; gpa: linear, to 0.1", 0, 0, 1},
+    {"warmup", 'i', FIELD(warmup), "-1", "N", "steps of linear warmup (-1: --steps/20, gpa: --steps/5)", -1,
+     1e9, 1},
     {"final-lr", 'd', FIELD(final_lr), "0", "FRACTION", "of the rate at the end of the schedule", 0, 1, 1},
     {"clip", 'd', FIELD(clip), "-1", "X", "largest gradient norm; 0: none (-1: 1, none with Polyak steps)",
      -1, 1e30, 1},
@@ -3291,6 +3291,13 @@ static uint64_t read_options(void *options, const OptionRow *rows, int n, int ar
     return given;
 }
 
+// Whether the command line itself has an option, which then is no default.
+static int is_given(const Options *o, const char *name) {
+    int row = 0;
+    while (strcmp(option_rows[row].name, name)) row++;
+    return o->given >> row & 1;
+}
+
 static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
     Options o = {0};
     for (int i = 0; i < NUM_OPTIONS; i++) set_option(&o, &option_rows[i], option_rows[i].initial);
@@ -3298,12 +3305,19 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
     o.diloco = !strcmp(o.workers, "diloco");
     if (o.diloco && !strcmp(o.optimizer, "adamw")) o.optimizer = "diloco";
     choose_optimizer(optimizer, o.optimizer, o.base);
-    // GPA's average reaches back over 1/(1 - mu_x) steps: a fifteenth of the run, long or short. Its rate in
-    // a new model falls with the width, as Adam's step moves a preactivation by up to its fan-in times the
-    // rate.
+    // GPA's average reaches back over 1/(1 - mu_x) steps: a fifteenth of the run, long or short. It does the
+    // work of a falling rate, so the rate ends at a tenth; over few iterates it does less against steps that
+    // are too long, so warmup takes a fifth of the run. The rate in a new model falls with the width, as
+    // Adam's step moves a preactivation by up to its fan-in times the rate.
+    int gpa = !strcmp(o.optimizer, "gpa");
     optim_set(optimizer, "mu-x", 1 - 15.0 / MAX(o.steps, 16));
-    if (!strcmp(o.optimizer, "gpa") && strcmp(o.base, "sgd") && !*o.model && !*o.student_from)
+    if (gpa && strcmp(o.base, "sgd") && !*o.model && !*o.student_from)
         optim_set(optimizer, "lr", 1.0 / o.channels);
+    if (gpa && !is_given(&o, "schedule")) {
+        o.schedule = "linear";
+        if (!is_given(&o, "final-lr")) o.final_lr = 0.1;
+    }
+    if (o.warmup < 0) o.warmup = o.steps / (gpa ? 5 : 20);
     set_hyperparameters(optimizer, o.num_hyper, o.hyper_name, o.hyper_value);
     if (isnan(optim_schedule(o.schedule, 0, 1, 0, 0)) && strncmp(o.schedule, "refined:", 8))
         die_usage("no schedule is called '%s'; see --help", o.schedule);
@@ -3338,15 +3352,7 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
     if (*o.workers) die_usage("--workers needs MPI: make train_gpt2_mpi, mpirun -n N ./train_gpt2_mpi");
 #endif
     if (o.resume && !*o.out) die_usage("--resume needs --out DIR, the run to go on with");
-    if (o.warmup < 0) o.warmup = o.steps / 20;
     return o;
-}
-
-// Whether the command line itself has an option, which then is no default.
-static int is_given(const Options *o, const char *name) {
-    int row = 0;
-    while (strcmp(option_rows[row].name, name)) row++;
-    return o->given >> row & 1;
 }
 
 // Writes options into a text, a line each: those whose row has a bit of `mask` in identity, and the
