@@ -94,6 +94,8 @@ for optimizer in sgd gpa muon diloco schedule-free prodigy dadapt-adam resetting
     ok "$optimizer: the same bits" same_run "$work/o" "$work/p"
     [ "$optimizer" != gpa ] || ok "gpa's mu_x comes from the steps: 1 - 15/40" grep -qa '^mu-x 0.625$' "$work/o/state.bin"
     [ "$optimizer" != gpa ] || ok "its rate from the width: 1/32" grep -qa '^lr 0.03125$' "$work/o/state.bin"
+    [ "$optimizer" != gpa ] || ok "its schedule: linear, to a tenth, after a fifth of warmup" \
+        test "$(grep -acE '^(schedule linear|warmup 8|final-lr 0.1000.*)$' "$work/o/state.bin")" = 3
 done
 "$train" "${small[@]}" --steps 100000 --out "$work/busy" >/dev/null 2>&1 &
 busy=$!

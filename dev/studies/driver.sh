@@ -33,7 +33,7 @@ results=${RESULTS:-dev/studies/results}
 train=${TRAIN:-./train_gpt2}
 result=$results/$study${full:+-full} # the three files, without their endings
 csv=$result.csv
-tune_seed=0 # used for nothing else
+tune_seed=0 second_seed=100 # used for nothing but tuning
 
 die() { echo "error: $1" >&2; exit "${2:-1}"; }
 [ -r "$data" ] || die "$data cannot be read; give a text with DATA=FILE"
@@ -44,7 +44,7 @@ mkdir -p "$results" "$runs" || die "cannot make $results and $runs"
 data_sum=$(cksum <"$data" | cut -d ' ' -f 1)
 
 # ---- what to compare
-labels=() grids=() options=() points=() tried=() shared=()
+labels=() grids=() options=() points=() tried=() finalists=() shared=()
 
 # length DEFAULT FULL: sets steps, and how often to measure: 20 times.
 length() {
@@ -200,8 +200,25 @@ beside() {
     awk -v grid="${grids[$1]}" -v here="${points[$1]}" "$grid_functions"'BEGIN { neighbours(here) }'
 }
 
+# seeds_at INDEX POINT: the seeds that tune there: a finalist has two.
+seeds_at() { echo $tune_seed; ! grep -Fqx -- "$2" <<<"${finalists[$1]:-}" || echo $second_seed; }
+
+# loss_at INDEX POINT: in mean over them.
+loss_at() {
+    local seed
+    for seed in $(seeds_at "$1" "$2"); do cat "$(folder "${labels[$1]}" "$2" $seed)/loss"; done |
+        awk '{ sum += $1 == "inf" ? 1e30 : $1 } END { if (sum < 1e20) print sum / NR; else print "inf" }'
+}
+
+# in_order INDEX: of the points on standard input, loss and point, the best first.
+in_order() {
+    local point
+    sort -u | while IFS= read -r point; do printf '%s\t%s\n' "$(loss_at "$1" "$point")" "$point"; done | sort -s -g -k 1,1
+}
+
 # Each method that has a grid: from its middle to the neighbour with the lowest loss, until none is lower. So every
-# point next to the best was tried; where the best is at the grid's end, that is said.
+# point next to the best was tried; where the best is at the grid's end, that is said. One seed's best is partly luck:
+# the three best are tried with a second seed, and the lowest mean wins.
 tune() {
     local i point best moved=1 round=0
     [ "$report" ] && return
@@ -217,24 +234,33 @@ tune() {
         run_queue "$study, tuning, round $round"
         for ((i = tuned; i < ${#labels[@]}; i++)); do
             [ "${grids[$i]}" ] || continue
-            best=$(while IFS= read -r point; do
-                printf '%s\t%s\n' "$(cat "$(folder "${labels[$i]}" "$point" $tune_seed)/loss")" "$point"
-            done < <(beside $i) | sort -s -g -k 1,1 | head -n 1 | cut -f 2)
+            best=$(beside $i | in_order $i | sed 1q | cut -f 2)
             [ "$best" = "${points[$i]}" ] || { points[$i]=$best && moved=1; }
         done
     done
-    for ((i = tuned; i < ${#labels[@]}; i++)); do [ "${grids[$i]}" ] && show_grid $i; done
+    for ((i = tuned; i < ${#labels[@]}; i++)); do
+        [ "${grids[$i]}" ] || continue
+        finalists[$i]=$(printf '%s' "${tried[$i]}" | in_order $i | sed 3q | cut -f 2)
+        while IFS= read -r point; do enqueue_method $i "$point" $second_seed 0; done <<<"${finalists[$i]}"
+    done
+    run_queue "$study, the best with a second seed"
+    for ((i = tuned; i < ${#labels[@]}; i++)); do
+        [ "${grids[$i]}" ] || continue
+        points[$i]=$(in_order $i <<<"${finalists[$i]}" | sed 1q | cut -f 2)
+        show_grid $i
+    done
     tuned=${#labels[@]}
 }
 
 # show_grid INDEX: prints what the search tried, best first, and collects it.
 show_grid() {
-    local i=$1 point ends
+    local i=$1 point seed ends
     printf '\n%s\n' "${labels[$i]}"
     printf '%s' "${tried[$i]}" | sort -u | while IFS= read -r point; do
-        collect tune $i "$point" $tune_seed
-        printf '%s\t%s\n' "$(cat "$(folder "${labels[$i]}" "$point" $tune_seed)/loss")" "$point"
-    done | sort -s -g -k 1,1 | awk -F'\t' -v best="${points[$i]}" '{ printf "    %-8s %s%s\n", $1, $2, $2 == best ? "   <- best" : "" }'
+        for seed in $(seeds_at $i "$point"); do collect tune $i "$point" $seed; done
+    done
+    printf '%s' "${tried[$i]}" | in_order $i |
+        awk -F'\t' -v best="${points[$i]}" '{ printf "    %-8s %s%s\n", $1, $2, $2 == best ? "   <- best" : "" }'
     ends=$(awk -v grid="${grids[$i]}" -v here="${points[$i]}" "$grid_functions"'BEGIN { print ends(here) }')
     [ "$ends" ] && echo "    the best lies at the end of its list:$ends"
 }
