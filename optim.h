@@ -905,7 +905,7 @@ static const OptimRow optim_rows[] = {
     { "muon", OPTIM_MUON, "m v", OPTIM_ADAM_ OPTIM_MUON_, optim_maths_muon, optim_step_base, NULL },
     OPTIM_OVER_BASES("diloco", "0.9", "outer x_outer", "inner-steps=32 outer-lr=0.7 outer-momentum=0.9 ",
         optim_maths_diloco, optim_step_diloco, optim_eval_diloco)
-    // The average does beta1's work as well: lower, it pays (README, Measured).
+    // The average does beta1's work as well: with 0.7 a run of 1000 steps ends 0.013 higher.
     OPTIM_OVER_BASES("gpa", "0.5", "z", "mu-x=0.9967 mu-y=0.7 ", optim_maths_gpa, optim_step_gpa,
         optim_eval_gpa)
     { "schedule-free", OPTIM_NO_BASE, "v z", "lr=2.5e-3 beta2=0.999 eps=1e-8 " OPTIM_FREE_,

@@ -97,6 +97,8 @@ for optimizer in sgd gpa muon diloco schedule-free prodigy dadapt-adam resetting
     [ "$optimizer" != gpa ] || ok "its schedule: linear, to a tenth, after a fifth of warmup" \
         test "$(grep -acE '^(schedule linear|warmup 8|final-lr 0.1000.*)$' "$work/o/state.bin")" = 3
 done
+ok "gpa with another schedule" "$train" "${untuned[@]}" --optimizer gpa --schedule cosine --steps 40 --out "$work/o"
+ok "then it ends at 0" test "$(grep -acE '^(schedule cosine|final-lr 0)$' "$work/o/state.bin")" = 2
 "$train" "${small[@]}" --steps 100000 --out "$work/busy" >/dev/null 2>&1 &
 busy=$!
 sleep 0.5
