@@ -24,6 +24,7 @@ for name in "${names[@]}"; do
     command -v gnuplot >/dev/null && ok "$name: a picture" test -s "$work/results/$name.png"
 done
 refuses 1 "cannot be read" env DATA=nowhere bash dev/studies/proxy.sh
+for steps in 0 abc; do refuses 2 "STEPS takes a whole number, not '$steps'" env DATA="$work/text.txt" STEPS=$steps bash dev/studies/proxy.sh; done
 ok "make study names the studies" bash -c "! make -s -C '$project' study NAME=nothing && echo no"
 
 # ---- the race, with the optimizer that the page adds

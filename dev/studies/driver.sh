@@ -49,7 +49,9 @@ labels=() grids=() options=() points=() tried=() finalists=() shared=()
 # length DEFAULT FULL: sets steps, and how often to measure: 20 times.
 length() {
     steps=${STEPS:-${full:+$2}}
-    steps=${steps:-$1} eval_every=$(((${steps:-$1} + 19) / 20))
+    steps=${steps:-$1}
+    [[ $steps =~ ^[1-9][0-9]*$ ]] || die "STEPS takes a whole number, not '$steps'" 2
+    eval_every=$(((steps + 19) / 20))
 }
 
 # common OPTIONS...: of every run.
