@@ -3,8 +3,9 @@
 #   dev/gpu_check.sh [REPORT_DIR]          default: gpu_report; report.txt there is the summary, beside it every output
 #   PEAK=312      peak TFLOP/s of the card's bf16 (dense), for MFU, where the table below does not know the card
 #   GOLDEN="DIR.."  more golden folders than test/golden/gpt2_tiny
-# Needs nvcc, cuBLAS and make; uses nsys and compute-sanitizer where they are installed, and all GPUs of the machine
-# where NCCL and Open MPI are.
+#   LIMIT=570     seconds it may take
+# Needs nvcc, cuBLAS and make; uses ncu and compute-sanitizer where they are installed, PyTorch beside us where python3
+# has it, and all GPUs of the machine where NCCL and Open MPI are.
 set -u
 cd "$(dirname "$0")/.."
 report=${1:-gpu_report}
@@ -17,7 +18,7 @@ gpu=./train_gpt2cu cpu=./train_gpt2 golden_test=./test/test_gpt2_cuda_gpu
 
 say() { printf '%s\n' "$*" | tee -a "$report/report.txt"; }
 fail() { failures=$((failures + 1)) && say "FAILED: $*"; }
-left() { echo $((570 - (SECONDS - began))); } # seconds
+left() { echo $((${LIMIT:-570} - (SECONDS - began))); } # seconds
 : >"$report/report.txt"
 
 # ---- the machine
@@ -35,11 +36,12 @@ peak=${PEAK:-$peak}
 gpus=$(nvidia-smi --query-gpu=name --format=csv,noheader | wc -l) several=
 if [ "$gpus" -gt 1 ] && command -v mpirun >/dev/null && command -v mpicxx >/dev/null; then several="USE_NCCL=1 USE_MPI=1"; fi
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-if ! make $several train_gpt2 train_gpt2cu test/test_gpt2_cuda_gpu dev/data/tales.txt >"$report/build.txt" 2>&1; then
+arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
+if ! make -j CUDA_ARCH="$arch" $several train_gpt2 train_gpt2cu test/test_gpt2_cuda_gpu dev/data/tales.txt >"$report/build.txt" 2>&1; then
     fail "the build; see build.txt"
     exit 1
 fi
-say "build      $(grep -c -i warning "$report/build.txt") warnings"
+say "build      $(grep -c -i warning "$report/build.txt") warnings, $((SECONDS - began)) seconds"
 
 # ---- golden files, every kernel and every optimizer on the device
 $golden_test test/golden/gpt2_tiny ${GOLDEN:-} >"$report/golden.txt" 2>&1 || fail "test_gpt2_cuda_gpu; see golden.txt"
@@ -104,7 +106,7 @@ measure() {
 flops=$((6 * (124439808 - 1024 * 768) + 6 * 12 * 768 * 1024)) # a token, as train_gpt2.c counts
 best=
 for batch in 32 64 128 16 8 4 2; do
-    [ "$(left)" -gt 240 ] || break
+    [ "$(left)" -gt 150 ] || break
     [ -n "$best" ] && [ $batch -lt 32 ] && break
     measure $batch 30 || { say "124M       B $batch does not fit"; [ $batch -gt 32 ] && break; continue; }
     best=$batch
@@ -112,27 +114,39 @@ for batch in 32 64 128 16 8 4 2; do
         printf "%.0f tokens/s, %.1f TFLOP/s", s, s * f / 1e12; if (p > 0) printf ", %.1f%% of the peak", s * f / p / 1e10 }'), $memory MiB"
 done
 [ -n "$best" ] || fail "124M fits with no batch"
-if [ "$several" ] && [ -n "$best" ] && [ "$(left)" -gt 200 ]; then
+if [ "$several" ] && [ -n "$best" ] && [ "$(left)" -gt 140 ]; then
     trainer=$on_all measure "$best" 30 --accumulate "$gpus" &&
         say "124M       $gpus GPUs, B $best x 1024 each: $(printf '%.0f' "$speed") tokens/s"
 fi
 
 # ---- optimizers: a step of one micro-batch of one sequence, less the time that a second micro-batch takes
 for optimizer in adamw "gpa --optimizer gpa" "schedule-free --optimizer schedule-free" "muon --optimizer muon"; do
-    [ "$(left)" -gt 150 ] || break
+    [ "$(left)" -gt 120 ] || break
     read -r label option <<<"$optimizer"
     measure 1 60 --seq-len 64 $option && one=$seconds && measure 1 60 --seq-len 64 --accumulate 2 $option &&
         say "optimizer  $label: $(awk -v one="$one" -v two="$seconds" -v label="$label" 'BEGIN { t = 2 * one - two
             printf "%.2f ms", 1e3 * t; if (label == "adamw") printf ", 38 bytes a parameter: %.0f GB/s", 38 * 124.44e6 / t / 1e9 }')"
 done
 
+# ---- PyTorch: the same step, bf16, compiled
+if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null && [ "$(left)" -gt 110 ] && [ -n "$best" ]; then
+    batch=$((best < 32 ? best : 32))
+    peer=$(timeout "$(($(left) - 60))" python3 dev/bench/peer_torch.py 124M-gpu compiled 5 $batch 2>"$report/peer.txt") &&
+        say "PyTorch    B $batch x 1024, compiled: ${peer% *} tokens/s, ${peer#* } MB" || say "PyTorch    see peer.txt"
+fi
+
 # ---- each kernel's share of the time
-if command -v nsys >/dev/null && [ "$(left)" -gt 100 ] && [ -n "$best" ]; then
-    nsys profile -o "$work/profile" --force-overwrite true $gpu $model --batch "$((best < 32 ? best : 32))" --steps 8 >"$report/nsys.txt" 2>&1
-    nsys stats --report cuda_gpu_kern_sum --format table "$work/profile.nsys-rep" >"$report/kernels.txt" 2>>"$report/nsys.txt"
-    say "kernels    kernels.txt; the ten that take most:"
-    awk '$1 ~ /^[0-9.]+$/' "$report/kernels.txt" | head -n 10 | cut -c 1-140 | while read -r line; do say "           $line"; done
-else say "kernels    nsys is not installed, or no time was left"; fi
+if command -v ncu >/dev/null && [ "$(left)" -gt 60 ] && [ -n "$best" ]; then
+    timeout "$(($(left) - 30))" ncu --clock-control none --metrics gpu__time_duration.sum --csv --print-units base \
+        --log-file "$report/kernels.csv" $gpu $model --batch 32 --steps 3 --out "$work/profile" >"$report/ncu.txt" 2>&1
+    # a line a launch; the last field is its time in ns, with commas, and the fifth the kernel and its parameters
+    awk -F'","' '$NF ~ /^[0-9,.]+"/ { name = $5; sub(/\(.*/, "", name); sub(/^void /, "", name); time = $NF; gsub(/[",]/, "", time)
+            total += time; of[name] += time; launches[name]++ }
+        END { for (name in of) printf "%5.1f%% %8.2f ms %6d launches  %s\n", 100 * of[name] / total, of[name] / 1e6, launches[name], name
+            printf "%5.1f%% %8.2f ms in all\n", 100, total / 1e6 }' "$report/kernels.csv" | sort -rn >"$report/kernels.txt"
+    say "kernels    of 3 steps of B 32 (kernels.txt):"
+    head -n 16 "$report/kernels.txt" | cut -c 1-140 | while read -r line; do say "           $line"; done
+else say "kernels    ncu is not installed, or no time was left"; fi
 
 # ---- memory errors and races
 for tool in memcheck racecheck; do

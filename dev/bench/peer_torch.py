@@ -1,6 +1,6 @@
 """The peer: the same training step in PyTorch, for `make bench`. nanoGPT's architecture, written here; fused AdamW,
-clipping at 1, float32. Prints `tokens/s  peak MB` of the median step, eager or compiled.
-    python3 peer_torch.py 124M|medium|small eager|compiled [SECONDS]"""
+clipping at 1; float32, on a GPU bfloat16. Prints `tokens/s  peak MB` of the median step, eager or compiled.
+    python3 peer_torch.py 124M|medium|small|124M-gpu eager|compiled [SECONDS [BATCH]]"""
 import math
 import resource
 import sys
@@ -14,6 +14,7 @@ SHAPES = {  # layers, heads, channels, context, vocabulary, B, T
     "124M": (12, 12, 768, 1024, 50257, 4, 64),
     "medium": (6, 6, 384, 256, 65, 16, 256),
     "small": (4, 4, 128, 64, 65, 12, 64),
+    "124M-gpu": (12, 12, 768, 1024, 50304, 32, 1024),  # nanoGPT's vocabulary: rounded up, which is faster
 }
 
 
@@ -44,7 +45,7 @@ class GPT2(nn.Module):
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * L) if "proj" in name else 0.02)
 
     def forward(self, x, y):
-        h = self.wte(x) + self.wpe(torch.arange(x.shape[1]))
+        h = self.wte(x) + self.wpe(torch.arange(x.shape[1], device=x.device))
         for block in self.blocks:
             h = block(h)
         logits = self.ln_f(h) @ self.wte.weight.T
@@ -54,8 +55,14 @@ class GPT2(nn.Module):
 def main():
     L, NH, C, context, V, B, T = SHAPES[sys.argv[1]]
     seconds = float(sys.argv[3]) if len(sys.argv) > 3 else 5
+    B = int(sys.argv[4]) if len(sys.argv) > 4 else B
+    device = "cuda" if sys.argv[1].endswith("-gpu") else "cpu"
+    synchronize = lambda: None
+    if device == "cuda":
+        synchronize = torch.cuda.synchronize
+        torch.set_float32_matmul_precision("high")
     torch.manual_seed(1)
-    model = GPT2(L, NH, C, context, V)
+    model = GPT2(L, NH, C, context, V).to(device)
     decayed = [p for p in model.parameters() if p.dim() > 1]
     rest = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
@@ -63,17 +70,24 @@ def main():
     step_model = torch.compile(model) if sys.argv[2] == "compiled" else model
     times, end = [], math.inf
     while len(times) < 3 or time.perf_counter() < end:
-        x, y = torch.randint(0, V, (B, T)), torch.randint(0, V, (B, T))
+        x, y = (torch.randint(0, V, (B, T), device=device) for _ in range(2))
+        synchronize()
         start = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        step_model(x, y).backward()
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            loss = step_model(x, y)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        synchronize()
         times.append(time.perf_counter() - start)
         if end == math.inf and len(times) == 2:  # warmed up, and compiled
             times, end = [], time.perf_counter() + seconds
     times.sort()
-    print(f"{B * T / times[len(times) // 2]:.1f} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6:.0f}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if device == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    print(f"{B * T / times[len(times) // 2]:.1f} {peak / 1e6:.0f}")
 
 
 main()
