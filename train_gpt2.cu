@@ -444,91 +444,98 @@ template <typename T> __global__ void layernorm_forward(T *sum, T *out, float *m
     if (lane == 0) mean[row] = m, rstd[row] = s;
 }
 
+template <typename T> struct __align__(4 * sizeof(T)) Four { T x[4]; };
+#define SHARE 256    // rows that a block of column_sums adds up, so few that all of a GPU has some
+#define NORM_ROWS 64 // rows of a block of layernorm_backward
+
 // dx (rows,C) += the gradient of x; with n = (x - mean) rstd and dn = dout * weight:
 //    dx = rstd (dn - mean(dn) - n mean(dn * n))
-template <typename T> __global__ void layernorm_backward(T *dx, const T *dout, const T *x, const T *weight,
-                                                         const float *mean, const float *rstd, int rows,
-                                                         int C) {
-    const int size = Pack<T>::size;
-    int lane = threadIdx.x % WARP, row = blockIdx.x * WARPS + threadIdx.x / WARP;
-    if (row >= rows) return;
-    size_t at = (size_t)row * C;
-    float m = mean[row], s = rstd[row], dn_sum = 0, dnn_sum = 0, z[size];
-    for (int c = lane * size; c < C; c += WARP * size) {
-        Pack<T> d = load(dout + at + c), a = load(x + at + c), w = load(weight + c);
-        for (int j = 0; j < size; j++) {
-            dn_sum += d[j] * w[j];
-            dnn_sum += d[j] * w[j] * (a[j] - m) * s;
+// and of each block's rows the sums that make the gradients of weight and bias, of dout * n and of dout:
+// partial (blocks,2,C). First warps take rows, for the two means; then threads take channels, and go through
+// the rows.
+template <typename T> __global__ void layernorm_backward(T *dx, float *partial, const T *dout, const T *x,
+                                                         const T *weight, const float *mean,
+                                                         const float *rstd, int rows, int C) {
+    const int size = Pack<T>::size, ahead = 4; // rows that are loaded before the first is used
+    __shared__ float dn_mean[NORM_ROWS], dnn_mean[NORM_ROWS];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    int from = blockIdx.x * NORM_ROWS, to = MIN(rows, from + NORM_ROWS);
+    for (int row = from + warp; row < to; row += WARPS) {
+        size_t at = (size_t)row * C;
+        float m = mean[row], s = rstd[row], dn_sum = 0, dnn_sum = 0;
+        for (int c = lane * size; c < C; c += WARP * size) {
+            Pack<T> d = load(dout + at + c), a = load(x + at + c), w = load(weight + c);
+            for (int j = 0; j < size; j++) {
+                dn_sum += d[j] * w[j];
+                dnn_sum += d[j] * w[j] * (a[j] - m) * s;
+            }
         }
-    }
-    dn_sum = warp_sum(dn_sum) / (float)C;
-    dnn_sum = warp_sum(dnn_sum) / (float)C;
-    for (int c = lane * size; c < C; c += WARP * size) {
-        Pack<T> d = load(dout + at + c), a = load(x + at + c), w = load(weight + c), old = load(dx + at + c);
-        for (int j = 0; j < size; j++) z[j] = old[j] + s * (d[j] * w[j] - dn_sum - (a[j] - m) * s * dnn_sum);
-        store(dx + at + c, z);
-    }
-}
-
-// Sums over rows: the gradients of biases, and of a layer norm's weights and biases. A block takes 4 channels
-// for each lane, and `share` of the rows, with which its warps take turns. out[blockIdx.y][c] = or += the sum
-// of d[row][c]; rows of d are ld apart. With x, out (groups,2,C) has the sums of d (x - mean) rstd before
-// those of d.
-template <typename T> struct __align__(4 * sizeof(T)) Four { T x[4]; };
-#define CHANNELS (4 * WARP)
-template <typename T> __global__ void column_sums(float *out, const T *d, int ld, const T *x,
-                                                  const float *mean, const float *rstd, int rows, int C,
-                                                  int share, int add) {
-    __shared__ float part[2][WARPS][CHANNELS];
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, first = blockIdx.x * CHANNELS,
-        c = first + lane * 4;
-    int from = blockIdx.y * share, to = MIN(rows, from + share), kinds = x ? 2 : 1;
-    float sum[4] = {0, 0, 0, 0}, scaled[4] = {0, 0, 0, 0};
-    for (int r = from + warp; r < to && c < C; r += WARPS) {
-        Four<T> a = *(const Four<T> *)(d + (size_t)r * ld + c), b = a;
-        if (x) b = *(const Four<T> *)(x + (size_t)r * ld + c);
-        float m = x ? mean[r] : 0, s = x ? rstd[r] : 0;
-        for (int j = 0; j < 4; j++) {
-            sum[j] += to_float(a.x[j]);
-            scaled[j] += to_float(a.x[j]) * (to_float(b.x[j]) - m) * s;
-        }
-    }
-    for (int j = 0; j < 4; j++) {
-        part[kinds - 1][warp][lane * 4 + j] = sum[j];
-        if (x) part[0][warp][lane * 4 + j] = scaled[j];
+        dn_sum = warp_sum(dn_sum), dnn_sum = warp_sum(dnn_sum);
+        if (lane == 0) dn_mean[row - from] = dn_sum / (float)C, dnn_mean[row - from] = dnn_sum / (float)C;
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < kinds * CHANNELS; i += THREADS) {
-        int kind = i / CHANNELS, column = i % CHANNELS;
-        if (first + column >= C) continue;
-        float total = 0, *at = out + ((size_t)blockIdx.y * kinds + kind) * C + first + column;
-        for (int w = 0; w < WARPS; w++) total += part[kind][w][column];
-        *at = add ? *at + total : total;
+    for (int c = threadIdx.x * 4; c < C; c += THREADS * 4) {
+        Four<T> w = *(const Four<T> *)(weight + c), d[ahead], a[ahead], z[ahead];
+        Four<float> dweight = {{0, 0, 0, 0}}, dbias = dweight;
+        for (int first = from; first < to; first += ahead) {
+#pragma unroll
+            for (int k = 0; k < ahead; k++) {
+                size_t at = (size_t)MIN(first + k, to - 1) * C + c;
+                d[k] = *(const Four<T> *)(dout + at), a[k] = *(const Four<T> *)(x + at);
+                z[k] = *(const Four<T> *)(dx + at);
+            }
+#pragma unroll
+            for (int k = 0; k < ahead; k++) {
+                int row = first + k;
+                if (row >= to) break;
+                float m = mean[row], s = rstd[row], dn = dn_mean[row - from], dnn = dnn_mean[row - from];
+                for (int j = 0; j < 4; j++) {
+                    float g = to_float(d[k].x[j]), n = (to_float(a[k].x[j]) - m) * s;
+                    dweight.x[j] += g * n, dbias.x[j] += g;
+                    assign(&z[k].x[j], to_float(z[k].x[j]) + s * (g * to_float(w.x[j]) - dn - n * dnn));
+                }
+                *(Four<T> *)(dx + (size_t)row * C + c) = z[k];
+            }
+        }
+        float *of_block = partial + (size_t)blockIdx.x * 2 * C + c;
+        *(Four<float> *)of_block = dweight, *(Four<float> *)(of_block + C) = dbias;
     }
 }
 
-#define SHARE 256 // rows of a block, so few that there are blocks for all of a GPU
-
-// dbias (C) += the sum over the rows of d; partial (groups,C).
-template <typename T> static void bias_backward(float *dbias, float *partial, const T *d, int rows, int C) {
-    int groups = blocks_for(rows, SHARE), columns = blocks_for(C, CHANNELS);
-    const float *none = NULL;
-    RUN(column_sums<T>, dim3(columns, groups), THREADS, 0, partial, d, C, (const T *)NULL, none, none, rows,
-        C, SHARE, 0);
-    RUN(column_sums<float>, columns, THREADS, 0, dbias, partial, C, none, none, none, groups, C, groups, 1);
+// partial (groups,C): the sums over SHARE rows each of d (rows,C), towards the gradient of a bias. A block
+// takes 4 channels for each lane; its warps take turns with the rows.
+#define CHANNELS (4 * WARP)
+template <typename T> __global__ void column_sums(float *partial, const T *d, int rows, int C) {
+    __shared__ Four<float> part[WARPS][WARP];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, c = blockIdx.x * CHANNELS + lane * 4;
+    int from = blockIdx.y * SHARE, to = MIN(rows, from + SHARE);
+    Four<float> sum = {{0, 0, 0, 0}};
+#pragma unroll 4
+    for (int r = from + warp; r < to; r += WARPS) {
+        if (c >= C) continue;
+        Four<T> a = *(const Four<T> *)(d + (size_t)r * C + c);
+        for (int j = 0; j < 4; j++) sum.x[j] += to_float(a.x[j]);
+    }
+    part[warp][lane] = sum;
+    __syncthreads();
+    if (warp || c >= C) return;
+    for (int w = 1; w < WARPS; w++)
+        for (int j = 0; j < 4; j++) sum.x[j] += part[w][lane].x[j];
+    *(Four<float> *)(partial + (size_t)blockIdx.y * C + c) = sum;
 }
 
-// dweight, dbias (C) += the gradients of a layer norm's; partial (groups,2,C).
-template <typename T> static void layernorm_parameters_backward(float *dweight, float *dbias, float *partial,
-                                                                const T *d, const T *x, const float *mean,
-                                                                const float *rstd, int rows, int C) {
-    int groups = blocks_for(rows, SHARE), columns = blocks_for(C, CHANNELS);
-    const float *none = NULL, *of_bias = partial + C;
-    RUN(column_sums<T>, dim3(columns, groups), THREADS, 0, partial, d, C, x, mean, rstd, rows, C, SHARE, 0);
-    RUN(column_sums<float>, columns, THREADS, 0, dweight, partial, 2 * C, none, none, none, groups, C, groups,
-        1);
-    RUN(column_sums<float>, columns, THREADS, 0, dbias, of_bias, 2 * C, none, none, none, groups, C, groups,
-        1);
+// first (C) += the sums over the groups of partial (groups,C); or, of partial (groups,2,C), first and second.
+__global__ void add_groups(float *first, float *second, const float *partial, int groups, int C) {
+    __shared__ float part[WARP][WARP];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, c = blockIdx.x * WARP + lane;
+    float sum = 0;
+    for (int g = warp; g < groups && c < C; g += WARP)
+        sum += partial[((size_t)g * gridDim.y + blockIdx.y) * C + c];
+    part[warp][lane] = sum;
+    __syncthreads();
+    if (warp || c >= C) return;
+    for (int w = 1; w < WARP; w++) sum += part[w][lane];
+    (blockIdx.y ? second : first)[c] += sum;
 }
 
 // out (rows,N) = x (rows,K) w' + bias; w (N,K); e may add a GELU.
@@ -545,7 +552,9 @@ template <typename T> static void linear_backward(T *dx, float *dw, float *dbias
     dw_e.accumulate = add;
     matmul(dw, dout, x, N, K, rows, 1, 0, dw_e);
     matmul(dx, dout, w, rows, K, N, 0, 0, e);
-    bias_backward(dbias, partial, dout, rows, N);
+    int groups = blocks_for(rows, SHARE);
+    RUN(column_sums<T>, dim3(blocks_for(N, CHANNELS), groups), THREADS, 0, partial, dout, rows, N);
+    RUN(add_groups, blocks_for(N, WARP), WARP * WARP, 0, dbias, (float *)NULL, partial, groups, N);
 }
 
 // ===========================================================================================================
@@ -560,23 +569,11 @@ template <typename T> static void linear_backward(T *dx, float *dw, float *dbias
 //                         own a  own b   tile A  tile B      s = a A',  dp = b B',  p = exp(s scale - lse)
 //       gradient of q:      q     dout      k       v        ds = p (dp - D) scale
 //       of k and v:         k      v        q      dout      da += ds A,  and db += p B in the second pass
-//    D (B,NH,length) are the sums over channels of dout * out.
+//    D (B,NH,length) are the sums over channels of dout * out; the pass for queries makes them.
 
 // lse and D of a head stand at head * length; its rows of q at head_at(...), of k and v C and 2C further.
 __device__ inline size_t head_at(int head, int NH, int HS, int length, int stride) {
     return (size_t)(head / NH) * length * stride + head % NH * HS;
-}
-
-// D: a warp for each row and head.
-template <typename T>
-__global__ void attention_dots(float *D, const T *dout, const T *out, int length, int NH, int HS, int count) {
-    int lane = threadIdx.x % WARP, i = blockIdx.x * WARPS + threadIdx.x / WARP; // (B,NH,length)
-    if (i >= count) return;
-    size_t at = head_at(i / length, NH, HS, length, NH * HS) + (size_t)(i % length) * NH * HS;
-    float sum = 0;
-    for (int c = lane; c < HS; c += WARP) sum += to_float(dout[at + c]) * to_float(out[at + c]);
-    sum = warp_sum(sum);
-    if (lane == 0) D[i] = sum;
 }
 
 //  ---- the plain path: any type, any head size up to 256. A warp owns a row (a query, or a key in the second
@@ -645,10 +642,10 @@ __global__ void attention_forward_plain(T *out, float *lse, const T *qkv, int le
     if (lane == 0) lse[(size_t)head * length + query] = max + logf(sum);
 }
 
-// OF_KEYS: the second pass, of keys and values.
+// OF_KEYS: the second pass, of keys and values; the first leaves D for it.
 template <typename T, int OF_KEYS>
-__global__ void attention_backward_plain(T *dqkv, const T *dout, const T *qkv, const float *lse,
-                                         const float *D, int length, int NH, int HS) {
+__global__ void attention_backward_plain(T *dqkv, float *D, const T *dout, const T *qkv, const T *out,
+                                         const float *lse, int length, int NH, int HS) {
     SHARED_MEMORY;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, C = NH * HS, head = blockIdx.y, LD = HS + 1;
     float *A = (float *)shared_memory, *B = A + WARP * LD;
@@ -664,6 +661,11 @@ __global__ void attention_backward_plain(T *dqkv, const T *dout, const T *qkv, c
         b[c] = to_float(own_b[(size_t)own * own_stride + c]);
     }
     lse += (size_t)head * length, D += (size_t)head * length;
+    float own_D = 0;
+    out += head_at(head, NH, HS, length, C) + (size_t)own * C;
+    for (int c = lane; !OF_KEYS && c < HS && own < length; c += WARP) own_D += b[c] * to_float(out[c]);
+    own_D = warp_sum(own_D);
+    if (!OF_KEYS && lane == 0 && own < length) D[own] = own_D;
     for (int t0 = OF_KEYS ? first / WARP * WARP : 0;
          t0 < (OF_KEYS ? length : MIN(first + PLAIN_ROWS, length)); t0 += WARP) {
         __syncthreads();
@@ -675,7 +677,7 @@ __global__ void attention_backward_plain(T *dqkv, const T *dout, const T *qkv, c
         p[lane] = ds[lane] = 0;
         if (key <= query && query < length) {
             p[lane] = expf(dot(a, A + lane * LD, HS) * scale - lse[query]);
-            ds[lane] = p[lane] * (dot(b, B + lane * LD, HS) - D[query]) * scale;
+            ds[lane] = p[lane] * (dot(b, B + lane * LD, HS) - (OF_KEYS ? D[query] : own_D)) * scale;
         }
         __syncwarp();
 #pragma unroll
@@ -708,7 +710,11 @@ A warp multiplies by mma.m16n8k16 (PTX manual, "Matrix Fragments for mma.m16n8k1
 ldmatrix brings four 8x8 matrices from shared memory into such fragments; each lane says where a row of 8
 begins: lanes 0-7 those of the first matrix, and so on. A tile of C is, two numbers packed into one, a
 fragment of A: so that the probabilities go from one product into the next without leaving the registers (Dao
-2023, "FlashAttention-2"). */
+2023, "FlashAttention-2").
+
+cp.async copies 16 bytes from the GPU's memory to shared memory while the thread goes on; what it has asked
+for since its last commit is a group, and it waits until at most so many groups are under way. So the next
+tile comes while the warps multiply by this one: of two places for tiles, one is being filled. */
 #ifndef CUDA_ON_CPU_H // else they come from test/cuda_on_cpu.h, by the same tables
 __device__ inline void ldmatrix(uint32_t (&r)[4], const bf16 *row) {
     uint32_t p = (uint32_t)__cvta_generic_to_shared(row);
@@ -720,20 +726,44 @@ __device__ inline void ldmatrix_transposed(uint32_t (&r)[4], const bf16 *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(p));
 }
-__device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+__device__ inline float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 #if __CUDA_ARCH__ >= 800
+__device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
                  "{%0,%1,%2,%3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-#else // never reached: there is no bf16 training on such a GPU
-    (void)c, (void)a, (void)b0, (void)b1;
-#endif
 }
+// The last 16 - bytes of the 16 become zeros.
+__device__ inline void copy_async(bf16 *to, const bf16 *from, int bytes) {
+    uint32_t p = (uint32_t)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(p),
+                 "l"(__cvta_generic_to_global(from)), "r"(bytes) : "memory");
+}
+__device__ inline void commit_copies(void) { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int GROUPS> __device__ inline void wait_copies(void) {
+    asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
+}
+#else // never reached: there is no bf16 training on such a GPU
+__device__ inline void mma(float (&)[4], const uint32_t (&)[4], uint32_t, uint32_t) {}
+__device__ inline void copy_async(bf16 *, const bf16 *, int) {}
+__device__ inline void commit_copies(void) {}
+template <int GROUPS> __device__ inline void wait_copies(void) {}
+#endif
 #endif
 
-#define TILE 64                  // own rows of a block: 16 for each of its 4 warps
-#define ROW(HS) ((HS) + 8)       // numbers between rows in shared memory: rows begin in different banks
+// A block of 4 warps owns 4 * 16 M rows: each number that a warp loads of the tiles of others meets 16 M of
+// its own, so M is as large as registers allow.
+#define TENSOR_THREADS 128
+#define M_OF(HS) ((HS) <= 64 ? 2 : 1)
+#define OWN_ROWS(HS) (64 * M_OF(HS))
+#define KEYS 64            // rows of a tile of others, forward
+#define OTHERS 32          // and backward
+#define ROW(HS) ((HS) + 8) // numbers between rows in shared memory: rows begin in different banks
 
 __device__ inline uint32_t pack_bf16(float low, float high) {
     union { __nv_bfloat162 two; uint32_t bits; } u;
@@ -741,51 +771,68 @@ __device__ inline uint32_t pack_bf16(float low, float high) {
     return u.bits;
 }
 
-// s (16,N) += a b': 16 rows at a, N rows at b, of HS numbers, in shared memory.
-template <int HS, int N>
-__device__ inline void multiply_rows(float (&s)[N / 8][4], const bf16 *a, const bf16 *b) {
+// 16 M rows of HS numbers in shared memory, as fragments of A.
+template <int HS, int M>
+__device__ inline void load_fragments(uint32_t (&x)[M][HS / 16][4], const bf16 *rows) {
     int lane = threadIdx.x % WARP;
 #pragma unroll
-    for (int k = 0; k < HS; k += 16) {
-        uint32_t x[4], y[4];
-        ldmatrix(x, a + lane % 16 * ROW(HS) + k + lane / 16 * 8);
+    for (int m = 0; m < M; m++)
 #pragma unroll
-        for (int n = 0; n < N / 16; n++) {
-            ldmatrix(y, b + (n * 16 + lane % 8 + lane / 16 * 8) * ROW(HS) + k + lane / 8 % 2 * 8);
-            mma(s[2 * n], x, y[0], y[1]);
-            mma(s[2 * n + 1], x, y[2], y[3]);
-        }
-    }
+        for (int k = 0; k < HS / 16; k++)
+            ldmatrix(x[m][k], rows + (m * 16 + lane % 16) * ROW(HS) + k * 16 + lane / 16 * 8);
 }
 
-// o (16,HS) += p b: p (16,N) in registers, N rows at b.
-template <int HS, int N>
-__device__ inline void multiply_registers(float (&o)[HS / 8][4], const float (&p)[N / 8][4], const bf16 *b) {
+// s (16 M,N) += x b': x (16 M,HS) in registers, N rows of HS numbers in shared memory at b.
+template <int HS, int N, int M>
+__device__ inline void multiply_rows(float (&s)[M][N / 8][4], const uint32_t (&x)[M][HS / 16][4],
+                                     const bf16 *b) {
+    int lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int k = 0; k < HS / 16; k++)
+#pragma unroll
+        for (int n = 0; n < N / 16; n++) {
+            uint32_t y[4];
+            ldmatrix(y, b + (n * 16 + lane % 8 + lane / 16 * 8) * ROW(HS) + k * 16 + lane / 8 % 2 * 8);
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                mma(s[m][2 * n], x[m][k], y[0], y[1]);
+                mma(s[m][2 * n + 1], x[m][k], y[2], y[3]);
+            }
+        }
+}
+
+// o (16 M,HS) += p b: p (16 M,N) in registers, N rows at b.
+template <int HS, int N, int M>
+__device__ inline void multiply_registers(float (&o)[M][HS / 8][4], const float (&p)[M][N / 8][4],
+                                          const bf16 *b) {
     int lane = threadIdx.x % WARP;
 #pragma unroll
     for (int k = 0; k < N / 16; k++) {
-        uint32_t y[4],
-            x[4] = {pack_bf16(p[2 * k][0], p[2 * k][1]), pack_bf16(p[2 * k][2], p[2 * k][3]),
-                    pack_bf16(p[2 * k + 1][0], p[2 * k + 1][1]), pack_bf16(p[2 * k + 1][2], p[2 * k + 1][3])};
+        uint32_t x[M][4], y[4];
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                x[m][i] = pack_bf16(p[m][2 * k + i / 2][i % 2 * 2], p[m][2 * k + i / 2][i % 2 * 2 + 1]);
 #pragma unroll
         for (int n = 0; n < HS / 16; n++) {
             ldmatrix_transposed(y, b + (k * 16 + lane % 16) * ROW(HS) + n * 16 + lane / 16 * 8);
-            mma(o[2 * n], x, y[0], y[1]);
-            mma(o[2 * n + 1], x, y[2], y[3]);
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                mma(o[m][2 * n], x[m], y[0], y[1]);
+                mma(o[m][2 * n + 1], x[m], y[2], y[3]);
+            }
         }
     }
 }
 
-// N rows of HS numbers from row `first` on into shared memory, zeros past the end. A thread copies 16 bytes
-// at a time.
+// Asks for N rows of HS numbers from row `first` on; past the end there are zeros.
 template <int HS, int N>
 __device__ inline void load_tile(bf16 *to, const bf16 *from, int stride, int first, int length) {
     const int packs = HS / 8;
-    for (int i = threadIdx.x; i < N * packs; i += 2 * TILE) {
-        int r = i / packs, c = i % packs * 8;
-        int4 zero = {0, 0, 0, 0};
-        *(int4 *)(to + r * ROW(HS) + c) =
-            first + r < length ? *(const int4 *)(from + (size_t)(first + r) * stride + c) : zero;
+    for (int i = threadIdx.x; i < N * packs; i += TENSOR_THREADS) {
+        int r = i / packs, c = i % packs * 8, there = first + r < length;
+        copy_async(to + r * ROW(HS) + c, from + (there ? (size_t)(first + r) * stride + c : 0), there * 16);
     }
 }
 
@@ -801,132 +848,198 @@ __device__ inline float quad_max(float x) {
 
 #define LOG2_E 1.44269504f
 
-// Blocks: TILE queries (the last first: they have the most keys), a head. Exponentials are powers of two, as
+// Blocks: own queries (the last first: they have the most keys), a head. Exponentials are powers of two, as
 // the GPU has them.
-template <int HS> __global__ void __launch_bounds__(2 * TILE)
+template <int HS> __global__ void __launch_bounds__(TENSOR_THREADS)
     attention_forward_tensor(bf16 *out, float *lse, const bf16 *qkv, int length, int NH) {
+    const int M = M_OF(HS), tile = KEYS * ROW(HS);
     SHARED_MEMORY;
-    bf16 *q = (bf16 *)shared_memory, *k = q + TILE * ROW(HS), *v = k + TILE * ROW(HS);
+    bf16 *tiles = (bf16 *)shared_memory; // twice keys and values; first, the second has the queries
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, C = NH * HS, head = blockIdx.y;
-    int q0 = (gridDim.x - 1 - blockIdx.x) * TILE, row = q0 + warp * 16 + lane / 4; // and row + 8
-    const bf16 *of_head = qkv + head_at(head, NH, HS, length, 3 * C);
-    float o[HS / 8][4] = {{0}}, max[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0},
-                 scale = rsqrtf((float)HS) * LOG2_E;
-    load_tile<HS, TILE>(q, of_head, 3 * C, q0, length);
-    for (int k0 = 0; k0 <= q0; k0 += TILE) {
+    int q0 = (gridDim.x - 1 - blockIdx.x) * OWN_ROWS(HS), first = q0 + warp * 16 * M; // of the warp
+    int keys = MIN(q0 + OWN_ROWS(HS), length);
+    const bf16 *q = qkv + head_at(head, NH, HS, length, 3 * C), *k = q + C, *v = k + C;
+    uint32_t x[M][HS / 16][4];
+    float o[M][HS / 8][4] = {{{0}}}, max[M][2], sum[M][2] = {{0}}, scale = rsqrtf((float)HS) * LOG2_E;
+    for (int m = 0; m < M; m++) max[m][0] = max[m][1] = -INFINITY;
+    load_tile<HS, OWN_ROWS(HS)>(tiles + 2 * tile, q, 3 * C, q0, length);
+    commit_copies();
+    load_tile<HS, KEYS>(tiles, k, 3 * C, 0, length), load_tile<HS, KEYS>(tiles + tile, v, 3 * C, 0, length);
+    commit_copies();
+    wait_copies<1>();
+    __syncthreads();
+    load_fragments<HS, M>(x, tiles + 2 * tile + warp * 16 * M * ROW(HS));
+    __syncthreads();
+    for (int k0 = 0, place = 0; k0 < keys; k0 += KEYS, place ^= 1) {
+        bf16 *now = tiles + place * 2 * tile, *next = tiles + (place ^ 1) * 2 * tile;
+        if (k0 + KEYS < keys) {
+            load_tile<HS, KEYS>(next, k, 3 * C, k0 + KEYS, length);
+            load_tile<HS, KEYS>(next + tile, v, 3 * C, k0 + KEYS, length);
+        }
+        commit_copies();
+        wait_copies<1>();
         __syncthreads();
-        load_tile<HS, TILE>(k, of_head + C, 3 * C, k0, length);
-        load_tile<HS, TILE>(v, of_head + 2 * C, 3 * C, k0, length);
+        if (k0 < first + 16 * M) { // else all these keys are later than the warp's queries
+            float s[M][KEYS / 8][4] = {{{0}}};
+            multiply_rows<HS, KEYS, M>(s, x, now);
+            if (k0 + KEYS > first) { // some are later
+#pragma unroll
+                for (int m = 0; m < M; m++)
+#pragma unroll
+                    for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+                        for (int j = 0; j < 4; j++) {
+                            int key = k0 + n * 8 + lane % 4 * 2 + j % 2;
+                            if (key > first + m * 16 + lane / 4 + j / 2 * 8) s[m][n][j] = -INFINITY;
+                        }
+            }
+#pragma unroll
+            for (int m = 0; m < M; m++)
+#pragma unroll
+                for (int h = 0; h < 2; h++) { // rows lane / 4 and 8 further
+                    float top = max[m][h], total = 0;
+#pragma unroll
+                    for (int n = 0; n < KEYS / 8; n++)
+                        top = fmaxf(top, fmaxf(s[m][n][2 * h], s[m][n][2 * h + 1]));
+                    top = quad_max(top);
+                    float shrink = power_of_two((max[m][h] - top) * scale), top_scaled = top * scale;
+#pragma unroll
+                    for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+                        for (int j = 2 * h; j < 2 * h + 2; j++)
+                            total += s[m][n][j] = power_of_two(s[m][n][j] * scale - top_scaled);
+#pragma unroll
+                    for (int n = 0; n < HS / 8; n++) o[m][n][2 * h] *= shrink, o[m][n][2 * h + 1] *= shrink;
+                    sum[m][h] = sum[m][h] * shrink + total;
+                    max[m][h] = top;
+                }
+            multiply_registers<HS, KEYS, M>(o, s, now + tile);
+        }
         __syncthreads();
-        float s[TILE / 8][4] = {{0}};
-        multiply_rows<HS, TILE>(s, q + warp * 16 * ROW(HS), k);
+    }
+#pragma unroll
+    for (int m = 0; m < M; m++)
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            float m = max[h], total = 0;
+            int query = first + m * 16 + lane / 4 + 8 * h;
+            float total = quad_sum(sum[m][h]), inverse = 1 / total;
+            if (query >= length) continue;
+            bf16 *to = out + head_at(head, NH, HS, length, C) + (size_t)query * C + lane % 4 * 2;
 #pragma unroll
-            for (int n = 0; n < TILE / 8; n++)
-#pragma unroll
-                for (int j = 2 * h; j < 2 * h + 2; j++) {
-                    int key = k0 + n * 8 + lane % 4 * 2 + j % 2;
-                    s[n][j] = key <= row + 8 * h ? s[n][j] * scale : -INFINITY;
-                    m = fmaxf(m, s[n][j]);
-                }
-            m = quad_max(m);
-            float shrink = exp2f(max[h] - m);
-#pragma unroll
-            for (int n = 0; n < TILE / 8; n++)
-#pragma unroll
-                for (int j = 2 * h; j < 2 * h + 2; j++) total += s[n][j] = exp2f(s[n][j] - m);
-#pragma unroll
-            for (int n = 0; n < HS / 8; n++) o[n][2 * h] *= shrink, o[n][2 * h + 1] *= shrink;
-            sum[h] = sum[h] * shrink + total;
-            max[h] = m;
+            for (int n = 0; n < HS / 8; n++)
+                *(uint32_t *)(to + n * 8) = pack_bf16(o[m][n][2 * h] * inverse, o[m][n][2 * h + 1] * inverse);
+            if (lane % 4 == 0)
+                lse[(size_t)head * length + query] = max[m][h] * (scale / LOG2_E) + logf(total);
         }
-        multiply_registers<HS, TILE>(o, s, v);
-    }
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        int query = row + 8 * h;
-        float total = quad_sum(sum[h]);
-        if (query >= length) continue;
-        bf16 *to = out + head_at(head, NH, HS, length, C) + (size_t)query * C + lane % 4 * 2;
-#pragma unroll
-        for (int n = 0; n < HS / 8; n++)
-            *(uint32_t *)(to + n * 8) = pack_bf16(o[n][2 * h] / total, o[n][2 * h + 1] / total);
-        if (lane % 4 == 0) lse[(size_t)head * length + query] = max[h] / LOG2_E + logf(total);
-    }
 }
 
-// N: rows of a tile of others, so few that all sums stay in registers.
-template <int HS, int OF_KEYS, int N> __global__ void __launch_bounds__(2 * TILE)
-    attention_backward_tensor(bf16 *dqkv, const bf16 *dout, const bf16 *qkv, const float *lse, const float *D,
-                              int length, int NH) {
+// The first pass leaves D for the second, OF_KEYS.
+template <int HS, int OF_KEYS> __global__ void __launch_bounds__(TENSOR_THREADS)
+    attention_backward_tensor(bf16 *dqkv, float *D, const bf16 *dout, const bf16 *qkv, const bf16 *out,
+                              const float *lse, int length, int NH) {
+    const int M = M_OF(HS), own_rows = OWN_ROWS(HS), tile = OTHERS * ROW(HS);
     SHARED_MEMORY;
-    bf16 *a = (bf16 *)shared_memory, *b = a + TILE * ROW(HS), *A = b + TILE * ROW(HS), *B = A + N * ROW(HS);
-    __shared__ float own_lse[TILE], own_D[TILE]; // of the queries: the own rows, or, OF_KEYS, the tile's
+    bf16 *a = (bf16 *)shared_memory, *b = a + own_rows * ROW(HS), *tiles = b + own_rows * ROW(HS);
+    __shared__ float of_lse[OWN_ROWS(HS)], of_D[OWN_ROWS(HS)]; // of own queries, or, OF_KEYS, of two tiles'
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, C = NH * HS, head = blockIdx.y;
-    int first = (OF_KEYS ? blockIdx.x : gridDim.x - 1 - blockIdx.x) * TILE,
-        row = warp * 16 + lane / 4; // the most work first
-    size_t at = head_at(head, NH, HS, length, 3 * C);
-    const bf16 *q = qkv + at, *k = q + C, *v = k + C, *d_o = dout + head_at(head, NH, HS, length, C);
-    float da[HS / 8][4] = {{0}}, db[HS / 8][4] = {{0}}, scale = rsqrtf((float)HS);
+    int block = OF_KEYS ? blockIdx.x : gridDim.x - 1 - blockIdx.x; // the most work first
+    int begin = block * own_rows, first = begin + warp * 16 * M;
+    int from = OF_KEYS ? begin : 0, to = OF_KEYS ? length : MIN(begin + own_rows, length);
+    size_t at = head_at(head, NH, HS, length, 3 * C), at_out = head_at(head, NH, HS, length, C);
+    const bf16 *q = qkv + at, *k = q + C, *v = k + C, *d_o = dout + at_out;
+    uint32_t x[M][HS / 16][4], y[M][HS / 16][4];
+    float da[M][HS / 8][4] = {{{0}}}, db[M][HS / 8][4] = {{{0}}}, scale = rsqrtf((float)HS);
     lse += (size_t)head * length, D += (size_t)head * length;
-    load_tile<HS, TILE>(a, OF_KEYS ? k : q, 3 * C, first, length);
-    load_tile<HS, TILE>(b, OF_KEYS ? v : d_o, OF_KEYS ? 3 * C : C, first, length);
-    for (int t0 = OF_KEYS ? first : 0; t0 < (OF_KEYS ? length : MIN(first + TILE, length)); t0 += N) {
+
+    auto load_others = [&](int t0, int place) {
+        bf16 *A = tiles + place * 2 * tile;
+        load_tile<HS, OTHERS>(A, OF_KEYS ? q : k, 3 * C, t0, length);
+        load_tile<HS, OTHERS>(A + tile, OF_KEYS ? d_o : v, OF_KEYS ? C : 3 * C, t0, length);
+        for (int i = threadIdx.x; OF_KEYS && i < OTHERS; i += TENSOR_THREADS) {
+            int query = t0 + i; // past the end probabilities become 0
+            of_lse[place * OTHERS + i] = query < length ? lse[query] * LOG2_E : INFINITY;
+            of_D[place * OTHERS + i] = query < length ? D[query] : 0;
+        }
+    };
+    load_tile<HS, OWN_ROWS(HS)>(a, OF_KEYS ? k : q, 3 * C, begin, length);
+    load_tile<HS, OWN_ROWS(HS)>(b, OF_KEYS ? v : d_o, OF_KEYS ? 3 * C : C, begin, length);
+    load_others(from, 0);
+    commit_copies();
+    for (int i = threadIdx.x; !OF_KEYS && i < own_rows; i += TENSOR_THREADS) {
+        int query = begin + i;
+        float sum = 0;
+        for (int c = 0; query < length && c < HS; c += 8) {
+            Pack<bf16> d = load(d_o + (size_t)query * C + c), o = load(out + at_out + (size_t)query * C + c);
+            for (int j = 0; j < 8; j++) sum += d[j] * o[j];
+        }
+        if (query < length) D[query] = sum;
+        of_D[i] = sum;
+        of_lse[i] = query < length ? lse[query] * LOG2_E : 0;
+    }
+    for (int t0 = from, place = 0; t0 < to; t0 += OTHERS, place ^= 1) {
+        const bf16 *A = tiles + place * 2 * tile, *B = A + tile;
+        if (t0 + OTHERS < to) load_others(t0 + OTHERS, place ^ 1);
+        commit_copies();
+        wait_copies<1>();
         __syncthreads();
-        load_tile<HS, N>(A, OF_KEYS ? q : k, 3 * C, t0, length);
-        load_tile<HS, N>(B, OF_KEYS ? d_o : v, OF_KEYS ? C : 3 * C, t0, length);
-        for (int i = threadIdx.x; i < (OF_KEYS ? N : TILE); i += 2 * TILE) {
-            int query = (OF_KEYS ? t0 : first) + i;
-            own_lse[i] = query < length ? lse[query] * LOG2_E : 0;
-            own_D[i] = query < length ? D[query] : 0;
+        int past = OF_KEYS || t0 == from; // own rows come from shared memory, once where they can stay
+        if (past) load_fragments<HS, M>(x, a + warp * 16 * M * ROW(HS));
+        if (past && !OF_KEYS) load_fragments<HS, M>(y, b + warp * 16 * M * ROW(HS));
+        if (OF_KEYS ? t0 + OTHERS > first : t0 < first + 16 * M) { // else no query is as late as a key
+            float s[M][OTHERS / 8][4] = {{{0}}}, dp[M][OTHERS / 8][4] = {{{0}}};
+            multiply_rows<HS, OTHERS, M>(s, x, A);
+            if (OF_KEYS) load_fragments<HS, M>(y, b + warp * 16 * M * ROW(HS));
+            multiply_rows<HS, OTHERS, M>(dp, y, B);
+            bool all = OF_KEYS ? t0 >= first + 16 * M : t0 + OTHERS <= first; // queries see all keys
+#pragma unroll
+            for (int m = 0; m < M; m++)
+#pragma unroll
+                for (int n = 0; n < OTHERS / 8; n++)
+#pragma unroll
+                    for (int j = 0; j < 4; j++) {
+                        int own = first + m * 16 + lane / 4 + j / 2 * 8, other = n * 8 + lane % 4 * 2 + j % 2;
+                        int i = OF_KEYS ? place * OTHERS + other : own - begin;
+                        float p = power_of_two(s[m][n][j] * (scale * LOG2_E) - of_lse[i]);
+                        if (!all && (OF_KEYS ? own > t0 + other : t0 + other > own)) p = 0;
+                        s[m][n][j] = p;
+                        dp[m][n][j] = p * (dp[m][n][j] - of_D[i]) * scale;
+                    }
+            if (OF_KEYS) multiply_registers<HS, OTHERS, M>(db, s, B);
+            multiply_registers<HS, OTHERS, M>(da, dp, A);
         }
         __syncthreads();
-        float s[N / 8][4] = {{0}}, dp[N / 8][4] = {{0}};
-        multiply_rows<HS, N>(s, a + warp * 16 * ROW(HS), A);
-        multiply_rows<HS, N>(dp, b + warp * 16 * ROW(HS), B);
+    }
 #pragma unroll
-        for (int n = 0; n < N / 8; n++)
+    for (int m = 0; m < M; m++)
 #pragma unroll
-            for (int j = 0; j < 4; j++) {
-                int own = row + j / 2 * 8, other = n * 8 + lane % 4 * 2 + j % 2, i = OF_KEYS ? other : own;
-                int query = OF_KEYS ? t0 + other : first + own, key = OF_KEYS ? first + own : t0 + other;
-                s[n][j] = key <= query && query < length ? exp2f(s[n][j] * (scale * LOG2_E) - own_lse[i]) : 0;
-                dp[n][j] = s[n][j] * (dp[n][j] - own_D[i]) * scale;
+        for (int h = 0; h < 2; h++) {
+            int own = first + m * 16 + lane / 4 + 8 * h;
+            if (own >= length) continue;
+            bf16 *to = dqkv + at + (size_t)own * 3 * C + (OF_KEYS ? C : 0) + lane % 4 * 2;
+#pragma unroll
+            for (int n = 0; n < HS / 8; n++) {
+                *(uint32_t *)(to + n * 8) = pack_bf16(da[m][n][2 * h], da[m][n][2 * h + 1]);
+                if (OF_KEYS)
+                    *(uint32_t *)(to + C + n * 8) = pack_bf16(db[m][n][2 * h], db[m][n][2 * h + 1]);
             }
-        if (OF_KEYS) multiply_registers<HS, N>(db, s, B);
-        multiply_registers<HS, N>(da, dp, A);
-    }
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        int own = first + row + 8 * h;
-        if (own >= length) continue;
-        bf16 *to = dqkv + at + (size_t)own * 3 * C + (OF_KEYS ? C : 0) + lane % 4 * 2;
-#pragma unroll
-        for (int n = 0; n < HS / 8; n++) {
-            *(uint32_t *)(to + n * 8) = pack_bf16(da[n][2 * h], da[n][2 * h + 1]);
-            if (OF_KEYS) *(uint32_t *)(to + C + n * 8) = pack_bf16(db[n][2 * h], db[n][2 * h + 1]);
         }
-    }
 }
 
 template <int HS> static void attention_forward_on_tensor_cores(bf16 *out, float *lse, const bf16 *qkv, int B,
                                                                 int length, int NH) {
-    size_t bytes = sizeof(bf16) * ROW(HS) * 3 * TILE;
-    RUN(attention_forward_tensor<HS>, dim3(blocks_for(length, TILE), B * NH), 2 * TILE, bytes, out, lse,
-              qkv, length, NH);
+    size_t bytes = sizeof(bf16) * ROW(HS) * 4 * KEYS;
+    RUN(attention_forward_tensor<HS>, dim3(blocks_for(length, OWN_ROWS(HS)), B * NH), TENSOR_THREADS, bytes,
+        out, lse, qkv, length, NH);
 }
-// N, N_KEYS: rows of a tile of others in the two passes, so few that no register is spilled.
-template <int HS, int N, int N_KEYS>
-static void attention_backward_on_tensor_cores(bf16 *dqkv, const bf16 *dout, const bf16 *qkv,
-                                               const float *lse, const float *D, int B, int length, int NH) {
-    size_t row = sizeof(bf16) * ROW(HS), bytes = row * 2 * (TILE + N), bytes_keys = row * 2 * (TILE + N_KEYS);
-    dim3 grid(blocks_for(length, TILE), B * NH);
-    RUN((attention_backward_tensor<HS, 0, N>), grid, 2 * TILE, bytes, dqkv, dout, qkv, lse, D, length,
-              NH);
-    RUN((attention_backward_tensor<HS, 1, N_KEYS>), grid, 2 * TILE, bytes_keys, dqkv, dout, qkv, lse, D,
-              length, NH);
+template <int HS>
+static void attention_backward_on_tensor_cores(bf16 *dqkv, float *D, const bf16 *dout, const bf16 *qkv,
+                                               const bf16 *out, const float *lse, int B, int length, int NH) {
+    size_t bytes = sizeof(bf16) * ROW(HS) * (2 * OWN_ROWS(HS) + 4 * OTHERS);
+    dim3 grid(blocks_for(length, OWN_ROWS(HS)), B * NH);
+    RUN((attention_backward_tensor<HS, 0>), grid, TENSOR_THREADS, bytes, dqkv, D, dout, qkv, out, lse, length,
+        NH);
+    RUN((attention_backward_tensor<HS, 1>), grid, TENSOR_THREADS, bytes, dqkv, D, dout, qkv, out, lse, length,
+        NH);
 }
 
 // out (B,length,C) and lse (B,NH,length) from qkv (B,length,3C).
@@ -946,22 +1059,21 @@ static void attention_forward(T *out, float *lse, const T *qkv, int B, int lengt
 template <typename T> static void attention_backward(T *dqkv, float *D, const T *dout, const T *qkv,
                                                      const T *out, const float *lse, int B, int length, int C,
                                                      int NH) {
-    int HS = C / NH, count = B * NH * length;
-    RUN(attention_dots<T>, blocks_for(count, WARPS), THREADS, 0, D, dout, out, length, NH, HS, count);
+    int HS = C / NH;
     if constexpr (sizeof(T) == 2) {
         if (HS == 32)
-            return attention_backward_on_tensor_cores<32, 64, 64>(dqkv, dout, qkv, lse, D, B, length, NH);
+            return attention_backward_on_tensor_cores<32>(dqkv, D, dout, qkv, out, lse, B, length, NH);
         if (HS == 64)
-            return attention_backward_on_tensor_cores<64, 64, 32>(dqkv, dout, qkv, lse, D, B, length, NH);
+            return attention_backward_on_tensor_cores<64>(dqkv, D, dout, qkv, out, lse, B, length, NH);
         if (HS == 128)
-            return attention_backward_on_tensor_cores<128, 16, 16>(dqkv, dout, qkv, lse, D, B, length, NH);
+            return attention_backward_on_tensor_cores<128>(dqkv, D, dout, qkv, out, lse, B, length, NH);
     }
     dim3 grid(blocks_for(length, PLAIN_ROWS), B * NH);
     size_t bytes = plain_bytes(HS);
-    RUN((attention_backward_plain<T, 0>), grid, PLAIN_ROWS * WARP, bytes, dqkv, dout, qkv, lse, D,
-              length, NH, HS);
-    RUN((attention_backward_plain<T, 1>), grid, PLAIN_ROWS * WARP, bytes, dqkv, dout, qkv, lse, D,
-              length, NH, HS);
+    RUN((attention_backward_plain<T, 0>), grid, PLAIN_ROWS * WARP, bytes, dqkv, D, dout, qkv, out, lse,
+        length, NH, HS);
+    RUN((attention_backward_plain<T, 1>), grid, PLAIN_ROWS * WARP, bytes, dqkv, D, dout, qkv, out, lse,
+        length, NH, HS);
 }
 
 // ===========================================================================================================
@@ -1015,15 +1127,16 @@ template <typename T> struct Model : Gpu {
     // kept for backward
     T *residual, *residual2;                          // (L+1,B,length,C), (L,B,length,C)
     float *ln1_mean, *ln1_rstd, *ln2_mean, *ln2_rstd; // (L,B,length)
-    T *qkv, *atty, *fch;                              // (L,B,length,3C), (L,B,length,C), (L,B,length,4C)
+    T *ln1, *qkv, *atty;                              // (L,B,length,C), (L,B,length,3C), (L,B,length,C)
+    T *ln2, *fch, *fch_gelu;                          // (L,B,length,C), two of (L,B,length,4C)
     float *lse;                                       // (L,B,NH,length)
     T *lnf;                                           // (B,length,C)
     float *lnf_mean, *lnf_rstd;                       // (B,length)
     float *losses;                                    // (B,length)
     // for a moment
-    T *normed, *fch_gelu, *branch;                    // (B,length,C), (B,length,4C), (B,length,C)
+    T *branch;                                        // (B,length,C)
     T *dresidual, *dnormed, *dwide;                   // (B,length,C), (B,length,C), (B,length,4C)
-    float *partial, *D;                               // (groups,4C), (B,NH,length)
+    float *partial, *D; // (groups,4C) or (groups,2,C), (B,NH,length)
     T *logits;                                        // (logit_rows,Vp)
     // Products are fast where sizes are multiples of 8. So the classifier has Vp classes, V rounded up: the
     // rows behind wte are those of the tensors after it, whatever they are. Their logits are not looked at
@@ -1063,15 +1176,15 @@ template <typename T> static Gpu *model_create(GPT2Config g, int B, int length, 
     m->residual = take<T>(m, (kept + 1) * rows * C), m->residual2 = take<T>(m, kept * rows * C);
     m->ln1_mean = take<float>(m, kept * rows), m->ln1_rstd = take<float>(m, kept * rows);
     m->ln2_mean = take<float>(m, kept * rows), m->ln2_rstd = take<float>(m, kept * rows);
+    m->ln1 = take<T>(m, kept * rows * C), m->ln2 = take<T>(m, kept * rows * C);
     m->qkv = take<T>(m, kept * rows * 3 * C);
     m->atty = take<T>(m, kept * rows * C);
-    m->fch = take<T>(m, kept * rows * 4 * C);
+    m->fch = take<T>(m, kept * rows * 4 * C), m->fch_gelu = take<T>(m, kept * rows * 4 * C);
     m->lse = take<float>(m, kept * rows * g.num_heads);
     m->lnf = take<T>(m, rows * C);
     m->lnf_mean = take<float>(m, rows), m->lnf_rstd = take<float>(m, rows);
     m->losses = take<float>(m, rows);
-    m->normed = take<T>(m, rows * C), m->branch = take<T>(m, rows * C);
-    m->fch_gelu = take<T>(m, rows * 4 * C);
+    m->branch = take<T>(m, rows * C);
     m->Vp = (g.vocab_size + 63) / 64 * 64;
     m->logit_rows = (int)MIN(rows, MAX((size_t)64, (size_t)LOGITS / m->Vp / 64 * 64));
     m->logits = take<T>(m, (size_t)m->logit_rows * m->Vp);
@@ -1084,7 +1197,7 @@ template <typename T> static Gpu *model_create(GPT2Config g, int B, int length, 
     if (!training) return m;
     m->dresidual = take<T>(m, rows * C), m->dnormed = take<T>(m, rows * C);
     m->dwide = take<T>(m, rows * 4 * C);
-    m->partial = take<float>(m, (size_t)blocks_for(rows, SHARE) * 4 * C);
+    m->partial = take<float>(m, MAX(blocks_for(rows, SHARE) * 4 * C, blocks_for(rows, NORM_ROWS) * 2 * C));
     m->D = take<float>(m, rows * g.num_heads);
     m->order = take<int>(m, rows), m->start = take<int>(m, rows + 1);
     return m;
@@ -1172,26 +1285,27 @@ template <typename T> static void forward(Model<T> *m, const float *params, cons
     send_tokens(m, tokens, rows);
     RUN(encoder_forward<T>, blocks_for((size_t)rows * C, THREADS * Pack<T>::size), THREADS, 0, m->residual,
         m->tokens, w.wte, w.wpe, rows, length, C);
-    layernorm(m->residual, m->normed, m->ln1_mean, m->ln1_rstd, m->residual, (T *)NULL, w.ln1w, w.ln1b, rows,
+    layernorm(m->residual, m->ln1, m->ln1_mean, m->ln1_rstd, m->residual, (T *)NULL, w.ln1w, w.ln1b, rows,
               C);
     for (int l = 0; l < L; l++) {
         size_t at = (size_t)l * m->keep * rows, next = m->keep ? at + rows : 0, matrix = (size_t)l * C * C;
-        T *x = m->residual + at * C, *x2 = m->residual2 + at * C, *qkv = m->qkv + at * 3 * C,
-          *atty = m->atty + at * C, *out = m->residual + next * C;
-        linear_forward(qkv, m->normed, w.qkvw + 3 * matrix, rows, C, 3 * C,
+        T *x = m->residual + at * C, *x2 = m->residual2 + at * C, *out = m->residual + next * C;
+        T *ln1 = m->ln1 + at * C, *qkv = m->qkv + at * 3 * C, *atty = m->atty + at * C;
+        T *ln2 = m->ln2 + at * C, *fch = m->fch + at * 4 * C, *fch_gelu = m->fch_gelu + at * 4 * C;
+        linear_forward(qkv, ln1, w.qkvw + 3 * matrix, rows, C, 3 * C,
                        Epilogue<T>{0, w.qkvb + l * 3 * C, NULL, NULL});
         attention_forward(atty, m->lse + at * g.num_heads, qkv, B, length, C, g.num_heads);
         linear_forward(m->branch, atty, w.attprojw + matrix, rows, C, C,
                        Epilogue<T>{0, w.attprojb + l * C, NULL, NULL});
-        layernorm(x2, m->normed, m->ln2_mean + at, m->ln2_rstd + at, x, m->branch, w.ln2w + l * C,
+        layernorm(x2, ln2, m->ln2_mean + at, m->ln2_rstd + at, x, m->branch, w.ln2w + l * C,
                   w.ln2b + l * C, rows, C);
-        linear_forward(m->fch_gelu, m->normed, w.fcw + 4 * matrix, rows, C, 4 * C,
-                       Epilogue<T>{0, w.fcb + l * 4 * C, m->fch + at * 4 * C, NULL});
-        linear_forward(m->branch, m->fch_gelu, w.fcprojw + 4 * matrix, rows, 4 * C, C,
+        linear_forward(fch_gelu, ln2, w.fcw + 4 * matrix, rows, C, 4 * C,
+                       Epilogue<T>{0, w.fcb + l * 4 * C, fch, NULL});
+        linear_forward(m->branch, fch_gelu, w.fcprojw + 4 * matrix, rows, 4 * C, C,
                        Epilogue<T>{0, w.fcprojb + l * C, NULL, NULL});
         // the residual stream, and the next layer norm of it
         if (l < L - 1)
-            layernorm(out, m->normed, m->ln1_mean + next, m->ln1_rstd + next, x2, m->branch,
+            layernorm(out, m->ln1 + next * C, m->ln1_mean + next, m->ln1_rstd + next, x2, m->branch,
                       w.ln1w + (l + 1) * C, w.ln1b + (l + 1) * C, rows, C);
         else layernorm(out, m->lnf, m->lnf_mean, m->lnf_rstd, x2, m->branch, w.lnfw, w.lnfb, rows, C);
     }
@@ -1209,6 +1323,7 @@ template <typename T> __device__ inline float log_sum_exp(const T *x, int V, flo
     __shared__ float maxima[WARP], sums[WARP];
     const int size = Pack<T>::size;
     float max = -INFINITY, sum = 0;
+#pragma unroll 4
     for (int i = threadIdx.x * size; i < V; i += CLASSIFIER_THREADS * size) {
         Pack<T> pack = load(x + i);
         float m = max;
@@ -1303,13 +1418,13 @@ template <typename T> static double mean_loss(Model<T> *m) {
     return *m->loss_sum / (m->B * m->length);
 }
 
-// The layer norm's own gradients: dx +=, dweight +=, dbias +=.
+// The layer norm's gradients: dx +=, dweight +=, dbias +=.
 template <typename T> static void layernorm_gradients(Model<T> *m, float *dweight, float *dbias, const T *x,
                                                       const T *weight, const float *mean, const float *rstd) {
-    int rows = m->B * m->length, C = m->shape.channels;
-    RUN(layernorm_backward<T>, blocks_for(rows, WARPS), THREADS, 0, m->dresidual, m->dnormed, x, weight, mean,
+    int rows = m->B * m->length, C = m->shape.channels, blocks = blocks_for(rows, NORM_ROWS);
+    RUN(layernorm_backward<T>, blocks, THREADS, 0, m->dresidual, m->partial, m->dnormed, x, weight, mean,
         rstd, rows, C);
-    layernorm_parameters_backward(dweight, dbias, m->partial, m->dnormed, x, mean, rstd, rows, C);
+    RUN(add_groups, dim3(blocks_for(C, WARP), 2), WARP * WARP, 0, dweight, dbias, m->partial, blocks, C);
 }
 
 // After forward: grads = grad_scale times the gradient of the summed loss, or += with add; returns the mean.
@@ -1332,18 +1447,16 @@ static double backward(Model<T> *m, float *grads, const uint16_t *targets, float
                         m->lnf_rstd);
     for (int l = L - 1; l >= 0; l--) {
         size_t at = (size_t)l * rows, matrix = (size_t)l * C * C;
-        T *x = m->residual + at * C, *x2 = m->residual2 + at * C, *fch = m->fch + at * 4 * C;
-        T *qkv = m->qkv + at * 3 * C, *atty = m->atty + at * C;
+        T *x = m->residual + at * C, *x2 = m->residual2 + at * C, *ln1 = m->ln1 + at * C, *ln2 = m->ln2 + at * C;
+        T *qkv = m->qkv + at * 3 * C, *atty = m->atty + at * C, *fch = m->fch + at * 4 * C;
         T *ln1w = w.ln1w + l * C, *ln2w = w.ln2w + l * C;
         float *mean1 = m->ln1_mean + at, *rstd1 = m->ln1_rstd + at, *mean2 = m->ln2_mean + at,
               *rstd2 = m->ln2_rstd + at;
-        // the MLP; what enters its products is made once more
-        gelu_pass(m->fch_gelu, fch, (T *)NULL, (size_t)rows * 4 * C);
+        // the MLP
         linear_backward(m->dwide, d.fcprojw + 4 * matrix, d.fcprojb + l * C, m->partial, m->dresidual,
-                        m->fch_gelu, w.fcprojw + 4 * matrix, rows, 4 * C, C, Epilogue<T>{0, NULL, NULL, fch},
-                        add);
-        layernorm((T *)NULL, m->normed, mean2, rstd2, x2, (T *)NULL, ln2w, w.ln2b + l * C, rows, C);
-        linear_backward(m->dnormed, d.fcw + 4 * matrix, d.fcb + l * 4 * C, m->partial, m->dwide, m->normed,
+                        m->fch_gelu + at * 4 * C, w.fcprojw + 4 * matrix, rows, 4 * C, C,
+                        Epilogue<T>{0, NULL, NULL, fch}, add);
+        linear_backward(m->dnormed, d.fcw + 4 * matrix, d.fcb + l * 4 * C, m->partial, m->dwide, ln2,
                         w.fcw + 4 * matrix, rows, C, 4 * C, Epilogue<T>{}, add);
         layernorm_gradients(m, d.ln2w + l * C, d.ln2b + l * C, x2, ln2w, mean2, rstd2);
         // attention
@@ -1351,8 +1464,7 @@ static double backward(Model<T> *m, float *grads, const uint16_t *targets, float
                         w.attprojw + matrix, rows, C, C, Epilogue<T>{}, add);
         attention_backward(m->dwide, m->D, m->dnormed, qkv, atty, m->lse + at * g.num_heads, B, length, C,
                            g.num_heads);
-        layernorm((T *)NULL, m->normed, mean1, rstd1, x, (T *)NULL, ln1w, w.ln1b + l * C, rows, C);
-        linear_backward(m->dnormed, d.qkvw + 3 * matrix, d.qkvb + l * 3 * C, m->partial, m->dwide, m->normed,
+        linear_backward(m->dnormed, d.qkvw + 3 * matrix, d.qkvb + l * 3 * C, m->partial, m->dwide, ln1,
                         w.qkvw + 3 * matrix, rows, C, 3 * C, Epilogue<T>{}, add);
         layernorm_gradients(m, d.ln1w + l * C, d.ln1b + l * C, x, ln1w, mean1, rstd1);
     }

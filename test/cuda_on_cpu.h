@@ -6,15 +6,18 @@ run on the CPU. Not a GPU's speed, but its semantics: what a test without a GPU 
 A launch runs its blocks one after the other; a block's threads are fibers, each with a stack of its own. A
 fiber runs until it comes to a barrier (__syncthreads, __syncwarp, a shuffle or another operation of a whole
 warp), and goes on when all have come. Orders that CUDA leaves open are drawn anew for each launch from
-cuda_on_cpu_seed (0: in turn): those of blocks, and of threads between barriers. So a race shows as results
-that differ from seed to seed. A barrier that some threads never reach, and a thread that leaves while others
-of its warp wait for it, end the program with a message.
+cuda_on_cpu_seed (0: in turn): those of blocks, and of threads between barriers; from seed 2 on a warp goes on
+until it has to wait for others. So a race shows as results that differ from seed to seed. A barrier that some
+threads never reach, and a thread that leaves while others of its warp wait for it, end the program with a
+message.
 
 __shared__ variables are static: one block at a time has them. Dynamic shared memory is filled with NaN
 before each block, and under AddressSanitizer what is beyond the launch's size is poisoned.
 
 mma and ldmatrix are emulated by the tables of the PTX manual ("Matrix Fragments for mma.m16n8k16",
-"ldmatrix"). cuBLASLt is the few calls that train_gpt2.cu makes, by plain loops in float32. */
+"ldmatrix"). Asynchronous copies are made at once where the seed is even, as late as a wait allows where it is
+odd: what is overwritten or read too early shows as another result. cuBLASLt is the few calls that
+train_gpt2.cu makes, by plain loops in float32. */
 #ifndef CUDA_ON_CPU_H
 #define CUDA_ON_CPU_H
 
@@ -43,7 +46,7 @@ mma and ldmatrix are emulated by the tables of the PTX manual ("Matrix Fragments
 #define __host__
 #define __shared__ static
 #define __align__(n) __attribute__((aligned(n)))
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 
 struct dim3 {
     unsigned x, y, z;
@@ -84,6 +87,8 @@ typedef jmp_buf CpuJump;
 #define CPU_SWITCH __attribute__((noinline))
 #endif
 
+struct CpuCopy { void *to; const void *from; int bytes, group; };
+
 struct CpuFiber {
     char *stack;
     CpuJump registers;
@@ -94,6 +99,8 @@ struct CpuFiber {
     char exchange
         [2][64]; // what it shows to its warp; two take turns, so that one barrier is enough for each exchange
     int turn;
+    std::vector<CpuCopy> copies; // asked for, not yet made
+    int groups;                  // of copies, committed so far
 };
 static CpuFiber cpu_fibers[CPU_THREADS];
 static CpuFiber *cpu_now;
@@ -174,12 +181,14 @@ static void cpu_wait(CpuBarrier *b, int threads) {
 }
 
 static void cpu_run_block(unsigned *random) {
-    int order[CPU_THREADS], left = cpu_threads;
+    int order[CPU_THREADS], left = cpu_threads, warps = (cpu_threads + CPU_WARP - 1) / CPU_WARP;
+    int alone = *random && cuda_on_cpu_seed > 1 ? 0 : -1, stuck = 0; // the warp that goes on, -1: all
     for (int i = 0; i < cpu_threads; i++) {
         CpuFiber *f = &cpu_fibers[i];
         if (!f->stack) f->stack = (char *)calloc(1, CPU_STACK);
         f->index = dim3(i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y));
         f->done = false, f->at = NULL, f->turn = 0;
+        f->copies.clear(), f->groups = 0;
         order[i] = i;
     }
     while (left) {
@@ -191,12 +200,15 @@ static void cpu_run_block(unsigned *random) {
         for (int i = 0; i < cpu_threads; i++) {
             CpuFiber *f = &cpu_fibers[order[i]];
             if (f->done || (f->at && f->at->round == f->round)) continue;
+            if (alone >= 0 && order[i] / CPU_WARP != alone) continue;
             f->at = NULL;
             cpu_resume(f);
             moved = true;
             if (f->done) left--;
         }
-        if (!moved) cpu_wrong("threads wait at a barrier that others never reach");
+        if (!moved && alone >= 0) alone = (alone + 1) % warps;
+        stuck = moved ? 0 : stuck + 1;
+        if (stuck > (alone < 0 ? 0 : warps)) cpu_wrong("threads wait at a barrier that others never reach");
     }
     if (cpu_block_barrier.waiting) cpu_wrong("a barrier is left half full");
 }
@@ -319,6 +331,26 @@ static inline void ldmatrix_transposed(uint32_t (&r)[4], const __nv_bfloat16 *ro
     }
     cpu_warp_wait();
 }
+
+// cp.async: 16 bytes, of which the last 16 - bytes become zeros.
+static inline void cpu_copy(const CpuCopy &c) {
+    memcpy(c.to, c.from, c.bytes);
+    memset((char *)c.to + c.bytes, 0, 16 - c.bytes);
+}
+static inline void copy_async(__nv_bfloat16 *to, const __nv_bfloat16 *from, int bytes) {
+    CpuCopy c = {to, from, bytes, cpu_now->groups};
+    if ((uintptr_t)to % 16 || (uintptr_t)from % 16) cpu_wrong("cp.async: not aligned to 16 bytes");
+    if (cuda_on_cpu_seed % 2) cpu_now->copies.push_back(c);
+    else cpu_copy(c);
+}
+static inline void commit_copies() { cpu_now->groups++; }
+template <int GROUPS> static inline void wait_copies() { // until at most so many are under way
+    std::vector<CpuCopy> &copies = cpu_now->copies;
+    size_t done = 0;
+    while (done < copies.size() && copies[done].group < cpu_now->groups - GROUPS) cpu_copy(copies[done++]);
+    copies.erase(copies.begin(), copies.begin() + done);
+}
+static inline float power_of_two(float x) { return exp2f(x); }
 
 // c (16x8) += a (16x16) b (16x8), the fragments laid out as train_gpt2.cu says, chapter 4.
 static inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
