@@ -216,6 +216,16 @@ __device__ inline float warp_max(float x) {
     return x;
 }
 
+// Exponentials are powers of two, as the GPU has them; the relative error is below 2^-22.
+#define LOG2_E 1.44269504f
+#ifndef CUDA_ON_CPU_H
+__device__ inline float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+#endif
+
 static cublasLtHandle_t cublas;
 static void *workspace;
 static const size_t workspace_bytes = 32 << 20;
@@ -567,8 +577,8 @@ template <typename T> static void linear_backward(T *dx, float *dw, float *dbias
 //    Both passes of backward are one kernel. Each has rows of its own (a, b) and walks over tiles of others
 //    (A, B):
 //                         own a  own b   tile A  tile B      s = a A',  dp = b B',  p = exp(s scale - lse)
-//       gradient of q:      q     dout      k       v        ds = p (dp - D) scale
-//       of k and v:         k      v        q      dout      da += ds A,  and db += p B in the second pass
+//       gradient of q:      q     dout      k       v        ds = p (dp - D),  da += scale ds A
+//       of k and v:         k      v        q      dout      db += p B in the second pass
 //    D (B,NH,length) are the sums over channels of dout * out; the pass for queries makes them.
 
 // lse and D of a head stand at head * length; its rows of q at head_at(...), of k and v C and 2C further.
@@ -726,11 +736,6 @@ __device__ inline void ldmatrix_transposed(uint32_t (&r)[4], const bf16 *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(p));
 }
-__device__ inline float power_of_two(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 #if __CUDA_ARCH__ >= 800
 __device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
@@ -759,6 +764,7 @@ template <int GROUPS> __device__ inline void wait_copies(void) {}
 // A block of 4 warps owns 4 * 16 M rows: each number that a warp loads of the tiles of others meets 16 M of
 // its own, so M is as large as registers allow.
 #define TENSOR_THREADS 128
+#define TENSOR_BLOCKS 2 // at once on a multiprocessor; so a thread may have all of its 255 registers
 #define M_OF(HS) ((HS) <= 64 ? 2 : 1)
 #define OWN_ROWS(HS) (64 * M_OF(HS))
 #define KEYS 64            // rows of a tile of others, forward
@@ -826,14 +832,16 @@ __device__ inline void multiply_registers(float (&o)[M][HS / 8][4], const float 
     }
 }
 
-// Asks for N rows of HS numbers from row `first` on; past the end there are zeros.
+// Asks for N rows of HS numbers from row `first` on; past the end there are zeros. A thread takes 8 numbers
+// of each step-th row.
 template <int HS, int N>
 __device__ inline void load_tile(bf16 *to, const bf16 *from, int stride, int first, int length) {
-    const int packs = HS / 8;
-    for (int i = threadIdx.x; i < N * packs; i += TENSOR_THREADS) {
-        int r = i / packs, c = i % packs * 8, there = first + r < length;
-        copy_async(to + r * ROW(HS) + c, from + (there ? (size_t)(first + r) * stride + c : 0), there * 16);
-    }
+    const int packs = HS / 8, step = TENSOR_THREADS / packs;
+    int r = threadIdx.x / packs, c = threadIdx.x % packs * 8;
+    from += (size_t)(first + r) * stride + c, to += r * ROW(HS) + c;
+#pragma unroll
+    for (int i = 0; i < N; i += step)
+        copy_async(to + i * ROW(HS), from + (size_t)i * stride, first + r + i < length ? 16 : 0);
 }
 
 // The sum (or maximum) over the four lanes that share a row of C.
@@ -846,11 +854,8 @@ __device__ inline float quad_max(float x) {
     return fmaxf(x, __shfl_xor_sync(EVERY_LANE, x, 2));
 }
 
-#define LOG2_E 1.44269504f
-
-// Blocks: own queries (the last first: they have the most keys), a head. Exponentials are powers of two, as
-// the GPU has them.
-template <int HS> __global__ void __launch_bounds__(TENSOR_THREADS)
+// Blocks: own queries (the last first: they have the most keys), a head.
+template <int HS> __global__ void __launch_bounds__(TENSOR_THREADS, TENSOR_BLOCKS)
     attention_forward_tensor(bf16 *out, float *lse, const bf16 *qkv, int length, int NH) {
     const int M = M_OF(HS), tile = KEYS * ROW(HS);
     SHARED_MEMORY;
@@ -934,7 +939,7 @@ template <int HS> __global__ void __launch_bounds__(TENSOR_THREADS)
 }
 
 // The first pass leaves D for the second, OF_KEYS.
-template <int HS, int OF_KEYS> __global__ void __launch_bounds__(TENSOR_THREADS)
+template <int HS, int OF_KEYS> __global__ void __launch_bounds__(TENSOR_THREADS, TENSOR_BLOCKS)
     attention_backward_tensor(bf16 *dqkv, float *D, const bf16 *dout, const bf16 *qkv, const bf16 *out,
                               const float *lse, int length, int NH) {
     const int M = M_OF(HS), own_rows = OWN_ROWS(HS), tile = OTHERS * ROW(HS);
@@ -948,25 +953,26 @@ template <int HS, int OF_KEYS> __global__ void __launch_bounds__(TENSOR_THREADS)
     size_t at = head_at(head, NH, HS, length, 3 * C), at_out = head_at(head, NH, HS, length, C);
     const bf16 *q = qkv + at, *k = q + C, *v = k + C, *d_o = dout + at_out;
     uint32_t x[M][HS / 16][4], y[M][HS / 16][4];
-    float da[M][HS / 8][4] = {{{0}}}, db[M][HS / 8][4] = {{{0}}}, scale = rsqrtf((float)HS);
+    float da[M][HS / 8][4] = {{{0}}}, db[M][HS / 8][4] = {{{0}}};
+    float scale = rsqrtf((float)HS), scale_log2 = scale * LOG2_E;
     lse += (size_t)head * length, D += (size_t)head * length;
 
     auto load_others = [&](int t0, int place) {
         bf16 *A = tiles + place * 2 * tile;
         load_tile<HS, OTHERS>(A, OF_KEYS ? q : k, 3 * C, t0, length);
         load_tile<HS, OTHERS>(A + tile, OF_KEYS ? d_o : v, OF_KEYS ? C : 3 * C, t0, length);
-        for (int i = threadIdx.x; OF_KEYS && i < OTHERS; i += TENSOR_THREADS) {
-            int query = t0 + i; // past the end probabilities become 0
-            of_lse[place * OTHERS + i] = query < length ? lse[query] * LOG2_E : INFINITY;
-            of_D[place * OTHERS + i] = query < length ? D[query] : 0;
+        if (OF_KEYS && threadIdx.x < OTHERS) {
+            int query = t0 + threadIdx.x, i = place * OTHERS + threadIdx.x;
+            of_lse[i] = query < length ? lse[query] * LOG2_E : INFINITY; // so that probabilities are 0
+            of_D[i] = query < length ? D[query] : 0;
         }
     };
     load_tile<HS, OWN_ROWS(HS)>(a, OF_KEYS ? k : q, 3 * C, begin, length);
     load_tile<HS, OWN_ROWS(HS)>(b, OF_KEYS ? v : d_o, OF_KEYS ? 3 * C : C, begin, length);
     load_others(from, 0);
     commit_copies();
-    for (int i = threadIdx.x; !OF_KEYS && i < own_rows; i += TENSOR_THREADS) {
-        int query = begin + i;
+    if (!OF_KEYS && threadIdx.x < own_rows) {
+        int i = threadIdx.x, query = begin + i;
         float sum = 0;
         for (int c = 0; query < length && c < HS; c += 8) {
             Pack<bf16> d = load(d_o + (size_t)query * C + c), o = load(out + at_out + (size_t)query * C + c);
@@ -990,20 +996,35 @@ template <int HS, int OF_KEYS> __global__ void __launch_bounds__(TENSOR_THREADS)
             multiply_rows<HS, OTHERS, M>(s, x, A);
             if (OF_KEYS) load_fragments<HS, M>(y, b + warp * 16 * M * ROW(HS));
             multiply_rows<HS, OTHERS, M>(dp, y, B);
-            bool all = OF_KEYS ? t0 >= first + 16 * M : t0 + OTHERS <= first; // queries see all keys
 #pragma unroll
             for (int m = 0; m < M; m++)
 #pragma unroll
                 for (int n = 0; n < OTHERS / 8; n++)
 #pragma unroll
                     for (int j = 0; j < 4; j++) {
-                        int own = first + m * 16 + lane / 4 + j / 2 * 8, other = n * 8 + lane % 4 * 2 + j % 2;
-                        int i = OF_KEYS ? place * OTHERS + other : own - begin;
-                        float p = power_of_two(s[m][n][j] * (scale * LOG2_E) - of_lse[i]);
-                        if (!all && (OF_KEYS ? own > t0 + other : t0 + other > own)) p = 0;
-                        s[m][n][j] = p;
-                        dp[m][n][j] = p * (dp[m][n][j] - of_D[i]) * scale;
+                        int i = OF_KEYS ? place * OTHERS + n * 8 + lane % 4 * 2 + j % 2
+                                        : warp * 16 * M + m * 16 + lane / 4 + j / 2 * 8;
+                        s[m][n][j] = power_of_two(s[m][n][j] * scale_log2 - of_lse[i]);
+                        dp[m][n][j] -= of_D[i];
                     }
+            if (OF_KEYS ? t0 < first + 16 * M : t0 + OTHERS > first) { // some queries are earlier than a key
+#pragma unroll
+                for (int m = 0; m < M; m++)
+#pragma unroll
+                    for (int n = 0; n < OTHERS / 8; n++)
+#pragma unroll
+                        for (int j = 0; j < 4; j++) {
+                            int own = first + m * 16 + lane / 4 + j / 2 * 8;
+                            int other = t0 + n * 8 + lane % 4 * 2 + j % 2;
+                            if (OF_KEYS ? own > other : other > own) s[m][n][j] = 0;
+                        }
+            }
+#pragma unroll
+            for (int m = 0; m < M; m++)
+#pragma unroll
+                for (int n = 0; n < OTHERS / 8; n++)
+#pragma unroll
+                    for (int j = 0; j < 4; j++) dp[m][n][j] *= s[m][n][j];
             if (OF_KEYS) multiply_registers<HS, OTHERS, M>(db, s, B);
             multiply_registers<HS, OTHERS, M>(da, dp, A);
         }
@@ -1018,7 +1039,8 @@ template <int HS, int OF_KEYS> __global__ void __launch_bounds__(TENSOR_THREADS)
             bf16 *to = dqkv + at + (size_t)own * 3 * C + (OF_KEYS ? C : 0) + lane % 4 * 2;
 #pragma unroll
             for (int n = 0; n < HS / 8; n++) {
-                *(uint32_t *)(to + n * 8) = pack_bf16(da[m][n][2 * h], da[m][n][2 * h + 1]);
+                float *low = da[m][n] + 2 * h;
+                *(uint32_t *)(to + n * 8) = pack_bf16(low[0] * scale, low[1] * scale);
                 if (OF_KEYS)
                     *(uint32_t *)(to + C + n * 8) = pack_bf16(db[m][n][2 * h], db[m][n][2 * h + 1]);
             }
@@ -1317,61 +1339,88 @@ template <typename T> static void logits(Model<T> *m, int first, int n) {
     linear_forward(m->logits, m->lnf + (size_t)first * C, m->w.wte, n, C, m->Vp, Epilogue<T>{});
 }
 
-// A maximum and a sum of exponentials relative to it, of x times `scale`; over a block, each thread with its
-// packs.
-template <typename T> __device__ inline float log_sum_exp(const T *x, int V, float scale) {
-    __shared__ float maxima[WARP], sums[WARP];
+// Logits i, i+1, ..; those from V on are -infinity, which the softmax does not see.
+template <typename T> __device__ inline Pack<T> load_logits(const T *x, int i, int V) {
     const int size = Pack<T>::size;
+    Pack<T> a;
+    if (i < V) a = load(x + i);
+    if (i + size > V)
+        for (int j = 0; j < size; j++)
+            if (i + j >= V) assign(&a.x[j], -INFINITY);
+    return a;
+}
+
+#define AHEAD 2 // packs that a thread loads before it uses the first
+
+// The logarithm to base 2 of the sum of exp(scale x): from each thread's packs a maximum and the sum of what is
+// relative to it, then from those of all threads of the block.
+template <typename T> __device__ inline float log2_sum_exp(const T *x, int V, float scale) {
+    __shared__ float maxima[WARP], sums[WARP];
+    const int size = Pack<T>::size, step = CLASSIFIER_THREADS * size;
     float max = -INFINITY, sum = 0;
-#pragma unroll 4
-    for (int i = threadIdx.x * size; i < V; i += CLASSIFIER_THREADS * size) {
-        Pack<T> pack = load(x + i);
+    scale *= LOG2_E;
+    for (int first = threadIdx.x * size; first < V; first += AHEAD * step) {
+        Pack<T> a[AHEAD];
         float m = max;
-        for (int j = 0; j < size; j++)
-            if (i + j < V) m = fmaxf(m, pack[j] * scale);
-        sum *= expf(max - m);
-        for (int j = 0; j < size; j++)
-            if (i + j < V) sum += expf(pack[j] * scale - m);
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) a[k] = load_logits(x, first + k * step, V);
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++)
+            for (int j = 0; j < size; j++) m = fmaxf(m, a[k][j] * scale);
+        sum *= power_of_two(max - m);
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++)
+            for (int j = 0; j < size; j++) sum += power_of_two(a[k][j] * scale - m);
         max = m;
     }
     float m = warp_max(max);
-    sum = warp_sum(max == -INFINITY ? 0 : sum * expf(max - m));
+    sum = warp_sum(max == -INFINITY ? 0 : sum * power_of_two(max - m));
     __syncthreads(); // of an earlier call all have read
     if (threadIdx.x % WARP == 0) maxima[threadIdx.x / WARP] = m, sums[threadIdx.x / WARP] = sum;
     __syncthreads();
     float total = 0, top = -INFINITY;
     for (int i = 0; i < CLASSIFIER_THREADS / WARP; i++) top = fmaxf(top, maxima[i]);
     for (int i = 0; i < CLASSIFIER_THREADS / WARP; i++)
-        if (maxima[i] > -INFINITY) total += sums[i] * expf(maxima[i] - top);
-    return top + logf(total);
+        if (maxima[i] > -INFINITY) total += sums[i] * power_of_two(maxima[i] - top);
+    return top + log2f(total);
 }
 
 // losses (rows) of logits (rows,Vp), and, with scale != 0, in the logits' place scale times the gradient, as
 // train_gpt2.c's classifier has it, and 0 from V on: teacher is NULL or the teacher's logits. A block has a
 // row.
-template <typename T> __global__ void __launch_bounds__(CLASSIFIER_THREADS)
+template <typename T> __global__ void __launch_bounds__(CLASSIFIER_THREADS, 2)
     cross_entropy(T *logits, float *losses, const uint16_t *targets, int V, int Vp, float grad_scale,
                   const T *teacher, float temperature, float weight) {
-    const int size = Pack<T>::size;
+    const int size = Pack<T>::size, step = CLASSIFIER_THREADS * size;
     int row = blockIdx.x, target = targets[row];
     T *x = logits + (size_t)row * Vp;
-    const T *y = teacher + (teacher ? (size_t)row * Vp : 0);
-    float x_target = to_float(x[target]), lse = log_sum_exp(x, V, 1.0f), t = 1.0f / temperature, x_lse = 0,
-          y_lse = 0;
-    if (threadIdx.x == 0) losses[row] = lse - x_target;
+    const T *y = teacher ? teacher + (size_t)row * Vp : x;
+    float x_target = to_float(x[target]), y_target = to_float(y[target]), t = LOG2_E / temperature;
+    float lse = log2_sum_exp(x, V, 1), x_lse = 0, y_lse = 0;
+    if (threadIdx.x == 0) losses[row] = lse / LOG2_E - x_target;
     if (grad_scale == 0) return;
-    if (teacher) x_lse = log_sum_exp(x, V, t), y_lse = log_sum_exp(y, V, t);
+    if (teacher) x_lse = log2_sum_exp(x, V, 1 / temperature), y_lse = log2_sum_exp(y, V, 1 / temperature);
     float hard = teacher ? (1.0f - weight) * grad_scale : grad_scale, kl = weight * temperature * grad_scale;
-    for (int i = threadIdx.x * size; i < Vp; i += CLASSIFIER_THREADS * size) {
-        Pack<T> a = load(x + i), b = teacher ? load(y + i) : a;
-        float d[size];
-        for (int j = 0; j < size; j++) {
-            d[j] = hard * (expf(a[j] - lse) - (i + j == target ? 1.0f : 0.0f));
-            if (teacher) d[j] += kl * (expf(a[j] * t - x_lse) - expf(b[j] * t - y_lse));
-            if (i + j >= V) d[j] = 0;
+    auto gradient = [&](float a, float b, float label) {
+        float d = hard * (power_of_two(a * LOG2_E - lse) - label);
+        return teacher ? d + kl * (power_of_two(a * t - x_lse) - power_of_two(b * t - y_lse)) : d;
+    };
+    for (int first = threadIdx.x * size; first < Vp; first += AHEAD * step) {
+        Pack<T> a[AHEAD], b[AHEAD];
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) {
+            a[k] = b[k] = load_logits(x, first + k * step, V);
+            if (teacher) b[k] = load_logits(y, first + k * step, V);
         }
-        store(x + i, d);
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) {
+            float d[size];
+            for (int j = 0; j < size; j++) d[j] = gradient(a[k][j], b[k][j], 0);
+            if (first + k * step < Vp) store(x + first + k * step, d);
+        }
     }
+    if ((int)threadIdx.x == target / size % CLASSIFIER_THREADS) // whose the target is
+        assign(x + target, gradient(x_target, y_target, 1));
 }
 
 // *out = the sum of x, by one block.
@@ -1447,8 +1496,9 @@ static double backward(Model<T> *m, float *grads, const uint16_t *targets, float
                         m->lnf_rstd);
     for (int l = L - 1; l >= 0; l--) {
         size_t at = (size_t)l * rows, matrix = (size_t)l * C * C;
-        T *x = m->residual + at * C, *x2 = m->residual2 + at * C, *ln1 = m->ln1 + at * C, *ln2 = m->ln2 + at * C;
-        T *qkv = m->qkv + at * 3 * C, *atty = m->atty + at * C, *fch = m->fch + at * 4 * C;
+        T *x = m->residual + at * C, *x2 = m->residual2 + at * C, *atty = m->atty + at * C;
+        T *ln1 = m->ln1 + at * C, *qkv = m->qkv + at * 3 * C;
+        T *ln2 = m->ln2 + at * C, *fch = m->fch + at * 4 * C;
         T *ln1w = w.ln1w + l * C, *ln2w = w.ln2w + l * C;
         float *mean1 = m->ln1_mean + at, *rstd1 = m->ln1_rstd + at, *mean2 = m->ln2_mean + at,
               *rstd2 = m->ln2_rstd + at;
