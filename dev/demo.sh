@@ -41,8 +41,8 @@ say "4  Validation loss"
 draw runs/teacher runs/student
 if command -v gnuplot >/dev/null; then printf '\ncurves: %s\n' "$(bash dev/plot.sh runs/demo.png runs/teacher runs/student)"
 else printf '\nmake plot RUNS="runs/teacher runs/student" draws them as a picture once gnuplot-nox is installed\n'; fi
-# A model of this size looks ahead only if it is trained to: the teacher goes on with its prompt for some steps, in which
-# its own loss stays. One prompt, since this model's weights stay in a cache, where every further row of a pass costs.
+# A model of this size looks ahead only if it is trained to: the teacher goes on with its prompt for some steps, and its
+# loss stays. One prompt, since this model's weights stay in a cache, where every further row of a pass costs.
 say "5  Several tokens a pass: the teacher, trained on together with a prompt token that guesses the token after the next"
 ./decode_ppd train --model runs/teacher --data "$data" --joint --deep --prompts 1 --cuts 48 --batch 8 --steps 200 \
     --prompt-weight 0.1 --out-model runs/ahead --out runs/ahead.ppd
