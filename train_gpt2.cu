@@ -455,6 +455,7 @@ template <typename T> __global__ void layernorm_forward(T *sum, T *out, float *m
     if (lane == 0) mean[row] = m, rstd[row] = s;
 }
 
+// Four numbers: what a thread loads where neighbours in a warp take the next ones.
 template <typename T> struct __align__(4 * sizeof(T)) Four { T x[4]; };
 #define SHARE 256    // rows that a block of column_sums adds up, so few that all of a GPU has some
 #define NORM_ROWS 64 // rows of a block of layernorm_backward
@@ -989,9 +990,9 @@ template <int HS, int OF_KEYS> __global__ void __launch_bounds__(TENSOR_THREADS,
         commit_copies();
         wait_copies<1>();
         __syncthreads();
-        int past = OF_KEYS || t0 == from; // own rows come from shared memory, once where they can stay
-        if (past) load_fragments<HS, M>(x, a + warp * 16 * M * ROW(HS));
-        if (past && !OF_KEYS) load_fragments<HS, M>(y, b + warp * 16 * M * ROW(HS));
+        int again = OF_KEYS || t0 == from; // own rows come from shared memory, once where they can stay
+        if (again) load_fragments<HS, M>(x, a + warp * 16 * M * ROW(HS));
+        if (again && !OF_KEYS) load_fragments<HS, M>(y, b + warp * 16 * M * ROW(HS));
         if (OF_KEYS ? t0 + OTHERS > first : t0 < first + 16 * M) { // else no query is as late as a key
             float s[M][OTHERS / 8][4] = {{{0}}}, dp[M][OTHERS / 8][4] = {{{0}}};
             multiply_rows<HS, OTHERS, M>(s, x, A);
