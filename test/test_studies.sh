@@ -50,6 +50,9 @@ ok "the race, tuned" env STEPS=3 SEEDS=2 NAME=tuned ENTRY="--optimizer signum" G
     bash dev/studies/race.sh
 ok "its search" grep -q ' lr=1e-[234]   <- best$' "$work/last"
 ok "its row has the rate" grep -q '^tales,tuned,3,2,.*,--optimizer signum --lr 1e-[234]$' "$work/results/race.csv"
+for lost in 1 2; do echo "tales,lost $lost,3,2,inf,,38,--lr 1e9" >>"$work/results/race.csv"; done
+REPORT=1 bash dev/studies/race.sh >"$work/lost"
+ok "an entry that diverged has no lead, nor who comes after it" grep -qE '^lost 2 +3 +[0-9.]+% +2 +diverged +no +38 ' "$work/lost"
 refuses 2 "the race fixes --batch" env ENTRY="--batch 64" bash dev/studies/race.sh
 refuses 2 "the race fixes --batch" env ENTRY="--lr 1e-3" GRID="batch=4,8" bash dev/studies/race.sh
 refuses 2 "GRID is what to tune" env GRID="lr=1,2" bash dev/studies/race.sh

@@ -94,7 +94,7 @@ awk -F, -v track="$track" '
         margin = (target - loss[i]) * sqrt(seeds[i]) / (deviation + 1e-12)
         verdict = name[i] == "AdamW" ? "target" : passes(i) ? "yes" : "no"
         reached = loss[i] < 1e20
-        lead = above ? sprintf("%+.1f", (loss[above] - loss[i]) / (deviation + 1e-12) / sqrt(1 / seeds[i] + 1 / seeds[above])) : ""
+        lead = above && reached && loss[above] < 1e20 ? sprintf("%+.1f", (loss[above] - loss[i]) / (deviation + 1e-12) / sqrt(1 / seeds[i] + 1 / seeds[above])) : ""
         printf "%-24s %6d %7s %6d %9s %8s %-7s %8s %7s  %s\n", name[i], steps[i], sprintf("%.1f%%", 100 * (1 - steps[i] / full)), seeds[i],
             reached ? sprintf("%.4f", loss[i]) : "diverged", reached ? sprintf("%.1f", margin) : "", verdict, lead, memory[i], options[i]
         above = i
