@@ -138,7 +138,7 @@ fi
 # ---- each kernel's share of the time
 if command -v ncu >/dev/null && [ "$(left)" -gt 60 ] && [ -n "$best" ]; then
     timeout "$(($(left) - 30))" ncu --clock-control none --metrics gpu__time_duration.sum --csv --print-units base \
-        --log-file "$report/kernels.csv" $gpu $model --batch 32 --steps 3 --out "$work/profile" >"$report/ncu.txt" 2>&1
+        --log-file "$report/kernels.csv" $gpu $model --batch $((best < 32 ? best : 32)) --steps 3 --out "$work/profile" >"$report/ncu.txt" 2>&1
     # a line a launch; the last field is its time in ns, with commas, and the fifth the kernel and its parameters.
     # Not counted is the first launch of each kernel, for which memory comes to the GPU.
     awk -F'","' '$NF ~ /^[0-9,.]+"/ { name = $5; sub(/\(.*/, "", name); sub(/^void /, "", name); time = $NF; gsub(/[",]/, "", time)
@@ -146,7 +146,7 @@ if command -v ncu >/dev/null && [ "$(left)" -gt 60 ] && [ -n "$best" ]; then
             total += time; of[name] += time }
         END { for (name in of) printf "%5.1f%% %8.2f ms %6d launches  %s\n", 100 * of[name] / total, of[name] / 1e6, launches[name] - 1, name
             printf "%5.1f%% %8.2f ms in all\n", 100, total / 1e6 }' "$report/kernels.csv" | sort -rn >"$report/kernels.txt"
-    say "kernels    of 3 steps of B 32 (kernels.txt):"
+    say "kernels    of 3 steps (kernels.txt):"
     head -n 16 "$report/kernels.txt" | cut -c 1-140 | while read -r line; do say "           $line"; done
 else say "kernels    ncu is not installed, or no time was left"; fi
 

@@ -3,6 +3,9 @@ run on the CPU. Not a GPU's speed, but its semantics: what a test without a GPU 
 
     g++ -std=c++17 -fno-strict-aliasing -include test/cuda_on_cpu.h -x c++ -c train_gpt2.cu
 
+What is asked of the GPU (launches, products, asynchronous copies) is done when the CPU waits for it: what the
+CPU reads without waiting is not there yet, and what it overwrites without waiting is lost.
+
 A launch runs its blocks one after the other; a block's threads are fibers, each with a stack of its own. A
 fiber runs until it comes to a barrier (__syncthreads, __syncwarp, a shuffle or another operation of a whole
 warp), and goes on when all have come. Orders that CUDA leaves open are drawn anew for each launch from
@@ -29,6 +32,7 @@ train_gpt2.cu makes, by plain loops in float32. */
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <ucontext.h>
 #include <vector>
@@ -56,10 +60,23 @@ struct int4 { int x, y, z, w; } __attribute__((aligned(16)));
 
 static dim3 gridDim, blockDim, blockIdx, threadIdx;
 extern "C" unsigned cuda_on_cpu_seed; // 0: threads and blocks in turn
-// Kernels launched; waits that would leave a GPU without work.
-extern "C" long cuda_on_cpu_launches, cuda_on_cpu_drains;
+extern "C" long cuda_on_cpu_drains;   // waits that leave the GPU without work
 unsigned cuda_on_cpu_seed;
-long cuda_on_cpu_launches, cuda_on_cpu_drains;
+long cuda_on_cpu_drains;
+static unsigned cpu_seed; // cuda_on_cpu_seed, when what is being done was asked for
+
+// The one stream: what has been asked for and not been done yet, and how much has been asked for so far.
+static std::deque<std::function<void()>> cpu_stream;
+static long cpu_asked;
+static void cpu_ask(std::function<void()> work) { cpu_stream.push_back(work), cpu_asked++; }
+static void cpu_do_until(long asked) {
+    while (cpu_asked - (long)cpu_stream.size() < asked) {
+        std::function<void()> work = std::move(cpu_stream.front());
+        cpu_stream.pop_front();
+        work();
+    }
+}
+static void cpu_drain() { cpu_do_until(cpu_asked); }
 
 #define CPU_SHARED (96 << 10)
 static char shared_memory[CPU_SHARED] __attribute__((aligned(128))); // as train_gpt2.cu calls it
@@ -182,7 +199,7 @@ static void cpu_wait(CpuBarrier *b, int threads) {
 
 static void cpu_run_block(unsigned *random) {
     int order[CPU_THREADS], left = cpu_threads, warps = (cpu_threads + CPU_WARP - 1) / CPU_WARP;
-    int alone = *random && cuda_on_cpu_seed > 1 ? 0 : -1, stuck = 0; // the warp that goes on, -1: all
+    int alone = *random && cpu_seed > 1 ? 0 : -1, stuck = 0; // the warp that goes on, -1: all
     for (int i = 0; i < cpu_threads; i++) {
         CpuFiber *f = &cpu_fibers[i];
         if (!f->stack) f->stack = (char *)calloc(1, CPU_STACK);
@@ -213,12 +230,10 @@ static void cpu_run_block(unsigned *random) {
     if (cpu_block_barrier.waiting) cpu_wrong("a barrier is left half full");
 }
 
-template <typename Kernel> static void cpu_launch(dim3 grid, dim3 block, size_t shared, Kernel kernel) {
-    std::function<void()> body = kernel;
-    unsigned blocks = grid.x * grid.y * grid.z,
-             random = cuda_on_cpu_seed ? cuda_on_cpu_seed + (unsigned)cuda_on_cpu_launches * 7919u : 0;
-    cuda_on_cpu_launches++;
-    cpu_kernel = &body;
+static void cpu_run_grid(dim3 grid, dim3 block, size_t shared, std::function<void()> kernel,
+                         unsigned random) {
+    unsigned blocks = grid.x * grid.y * grid.z;
+    cpu_kernel = &kernel;
     gridDim = grid, blockDim = block;
     cpu_threads = (int)(block.x * block.y * block.z);
     if (!blocks || cpu_threads < 1 || cpu_threads > CPU_THREADS || grid.y > 65535 || grid.z > 65535 ||
@@ -240,8 +255,18 @@ template <typename Kernel> static void cpu_launch(dim3 grid, dim3 block, size_t 
 #endif
     }
 }
+
+// The arguments are what they are now, not when the kernel runs.
+template <typename Kernel, typename... Arguments>
+static void cpu_launch(dim3 grid, dim3 block, size_t shared, Kernel kernel, Arguments... arguments) {
+    unsigned seed = cuda_on_cpu_seed, random = seed ? seed + (unsigned)cpu_asked * 7919u : 0;
+    cpu_ask([=] {
+        cpu_seed = seed;
+        cpu_run_grid(grid, block, shared, [=] { kernel(arguments...); }, random);
+    });
+}
 #define LAUNCH(kernel, grid, block, shared, ...) \
-    cpu_launch(grid, block, shared, [&] { (kernel)(__VA_ARGS__); })
+    cpu_launch(grid, block, shared, [](auto... arguments) { (kernel)(arguments...); }, __VA_ARGS__)
 
 static inline void __syncthreads() { cpu_wait(&cpu_block_barrier, cpu_threads); }
 
@@ -340,7 +365,7 @@ static inline void cpu_copy(const CpuCopy &c) {
 static inline void copy_async(__nv_bfloat16 *to, const __nv_bfloat16 *from, int bytes) {
     CpuCopy c = {to, from, bytes, cpu_now->groups};
     if ((uintptr_t)to % 16 || (uintptr_t)from % 16) cpu_wrong("cp.async: not aligned to 16 bytes");
-    if (cuda_on_cpu_seed % 2) cpu_now->copies.push_back(c);
+    if (cpu_seed % 2) cpu_now->copies.push_back(c);
     else cpu_copy(c);
 }
 static inline void commit_copies() { cpu_now->groups++; }
@@ -374,7 +399,7 @@ static inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint3
 // The runtime: memory is the CPU's, and a call has happened when it returns
 
 typedef int cudaError_t, cudaStream_t;
-typedef long *cudaEvent_t; // how many launches there were when it was recorded
+typedef long *cudaEvent_t; // how much had been asked for when it was recorded
 enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2 };
 enum { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaDevAttrComputeCapabilityMajor = 75 };
@@ -400,23 +425,25 @@ template <typename P> static cudaError_t cudaMallocManaged(P **p, size_t bytes) 
     return cudaMalloc(p, bytes);
 }
 template <typename P> static cudaError_t cudaMallocHost(P **p, size_t bytes) { return cudaMalloc(p, bytes); }
-static inline cudaError_t cudaFree(void *p) { return free(p), cudaSuccess; }
-static inline cudaError_t cudaFreeHost(void *p) { return free(p), cudaSuccess; }
-static inline cudaError_t cudaMemset(void *p, int x, size_t n) { return memset(p, x, n), cudaSuccess; }
+static inline cudaError_t cudaFree(void *p) { return cpu_drain(), free(p), cudaSuccess; }
+static inline cudaError_t cudaFreeHost(void *p) { return cudaFree(p); }
+static inline cudaError_t cudaMemset(void *p, int x, size_t n) {
+    return cpu_drain(), memset(p, x, n), cudaSuccess;
+}
 static inline cudaError_t cudaMemsetAsync(void *p, int x, size_t n, cudaStream_t) {
-    return memset(p, x, n), cudaSuccess;
+    return cpu_ask([=] { memset(p, x, n); }), cudaSuccess;
 }
 static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t n, int) {
     cuda_on_cpu_drains++;
-    return memcpy(to, from, n), cudaSuccess;
+    return cpu_drain(), memcpy(to, from, n), cudaSuccess;
 }
 static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, int, cudaStream_t) {
-    return memcpy(to, from, n), cudaSuccess;
+    return cpu_ask([=] { memcpy(to, from, n); }), cudaSuccess;
 }
 static inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
     return *available = *total = cuda_on_cpu_memory, cudaSuccess;
 }
-static inline cudaError_t cudaDeviceSynchronize() { return cuda_on_cpu_drains++, cudaSuccess; }
+static inline cudaError_t cudaDeviceSynchronize() { return cuda_on_cpu_drains++, cpu_drain(), cudaSuccess; }
 static inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 static inline const char *cudaGetErrorString(cudaError_t) { return "an error"; }
 static inline cudaError_t cudaGetDeviceCount(int *n) { return *n = 8, cudaSuccess; }
@@ -429,10 +456,10 @@ static inline cudaError_t cudaDeviceGetAttribute(int *value, int, int) { return 
 static inline cudaError_t cudaEventCreate(cudaEvent_t *e) { return *e = new long(-1), cudaSuccess; }
 static inline cudaError_t cudaEventDestroy(cudaEvent_t e) { return delete e, cudaSuccess; }
 static inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t) {
-    return *e = cuda_on_cpu_launches, cudaSuccess;
+    return *e = cpu_asked, cudaSuccess;
 }
 static inline cudaError_t cudaEventSynchronize(cudaEvent_t e) {
-    return cuda_on_cpu_drains += *e == cuda_on_cpu_launches, cudaSuccess;
+    return cuda_on_cpu_drains += *e == cpu_asked, cpu_do_until(*e), cudaSuccess;
 }
 template <typename Kernel> static cudaError_t cudaFuncSetAttribute(Kernel, int, int) { return cudaSuccess; }
 
@@ -537,46 +564,56 @@ static inline std::vector<float> cpu_unpack(const void *p, CpuLayout l, bool by_
     return x;
 }
 
-static inline cublasStatus_t cublasLtMatmul(int, cublasLtMatmulDesc_t d, const float *alpha, const void *A,
-                                            cublasLtMatrixLayout_t la, const void *B,
-                                            cublasLtMatrixLayout_t lb, const float *beta, const void *C,
-                                            cublasLtMatrixLayout_t lc, void *D, cublasLtMatrixLayout_t,
-                                            const cublasLtMatmulAlgo_t *, void *, size_t, cudaStream_t) {
+static void cpu_multiply(CpuProduct d, float alpha, const void *A, CpuLayout la, const void *B, CpuLayout lb,
+                         float beta, void *C, CpuLayout lc) {
     size_t M, N, K, K2;
-    std::vector<float> a = cpu_unpack(A, *la, d->trans_a == CUBLAS_OP_T, &M, &K),
-                       b = cpu_unpack(B, *lb, d->trans_b == CUBLAS_OP_N, &N, &K2);
-    const void *pointers[] = {A, B, C, D, d->bias, d->aux};
+    std::vector<float> a = cpu_unpack(A, la, d.trans_a == CUBLAS_OP_T, &M, &K),
+                       b = cpu_unpack(B, lb, d.trans_b == CUBLAS_OP_N, &N, &K2);
+    const void *pointers[] = {A, B, C, d.bias, d.aux};
     for (const void *p : pointers)
         if ((uintptr_t)p % 16) cpu_wrong("cuBLASLt: an operand that is not aligned to 16 bytes");
-    if (K != K2 || M != lc->rows || N != lc->cols || C != D) cpu_wrong("cuBLASLt: shapes that do not fit");
+    if (K != K2 || M != lc.rows || N != lc.cols) cpu_wrong("cuBLASLt: shapes that do not fit");
     for (size_t n = 0; n < N; n++)
         for (size_t m = 0; m < M; m++) {
             const float *x = &a[m * K], *y = &b[n * K];
             float sum = 0;
 #pragma omp simd reduction(+ : sum)
             for (size_t k = 0; k < K; k++) sum += x[k] * y[k];
-            size_t at = n * lc->ld + m;
-            sum *= *alpha;
-            if (*beta != 0) sum += *beta * cpu_get(C, lc->type, at);
-            if (d->epilogue == CUBLASLT_EPILOGUE_BIAS || d->epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS)
-                sum += cpu_get(d->bias, lc->type, m);
+            size_t at = n * lc.ld + m;
+            sum *= alpha;
+            if (beta != 0) sum += beta * cpu_get(C, lc.type, at);
+            if (d.epilogue == CUBLASLT_EPILOGUE_BIAS || d.epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS)
+                sum += cpu_get(d.bias, lc.type, m);
             float u = sum;
-            if (d->epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS)
-                cpu_put(d->aux, lc->type, n * d->aux_ld + m, sum);
-            if (d->epilogue == CUBLASLT_EPILOGUE_DGELU) u = cpu_get(d->aux, lc->type, n * d->aux_ld + m);
-            float t = d->epilogue >= CUBLASLT_EPILOGUE_GELU_AUX_BIAS
+            if (d.epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS)
+                cpu_put(d.aux, lc.type, n * d.aux_ld + m, sum);
+            if (d.epilogue == CUBLASLT_EPILOGUE_DGELU) u = cpu_get(d.aux, lc.type, n * d.aux_ld + m);
+            float t = d.epilogue >= CUBLASLT_EPILOGUE_GELU_AUX_BIAS
                           ? tanhf(0.7978845608f * (u + 0.044715f * u * u * u))
                           : 0;
-            if (d->epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS) sum = 0.5f * u * (1 + t);
-            if (d->epilogue == CUBLASLT_EPILOGUE_DGELU)
+            if (d.epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS) sum = 0.5f * u * (1 + t);
+            if (d.epilogue == CUBLASLT_EPILOGUE_DGELU)
                 sum *= 0.5f * (1 + t) + 0.5f * u * (1 - t * t) * 0.7978845608f * (1 + 3 * 0.044715f * u * u);
-            cpu_put(D, lc->type, at, sum);
+            cpu_put(C, lc.type, at, sum);
         }
+}
+
+static inline cublasStatus_t cublasLtMatmul(int, cublasLtMatmulDesc_t d, const float *alpha, const void *A,
+                                            cublasLtMatrixLayout_t la, const void *B,
+                                            cublasLtMatrixLayout_t lb, const float *beta, const void *C,
+                                            cublasLtMatrixLayout_t lc, void *D, cublasLtMatrixLayout_t,
+                                            const cublasLtMatmulAlgo_t *, void *, size_t, cudaStream_t) {
+    if (C != D) cpu_wrong("cuBLASLt: C that is not D");
+    CpuProduct product = *d; // as it is now
+    CpuLayout a = *la, b = *lb, c = *lc;
+    float by = *alpha, of_old = *beta;
+    cpu_ask([=] { cpu_multiply(product, by, A, a, B, b, of_old, D, c); });
     return CUBLAS_STATUS_SUCCESS;
 }
 
 // -----------------------------------------------------------------------------------------------------------
-// NCCL: the few calls that train_gpt2.cu makes, by MPI; a process's GPU is the process itself
+// NCCL: the few calls that train_gpt2.cu makes, by MPI; a process's GPU is the process itself. They are made
+// at once: a GPU goes on while its process waits for others, which here it could not.
 
 #ifdef USE_NCCL
 #define OMPI_SKIP_MPICXX
@@ -602,17 +639,20 @@ static inline int ncclAllGather(const float *from, float *to, size_t n, MPI_Data
     int rank;
     MPI_Comm_rank(comm, &rank);
     if (from != to + rank * n) cpu_wrong("NCCL: a gathering that is not in place");
+    cpu_drain();
     return MPI_Allgather(MPI_IN_PLACE, 0, type, to, (int)n, type, comm);
 }
 static inline int ncclReduceScatter(const float *from, float *to, size_t n, MPI_Datatype type, MPI_Op op,
                                     ncclComm_t comm, cudaStream_t) {
     std::vector<float> sum(n); // in place, MPI would write elsewhere than NCCL
+    cpu_drain();
     int error = MPI_Reduce_scatter_block(from, sum.data(), (int)n, type, op, comm);
     return std::copy(sum.begin(), sum.end(), to), error;
 }
 static inline int ncclAllReduce(const void *from, void *to, size_t n, MPI_Datatype type, MPI_Op op,
                                 ncclComm_t comm, cudaStream_t) {
     if (from != to) cpu_wrong("NCCL: a reduction that is not in place");
+    cpu_drain();
     return MPI_Allreduce(MPI_IN_PLACE, to, (int)n, type, op, comm);
 }
 #endif

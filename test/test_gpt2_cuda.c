@@ -206,6 +206,7 @@ static void test_orders(GPT2Config g, int B, int T, int bf16, const char *what) 
         gpt2_forward_gpu(&teacher.gpu, x, B, T);
         gpt2_forward_gpu(&p.gpu, x, B, T);
         loss[seed] = gpt2_backward_gpu(&p.gpu, x + 1, 1.0f / (B * T), 0, &labels);
+        gpu_wait();
         if (seed == 0) memcpy(first, p.gpu.grads_memory, m.num_parameters * sizeof(float));
         else
             check(loss[seed] == loss[0] &&
