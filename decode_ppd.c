@@ -2001,13 +2001,12 @@ static int train_prompts(PromptRun *r, const Dataset *train, const DecodeOptions
     size_t tokens = (size_t)t->B * t->T;
     uint16_t *x = allocate(tokens, sizeof *x), *y = allocate(tokens, sizeof *y);
     uint16_t *guessed = allocate(tokens, sizeof *guessed);
-    int V = t->m->config.vocab_size;
     long renewed = (long)(READINGS * r->own / tokens + 1); // so many steps the model's own text is good for
     double rate = 0;
     while (r->now->step < o->steps && !interrupted) {
         double start = now();
-        loader_next(&r->guessed, guessed, y, t->B, V);
-        if (t->joint) loader_next(&r->text, x, y, t->B, V);
+        loader_next(&r->guessed, guessed, y, t->B);
+        if (t->joint) loader_next(&r->text, x, y, t->B);
         draw_cuts(t, o->seed, r->now->step);
         double loss = prompt_step(t, guessed, x, y), norm = sqrt(optim_norm2(r->grads, r->count));
         if (!isfinite(norm) || !isfinite(t->kl))

@@ -41,7 +41,6 @@ pieces of fixed size which are added in order. */
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -938,7 +937,7 @@ typedef struct {
     size_t bf16_count;
     uint16_t *bf16[NUM_TENSORS]; // the matrices, in whose place params has NULL
 
-    int max_rows, max_T; // room for B*T rows, T at most max_T
+    int max_rows; // room for B*T rows
     int keep; // 1: activations of all layers are kept for backward; 0: each layer uses the same memory
     // kept for backward
     float *residual; // (L+1,B,T,C) what enters each layer; the last: what leaves
@@ -1008,7 +1007,6 @@ static void gpt2_allocate_activations(GPT2 *m, int B, int T, int training) {
     GPT2Config g = m->config;
     size_t rows = (size_t)B * T, C = g.channels, kept = training ? g.num_layers : 1;
     m->max_rows = (int)rows;
-    m->max_T = T;
     m->keep = training;
     m->residual = allocate_floats((kept + 1) * rows * C);
     m->residual2 = allocate_floats(kept * rows * C);
@@ -1130,7 +1128,7 @@ static double classifier(GPT2 *m, const uint16_t *targets, float grad_scale, int
         for (int r = 0; r < n; r++) {
             int target = targets[first + r];
             float *x = m->logits + (size_t)r * V, x_target = x[target];
-            if (soft && grad_scale != 0) {
+            if (soft) {
                 float *y = soft->teacher->logits + (size_t)r * V, t = 1.0f / soft->temperature;
                 float lse = log_sum_exp(x, V, 1.0f), x_lse = log_sum_exp(x, V, soft->temperature),
                       y_lse = log_sum_exp(y, V, soft->temperature);
@@ -2355,6 +2353,7 @@ typedef struct {
     Shard *shards;
     int num_shards;
     uint64_t hash; // of all tokens, so that a checkpoint can tell whether it belongs to this data
+    int largest;   // token
 } Dataset;
 
 static size_t dataset_tokens(const Dataset *d) {
@@ -2368,6 +2367,16 @@ static void dataset_add(Dataset *d, const uint16_t *tokens, size_t count) {
     if (!d->shards) die("out of memory");
     d->shards[d->num_shards++] = (Shard){tokens, count};
     d->hash = hash_bytes(d->hash, tokens, count * sizeof(uint16_t));
+    for (size_t i = 0; i < count; i++) d->largest = MAX(d->largest, tokens[i]);
+}
+
+// Dies unless a model knows all tokens of the data that is called `name`, and a piece of it has T + 1 of them.
+static void check_dataset(const Dataset *d, const char *name, int vocab_size, int T) {
+    size_t longest = 0;
+    for (int s = 0; s < d->num_shards; s++) longest = MAX(longest, d->shards[s].count);
+    if (longest <= (size_t)T) die("the %s has %zu tokens in a piece, %d are needed", name, longest, T + 1);
+    if (d->largest >= vocab_size)
+        die("the %s holds token %d, the model knows %d tokens", name, d->largest, vocab_size);
 }
 
 static int has_suffix(const char *s, const char *suffix) {
@@ -2485,7 +2494,7 @@ static uint64_t windows_of(size_t count, uint64_t offset, int T) {
     return count > offset ? (count - 1 - offset) / T : 0;
 }
 
-// The number of windows of this epoch, and its offset.
+// The number of windows of this epoch, and its offset. Some shard has more than T tokens.
 static uint64_t epoch_windows(const DataLoader *l, uint64_t *offset) {
     uint64_t n = 0;
     *offset = random_u64(l->seed, l->epoch) % l->T;
@@ -2494,7 +2503,6 @@ static uint64_t epoch_windows(const DataLoader *l, uint64_t *offset) {
         *offset = 0;
         for (int s = 0; s < l->data->num_shards; s++) n += windows_of(l->data->shards[s].count, 0, l->T);
     }
-    if (n == 0) die("the training text is shorter than --seq-len %d + 1 tokens", l->T);
     return n;
 }
 
@@ -2504,8 +2512,8 @@ static void loader_skip(DataLoader *l, uint64_t windows) {
     for (l->index += windows; l->index >= (n = epoch_windows(l, &offset)); l->epoch++) l->index -= n;
 }
 
-// x, y (B,T): tokens and the tokens after them. Dies if a token is not below vocab_size.
-static void loader_next(DataLoader *l, uint16_t *x, uint16_t *y, int B, int vocab_size) {
+// x, y (B,T): tokens and the tokens after them.
+static void loader_next(DataLoader *l, uint16_t *x, uint16_t *y, int B) {
     for (int b = 0; b < B; b++) {
         uint64_t offset, n = epoch_windows(l, &offset);
         uint64_t w = permute(l->index, n, random_u64(~l->seed, l->epoch));
@@ -2515,9 +2523,6 @@ static void loader_next(DataLoader *l, uint16_t *x, uint16_t *y, int B, int voca
         const uint16_t *from = l->data->shards[s].tokens + offset + w * l->T;
         memcpy(x + (size_t)b * l->T, from, l->T * sizeof *x);
         memcpy(y + (size_t)b * l->T, from + 1, l->T * sizeof *y);
-        for (int t = 0; t <= l->T; t++)
-            if (from[t] >= vocab_size)
-                die("the data holds token %d, the model knows %d tokens", from[t], vocab_size);
         if (++l->index == n) l->index = 0, l->epoch++;
     }
 }
@@ -2528,7 +2533,7 @@ static struct { int rank, count; double bytes_sent; } workers = {0, 1, 0};
 static void sum_over_workers(double *x, int n);
 
 // Mean loss over the first max_tokens of the dataset (0: all) in windows of T that do not overlap; each
-// shard's last window may be shorter. The workers take batches in turn.
+// shard's last window may be shorter. Some shard has two tokens or more. The workers take batches in turn.
 static double evaluate(GPT2 *m, const Dataset *d, int T, size_t max_tokens) {
     double sum = 0;
     size_t count = 0;
@@ -2545,10 +2550,6 @@ static double evaluate(GPT2 *m, const Dataset *d, int T, size_t max_tokens) {
             at += (size_t)b * t;
             count += (size_t)b * t;
             if (batch++ % workers.count != workers.rank) continue;
-            for (int i = 0; i <= b * t; i++)
-                if (x[i] >= m->config.vocab_size)
-                    die("the validation data holds token %d, the model knows %d tokens", x[i],
-                        m->config.vocab_size);
             gpt2_forward(m, x, b, t);
             sums[batch - 1] = gpt2_loss(m, x + 1) * b * t;
         }
@@ -2556,7 +2557,7 @@ static double evaluate(GPT2 *m, const Dataset *d, int T, size_t max_tokens) {
     sum_over_workers(sums, batch);
     for (int i = 0; i < batch; i++) sum += sums[i];
     free(sums);
-    return count ? sum / (double)count : NAN;
+    return sum / (double)count;
 }
 
 // ===========================================================================================================
@@ -2614,13 +2615,12 @@ static void cache_line(TeacherCache *c, const char *line, size_t n, int steps) {
 }
 
 // Writes the windows of every step's batch as remarks `# step "text"`: T targets after one token of context.
-static void cache_request(FILE *f, const Tokenizer *t, DataLoader loader, int windows, int vocab_size,
-                          int steps) {
+static void cache_request(FILE *f, const Tokenizer *t, DataLoader loader, int windows, int steps) {
     const Tokenizer plain_text = {.kind = TOKENIZER_CHARS};
     int T = loader.T;
     uint16_t *x = allocate(T, sizeof *x), *y = allocate(T, sizeof *y);
     for (long i = 0; i < (long)windows * steps; i++) {
-        loader_next(&loader, x, y, 1, vocab_size);
+        loader_next(&loader, x, y, 1);
         fprintf(f, "# %ld \"", i / windows + 1);
         for (int k = 0; k <= T; k++) {
             size_t length;
@@ -2635,7 +2635,7 @@ static void cache_request(FILE *f, const Tokenizer *t, DataLoader loader, int wi
 // Opens the file, or begins it, for `steps` steps of `accumulate` batches of B windows. Losses that it lacks
 // will come from the teacher of the name `teacher`; where that is "", none may be missing.
 static void cache_open(TeacherCache *c, const char *path, const char *teacher, const DataLoader *l,
-                       const Tokenizer *t, int B, int accumulate, int vocab_size, int steps) {
+                       const Tokenizer *t, int B, int accumulate, int steps) {
     char order[200], ours[400], *end;
     size_t n;
     int known = 0;
@@ -2645,7 +2645,7 @@ static void cache_open(TeacherCache *c, const char *path, const char *teacher, c
         if (!*teacher && !t->vocab_size) die("%s is not there; --teacher FILE|DIR makes it", path);
         FILE *f = write_begin(path);
         fprintf(f, CACHE_TITLE "%s\n%s", *teacher ? teacher : "?", order);
-        if (!*teacher) cache_request(f, t, *l, B * accumulate, vocab_size, steps);
+        if (!*teacher) cache_request(f, t, *l, B * accumulate, steps);
         write_commit(f, path);
         if (!*teacher) die("%s was not there; it has each step's text now: add lines `step loss`", path);
     }
@@ -3597,8 +3597,8 @@ static void print_sample(Run *run) {
     GPT2 *m = &run->model;
     const Tokenizer *t = &run->tokenizer;
     uint16_t tokens[SAMPLE_TOKENS + 1];
-    int V = m->config.vocab_size, start = t->kind == TOKENIZER_GPT2 ? V - 1 : 0,
-        window = MIN(m->max_T, m->config.max_seq_len);
+    int V = m->config.vocab_size, start = t->kind == TOKENIZER_GPT2 ? t->vocab_size - 1 : 0,
+        window = run->T;
     for (int i = 0; i < MIN(V, t->vocab_size); i++) {
         size_t length;
         const char *bytes = tokenizer_token(t, i, &length);
@@ -3751,6 +3751,8 @@ static void prepare(Run *run) {
     run->B = o->batch, run->T = o->seq_len ? o->seq_len : g.max_seq_len;
     if (run->T > g.max_seq_len)
         die("--seq-len %d is longer than the model's context of %d", run->T, g.max_seq_len);
+    check_dataset(&run->train, "training data", g.vocab_size, run->T);
+    check_dataset(&run->val, "validation data", g.vocab_size, 1);
     gpt2_allocate_activations(m, run->B, run->T, 1);
     if (*o->teacher) {
         GPT2Config tg = run->teacher.config;
@@ -3782,14 +3784,14 @@ static void prepare(Run *run) {
     if (*o->teacher_cache) {
         TeacherCache *c = &run->cache;
         if (workers.rank) c->loss = allocate(o->steps + 1, sizeof *c->loss);
-        else cache_open(c, o->teacher_cache, teacher, &run->loader, t, run->B, o->accumulate, g.vocab_size,
-                        o->steps);
+        else cache_open(c, o->teacher_cache, teacher, &run->loader, t, run->B, o->accumulate, o->steps);
         copy_from_worker_0(c->loss, o->steps * sizeof *c->loss);
         copy_from_worker_0(c->teacher, sizeof c->teacher);
     }
     if (*o->proxy) {
         size_t n = m->num_parameters;
         dataset_load(&run->proxy.data, o->proxy, t, NULL, 0);
+        check_dataset(&run->proxy.data, "proxy", g.vocab_size, run->T);
         run->proxy.loader = (DataLoader){&run->proxy.data, run->T, (uint64_t)o->seed + 1, 0, 0};
         run->proxy.x_t = allocate_floats(n), run->proxy.g_t = allocate_floats(n),
         run->proxy.h_t = allocate_floats(n);
@@ -3842,7 +3844,7 @@ static double gradient(Run *run, DataLoader *loader, int count, double *teacher)
     memset(losses, 0, 2 * count * sizeof *losses);
     loader_skip(loader, (uint64_t)first * run->B);
     for (int i = first; i < end; i++) {
-        loader_next(loader, run->x, run->y, run->B, m->config.vocab_size);
+        loader_next(loader, run->x, run->y, run->B);
         if (teacher) teacher_losses[i] = teacher_loss(&run->teacher, run->x, run->y, run->B, run->T);
         gpt2_forward(m, run->x, run->B, run->T);
         begin_micro_batch(&run->sum, i, first, end, exchange);

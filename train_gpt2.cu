@@ -1792,7 +1792,7 @@ static void gpt2_allocate_gpu(GPT2 *m, GPT2Config config) {
 }
 
 static void gpt2_allocate_activations_gpu(GPT2 *m, int B, int T, int training) {
-    m->max_rows = B * T, m->max_T = T, m->logit_rows = 1;
+    m->max_rows = B * T, m->logit_rows = 1;
     m->logits = allocate_floats(m->config.vocab_size);
     if (training) {
         m->grads_memory = allocate_floats_gpu(m->num_parameters);

@@ -345,7 +345,7 @@ static double client_gradient(const Federation *f, Client *c, Worker *t, const f
     if (c->term.z) loss = term_gradient(&c->term, t->params, t->grads);
     else {
         int B = f->options.trainer.batch, T = c->loader.T;
-        loader_next(&c->loader, t->x, t->y, B, f->config.vocab_size);
+        loader_next(&c->loader, t->x, t->y, B);
         gpt2_forward(&t->model, t->x, B, T);
         loss = gpt2_backward(&t->model, t->y, 1.0f / ((float)B * (float)T), 0, NULL);
     }

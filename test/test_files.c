@@ -592,7 +592,7 @@ static void load_shard(void *path) {
     uint16_t x[16], y[16];
     dataset_add_shard(&d, path);
     DataLoader l = {&d, 8, 1, 0, 0};
-    for (int i = 0; i < 20; i++) loader_next(&l, x, y, 2, 90);
+    for (int i = 0; i < 20; i++) loader_next(&l, x, y, 2);
 }
 
 static void load_losses(void *path) {

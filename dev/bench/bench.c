@@ -6,6 +6,7 @@
 //   bench decode KIND     tokens/s of plain decoding with 124M parameters (f32, bf16, int8), GB/s of weights
 #define DECODE_NO_MAIN
 #include "../../decode_ppd.c"
+#include <sys/resource.h>
 
 // Multiply-adds on registers only: MR x 2 independent chains, as in the microkernel.
 static __attribute__((noinline)) float fma_chains(long n, float factor) {
