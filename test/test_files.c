@@ -600,7 +600,7 @@ static void load_losses(void *path) {
     const DataLoader l = {&d, 8, 1337, 0, 0};
     const Tokenizer t = {0};
     TeacherCache c = {0};
-    cache_open(&c, path, "a teacher", &l, &t, 2, 1, 90, 30);
+    cache_open(&c, path, "a teacher", &l, &t, 2, 1, 30);
     for (int i = 0; i < 30; i++)
         if (isinf(c.loss[i]) || c.loss[i] < 0) abort();
 }
