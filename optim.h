@@ -256,10 +256,10 @@ typedef struct {          // one tensor (of one layer) inside the flat parameter
 
 // Hyperparameters: field, name, range (an i behind it: whole numbers), meaning
 #define OPTIM_KEYS(KEY)                                                                                     \
-    KEY(lr, "lr", "[0,inf)", "learning rate, times the schedule; gpa's of a new model: 1/width")            \
-    KEY(beta1, "beta1", "[0,1)", "decay of the first moment; schedule-free: weight of x in y, not 0")       \
+    KEY(lr, "lr", "[0,inf)", "learning rate, times the schedule")                                           \
+    KEY(beta1, "beta1", "[0,1)", "decay of the first moment; schedule-free: weight of x in y, above 0")     \
     KEY(beta2, "beta2", "[0,1)", "decay of the second moment")                                              \
-    KEY(eps, "eps", "(0,inf)", "added to the denominator")                                                  \
+    KEY(eps, "eps", "(0,inf)", "added to the denominator, or under its root")                               \
     KEY(weight_decay, "weight-decay", "[0,inf)", "on tensors of two or more dimensions")                    \
     KEY(momentum, "momentum", "[0,1)", "decay of the momentum")                                             \
     KEY(dampening, "dampening", "[0,1]", "the gradient enters the momentum times 1 - this")                 \
@@ -269,7 +269,7 @@ typedef struct {          // one tensor (of one layer) inside the flat parameter
     KEY(inner_steps, "inner-steps", "[1,inf)i", "steps from one outer step to the next (H)")                \
     KEY(outer_lr, "outer-lr", "[0,inf)", "of the outer Nesterov step")                                      \
     KEY(outer_momentum, "outer-momentum", "[0,1)", "of the outer Nesterov step")                            \
-    KEY(mu_x, "mu-x", "[0,1]", "weight of x in the new x; train_gpt2: 1 - 15/steps unless given")           \
+    KEY(mu_x, "mu-x", "[0,1]", "weight of x in the new x")                                                  \
     KEY(mu_y, "mu-y", "(0,1]", "weight of x in y")                                                          \
     KEY(r, "r", "[0,inf)", "power of t in the average's weights")                                           \
     KEY(lambda, "lambda", "[0,inf)", "weight of the past in the average; 0: t = 1, 2, ..")                  \
@@ -524,7 +524,8 @@ static void optim_eval_diloco(const Optimizer *o, float *out) {
 static const char optim_maths_gpa[] =
     "y = mu_y x + (1-mu_y) z, g at y;  u: the base's step         arXiv 2512.17131, facebookresearch gpa/\n"
     "z = (1 - lr wd) z - lr u,  x = mu_x x + (1-mu_x) z;  DiLoCo's H steps: mu_x = momentum^(1/H)\n"
-    "stored: y = (1-c) y + c z + lr (mu_y (1-c) - 1) u, c = 1-mu_x, and z;  x = y + (1 - 1/mu_y) (z - y)\n";
+    "stored: y = (1-c) y + c z + lr (mu_y (1-c) - 1) u, c = 1-mu_x, and z;  x = y + (1 - 1/mu_y) (z - y)\n"
+    "train_gpt2 sets mu-x = 1 - 15/steps and, in a new model over adamw or muon, lr = 1/width\n";
 
 // Weight decay moves z before the step. The authors' AdamW in place leaves y where it is, so the x that y and
 // z imply moves along; over the other bases x stays, which moves y by (1-mu_y) times z's move.
@@ -693,14 +694,15 @@ static void optim_step_resetting(Optimizer *o, const OptimInput *in) {
     if (sums.s0 == 0) return;                             // all gradients so far were zero
     s->numerator += s->d * s->d * sums.s1 / sqrt(s->grad_sum > 0 ? s->grad_sum : sums.s1);
     s->grad_sum += sums.s1;
-    s->step = 1 / sqrt(s->grad_sum);
-    const double d_hat = (s->step * sums.s0 - s->numerator) / (2 * sqrt(sums.s0));
+    const double gamma = 1 / sqrt(s->grad_sum);
+    const double d_hat = (gamma * sums.s0 - s->numerator) / (2 * sqrt(sums.s0));
+    s->step = gamma * s->d;
     if (d_hat > 2 * s->d) {
         s->d = d_hat;
         s->numerator = s->grad_sum = 0;
         optim_dual_reset(o->all, o->params, o->x0, o->sum);
     } else {
-        optim_dual_step(o->all, o->params, o->x0, o->sum, (float)s->step);
+        optim_dual_step(o->all, o->params, o->x0, o->sum, (float)gamma);
     }
 }
 
@@ -760,6 +762,7 @@ static void optim_step_dowg(Optimizer *o, const OptimInput *in) {
 }
 static void optim_step_cdowg(Optimizer *o, const OptimInput *in) {
     optim_cdowg(o->all, o->params, o->x0, in->g, in->scale, o->r2, o->v, (float)o->h.eps);
+    o->s.step = NAN; // each entry has its own
 }
 
 // -----------------------------------------------------------------------------------------------------------
@@ -768,7 +771,7 @@ static const char optim_maths_sps[] =
     "a = [f_t(x) - f*_t]_+ / |g|^2                                     arXiv 2504.01898\n"
     "x = x - a g\n";
 static const char optim_maths_iam[] =
-    "a = [f_t(x) - f*_t + <g, z-x>]_+ / <g, d>, at most lr-cap schedule;  g at x     arXiv 2504.01898\n"
+    "a = [f_t(x) - f*_t + <g, z-x>]_+ / <g, d>, at most lr-cap, scheduled;  g at x   arXiv 2504.01898\n"
     "z = z - a (d + wd x),  x = l/(1+l) x + 1/(1+l) z,  l = lambda, or t = 1, 2, .. where lambda is 0\n"
     "d = g (sgd); g/D, D = sqrt(v/(1-b2^(t+1))) + eps (adamw); over muon g/D for the rest, for the matrices\n"
     "matrix-weight sqrt(max(rows, cols)) NS(Muon's momentum).  The paper's: lambda 9, lr-cap 0\n";
@@ -1133,9 +1136,11 @@ OPTIM_API int optim_is_polyak(const Optimizer *o) {
     return o->row->step == optim_step_sps || o->row->step == optim_step_iam;
 }
 
-// The step length for a log: the scheduled rate (times d where d is estimated), or what the last step found.
+// The step length for a log: the scheduled rate (times d where d is estimated), or what the last step found;
+// NaN where there is no single one.
 OPTIM_API double optim_rate(const Optimizer *o, double lr_factor) {
-    return isnan(optim_get(o, "lr")) ? o->s.step : o->h.lr * lr_factor * (o->h.d0 > 0 ? o->s.d : 1);
+    if (isnan(optim_get(o, "lr")) || o->row->step == optim_step_dog) return o->s.step;
+    return o->h.lr * lr_factor * (o->h.d0 > 0 ? o->s.d : 1);
 }
 
 // |g|^2 over what moves.

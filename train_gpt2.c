@@ -159,7 +159,8 @@ typedef int32_t vec_i __attribute__((vector_size(4 * VEC)));
 
 // exp(x) to 1 ulp, without branches, so that loops over it become vector code. With n = round(x / ln 2) and
 // r = x - n ln 2: exp(x) = 2^n exp(r); exp(r) by a polynomial on |r| <= ln 2 / 2; n is added to its exponent.
-// Below -87.3 (results under the smallest normal float) it is 0, above 88.7 infinity; NaN stays NaN.
+// Below -87.3 (results under the smallest normal float) it is 0, above 88.7 infinity; NaN, as the machine
+// makes it, stays NaN.
 static inline float exp_f32(float x) {
     const float shift = 0x1.8p23f; // adding it rounds to an integer, which then stands in the low bits
     float t = x * 1.44269504f + shift, n = t - shift;
@@ -435,7 +436,7 @@ static void multiply(float *C, long ldc, const float *a, long a_row, long a_col,
     static _Thread_local float strips[MC * KC] __attribute__((aligned(64)));
     vec tile[2 * MR];
     const int most = most_columns(K);
-    for (; N > most; N -= most, b += most * b_col, C += most) // heads wider than that, which have no epilogue
+    for (; N > most; N -= most, b += most * b_col, C += most) // wide heads and Muon's: no epilogue
         multiply(C, ldc, a, a_row, a_col, b, b_row, b_col, M, most, K, e);
     for (int k0 = 0; k0 < K; k0 += KC) {
         int kc = MIN(KC, K - k0), first = k0 == 0, last = k0 + kc == K;
@@ -674,8 +675,7 @@ static void linear_forward(float *out, const float *x, const void *w, int rows, 
 }
 
 // dx (rows,K) = dout w (times e.times, the derivative of what made x);  dbias (N) += the sum of dout's rows;
-// dw (N,K) = dout' x, or += with dw_e = accumulate: the first micro-batch of a step spares zeroing and
-// reading it. Frozen weights have dw = dbias = NULL.
+// dw (N,K) = dout' x, or += with dw_e = accumulate. Frozen weights have dw = dbias = NULL.
 static void linear_backward(float *dx, float *dw, float *dbias, const float *dout, const float *x,
                             const float *w, int rows, int K, int N, Epilogue e, Epilogue dw_e) {
     if (dw) matmul(dw, dout, x, N, K, rows, 1, 0, dw_e);
@@ -1363,6 +1363,7 @@ static char *read_file(const char *path, size_t *size) {
 static FILE *write_begin(const char *path) {
     Path temporary = path_in(path, "");
     strcpy(temporary.s + strlen(path), ".tmp"); // path_in leaves room for it
+    signal(SIGXFSZ, SIG_IGN); // a file larger than is allowed: the write fails, and says so
     FILE *f = fopen(temporary.s, "wb");
     if (!f) die("cannot write %s: %s; choose another place", temporary.s, strerror(errno));
     memcpy(unfinished_file, temporary.s, sizeof unfinished_file);
@@ -1404,15 +1405,19 @@ static void check_config(GPT2Config g, const char *where) {
 
 typedef enum { F32, F16, BF16 } NumberType;
 
-// A weight that is not finite would make everything NaN: it is refused.
-static void check_finite(const float *x, size_t n, const char *path, const char *name) {
+static int all_finite(const float *x, size_t n) {
     uint32_t largest = 0;
 #pragma omp simd reduction(max : largest)
     for (size_t i = 0; i < n; i++) {
         union { float f; uint32_t u; } bits = {.f = x[i]};
         largest = MAX(largest, bits.u & 0x7FFFFFFFu);
     }
-    if (largest >= 0x7F800000u)
+    return largest < 0x7F800000u;
+}
+
+// A weight that is not finite would make everything NaN: it is refused.
+static void check_finite(const float *x, size_t n, const char *path, const char *name) {
+    if (!all_finite(x, n))
         die("%s: a weight of %s is not finite: the file is damaged, or its run diverged", path, name);
 }
 
@@ -1755,7 +1760,8 @@ static void load_hf(GPT2 *m, const char *folder) {
         j = json_read(index.s);
         size_t map = json_get(&j, 0, "weight_map"), i;
         count = 0;
-        for (size_t key = map + 1; map && key < j.nodes[map].next; key = j.nodes[key + 1].next) {
+        if (!map || j.nodes[map].type != '{') die("%s has no weight_map: it is damaged", index.s);
+        for (size_t key = map + 1; key < j.nodes[map].next; key = j.nodes[key + 1].next) {
             JsonNode name = j.nodes[key + 1];
             for (i = 0; i < count && !json_is(&j, key + 1, parts[i]);) i++;
             if (i < count) continue;
@@ -1772,9 +1778,11 @@ static void load_hf(GPT2 *m, const char *folder) {
     char *seen = allocate((size_t)NUM_TENSORS * g.num_layers, 1);
     for (size_t i = 0; i < count; i++) read_safetensors(m, seen, path_in(folder, parts[i]).s);
     for (int i = 0; i < NUM_TENSORS; i++)
-        for (int l = 0; l < MAX(tensor_shape(g, i).layers, 1); l++)
-            if (!seen[i * g.num_layers + l])
-                die("%s lacks %s of layer %d; download it again", folder, tensor_shape(g, i).hf_name, l);
+        for (int l = 0; l < MAX(tensor_shape(g, i).layers, 1); l++) {
+            char name[64];
+            snprintf(name, sizeof name, tensor_shape(g, i).hf_name, l);
+            if (!seen[i * g.num_layers + l]) die("%s lacks %s; download it again", folder, name);
+        }
     free(seen);
     json_free(&j);
 }
@@ -2145,19 +2153,19 @@ static void save_merges(const Tokenizer *t, Path path) {
 }
 
 // Writes tokenizer.bpe, the merges as in GPT-2's file; or tokenizer.txt: a line `bytes`, or a line `chars`
-// and then each character once, which is a text of this vocabulary. Removes what another kind has left there.
+// and then each character once, which is a text of this vocabulary. Removes what another kind has left there,
+// or, where there is no tokenizer (vocab_size 0), both.
 static void tokenizer_save(const Tokenizer *t, const char *folder) {
     Path txt = path_in(folder, "tokenizer.txt"), bpe = path_in(folder, "tokenizer.bpe");
-    if (t->kind == TOKENIZER_GPT2) {
-        save_merges(t, bpe);
-        unlink(txt.s);
-        return;
-    }
+    int merges = t->vocab_size && t->kind == TOKENIZER_GPT2;
+    if (merges) save_merges(t, bpe);
+    if (merges || !t->vocab_size) unlink(txt.s);
+    if (!merges) unlink(bpe.s);
+    if (merges || !t->vocab_size) return;
     FILE *f = write_begin(txt.s);
     fputs(t->kind == TOKENIZER_BYTES ? "bytes\n" : "chars\n", f);
     if (t->kind == TOKENIZER_CHARS) write_bytes(f, t->text, t->text_size);
     write_commit(f, txt.s);
-    unlink(bpe.s);
 }
 
 static void load_tokenizer_txt(Tokenizer *t, const char *path) {
@@ -2175,7 +2183,7 @@ static void load_tokenizer_txt(Tokenizer *t, const char *path) {
 
 // Dies unless a vocabulary {token: number} numbers the tokens as t does.
 static void check_vocabulary(const Tokenizer *t, const Json *j, size_t vocabulary) {
-    if ((int)j->nodes[vocabulary].length != t->vocab_size)
+    if (j->nodes[vocabulary].type != '{' || (int)j->nodes[vocabulary].length != t->vocab_size)
         die("%s: %zu tokens, but the merges make %d", j->path, j->nodes[vocabulary].length, t->vocab_size);
     for (size_t key = vocabulary + 1; key < j->nodes[vocabulary].next; key = j->nodes[key + 1].next) {
         JsonNode name = j->nodes[key];
@@ -2370,11 +2378,11 @@ static void dataset_add(Dataset *d, const uint16_t *tokens, size_t count) {
     for (size_t i = 0; i < count; i++) d->largest = MAX(d->largest, tokens[i]);
 }
 
-// Dies unless a model knows all tokens of the data that is called `name`, and a piece of it has T + 1 of them.
+// Dies unless a model knows all tokens of the data called `name`, and one of its shards has T + 1 of them.
 static void check_dataset(const Dataset *d, const char *name, int vocab_size, int T) {
     size_t longest = 0;
     for (int s = 0; s < d->num_shards; s++) longest = MAX(longest, d->shards[s].count);
-    if (longest <= (size_t)T) die("the %s has %zu tokens in a piece, %d are needed", name, longest, T + 1);
+    if (longest <= (size_t)T) die("the %s is shorter than %d tokens", name, T + 1);
     if (d->largest >= vocab_size)
         die("the %s holds token %d, the model knows %d tokens", name, d->largest, vocab_size);
 }
@@ -2441,6 +2449,7 @@ static void dataset_load(Dataset *d, const char *pattern, const Tokenizer *token
         globfree(&g);
         return;
     }
+    if (!tokenizer->vocab_size) die("%s is text, but there is no tokenizer: give --merges FILE", pattern);
     char *read = text ? NULL : read_texts(pattern, &length);
     size_t count;
     const uint16_t *tokens = tokenizer_encode(tokenizer, text ? text : read, length, &count);
@@ -2676,6 +2685,7 @@ static void cache_open(TeacherCache *c, const char *path, const char *teacher, c
     if (!*teacher) die("%s lacks the loss of step %d; --teacher FILE|DIR adds it", path, known + 1);
     c->file = fopen(path, "a");
     if (!c->file) die("cannot add to %s: %s", path, strerror(errno));
+    signal(SIGXFSZ, SIG_IGN); // as in write_begin
 }
 
 static void cache_add(TeacherCache *c, long step, double loss) {
@@ -3159,7 +3169,8 @@ static const OptionRow option_rows[] = {
     {"optimizer", 's', FIELD(optimizer), "adamw", "NAME", "see --help NAME for its own options", 0, 0, 1},
     {"base", 's', FIELD(base), "", "adamw|sgd|muon", "what gpa, iam and diloco are built on", 0, 0, 1},
     {"schedule", 's', FIELD(schedule), "cosine", "NAME",
-     "constant, cosine, linear, wsd or refined:RUN/log.csv; gpa: linear, to 0.1", 0, 0, 1},
+     "constant, cosine, linear, wsd, refined:RUN/log.csv; gpa: linear to 0.1; schedule-free: constant", 0, 0,
+     1},
     {"warmup", 'i', FIELD(warmup), "-1", "N", "steps of linear warmup (-1: --steps/20, gpa: --steps/5)", -1,
      1e9, 1},
     {"final-lr", 'd', FIELD(final_lr), "0", "FRACTION", "of the rate at the end of the schedule", 0, 1, 1},
@@ -3310,6 +3321,7 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
     // are too long, so warmup takes a fifth of the run. The rate in a new model falls with the width, as
     // Adam's step moves a preactivation by up to its fan-in times the rate.
     int gpa = !strcmp(o.optimizer, "gpa");
+    if (!strncmp(o.optimizer, "schedule-free", 13) && !is_given(&o, "schedule")) o.schedule = "constant";
     optim_set(optimizer, "mu-x", 1 - 15.0 / MAX(o.steps, 16));
     if (gpa && strcmp(o.base, "sgd") && !*o.model && !*o.student_from)
         optim_set(optimizer, "lr", 1.0 / o.channels);
@@ -3377,14 +3389,16 @@ static size_t describe_options(char *text, size_t size, const void *options, con
 }
 
 // What a run is: stored in its checkpoints, and compared when one is resumed. teacher: the name of who gives
-// the teacher's losses.
+// the teacher's losses; schedule: the refined one, or NULL.
 static char *describe_run(const Options *o, const Optimizer *optimizer, GPT2Config g, uint64_t data_hash,
-                          const char *teacher) {
+                          const char *teacher, const double *schedule) {
     size_t size = 1 << 14;
     char *text = allocate(size, 1);
     size_t n = describe_options(text, size, o, option_rows, NUM_OPTIONS, 1, optimizer);
-    snprintf(text + n, size - n, "teacher %s\nshape %d %d %d %d %d\ndata %016llx\n", teacher, g.num_layers,
-             g.num_heads, g.channels, g.max_seq_len, g.vocab_size, (unsigned long long)data_hash);
+    uint64_t factors = schedule ? hash_bytes(0, schedule, (size_t)o->steps * sizeof *schedule) : 0;
+    snprintf(text + n, size - n, "teacher %s\nshape %d %d %d %d %d\ndata %016llx\nrefined %016llx\n", teacher,
+             g.num_layers, g.num_heads, g.channels, g.max_seq_len, g.vocab_size,
+             (unsigned long long)data_hash, (unsigned long long)factors);
     return text;
 }
 
@@ -3407,6 +3421,7 @@ typedef struct {
     double *losses; // room for those of a step's micro-batches, and the teacher's
     char *identity;
     FILE *log;
+    int saved; // whether the files in --out are this run's
     // what changes from step to step, and stands in a checkpoint
     struct { long step; uint64_t epoch, index, proxy_epoch, proxy_index; double seconds, val_loss; } now;
 } Run;
@@ -3665,9 +3680,24 @@ static double *refined_schedule(const char *path, int steps, const Optimizer *op
     for (int i = 0; i < steps; i++) stretched[i] = norms[(size_t)i * rows / steps];
     double *factors = allocate(steps + 1, sizeof(double));
     int sgd = isnan(optim_get(optimizer, "beta2"));
+    factors[0] = 1; // if it is the only one
     if (steps > 1 && optim_refined(stretched, steps, sgd ? "l2" : "l1", 0.1, factors)) die("out of memory");
     free(text), free(norms), free(stretched);
     return factors;
+}
+
+// Dies where the command line asks for another shape than that of the model in `path`; its student may have
+// fewer layers and a shorter context.
+static void check_asked_shape(const Options *o, GPT2Config g, const char *path, int student) {
+    const struct { const char *name; int asked, there, less; } shapes[] = {
+        {"layers", o->layers, g.num_layers, student}, {"heads", o->heads, g.num_heads, 0},
+        {"channels", o->channels, g.channels, 0}, {"context", o->context, g.max_seq_len, student}};
+    for (int i = 0; i < 4; i++)
+        if (is_given(o, shapes[i].name) && shapes[i].asked != shapes[i].there &&
+            !(shapes[i].less && shapes[i].asked < shapes[i].there))
+            die("--%s %d: %s has %d, and %s can have %s", shapes[i].name, shapes[i].asked, path,
+                shapes[i].there, student ? "its student" : "it",
+                shapes[i].less ? "no more" : "no other number");
 }
 
 // --student-from: a student of --layers layers (half of the model's, unless given), of the same width.
@@ -3676,14 +3706,7 @@ static void start_student(GPT2 *m, const Options *o) {
     size_t before = allocated_bytes;
     gpt2_load(&whole, o->student_from);
     GPT2Config g = whole.config;
-    const struct { const char *name; int asked, there, less; } shapes[] = {
-        {"layers", o->layers, g.num_layers, 1}, {"heads", o->heads, g.num_heads, 0},
-        {"channels", o->channels, g.channels, 0}, {"context", o->context, g.max_seq_len, 1}};
-    for (int i = 0; i < 4; i++)
-        if (is_given(o, shapes[i].name) && shapes[i].asked != shapes[i].there &&
-            !(shapes[i].less && shapes[i].asked < shapes[i].there))
-            die("--%s %d: %s has %d, and its student can have %s", shapes[i].name, shapes[i].asked,
-                o->student_from, shapes[i].there, shapes[i].less ? "no more" : "no other number");
+    check_asked_shape(o, g, o->student_from, 1);
     start_from_layers(m, &whole, is_given(o, "layers") ? o->layers : (g.num_layers + 1) / 2,
                       is_given(o, "context") ? o->context : g.max_seq_len);
     gpt2_free(&whole);
@@ -3716,23 +3739,23 @@ static void prepare(Run *run) {
         if (folder < 0) die("cannot open the folder %s: %s", o->out, strerror(errno));
         if (flock(folder, LOCK_EX | LOCK_NB))
             die("another run is writing to %s; choose another --out", o->out);
-        const char *written[] = {"model.bin.tmp", "state.bin.tmp", "log.csv.tmp"}; // by a run that was killed
-        for (int i = 0; i < 3; i++) unlink(path_in(o->out, written[i]).s);
+        const char *unfinished[] = {"model.bin.tmp", "state.bin.tmp", "log.csv.tmp", "tokenizer.txt.tmp",
+                                    "tokenizer.bpe.tmp"}; // by a run that was killed
+        for (int i = 0; i < 5; i++) unlink(path_in(o->out, unfinished[i]).s);
     }
-    if (*o->model) gpt2_load(m, o->model);
+    if (*o->model) gpt2_load(m, o->model), check_asked_shape(o, m->config, o->model, 0);
     if (*o->student_from) start_student(m, o);
     if (*o->teacher) gpt2_load(&run->teacher, o->teacher);
     if (*o->teacher && !strcmp(o->teacher_weights, "bf16")) gpt2_to_bf16(&run->teacher);
 
     size_t length = 0;
     char *text = is_shards(o->data) ? NULL : read_texts(o->data, &length);
-    if (*o->tokenizer) tokenizer_init(t, o->tokenizer, text, length, o->merges);
+    if (*o->tokenizer || *o->merges)
+        tokenizer_init(t, *o->tokenizer ? o->tokenizer : "gpt2", text, length, o->merges);
     else if (!(*o->model && tokenizer_load(t, o->model)) &&
              !(*o->student_from && tokenizer_load(t, o->student_from)) &&
-             !(*o->teacher && tokenizer_load(t, o->teacher))) {
-        if (!text && *o->merges) tokenizer_init(t, "gpt2", NULL, 0, o->merges);
-        else if (text) tokenizer_init(t, "chars", text, length, NULL);
-    }
+             !(*o->teacher && tokenizer_load(t, o->teacher)) && text)
+        tokenizer_init(t, "chars", text, length, NULL);
     dataset_load(&run->train, o->data, t, text, length);
     free(text);
     if (*o->val) dataset_load(&run->val, o->val, t, NULL, 0);
@@ -3800,8 +3823,9 @@ static void prepare(Run *run) {
     if (!strncmp(o->schedule, "refined:", 8))
         run->schedule = refined_schedule(o->schedule + 8, o->steps, &run->optimizer);
     run->now.val_loss = NAN;
-    run->identity = describe_run(o, &run->optimizer, g, run->train.hash ^ run->proxy.data.hash,
-                                 *teacher ? teacher : run->cache.teacher);
+    run->identity = describe_run(o, &run->optimizer, g,
+                                 hash_bytes(run->train.hash, &run->proxy.data.hash, sizeof run->train.hash),
+                                 *teacher ? teacher : run->cache.teacher, run->schedule);
     compare_workers(run);
 
     printf("model      %d layers, %d heads, %d channels, context %d, %d tokens: %zu parameters\n",
@@ -3818,15 +3842,29 @@ static void prepare(Run *run) {
            (allocated_bytes + optimizer_bytes) / 1e6, allocated_bytes / 1e6, optimizer_bytes / 1e6);
 }
 
-// Writes DIR/model.bin (the evaluation point) and DIR/state.bin. All workers come here: each may have a part
-// of what worker 0 writes.
+// Writes DIR/model.bin (the evaluation point), the tokenizer and DIR/state.bin; until then the model of an
+// earlier run stays there. All workers come here: each may have a part of what worker 0 writes.
 static void save_checkpoint(Run *run) {
-    if (!*run->options.out) return;
+    GPT2 *m = &run->model;
+    const char *out = run->options.out;
+    if (!*out) return;
     swap_evaluation_point(run, 1);
-    if (!workers.rank)
-        gpt2_save(run->model.config, run->model.params_memory, path_in(run->options.out, "model.bin").s);
+    if (!workers.rank) {
+        if (!all_finite(m->params_memory, m->num_parameters))
+            die("after step %ld a weight is not a number; lower --lr", run->now.step);
+        if (!run->saved) unlink(path_in(out, "model.bin").s), tokenizer_save(&run->tokenizer, out);
+        gpt2_save(m->config, m->params_memory, path_in(out, "model.bin").s);
+    }
     swap_evaluation_point(run, 0);
     save_state(run);
+    run->saved = 1;
+}
+
+// The mean validation loss at the evaluation point, which has to be there.
+static double validate(Run *run, GPT2 *m) {
+    double loss = evaluate(m, &run->val, run->T, run->options.eval_tokens);
+    if (!isfinite(loss)) die("after step %ld the validation loss is not a number; lower --lr", run->now.step);
+    return loss;
 }
 
 // The mean gradient of `count` micro-batches, into m->grads_memory; returns their mean loss. The teacher's
@@ -3935,7 +3973,7 @@ static void train(Run *run) {
             evaluated = last || (o->eval_every && run->now.step % o->eval_every == 0);
         if (evaluated || (o->sample_every && run->now.step % o->sample_every == 0)) {
             swap_evaluation_point(run, 1);
-            if (evaluated) run->now.val_loss = evaluate(&run->model, &run->val, run->T, o->eval_tokens);
+            if (evaluated) run->now.val_loss = validate(run, &run->model);
             if (o->sample_every && run->tokenizer.vocab_size && workers.rank == 0 &&
                 (last || run->now.step % o->sample_every == 0))
                 print_sample(run);
@@ -3967,7 +4005,7 @@ static void spin_briefly(char **argv) {
 }
 
 static void catch_interrupts(void) {
-    struct sigaction action = {.sa_handler = on_signal};
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESETHAND}; // the second one ends it
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
 }
@@ -3982,11 +4020,8 @@ int main(int argc, char **argv) {
     prepare(&run);
     if (o->resume && load_state(&run)) printf("resumed    at step %ld of %d\n", run.now.step, o->steps);
     if (*o->out && !workers.rank) {
-        if (!run.now.step) { // what another run left here is no longer a checkpoint
-            unlink(path_in(o->out, "state.bin").s);
-            unlink(path_in(o->out, "model.bin").s);
-        }
-        if (run.tokenizer.vocab_size) tokenizer_save(&run.tokenizer, o->out);
+        run.saved = run.now.step > 0;
+        if (!run.saved) unlink(path_in(o->out, "state.bin").s); // of another run
         open_log(&run);
     }
     catch_interrupts();
@@ -3999,20 +4034,21 @@ int main(int argc, char **argv) {
         printf("\n");
         return 0;
     }
-    if (isnan(run.now.val_loss) || o->steps == 0) { // nothing was trained
+    if (o->steps == 0) {
         swap_evaluation_point(&run, 1);
-        run.now.val_loss = evaluate(&run.model, &run.val, run.T, o->eval_tokens);
+        run.now.val_loss = validate(&run, &run.model);
         swap_evaluation_point(&run, 0);
         save_checkpoint(&run);
     }
     if (*o->export_hf) {
         swap_evaluation_point(&run, 1);
         if (!workers.rank)
-            gpt2_export_hf(run.model.config, run.model.params_memory, &run.tokenizer, o->export_hf);
+            gpt2_export_hf(run.model.config, run.model.params_memory,
+                           run.tokenizer.vocab_size ? &run.tokenizer : NULL, o->export_hf);
         swap_evaluation_point(&run, 0);
     }
     if (run.teacher.params_memory) {
-        double loss = evaluate(&run.teacher, &run.val, run.T, o->eval_tokens);
+        double loss = validate(&run, &run.teacher);
         printf("teacher val loss %.4f, the student is %+.4f from it\n", loss, run.now.val_loss - loss);
     }
     printf("final val loss %.4f\n", run.now.val_loss);

@@ -373,7 +373,7 @@ static void test_refused_configs(const float *params) {
         {"\"n_layer\": 2", "\"n_layer\": 2.5", "n_layer is not a whole number"},
         {"\"n_layer\": 2", "\"n_layer\": \"2\"", "n_layer is not a whole number"},
         {"\"n_layer\": 2", "\"n_layer\": 1e99", "n_layer is not a whole number"},
-        {"\"n_layer\": 2", "\"n_layer\": 3", "lacks h.%d.ln_1.weight of layer 2"},
+        {"\"n_layer\": 2", "\"n_layer\": 3", "lacks h.2.ln_1.weight;"},
         {"\"n_layer\": 2", "\"n_layer\": 1", "no tensor transformer.h.1.ln_1.weight"},
         {"\"n_layer\": 2", "\"layers\": 2", "layers of 0"},
         {"\"gpt2\", \"architectures\": [\"GPT2LMHeadModel\"]", "\"llama\", \"hidden_size\": 64",
@@ -415,7 +415,7 @@ static void test_refused_configs(const float *params) {
 
 static void test_refused_safetensors(const float *params) {
     const struct { Layout layout; const char *error; } cases[] = {
-        {{.skip = "h.1.mlp.c_fc.bias"}, "lacks h.%d.mlp.c_fc.bias of layer 1"},
+        {{.skip = "h.1.mlp.c_fc.bias"}, "lacks h.1.mlp.c_fc.bias;"},
         {{.edit = "h.0.ln_2.bias", .dtype = "F64"}, "h.0.ln_2.bias is not F32, F16 or BF16"},
         {{.edit = "h.0.ln_2.bias", .dtype = "BF16"}, "h.0.ln_2.bias do not fill its shape"},
         {{.edit = "h.0.ln_2.bias", .shape = "8, 1"}, "shape of h.0.ln_2.bias"},
@@ -464,8 +464,11 @@ static void test_refused_safetensors(const float *params) {
         put("hf/model.safetensors.index.json", indices[i], strlen(indices[i]));
         check_refused(load_model, path.s, "should name");
     }
-    put("hf/model.safetensors.index.json", "{}", 2);
-    check_refused(load_model, path.s, "parameters");
+    const char *const maps[] = {"{}", "{\"weight_map\": [\"a\", \"b\", \"c\"]}"};
+    for (int i = 0; i < 2; i++) {
+        put("hf/model.safetensors.index.json", maps[i], strlen(maps[i]));
+        check_refused(load_model, path.s, "no weight_map");
+    }
     unlink(in_test("hf/model.safetensors.index.json").s);
 }
 
@@ -581,6 +584,12 @@ static void test_hf_tokenizers(void) {
     memcpy(strstr(text, "\"BPE\""), "\"XYZ\"", 5);
     put("tok_gpt2/tokenizer.json", text, n);
     check_refused(load_tokenizer, gpt2.s, "is not GPT-2's tokenizer");
+    memcpy(strstr(text, "\"XYZ\""), "\"BPE\"", 5);
+    p = strstr(text, "\"vocab\": ") + 9; // a list of as many members as there are tokens
+    for (int i = 0; i < t.vocab_size; i++) p += sprintf(p, i ? ",1" : "[1");
+    strcpy(p, "]}}");
+    put("tok_gpt2/tokenizer.json", text, strlen(text));
+    check_refused(load_tokenizer, gpt2.s, "265 tokens, but the merges make 265");
     free(vocabulary), free(text);
     tokenizer_free(&t);
 }

@@ -39,6 +39,8 @@ ok "tokenizer bytes" "$train" "${small[@]}" --tokenizer bytes --steps 3
 ok "sequences shorter than the context" "$train" "${small[@]}" --seq-len 8 --steps 3
 ok "--help" "$train" --help
 for name in adamw sgd gpa sps iam iam-adam; do ok "--help $name" "$train" --help "$name"; done
+ok "Schedule-Free needs no schedule" "$train" "${small[@]}" --optimizer schedule-free --steps 40 --out "$work/free"
+ok "and gets none" [ "$(tail -n 1 "$work/free/log.csv" | cut -d, -f7)" = 0.01 ]
 for schedule in constant cosine linear wsd; do ok "schedule $schedule" "$train" "${small[@]}" --schedule $schedule --steps 4; done
 
 # ---- the same bits for any number of threads, and for a batch given in pieces up to rounding
@@ -146,7 +148,7 @@ for line in "7" "7 x" "7 nan" "7 -1" "7 1 1" "0 1" "1.5 1" "x"; do
     { cat "$work/losses" && echo "$line"; } >"$work/wrong"
     refuses 1 "'$line' is not a step and its loss" "$train" "${cached[@]}" --teacher-cache "$work/wrong"
 done
-refuses 1 "cannot add" bash -c 'trap "" XFSZ; ulimit -f 1; exec "$@"' _ "$train" "${taught[@]}" --teacher-cache "$work/cut" --steps 400
+refuses 1 "cannot add" bash -c 'ulimit -f 1; exec "$@"' _ "$train" "${taught[@]}" --teacher-cache "$work/cut" --steps 400
 ok "a full disk leaves whole lines" diff <(head -n "$(wc -l <"$work/cut")" "$work/losses") "$work/cut"
 refuses 1 "seed 1337, .*seed 5" "$train" "${cached[@]}" --teacher-cache "$work/losses" --seed 5
 refuses 1 "batch 4, .*batch 2" "$train" "${cached[@]}" --teacher-cache "$work/losses" --batch 2
@@ -213,7 +215,19 @@ refuses 1 "UTF-8" "$train" --data "$work/latin1.txt"
 head -c 3000 "$work/a/model.bin" >"$work/cut.bin"
 refuses 1 "" "$train" --data "$work/text.txt" --model "$work/cut.bin"
 refuses 1 "not a number" "$train" "${small[@]}" --steps 200 --clip 0 --optimizer sgd --lr 1e30
+untuned_step=(--warmup 0 --clip 0 --optimizer sgd --lr 1e39)
+refuses 1 "after step 1 .* not a number" "$train" "${small[@]}" --steps 1 "${untuned_step[@]}"
+refuses 1 "after step 1 .* not a number" "$train" "${small[@]}" --steps 5 "${untuned_step[@]}" --eval-every 0 --save-every 1 --out "$work/nan"
 ok "which leaves no model" [ ! -e "$work/nan/model.bin" ]
+refuses 1 "training data is shorter than 17" "$train" "${small[@]}" --data "$work/short.txt"
+refuses 1 "validation data is shorter than 2" "$train" "${small[@]}" --data "$work/text.txt" --val <(printf g)
+refuses 1 "a has 2, and it can have no other" "$train" "${small[@]}" --model "$work/a" --layers 3
+refuses 1 "cannot open" "$train" "${small[@]}" --merges "$work/missing"
+# an error takes nothing away: the model in --out stays until there is another
+cp -r "$work/a" "$work/kept"
+refuses 1 "not a number" "$train" "${small[@]}" --steps 9 --clip 0 --optimizer sgd --lr 1e38 --model "$work/kept" --out "$work/kept"
+refuses 1 "proxy is shorter than 17" "$train" "${small[@]}" --proxy "$work/short.txt" --model "$work/kept" --out "$work/kept"
+for file in model.bin tokenizer.txt; do ok "$file stays" cmp "$work/a/$file" "$work/kept/$file"; done
 for part in cut wrong changed; do
     rm -rf "$work/broken"
     cp -r "$work/whole" "$work/broken"
@@ -226,6 +240,20 @@ refuses 1 "belongs to another run" "$train" "${long[@]}" --out "$work/whole" --r
 refuses 1 "belongs to another run" "$train" "${long[@]}" --out "$work/whole" --resume --beta1 0.5
 head -c 8000 "$work/text.txt" >"$work/other.txt"
 refuses 1 "belongs to another run" "$train" "${long[@]}" --data "$work/other.txt" --tokenizer chars --out "$work/whole" --resume
+# the data is the proxy, too; then both are another text
+same=("${small[@]}" --val "$work/text.txt" --steps 2 --out "$work/same")
+cp "$work/text.txt" "$work/both.txt"
+ok "a text that is its own proxy" "$train" "${same[@]}" --data "$work/both.txt" --proxy "$work/both.txt"
+head -c 9000 "$work/text.txt" >"$work/both.txt"
+refuses 1 "belongs to another run" "$train" "${same[@]}" --data "$work/both.txt" --proxy "$work/both.txt" --resume
+# a schedule refined from the log that the run itself overwrites
+cp -r "$work/a" "$work/refined"
+refined=("${small[@]}" --schedule "refined:$work/refined/log.csv" --out "$work/refined")
+ok "refined from its own folder's log" "$train" "${refined[@]}" --steps 30 --save-every 10
+head -n 12 "$work/a/log.csv" >"$work/refined/log.csv"
+refuses 1 "belongs to another run: 'refined" "$train" "${refined[@]}" --steps 30 --save-every 10 --resume
+ok "a refined schedule of one step" "$train" "${small[@]}" --schedule "refined:$work/a/log.csv" --steps 1 --out "$work/one"
+ok "whose rate is not 0" [ "$(tail -n 1 "$work/one/log.csv" | cut -d, -f7)" = 0.01 ]
 token_shard() { # llm.c's token file of N tokens, from awk alone
     awk -v n="$2" 'function le(x, bytes,  i) { for (i = 0; i < bytes; i++) { printf "%c", x % 256; x = int(x / 256) } }
         BEGIN { le(20240520, 4); le(1, 4); le(n, 4); for (i = 3; i < 256; i++) le(0, 4); for (i = 0; i < n; i++) le(i * i % 90, 2) }' >"$1"
@@ -234,7 +262,12 @@ export LC_ALL=C
 token_shard "$work/one.bin" 3000
 token_shard "$work/two.bin" 2000
 shards=(--data "$work/[ot]*.bin" --layers 1 --heads 2 --channels 16 --context 16 --batch 4)
-ok "token shards by a pattern" "$train" "${shards[@]}" --steps 3 --eval-tokens 64
+cp -r "$work/a" "$work/shards"
+ok "token shards by a pattern" "$train" "${shards[@]}" --steps 3 --eval-tokens 64 --out "$work/shards" --export-hf "$work/hf_shards"
+ok "no tokenizer of an earlier run stays" [ ! -e "$work/shards/tokenizer.txt" ]
+ok "nor is one exported" [ -z "$(ls "$work/hf_shards" | grep token)" ]
+refuses 1 "no tokenizer" "$train" "${shards[@]}" --steps 3 --val "$work/text.txt"
+refuses 1 "holds token" "$train" "${shards[@]:0:2}" --steps 3 --model "$work/a"
 if [ -x dev/data/tokenize ]; then # and shards of a text
     printf '#version: 0.2\nb o\nbo t\nt l\n' >"$work/vocab.bpe"
     tokenize=(dev/data/tokenize --merges "$work/vocab.bpe")
@@ -243,7 +276,7 @@ if [ -x dev/data/tokenize ]; then # and shards of a text
     ok "its shards are data" "$train" --data "$work/new/s_*.bin" "${shards[@]:2}" --merges "$work/vocab.bpe" --steps 3
     refuses 1 "is there already" "${tokenize[@]}" --out "$work/new/s" "$work/text.txt"
     refuses 1 "cannot open" "${tokenize[@]}" --out "$work/t" "$work/text.txt" "$work/missing"
-    refuses 1 "cannot write" bash -c 'trap "" XFSZ; ulimit -f 8; exec "$@"' _ "${tokenize[@]}" --out "$work/t" "$work/text.txt"
+    refuses 1 "cannot write" bash -c 'ulimit -f 8; exec "$@"' _ "${tokenize[@]}" --out "$work/t" "$work/text.txt"
     ok "and leaves nothing" [ -z "$(ls "$work"/t_* 2>/dev/null)" ]
     refuses 2 "are needed" "${tokenize[@]}" "$work/text.txt"
     refuses 2 "no option" "${tokenize[@]}" --input "$work/text.txt"
@@ -256,7 +289,6 @@ refuses 1 "not a token file" "$train" "${shards[@]}" --steps 3
 
 # ---- a full disk (a limit on file sizes stands for it): the last good checkpoint stays, and no half-written file
 cat >"$work/full.sh" <<'END'
-trap '' XFSZ
 ulimit -f 60
 exec "$@"
 END
