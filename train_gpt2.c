@@ -1062,33 +1062,31 @@ static void gpt2_initialize(GPT2 *m, uint64_t seed) {
 // Tokens (B,T) to the last layer norm's output, m->lnf (B,T,C).
 static void gpt2_forward(GPT2 *m, const uint16_t *tokens, int B, int T) {
     GPT2Config g = m->config;
-    ParameterTensors p = m->params;
     int C = g.channels, rows = B * T + m->extra.rows, bf16 = m->bf16_memory != NULL;
     m->tokens = tokens, m->B = B, m->T = T;
-    if (bf16) encoder_forward_bf16(m->residual, tokens, m->bf16[TENSOR(wte)], p.wpe, B, T, C);
-    else encoder_forward(m->residual, tokens, p.wte, p.wpe, B, T, C);
+    if (bf16) encoder_forward_bf16(m->residual, tokens, m->bf16[TENSOR(wte)], m->params.wpe, B, T, C);
+    else encoder_forward(m->residual, tokens, m->params.wte, m->params.wpe, B, T, C);
     for (int l = 0; l < g.num_layers; l++) {
+        ParameterTensors p = tensors_of_layer(m->params, g, l);
         size_t at = (size_t)l * m->keep * rows; // rows of the activations of the layers before
         float *x = m->residual + at * C, *x2 = m->residual2 + at * C, *fch = m->fch + at * 4 * C;
         float *out = m->keep ? x + (size_t)rows * C : x, *qkv = m->qkv + at * 3 * C, *atty = m->atty + at * C;
         if (m->extra.rows) m->extra.enter(m->extra.owner, l, x);
-        layernorm_forward(m->normed, m->ln1_mean + at, m->ln1_rstd + at, x, p.ln1w + l * C, p.ln1b + l * C,
-                          rows, C);
+        layernorm_forward(m->normed, m->ln1_mean + at, m->ln1_rstd + at, x, p.ln1w, p.ln1b, rows, C);
         linear_forward(qkv, m->normed, weights(m, TENSOR(qkvw), l), rows, C, 3 * C,
-                       (Epilogue){.bf16 = bf16, .bias = p.qkvb + l * 3 * C});
+                       (Epilogue){.bf16 = bf16, .bias = p.qkvb});
         attention_forward(atty, m->lse + at * g.num_heads, qkv, B, T, C, g.num_heads);
         if (m->extra.rows) m->extra.attend(m->extra.owner, atty, qkv);
         linear_forward(x2, atty, weights(m, TENSOR(attprojw), l), rows, C, C,
-                       (Epilogue){.bf16 = bf16, .bias = p.attprojb + l * C, .residual = x});
-        layernorm_forward(m->normed, m->ln2_mean + at, m->ln2_rstd + at, x2, p.ln2w + l * C, p.ln2b + l * C,
-                          rows, C);
+                       (Epilogue){.bf16 = bf16, .bias = p.attprojb, .residual = x});
+        layernorm_forward(m->normed, m->ln2_mean + at, m->ln2_rstd + at, x2, p.ln2w, p.ln2b, rows, C);
         linear_forward(fch, m->normed, weights(m, TENSOR(fcw), l), rows, C, 4 * C,
-                       (Epilogue){.bf16 = bf16, .bias = p.fcb + l * 4 * C, .gelu = m->fch_gelu});
+                       (Epilogue){.bf16 = bf16, .bias = p.fcb, .gelu = m->fch_gelu});
         linear_forward(out, m->fch_gelu, weights(m, TENSOR(fcprojw), l), rows, 4 * C, C,
-                       (Epilogue){.bf16 = bf16, .bias = p.fcprojb + l * C, .residual = x2});
+                       (Epilogue){.bf16 = bf16, .bias = p.fcprojb, .residual = x2});
     }
     float *last = m->residual + (size_t)g.num_layers * m->keep * rows * C;
-    layernorm_forward(m->lnf, m->lnf_mean, m->lnf_rstd, last, p.lnfw, p.lnfb, rows, C);
+    layernorm_forward(m->lnf, m->lnf_mean, m->lnf_rstd, last, m->params.lnfw, m->params.lnfb, rows, C);
 }
 
 // Logits (n,V) of n rows of m->lnf from row `first` on.
@@ -3479,7 +3477,8 @@ static void swap_evaluation_point(Run *run, int enter) {
    hash
 
    Each part but the first and the last is preceded by its length in bytes, which is known before it is read.
-   Workers of --workers diloco go on from x_outer, where they last met, each with worker 0's inner moments.
+   Workers of --workers diloco go on from x_outer, where they last met, each with worker 0's inner moments;
+   what --compression had yet to send is lost.
    The file is written beside the old one and renamed into place. */
 #define STATE_MAGIC "GPT2RUN1"
 
