@@ -1050,6 +1050,8 @@ static void prepare_federation(Federation *f) {
     for (int i = 0; i < attackers; i++)
         f->clients[permute(i, M, (uint64_t)o->trainer.seed + 99)].attacker = 1;
     if (o->convex) solve_terms(f->clients, M);
+    if (o->convex && M - attackers < 2)
+        die("--convex needs two honest clients, for one alone does not determine w; raise --max-clients");
     if (o->method == FFGG && (!l->num_private || !l->num_shared))
         die("--method ffgg wants some tensors private and others shared; --private makes %d of %d private",
             l->num_private_tensors, l->num_tensors);

@@ -59,7 +59,7 @@ ok "and counted" grep -q '300 given up' "$work/run"
 ok "asynchronous, too" loss 0 1e-11 convex --rounds 300 --attackers 0.2 --attack silent --deadline 10 \
     --async 1 --delay 5
 refuses 1 "never answers" "$federated" --convex --attackers 0.05 --attack silent
-refuses 1 "anything usable\|not a number" "$federated" --convex --max-clients 1 --method fedavg \
+refuses 1 "anything usable\|not a number" "$federated" --convex --max-clients 2 --method fedavg \
     --client-lr 1e30
 refuses 1 "diverges" "$federated" --convex --client-lr 1e4
 
@@ -160,3 +160,5 @@ refuses 1 "too few" "$federated" --data "$work/play.txt" --context 20000
 refuses 1 "cannot make the folder" "$federated" --convex --out /dev/null/run
 ok "--help" "$federated" --help
 finish
+refuses 1 "two honest clients" "$federated" --convex --max-clients 1
+refuses 1 "two honest clients" "$federated" --convex --max-clients 3 --attackers 0.67
