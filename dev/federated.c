@@ -14,7 +14,8 @@ The problem is called overpersonalized if one w minimizes every F_m. Then all g_
 does what usually hurts: local steps have nowhere to drift to, a stale gradient differs by no more than w has
 moved, and a robust mean of gradients that attackers have mixed with theirs errs by no more than the honest
 ones differ, which goes to zero. So FFGG comes to the exact solution, at a constant rate, as long as the
-honest gradients on the way there agree well enough for the share of attackers. Where no w suits everybody,
+honest gradients on the way there agree well enough for the share of attackers; with --async, for their share
+in each step's answers, which is now and then above that in all clients. Where no w suits everybody,
 synchronous FFGG without attackers still does; stale gradients and attackers leave an error in proportion to
 how much the clients' gradients differ at the solution (--misfit makes such a problem). On text, batches are
 noisy and nothing is exact. There --mean-gradient (ours, beyond the paper) takes noise away for nothing: the
@@ -1166,7 +1167,7 @@ static const char attacks[] = "sign-flip noise little nan silent";
 static void fed_help(UNUSED const char *of) {
     printf("federated: partially personalized federated learning.\n\n"
            "  ./dev/federated --data play.txt --clients speakers --private 'h.*.ln_*,ln_f.*' --out run\n"
-           "  ./dev/federated --convex --attackers 0.4 --aggregate median --delay 20 --async 20\n"
+           "  ./dev/federated --convex --attackers 0.2 --aggregate median --delay 20 --async 10\n"
            "  mpirun -n 4 ./dev/federated_mpi --convex --clock real --async 1 (make federated_mpi)\n\n");
     for (int i = 0; i < NUM_FED; i++) print_option(&fed_rows[i]);
     printf("\n--method     %s\n--aggregate  %s\n--attack     %s\nOptimizers, their options and schedules: "

@@ -42,6 +42,9 @@ for attack in sign-flip noise little; do
 done
 ok "20% attackers and delays" loss 0 1e-11 convex --rounds 400 --attackers 0.2 --aggregate geometric-median \
     --delay 20 --async 10
+read -ra example <<<"$("$federated" --help | sed -n 's/^ *[^ ]*federated \(--convex.*--async [0-9]*\)$/\1/p')"
+ok "--help's example of attackers and delays" loss 0 1e-11 "$federated" "${example[@]}"
+ok "has stale answers" grep -q 'stale 0.[1-9].* at most [1-9]' "$work/run"
 ok "the mean does not survive them" loss 1 inf convex --rounds 300 --attackers 0.2 --attack noise
 ok "FedAvg stalls" loss 1 inf convex --rounds 300 --method fedavg --local-steps 5
 ok "a client alone does not find it" loss 0.1 inf convex --rounds 300 --method local --local-steps 5
