@@ -1050,9 +1050,9 @@ static void prepare_federation(Federation *f) {
     if (mpi_size - 1 > M) die("%d ranks for %d clients and the server; start fewer", mpi_size, M);
     for (int i = 0; i < attackers; i++)
         f->clients[permute(i, M, (uint64_t)o->trainer.seed + 99)].attacker = 1;
-    if (o->convex) solve_terms(f->clients, M);
     if (o->convex && M - attackers < 2)
         die("--convex needs two honest clients, for one alone does not determine w; raise --max-clients");
+    if (o->convex) solve_terms(f->clients, M);
     if (o->method == FFGG && (!l->num_private || !l->num_shared))
         die("--method ffgg wants some tensors private and others shared; --private makes %d of %d private",
             l->num_private_tensors, l->num_tensors);
@@ -1137,8 +1137,8 @@ static const OptionRow own_rows[] = {
     {"mean-gradient", 'f', OF(mean_gradient), "0", "", "ffgg sends the mean of the K + 1, not the last", 0, 0, 0},
     {"finetune", 'i', OF(finetune), "0", "N", "steps of each client on everything, at the end", 0, 1e7, 0},
     {"finetune-lr", 'd', OF(finetune_lr), "0.3", "FRACTION", "of the clients' rate, for these", 0, 1e9, 0},
-    {"server-optimizer", 's', OF(server_optimizer), "", "NAME", "and --server-lr .. (ffgg: adamw)", 0, 0, 0},
-    {"client-optimizer", 's', OF(client_optimizer), "", "NAME", "and --client-lr .. (adamw)", 0, 0, 0},
+    {"server-optimizer", 's', OF(server_optimizer), "", "NAME", "and --server-lr .. (see the end)", 0, 0, 0},
+    {"client-optimizer", 's', OF(client_optimizer), "", "NAME", "and --client-lr .. (see the end)", 0, 0, 0},
     {"schedule", 's', OF(schedule), "", "NAME", "of both rates; on texts a fifth of it is warmup (cosine)", 0, 0, 0},
     {"clip", 'd', OF(clip), "-1", "X", "largest gradient norm; 0: none (-1: 1; --convex: 0)", -1, 1e30, 0},
     {"aggregate", 's', OF(aggregator_name), "mean", "NAME", "see the names at the end", 0, 0, 0},
@@ -1170,8 +1170,10 @@ static void fed_help(UNUSED const char *of) {
            "  ./dev/federated --convex --attackers 0.2 --aggregate median --delay 20 --async 10\n"
            "  mpirun -n 4 ./dev/federated_mpi --convex --clock real --async 1 (make federated_mpi)\n\n");
     for (int i = 0; i < NUM_FED; i++) print_option(&fed_rows[i]);
-    printf("\n--method     %s\n--aggregate  %s\n--attack     %s\nOptimizers, their options and schedules: "
-           "train_gpt2 --help\n", methods, aggregators, attacks);
+    printf("\n--method     %s\n--aggregate  %s\n--attack     %s\n"
+           "Optimizers: adamw at rate 3e-3; with --convex sgd at 0.5; the server of fedavg sgd at 1. Others\n"
+           "have rates of their own. Which there are, their options and schedules: train_gpt2 --help\n",
+           methods, aggregators, attacks);
 }
 
 // Which word of a list a name is, counted from 0.
@@ -1185,13 +1187,16 @@ static int choose(const char *option, const char *name, const char *list) {
     die_usage("--%s takes one of %s, not '%s'", option, list, name);
 }
 
-// Chooses an optimizer, SGD without momentum unless that is asked for, and sets what of the remaining options
-// begins with the prefix, as --server-lr does with server-.
-static void set_hyper(Optimizer *o, const char *optimizer, double lr, const char *prefix,
+// Chooses an optimizer, unless one is named the usual one, and sets what of the remaining options begins with
+// the prefix, as --server-lr does with server-. The rate is the usual one's: another has its own. SGD has no
+// momentum unless that is asked for.
+static void set_hyper(Optimizer *o, const char **name, const char *usual, double rate, const char *prefix,
                       const Options *rest) {
+    if (!**name) *name = usual;
+    const char *optimizer = *name;
     if (optim_init(o, optimizer)) die_usage("no optimizer is called '%s'; see train_gpt2 --help", optimizer);
     if (optim_is_polyak(o)) die_usage("%s needs a teacher, which nobody has here", optimizer);
-    if (lr > 0) optim_set(o, "lr", lr);
+    if (!strcmp(optimizer, usual)) optim_set(o, "lr", rate);
     if (!strcmp(optimizer, "sgd")) optim_set(o, "momentum", 0), optim_set(o, "dampening", 0);
     for (int i = 0; i < rest->num_hyper; i++) {
         if (strncmp(rest->hyper_name[i], prefix, strlen(prefix))) continue;
@@ -1236,12 +1241,11 @@ static FedOptions fed_options(int argc, char **argv) {
     if (o.clip < 0) o.clip = !o.convex;
     if (o.trim < 0) o.trim = fmin(o.attackers * o.bucket, 0.5); // each attacker may spoil a bucket of its own
     // FedAvg's server puts the mean of what the clients have made of w in its place: SGD at rate 1.
-    int mean_of_models = o.method == FEDAVG && !*o.server_optimizer;
-    double lr = o.convex ? 0.5 : 3e-3;
-    if (!*o.server_optimizer) o.server_optimizer = o.convex || mean_of_models ? "sgd" : "adamw";
-    if (!*o.client_optimizer) o.client_optimizer = o.convex ? "sgd" : "adamw";
-    set_hyper(&o.server, o.server_optimizer, mean_of_models ? 1 : lr, "server-", rest);
-    set_hyper(&o.client, o.client_optimizer, lr, "client-", rest);
+    const char *usual = o.convex ? "sgd" : "adamw";
+    double rate = o.convex ? 0.5 : 3e-3;
+    if (o.method == FEDAVG) set_hyper(&o.server, &o.server_optimizer, "sgd", 1, "server-", rest);
+    else set_hyper(&o.server, &o.server_optimizer, usual, rate, "server-", rest);
+    set_hyper(&o.client, &o.client_optimizer, usual, rate, "client-", rest);
     return o;
 }
 

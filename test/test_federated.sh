@@ -47,6 +47,13 @@ ok "--help's example of attackers and delays" loss 0 1e-11 "$federated" "${examp
 ok "has stale answers" grep -q 'stale 0.[1-9].* at most [1-9]' "$work/run"
 ok "the mean does not survive them" loss 1 inf convex --rounds 300 --attackers 0.2 --attack noise
 ok "FedAvg stalls" loss 1 inf convex --rounds 300 --method fedavg --local-steps 5
+last() { convex --rounds 20 $1 | tail -n 1; }
+same_loss() { [ "$(last "$1")" = "$(last "$2")" ]; }
+ok "who names the usual optimizers changes nothing" same_loss "" "--server-optimizer sgd --client-optimizer sgd"
+ok "nor with FedAvg" same_loss "--method fedavg" "--method fedavg --server-optimizer sgd"
+ok "another has its own rate, which is not ours" same_loss "--server-optimizer prodigy" \
+    "--server-optimizer prodigy --server-lr 1"
+ok "nor is the clients'" same_loss "--client-optimizer adamw --client-lr 1e-3" "--client-optimizer adamw"
 ok "a client alone does not find it" loss 0.1 inf convex --rounds 300 --method local --local-steps 5
 ok "where no w suits all, synchronous FFGG is exact" loss 0 1e-11 convex --rounds 300 --misfit 1
 ok "but not with delays" loss 1e-4 inf convex --rounds 300 --misfit 1 --delay 20 --async 1
@@ -153,6 +160,8 @@ refuses 2 "needs a teacher" "$federated" --convex --server-optimizer iam
 refuses 1 "matches no tensor" "$federated" --convex --private 'h.*'
 refuses 1 "private and others shared" "$federated" --convex --private '*'
 refuses 1 "would be attackers" "$federated" --convex --attackers 1
+refuses 1 "two honest clients" "$federated" --convex --max-clients 1
+refuses 1 "two honest clients" "$federated" --convex --max-clients 3 --attackers 0.67
 refuses 1 "no file matches" "$federated" --data "$work/none"
 refuses 1 "no speakers" "$federated" --data "$work/books.txt"
 printf 'A:\nhello\000there\n' >"$work/zero.txt"
@@ -163,5 +172,3 @@ refuses 1 "too few" "$federated" --data "$work/play.txt" --context 20000
 refuses 1 "cannot make the folder" "$federated" --convex --out /dev/null/run
 ok "--help" "$federated" --help
 finish
-refuses 1 "two honest clients" "$federated" --convex --max-clients 1
-refuses 1 "two honest clients" "$federated" --convex --max-clients 3 --attackers 0.67
