@@ -21,15 +21,24 @@ WARNINGS = -std=gnu11 -Wall -Wextra $(if $(OPENMP),,-Wno-unknown-pragmas)
 OPTIMIZE = -O3 -fno-math-errno -fno-trapping-math $(MACHINE) $(OPENMP)
 FLAGS = $(WARNINGS) $(OPTIMIZE) $(CFLAGS)
 LIBS = -lm
-ifdef BLAS
+ifeq ($(BLAS),1)
 FLAGS += -DUSE_BLAS
 LIBS += -lopenblas
 endif
-TRAINER = train_gpt2.c optim.h dev/unicode_tables.h
+TRAINER = train_gpt2.c optim.h dev/unicode_tables.h build/flags
 TESTS = test/test_gpt2 test/test_optim test/test_tokenizer test/test_files test/test_decode test/test_convex \
 	test/test_federated
 
 all: train_gpt2 decode_ppd dev/data/tales.txt
+
+# What the programs were built with. It is written anew where that changes, and all of them are built anew.
+COMMAND = $(strip $(CC) $(FLAGS) $(LIBS))
+ifneq ($(shell cat build/flags 2>/dev/null),$(COMMAND))
+.PHONY: build/flags
+endif
+build/flags:
+	@mkdir -p build
+	@printf '%s\n' '$(COMMAND)' >$@
 
 train_gpt2: $(TRAINER)
 	$(CC) $(FLAGS) $< -o $@ $(LIBS)
@@ -51,7 +60,7 @@ dev/data/tokenize: dev/data/tokenize.c $(TRAINER)
 dev/data/tales.txt: dev/data/tales
 	dev/data/tales --bytes 2000000 --out $@
 
-dev/convex: dev/convex.c optim.h
+dev/convex: dev/convex.c optim.h build/flags
 	$(CC) $(FLAGS) $< -o $@ -lm
 
 dev/federated: dev/federated.c $(TRAINER)
@@ -90,15 +99,12 @@ build/gpu$(NCCL).o: train_gpt2.cu optim.h
 	$(NVCC) $(NVCC_FLAGS) -c $< -o $@
 
 build/gpu_program$(NCCL).o: $(TRAINER) train_gpt2.cu
-	@mkdir -p build
 	$(ON_GPU) -c $< -o $@
 
 build/gpu_test$(NCCL).o: test/test_gpt2_cuda.c $(TRAINER) train_gpt2.cu test/check.h
-	@mkdir -p build
 	$(ON_GPU) -c $< -o $@
 
 build/shim_test$(NCCL).o: test/test_gpt2_cuda.c $(TRAINER) train_gpt2.cu test/check.h
-	@mkdir -p build
 	$(ON_GPU) -DCUDA_ON_CPU -c $< -o $@
 
 build/shim$(NCCL).o: train_gpt2.cu optim.h test/cuda_on_cpu.h
