@@ -21,17 +21,19 @@
 #
 #   DATA=FILE      a play, lines `NAME:` over speeches (default data/tinyshakespeare.txt, which
 #                  dev/data/texts.sh fetches)
-#   BOOKS=FILE     lines `Ge1:1 In the beginning` (default: none, and the speakers stay among themselves)
+#   BOOKS=FILE     lines `Ge1:1 In the beginning`, as in kjv.txt, which dev/data/texts.sh fetches (default: none,
+#                  and the speakers stay among themselves)
 #   FULL=1         1500 rounds instead of 400, and on text all attackers: hours instead of ten minutes
 #   JOBS=2         runs at a time, of one thread each (default: one for each core)
 #   REPORT=1       no runs: tables, claims and picture once more from the CSV that is there
-#   RESULTS=DIR    where federated.csv, federated.md (the claims) and federated.png go
+#   RESULTS=DIR    where federated.csv, federated.md (the claims) and federated.png go, federated-full with FULL=1
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 set -f # patterns of tensors are words, too
 full=${FULL:-} results=${RESULTS:-dev/studies/results} jobs=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
 play=${DATA:-data/tinyshakespeare.txt} books=${BOOKS:-}
-csv=$results/federated.csv runs=runs/studies/federated${full:+-full}
+result=$results/federated${full:+-full} # the three files, without their endings
+csv=$result.csv runs=runs/studies/federated${full:+-full}
 rounds=400 convex_rounds=600 seeds="1 2 3" tune_seeds="0 11"
 [ "$full" ] && rounds=1500
 die() { echo "error: $1" >&2; exit "${2:-1}"; }
@@ -290,15 +292,15 @@ report() {
         END { '"$1"' }' "$csv" || die "the report of $csv fails"
 }
 command="make study NAME=federated$(grep -q '^text,both' "$csv" && echo ' BOOKS=FILE')${full:+ FULL=1}"
-: >"$results/federated.md.tmp" || die "cannot write $results/federated.md.tmp"
+: >"$result.md.tmp" || die "cannot write $result.md.tmp"
 # claim WHAT PAPER PROGRAM: a row of the table; the awk program prints what came out here, and says whether it
 # held.
 claim() {
     local here
     here=$(report "$3")
     [[ $here = ?*'|yes' || $here = ?*'|no' ]] || die "no result for the claim: $1"
-    printf '| %s | %s | %s | %s | `%s`, [picture](dev/studies/results/federated.png) |\n' \
-        "$1" "$2" "${here%|*}" "${here##*|}" "$command" >>"$results/federated.md.tmp"
+    printf '| %s | %s | %s | %s | `%s`, [picture](dev/studies/results/%s.png) |\n' \
+        "$1" "$2" "${here%|*}" "${here##*|}" "$command" "$(basename "$result")" >>"$result.md.tmp"
     printf '\n%s\n    the paper: %s; here: %s; held: %s\n' "$1" "$2" "${here%|*}" "${here##*|}"
 }
 
@@ -398,10 +400,10 @@ clients alone; the best aggregator in as many rounds; in 4 times as many; the me
     hurt = final("attack,speakers,mean,sign-flip 0.4")
     printf("%.3f; %.3f; %.3f (%s); %.3g", alone, best, best_long, who, hurt)
     say(best_long <= alone && hurt > best)'
-mv "$results/federated.md.tmp" "$results/federated.md"
+mv "$result.md.tmp" "$result.md"
 
 if command -v gnuplot >/dev/null; then
-    gnuplot -e "csv='$csv'; out='$results/federated.png'" dev/studies/federated.gp ||
-        die "gnuplot cannot draw $results/federated.png"
+    gnuplot -e "csv='$csv'; out='$result.png'" dev/studies/federated.gp ||
+        die "gnuplot cannot draw $result.png"
 else echo "no picture: gnuplot is not installed (package gnuplot-nox)"; fi
-printf '\n%s\n%s\n%s\n' "$csv" "$results/federated.md" "$results/federated.png"
+printf '\n%s\n%s\n%s\n' "$csv" "$result.md" "$result.png"
