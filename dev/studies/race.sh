@@ -84,6 +84,9 @@ if [ ! "$report" ] && [ ${#entry[@]} -gt 0 ]; then
     enter "$name" "$steps" "$seeds" "${entry[@]}" $(best "$name")
 fi
 
+grep -q "^$track,AdamW," "$csv" 2>/dev/null ||
+    die "$csv has no row of AdamW on $track, which is the target; call the race without REPORT"
+
 # The table of a track: who passes, in order of steps, with the significance of the lead over the row above
 # ((its mean - this mean) / deviation / sqrt(1/n + 1/m)), then who does not.
 printf '\n'
