@@ -5,6 +5,7 @@
 #   wikitext-2          13 MB    NAME-train.txt, NAME-valid.txt, NAME-test.txt: words, rare ones as <unk>
 #   ptb                  6 MB    the same three: the Penn Treebank in Mikolov's form, 10,000 words
 #   tinystories        1.9 GB    NAME-train.txt, NAME-valid.txt
+#   kjv                4.4 MB    NAME.txt: the King James Bible, a verse a line, `Ge1:1 In the beginning ...`
 #   DIR is data unless given.
 #   TEXTS_BASE_URL    in place of https://HOST in every address: a mirror
 # A download that was cut goes on where it stopped when the script is run again.
@@ -33,9 +34,11 @@ tinystories)
     for part in train valid; do
         text huggingface.co datasets/roneneldan/TinyStories/resolve/main/TinyStories-$part.txt -$part ""
     done ;;
+kjv)
+    text www.o-bible.com download/kjv.txt "" "" ;;
 -h|--help)
     sed -n '2,/^[^#]/s/^# //p' "$0" ;;
 *)
-    echo "error: ${name:-no name}: no such text; it is tinyshakespeare, wikitext-2, ptb or tinystories" >&2
+    echo "error: ${name:-no name}: no such text; it is tinyshakespeare, wikitext-2, ptb, tinystories or kjv" >&2
     exit 2 ;;
 esac
