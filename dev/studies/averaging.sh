@@ -69,8 +69,10 @@ claims "" "$steps steps of 12 sequences"
 below DiLoCo
 below Schedule-Free
 if [ ! "$full" ]; then
-    claim "GPA over Muon needs fewer steps than Muon (ours), $steps steps of 12 sequences" "-" "$(fewer "GPA over Muon" Muon)" \
-        "$(holds "$(saved "GPA over Muon" Muon) > 0")"
+    claim "GPA over Muon ends below Muon by more than either's deviation (ours), $steps steps of 12 sequences" "-" \
+        "$(against "GPA over Muon" Muon)" "$(A="GPA over Muon" B=Muon curves '
+            less = final(B) - final(A)
+            print (less > deviation(A) && less > deviation(B) ? "yes" : "no")')"
     set_nothing " (half the steps)" "$((steps / 2)) steps of 12 sequences"
 else
     claims " (twice the steps)" "$((2 * steps)) steps of 12 sequences"

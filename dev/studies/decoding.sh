@@ -162,7 +162,7 @@ claim "Guesses 2 and 3 tokens further, against independent heads trained as long
     "$(holds "$(far together 2 | tr -d '%+') >= 28 || $(far together 3 | tr -d '%+') >= 28")"
 claim "A draft that itself decodes with prompts, against the draft alone" "1.22" "$draft_gain" "$(holds "$draft_gain >= 1.22")"
 claim "Prediction of the speedup, the largest error of the three, within 10% (ours)" "-" "$error%" "$(holds "$error <= 10")"
-claim "Trained numbers, share of the model" "0.0002% of 7B" "$(value all size deep percent)%" "$(holds "$(value all size deep percent) < 0.1")"
+claim "Trained numbers, at most 0.1% of the model (ours)" "0.0002% of 7B" "$(value all size deep percent)%" "$(holds "$(value all size deep percent) <= 0.1")"
 claim "Training together costs validation loss (ours: at most 0.01)" "-" \
     "$(awk -v a="$(value together loss model before)" -v b="$(value together loss model after)" 'BEGIN { printf "%+.4f", b - a }')" \
     "$(holds "$(value together loss model after) <= $(value together loss model before) + 0.01")"

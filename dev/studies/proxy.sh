@@ -37,7 +37,7 @@ measure 1 2 3
 
 table AdamW
 for proxy in noisy shuffled; do
-    claim "With a $proxy proxy at most half the objective's gradients are needed to tuned AdamW's final loss" "fewer" \
-        "$(fewer "with $proxy proxy" AdamW)" "$(holds "$(saved "with $proxy proxy" AdamW) >= 50")"
+    claim "At least 50% fewer gradients of the objective than tuned AdamW needs to its final loss, with a $proxy proxy" \
+        "fewer" "$(fewer "with $proxy proxy" AdamW)" "$(holds "$(saved "with $proxy proxy" AdamW) >= 50")"
 done
 picture
