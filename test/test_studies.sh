@@ -25,7 +25,31 @@ for name in "${names[@]}"; do
 done
 refuses 1 "cannot be read" env DATA=nowhere bash dev/studies/proxy.sh
 for steps in 0 abc; do refuses 2 "STEPS takes a whole number, not '$steps'" env DATA="$work/text.txt" STEPS=$steps bash dev/studies/proxy.sh; done
-ok "make study names the studies" bash -c "! make -s -C '$project' study NAME=nothing && echo no"
+for name in nothing driver; do
+    make -s -C "$project" study NAME=$name >"$work/out" 2>&1
+    ok "make study NAME=$name names the studies" grep -q '^error: NAME is one of averaging ' "$work/out"
+done
+make -s -C "$project" demo DATA=/nope >"$work/out" 2>&1
+ok "make demo of a text that is not there" grep -q '^error: /nope cannot be read' "$work/out"
+refuses 1 "federated-full.csv is not there" env REPORT=1 FULL=1 RESULTS="$work/results" bash dev/studies/federated.sh
+
+# ---- what is built with other flags is built anew; this compiler says what it was told, and makes an empty file
+mkdir "$work/make"
+(cd "$project" && tar c Makefile decode_ppd.c train_gpt2.c optim.h dev/unicode_tables.h) | tar x -C "$work/make"
+cat >"$work/cc" <<'END' && chmod +x "$work/cc"
+#!/bin/sh
+told=$*
+while [ "$1" != -o ]; do shift; done
+[ "$2" = /dev/null ] || echo "$told"
+: >"$2"
+END
+built() { env -u MAKEFLAGS -u MFLAGS make -s -C "$work/make" CC="$work/cc" decode_ppd "$@"; }
+ok "make builds" [ "$(built)" ]
+ok "make builds once" [ -z "$(built)" ]
+ok "BLAS=0 is no other way" [ -z "$(built BLAS=0)" ]
+ok "BLAS=1 is" grep -q -e -DUSE_BLAS <<<"$(built BLAS=1)"
+ok "and builds once" [ -z "$(built BLAS=1)" ]
+for flags in "" ARCH=generic OPENMP= CFLAGS=-g; do ok "built anew with '$flags'" [ "$(built $flags)" ]; done
 
 # ---- the race, with the optimizer that the page adds
 page=dev/studies/README.md
@@ -58,6 +82,7 @@ refuses 2 "the race fixes --batch" env ENTRY="--lr 1e-3" GRID="batch=4,8" bash d
 refuses 2 "GRID is what to tune" env GRID="lr=1,2" bash dev/studies/race.sh
 refuses 2 "the race is over" env STEPS=100000 bash dev/studies/race.sh
 refuses 2 "TRACK is tales" env TRACK=moon bash dev/studies/race.sh
+refuses 1 "no row of AdamW on tinyshakespeare" env REPORT=1 TRACK=tinyshakespeare bash dev/studies/race.sh
 
 # ---- README's rows and the files they come from; the race's table on the page and its CSV
 cd "$project" || exit 1
