@@ -472,7 +472,7 @@ static void multiply(float *C, long ldc, const float *a, long a_row, long a_col,
 
 // The size of equal parts of n, each at most `most` and a multiple of `unit`, their number a multiple of
 // `threads` if possible.
-static int share(int n, int threads, int most, int unit) {
+static UNUSED int share(int n, int threads, int most, int unit) {
     int parts = threads * ((n + threads * most - 1) / (threads * most));
     return ((n + parts - 1) / parts + unit - 1) / unit * unit;
 }
