@@ -237,12 +237,12 @@ template <typename Real, typename Body> static OptimSums optim_sum_on_gpu(OptimS
     }
 #endif
 
-OPTIM_SUM(float, optim_sum_squares, (const float *g), s0 += g[i] * g[i];)
+OPTIM_SUM(float, optim_norms, (const float *g), s0 += g[i] * g[i]; s1 += fabsf(g[i]);)    // |g|^2, |g|_1
 OPTIM_PASS(optim_copy, (float *out, const float *x), out[i] = x[i];)
 
 OPTIM_API double optim_norm2(const float *g, size_t n) {            // |g|^2
     OptimSums sums[OPTIM_STRIPS];
-    return optim_sum_squares(optim_flat(n, sums), g).s0;
+    return optim_norms(optim_flat(n, sums), g).s0;
 }
 
 // -----------------------------------------------------------------------------------------------------------
@@ -742,7 +742,7 @@ OPTIM_PASS(optim_cdowg, (float *x, const float *x0, const float *g, float scale,
 static void optim_step_dog(Optimizer *o, const OptimInput *in) {
     const OptimSums sums = optim_distance(o->all, o->params, o->x0, in->g, in->scale);
     if (o->s.t == 0) {
-        o->s.distance = o->h.reps_rel * (1 + sqrt(optim_sum_squares(o->all, o->x0).s0));
+        o->s.distance = o->h.reps_rel * (1 + sqrt(optim_norms(o->all, o->x0).s0));
         o->s.grad_sum = o->h.eps;
     }
     o->s.distance = fmax(o->s.distance, sqrt(sums.s0));
@@ -777,7 +777,7 @@ static const char optim_maths_iam[] =
     "matrix-weight sqrt(max(rows, cols)) NS(Muon's momentum).  The paper's: lambda 9, lr-cap 0\n";
 
 static void optim_step_sps(Optimizer *o, const OptimInput *in) {
-    const double scale = in->scale, g2 = scale * scale * optim_sum_squares(o->all, in->g).s0;
+    const double scale = in->scale, g2 = scale * scale * optim_norms(o->all, in->g).s0;
     o->s.step = g2 > 0 ? fmax(in->gap, 0) / g2 : 0;
     optim_descend(o->all, o->params, in->g, (float)(o->s.step * scale));
 }
@@ -1143,9 +1143,9 @@ OPTIM_API double optim_rate(const Optimizer *o, double lr_factor) {
     return o->h.lr * lr_factor * (o->h.d0 > 0 ? o->s.d : 1);
 }
 
-// |g|^2 over what moves.
-OPTIM_API double optim_gradient_norm2(const Optimizer *o, const float *g) {
-    return optim_sum_squares(o->all, g).s0;
+// s0 = |g|^2, s1 = |g|_1, over what moves.
+OPTIM_API OptimSums optim_gradient_norms(const Optimizer *o, const float *g) {
+    return optim_norms(o->all, g);
 }
 
 // Writes the evaluation point x to out (n floats); params stays.

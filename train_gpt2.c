@@ -3111,7 +3111,7 @@ static void diloco_average(float *x, size_t n) { (void)x, (void)n; }
 typedef struct {
     const char *data, *val, *tokenizer, *merges, *model;
     int layers, heads, channels, context, seq_len, batch, accumulate, steps, seed;
-    const char *optimizer, *base, *schedule;
+    const char *optimizer, *base, *schedule, *grad_norm;
     int warmup;
     double final_lr, clip;
     const char *student_from, *freeze;
@@ -3172,6 +3172,8 @@ static const OptionRow option_rows[] = {
     {"warmup", 'i', FIELD(warmup), "-1", "N", "steps of linear warmup (-1: --steps/20, gpa: --steps/5)", -1,
      1e9, 1},
     {"final-lr", 'd', FIELD(final_lr), "0", "FRACTION", "of the rate at the end of the schedule", 0, 1, 1},
+    {"grad-norm", 's', FIELD(grad_norm), "l2", "l1|l2",
+     "in log.csv; for refined schedules Adam's kind wants l1", 0, 0, 1},
     {"clip", 'd', FIELD(clip), "-1", "X", "largest gradient norm; 0: none (-1: 1, none with Polyak steps)",
      -1, 1e30, 1},
     {"teacher", 's', FIELD(teacher), "", "FILE|DIR", "distil from this model", 0, 0, 0},
@@ -3331,6 +3333,8 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
     set_hyperparameters(optimizer, o.num_hyper, o.hyper_name, o.hyper_value);
     if (isnan(optim_schedule(o.schedule, 0, 1, 0, 0)) && strncmp(o.schedule, "refined:", 8))
         die_usage("no schedule is called '%s'; see --help", o.schedule);
+    if (strcmp(o.grad_norm, "l1") && strcmp(o.grad_norm, "l2"))
+        die_usage("--grad-norm takes l1 or l2, not '%s'", o.grad_norm);
     if (strcmp(o.distill, "loss") && strcmp(o.distill, "soft"))
         die_usage("--distill takes loss or soft, not '%s'", o.distill);
     if (strcmp(o.teacher_weights, "f32") && strcmp(o.teacher_weights, "bf16"))
@@ -3660,9 +3664,8 @@ static void show_progress(const Run *run, double loss, double tokens_per_second)
     fflush(stdout);
 }
 
-// The schedule that the gradient norms of a finished run suggest (optim_refined), from its log.csv. The log
-// has l2 norms; for Adam's kind, where the theory has the l1 norm, they stand for it: the two keep about the
-// same ratio.
+// The schedule that the gradient norms of a finished run suggest (optim_refined), from its log.csv. For
+// Adam's kind the theory has the l1 norm, which is there with --grad-norm l1; l2 norms may stand for it.
 static double *refined_schedule(const char *path, int steps, const Optimizer *optimizer) {
     size_t size, rows = 0;
     char *text = read_file(path, &size), *row = strchr(text, '\n');
@@ -3901,11 +3904,13 @@ typedef struct { double loss, teacher_loss, lr, grad_norm; } StepResult; // NaN 
 static void update(Run *run, StepResult *r) {
     const Options *o = &run->options;
     long step = run->now.step;
-    r->grad_norm = sqrt(optim_gradient_norm2(&run->optimizer, run->model.grads_memory));
-    if (!isfinite(r->loss) || !isfinite(r->grad_norm))
+    OptimSums norms = optim_gradient_norms(&run->optimizer, run->model.grads_memory);
+    double norm = sqrt(norms.s0);
+    r->grad_norm = strcmp(o->grad_norm, "l1") ? norm : norms.s1;
+    if (!isfinite(r->loss) || !isfinite(norm))
         die("the loss or its gradient is not a number at step %ld; lower --lr, or look at the data",
             step + 1);
-    float clip = o->clip > 0 && r->grad_norm > o->clip ? (float)(o->clip / r->grad_norm) : 1.0f;
+    float clip = o->clip > 0 && norm > o->clip ? (float)(o->clip / norm) : 1.0f;
     double factor = run->schedule ? run->schedule[step]
                                   : optim_schedule(o->schedule, step, o->steps, o->warmup, o->final_lr);
     // what --workers diloco evaluates and saves is x_outer: the last step has to reach it

@@ -114,7 +114,7 @@ void gpu_optim_eval(const Optimizer *o, float *out); // and waits
 int gpu_optim_state(Optimizer *o, int i, void **block, size_t *bytes, const char **name);
 void gpu_optim_free(Optimizer *o);
 double gpu_norm2(const float *x, size_t n);
-double gpu_gradient_norm2(const Optimizer *o, const float *g);
+OptimSums gpu_gradient_norms(const Optimizer *o, const float *g);
 void gpu_copy(OptimSpan span, float *out, const float *x);
 void gpu_proxy_gradient(float *out, const float *proxy, const float *g, const float *proxy_t, const float *x,
                         const float *xt, double eta, size_t n);
@@ -1734,10 +1734,10 @@ int gpu_optim_state(Optimizer *o, int i, void **block, size_t *bytes, const char
 }
 
 void gpu_optim_free(Optimizer *o) { optim_free(o); }
-double gpu_gradient_norm2(const Optimizer *optimizer, const float *g) {
+OptimSums gpu_gradient_norms(const Optimizer *optimizer, const float *g) {
     Optimizer o = *optimizer;
     OnGpu on(&o, o.n);
-    return optim_gradient_norm2(&o, g + on.begin);
+    return optim_gradient_norms(&o, g + on.begin);
 }
 double gpu_norm2(const float *x, size_t n) {
     return optim_norm2(x + shard_begin(n), shard_end(n) - shard_begin(n));
@@ -1841,7 +1841,7 @@ static double gpt2_backward_gpu(GPT2 *m, const uint16_t *targets, float grad_sca
 #define optim_eval_params gpu_optim_eval
 #define optim_state gpu_optim_state
 #define optim_norm2 gpu_norm2
-#define optim_gradient_norm2 gpu_gradient_norm2
+#define optim_gradient_norms gpu_gradient_norms
 #define optim_copy gpu_copy
 #define optim_proxy_gradient gpu_proxy_gradient
 

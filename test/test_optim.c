@@ -846,7 +846,7 @@ static int frozen_run(const char *name, const char *base, size_t gap, float *fin
         for (int s = 0, k = 0; s < 3; s++)
             for (size_t i = segments[s].offset; i < segments[s].offset + segments[s].size; i++, k++)
                 grad[i] = 0.01f * (x[i] - 0.3f) + 0.001f * (float)(k % 5);
-        const float clip = (float)(1 / (1 + optim_gradient_norm2(&o, grad)));
+        const float clip = (float)(1 / (1 + optim_gradient_norms(&o, grad).s0));
         optim_step(&o, grad, clip, 0.5, 3, 1);
     }
     optim_eval_params(&o, eval);

@@ -249,6 +249,10 @@ refuses 1 "belongs to another run" "$train" "${same[@]}" --data "$work/both.txt"
 # a schedule refined from the log that the run itself overwrites
 cp -r "$work/a" "$work/refined"
 refined=("${small[@]}" --schedule "refined:$work/refined/log.csv" --out "$work/refined")
+ok "--grad-norm l1" "$train" "${small[@]}" --steps 60 --grad-norm l1 --out "$work/l1"
+ok "is another number, of the same run" awk -F, 'NR == FNR { l2[$1] = $8; loss[$1] = $4; next }
+    FNR > 1 && ($8 < 3 * l2[$1] || $4 != loss[$1]) { bad = 1 } END { exit bad }' "$work/a/log.csv" "$work/l1/log.csv"
+refuses 2 "l1 or l2" "$train" --grad-norm l3
 ok "refined from its own folder's log" "$train" "${refined[@]}" --steps 30 --save-every 10
 head -n 12 "$work/a/log.csv" >"$work/refined/log.csv"
 refuses 1 "belongs to another run: 'refined" "$train" "${refined[@]}" --steps 30 --save-every 10 --resume

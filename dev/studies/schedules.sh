@@ -8,7 +8,7 @@ quarter=$((steps / 4))
 common --steps $steps --eval-tokens 20480
 rates=lr=1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2
 
-for schedule in constant cosine linear wsd; do method $schedule "$rates" --schedule $schedule; done
+for schedule in constant cosine linear wsd; do method $schedule "$rates" --schedule $schedule --grad-norm l1; done
 method "Schedule-Free" "$rates" --optimizer schedule-free --beta2 0.99 --schedule constant
 tune
 # What refines the schedule is the log of the best run with linear decay; the seed is the one that tuned.
