@@ -8,10 +8,12 @@ quarter=$((steps / 4))
 common --steps $steps --eval-tokens 20480
 rates=lr=1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2
 
-for schedule in constant cosine linear wsd; do method $schedule "$rates" --schedule $schedule --grad-norm l1; done
+for schedule in constant cosine wsd; do method $schedule "$rates" --schedule $schedule; done
+method linear "$rates" --schedule linear --grad-norm l1
 method "Schedule-Free" "$rates" --optimizer schedule-free --beta2 0.99 --schedule constant
 tune
-# What refines the schedule is the log of the best run with linear decay; the seed is the one that tuned.
+# What refines the schedule is the log of the best run with linear decay, its l1 norms, as the paper has it for Adam; the
+# seed is the one that tuned. With l2 norms in their place, at 4e-3: 2.147 in mean of 8 seeds, with l1 2.138, linear 2.136.
 method refined "$rates" --schedule "refined:$(folder linear "$(point_of linear)" $tune_seed)/log.csv"
 for stop in $quarter $((2 * quarter)) $((3 * quarter)); do
     method "cosine ($stop steps)" "" --schedule cosine $(best cosine) --steps $stop
