@@ -139,6 +139,10 @@ static inline vec_i dot4(vec_i c, vec_i x, vec_i w) {
 
 typedef union { float f; int32_t i; } Sum; // of a product: an integer if both sides are int8
 
+// A word of inputs, and a vector of words of weights, of whatever kind they are.
+typedef int32_t any_word __attribute__((may_alias));
+typedef int32_t any_words __attribute__((vector_size(4 * VEC), may_alias));
+
 #define CHUNK 128 // words
 
 /* out (RB, ld) = or, with add, += products of `words` words of NV / 2 panels of weights, from w on, `panel`
@@ -162,8 +166,8 @@ static inline __attribute__((always_inline)) void tile(const WeightKind kind, co
             __builtin_prefetch(soon + j / 2 * panel + j % 2 * sizeof(vec), 0, 2);
         for (int part = 0; part < parts; part++) {
             vec_i inputs[6], weights[4]; // volatile: else GCC loads weights anew for every row
-#define INPUT(r) (inputs[r] = (vec_i){0} + *(const int32_t *)(x + (r) * row + 4 * part))
-#define WEIGHTS(j) (weights[j] = *(const volatile vec_i *)(w + (j) / 2 * panel + (j) % 2 * sizeof(vec)))
+#define INPUT(r) (inputs[r] = (vec_i){0} + *(const any_word *)(x + (r) * row + 4 * part))
+#define WEIGHTS(j) (weights[j] = *(const volatile any_words *)(w + (j) / 2 * panel + (j) % 2 * sizeof(vec)))
 #pragma GCC unroll 6
             for (int r = 0; r < RB && NV == 4; r++) INPUT(r);
 #pragma GCC unroll 2
