@@ -702,8 +702,8 @@ static int argmax(const float *x, int n) {
     return i;
 }
 
-// ids = the k largest of the `count` that they are and of x[from .. n), in descending order; of equals the
-// first comes first. Returns how many they are now.
+// ids are the largest numbers' places so far, `count` and at most k of them, in descending order; of equals
+// the first comes first. Takes x[from .. n) in, and returns how many they are now.
 static int top_tokens(const float *x, int from, int n, int k, int *ids, int count) {
     for (int first = from; first < n; first += 64) {
         int end = MIN(n, first + 64);
@@ -730,44 +730,47 @@ static void top_guesses(const Decoder *d, int output, int k, int *ids) {
     for (; count < k; count++) ids[count] = ids[0]; // a small vocabulary
 }
 
+#define COLDEST 1e-4 // below this temperature floats lose what parts one logit / temperature from the next
 typedef struct {
-    double temperature; // 0: the likeliest token, always
+    double temperature; // below COLDEST: the likeliest token, always
     int top_k;          // 0: all
     double top_p;       // 1: all
     int typical;        // accept what is typical (see typical_child), not what would have been drawn
     uint64_t seed;
 } Sampling;
 
-typedef struct { float p; int id; } Candidate;
-static int by_probability(const void *a, const void *b) {
+typedef struct { float logit, p; int id; } Candidate;
+static int by_logit(const void *a, const void *b) {
     const Candidate *x = a, *y = b;
-    return x->p != y->p ? (x->p < y->p ? 1 : -1) : x->id - y->id;
+    return x->logit != y->logit ? (x->logit < y->logit ? 1 : -1) : x->id - y->id;
 }
 
 // Draws the token number `index` of a text. The number alone decides what is drawn from given logits, so that
-// a text does not depend on how many tokens each pass has made.
-static int choose(const Sampling *s, const float *logits, int V, uint64_t index) {
-    if (s->temperature == 0) return argmax(logits, V);
+// a text does not depend on how many tokens each pass has made. There is room for V candidates.
+static int choose(const Sampling *s, Candidate *c, const float *logits, int V, uint64_t index) {
+    if (s->temperature < COLDEST) return argmax(logits, V);
     double u = random_uniform(s->seed + 11, index), total = 0, kept = 0;
-    float temperature = (float)s->temperature, lse = log_sum_exp(logits, V, temperature);
-    int k = s->top_k ? MIN(s->top_k, V) : V, n = 0, nucleus = 0, at = 0, ids[k];
-    if (k == V && s->top_p >= 1) return draw((float *)logits, V, temperature, u);
-    Candidate *c = resize(NULL, (size_t)k * sizeof *c);
-    if (k < V) top_tokens(logits, 0, V, k, ids, 0);
+    float temperature = (float)s->temperature, lse = log_sum_exp(logits, V, temperature), bar = -INFINITY;
+    int k = s->top_k ? MIN(s->top_k, V) : V, n = 0, nucleus = 0, at = 0;
+    if (k == V && s->top_p >= 1) return draw(logits, V, temperature, u);
     // tokens below `least` together are not worth 1 - top_p: none of them is in the nucleus of all tokens
     float least = k < V ? 0 : (float)((1 - s->top_p) / V);
-    for (int i = 0; i < k; i++) {
-        int id = k < V ? ids[i] : i;
-        float p = exp_f32(logits[id] / temperature - lse);
-        if (p >= least) c[n++] = (Candidate){p, id};
-        total += p;
+    for (int i = 0; i < V; i++) {
+        if (logits[i] <= bar) continue; // k others are as large
+        float p = exp_f32(logits[i] / temperature - lse);
+        if (k == V) total += p;
+        if (p >= least) c[n++] = (Candidate){logits[i], p, i};
+        if (n < 2 * k) continue;
+        qsort(c, n, sizeof *c, by_logit);
+        bar = c[(n = k) - 1].logit;
     }
-    if (k == V) qsort(c, n, sizeof *c, by_probability);
+    qsort(c, n, sizeof *c, by_logit);
+    n = MIN(n, k);
+    if (n == 0) return argmax(logits, V); // nearly alike, and rounded down
+    for (int i = 0; i < n && k < V; i++) total += c[i].p;
     while (nucleus < n && (nucleus == 0 || kept < s->top_p * total)) kept += c[nucleus++].p;
     for (u *= kept; at < nucleus - 1 && (u -= c[at].p) >= 0;) at++;
-    int id = c[at].id;
-    free(c);
-    return id;
+    return c[at].id;
 }
 
 // Writes the bytes of tokens as they come; bytes that end within a UTF-8 character wait for the rest of it.
@@ -839,7 +842,9 @@ typedef struct Generator {
     uint16_t *text;            // all tokens, prompt first
     int length, capacity;
     int base;                  // the cache holds text[base ..)
-    uint64_t drawn;            // tokens made
+    uint32_t texts;            // begun
+    uint64_t drawn;            // number of the next token to draw: the text's, and the token's in it
+    Candidate *candidates;     // (V)
     GuessKind kind;
     int n, copies;             // prompt tokens or heads
     int state;                 // distances guessed for the next pass
@@ -862,6 +867,7 @@ static void generator_append(Generator *g, const uint16_t *tokens, int n) {
 
 static void generator_text(Generator *g, const uint16_t *tokens, int n) {
     g->length = g->base = g->state = g->decoder->past = 0;
+    g->drawn = (uint64_t)g->texts++ << 32; // however many tokens of the text before were thrown away
     generator_append(g, tokens, n);
 }
 
@@ -964,7 +970,7 @@ static void add_proposals(const Generator *g, Tree *t, const uint16_t *tokens, i
 // min(0.09, 0.3 exp(-entropy)). It does not keep the model's distribution.
 static int typical_child(const Generator *g, const Tree *t, int v, const float *logits) {
     int V = g->decoder->config.vocab_size, best = -1;
-    float temperature = g->sampling.temperature > 0 ? (float)g->sampling.temperature : 1,
+    float temperature = g->sampling.temperature >= COLDEST ? (float)g->sampling.temperature : 1,
           lse = log_sum_exp(logits, V, temperature);
     double entropy = 0, most = 0;
     for (int i = 0; i < V; i++) {
@@ -1043,7 +1049,8 @@ static int generator_step(Generator *g, int limit) {
         const float *logits = decoder_logits(d, v - t.root);
         int child = g->sampling.typical ? typical_child(g, &t, v, logits) : -1;
         uint16_t token =
-            (uint16_t)(child >= 0 ? t.batch.token[child] : choose(&g->sampling, logits, V, g->drawn));
+            (uint16_t)(child >= 0 ? t.batch.token[child]
+                                  : choose(&g->sampling, g->candidates, logits, V, g->drawn));
         if (child < 0) child = tree_child(&t, v, token);
         generator_append(g, &token, 1);
         g->drawn++, made++;
@@ -1673,6 +1680,12 @@ static void engine_latency(Engine *e) {
 static void engine_start(Engine *e, const GPT2 *m, WeightKind kind) {
     decoder_init(&e->decoder, m, kind);
     e->generator = (Generator){.decoder = &e->decoder, .copies = 1};
+    e->generator.candidates = allocate(m->config.vocab_size, sizeof *e->generator.candidates);
+}
+
+static void engine_stop(Engine *e) {
+    decoder_free(&e->decoder);
+    free(e->generator.text), free(e->generator.candidates);
 }
 
 // Loads a model and, if given, its prompts or heads, with trees of some rows (0: the best).
@@ -1763,7 +1776,8 @@ static const OptionRow decode_rows[] = {
     {"ngram", 'f', AT(ngram), "0", "", "propose what followed the last tokens before", 0, 0, 2},
     {"prompt", 's', AT(prompt), "", "TEXT", "without it: standard input, each line a prompt", 0, 0, 2},
     {"tokens", 'i', AT(tokens), "100", "N", "tokens to write", 1, 1e9, 6},
-    {"temperature", 'd', AT(temperature), "0", "X", "of the text; 0: always the likeliest token", 0, 1e3, 11},
+    {"temperature", 'd', AT(temperature), "0", "X", "of the text; below 1e-4 the likeliest token", 0,
+     1e3, 11},
     {"top-k", 'i', AT(top_k), "0", "K", "draw among the K likeliest (0: all)", 0, 65536, 2},
     {"top-p", 'd', AT(top_p), "1", "P", "draw among the likeliest that have P together", 1e-6, 1, 2},
     {"typical", 'f', AT(typical), "0", "", "accept typical guesses: faster, another distribution", 0, 0, 2},
@@ -1995,8 +2009,7 @@ static void write_own_text(PromptRun *r, const Dataset *train, uint64_t seed) {
     }
     if (!r->now->step)
         printf("the model wrote %zu tokens of its own to learn from, in %.1f s\n", made, now() - start);
-    decoder_free(&e.decoder);
-    free(g->text);
+    engine_stop(&e);
 }
 
 // The steps from r->now on. Returns whether they came to their end.
@@ -2083,7 +2096,7 @@ static void finish_prompts(PromptRun *r, Engine *e, const Dataset *train, const 
     e->prompts.params = t->params;
     find_likely(train, g.vocab_size, &e->prompts.tables);
     for (int kind = NUM_KINDS - 1; kind >= 0; kind--) { // latencies of all; guesses are counted with f32
-        if (kind < NUM_KINDS - 1) decoder_free(&e->decoder);
+        if (kind < NUM_KINDS - 1) engine_stop(e);
         engine_start(e, m, kind);
         engine_guess(e);
         engine_latency(e);
@@ -2200,8 +2213,7 @@ static void bench_kinds(const char *path, const uint16_t *tokens, int n, int mak
         if (kind == 0) base = ppl;
         printf("%-8s %8.1f MB    %8.1f   %5.1f   %3.0f%% %20s %.3f (%+.3f)\n", kinds[kind].name, bytes / 1e6,
                rate, bytes * rate / 1e9, 100 * bytes * rate / bandwidth, "", ppl, ppl - base);
-        decoder_free(&e.decoder);
-        free(e.generator.text);
+        engine_stop(&e);
     }
     gpt2_free(&m);
 }

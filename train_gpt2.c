@@ -3599,13 +3599,15 @@ static void log_number(FILE *f, double x, const char *format, char end) {
 }
 
 // Draws a token from the softmax of logits (V) at a temperature.
-static int draw(float *logits, int V, float temperature, double u) {
+static int draw(const float *logits, int V, float temperature, double u) {
     float lse = log_sum_exp(logits, V, temperature);
+    int likeliest = 0;
     for (int i = 0; i < V; i++) {
         u -= exp_f32(logits[i] / temperature - lse);
         if (u < 0) return i;
+        if (logits[i] > logits[likeliest]) likeliest = i;
     }
-    return V - 1;
+    return likeliest; // what rounding has left of u
 }
 
 // Prints SAMPLE_TOKENS tokens of the model's own, after a line's end. The whole window goes through the model

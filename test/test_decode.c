@@ -192,7 +192,6 @@ static void test_identity(void) {
                 Sampling sampling = {
                     .temperature = text % 3 ? 0 : 0.7, .top_k = text % 2 ? 7 : 0, .top_p = 1, .seed = text};
                 e.generator.sampling = reference.generator.sampling = sampling;
-                e.generator.drawn = reference.generator.drawn = 0;
                 e.generator.ngram = text % 4 == 1;
                 e.generator.latency = text % 8 < 4 ? NULL : &latency;
                 e.generator.draft = text % 4 >= 2 ? &draft.generator : NULL;
@@ -204,14 +203,15 @@ static void test_identity(void) {
                     generator_step(&e.generator, n + length - e.generator.length);
                 for (int i = 0; i < n + length; i++)
                     wrong += e.generator.text[i] != reference.generator.text[i];
+                tokens += length;
                 check(!wrong, "%s, %d copies, text %d: %d tokens differ from plain decoding",
                       kinds[kind].name, copies, text, wrong);
             }
-            passes += e.generator.passes, tokens += (long)e.generator.drawn;
+            passes += e.generator.passes;
             decoder_free(&reference.decoder), decoder_free(&e.decoder), decoder_free(&draft.decoder);
             free(p.params), free(q.params);
         }
-    printf("PPD on random models: %ld passes, the last texts had %ld tokens\n", passes, tokens);
+    printf("PPD on random models: %ld passes for %ld tokens\n", passes, tokens);
     gpt2_free(&m), gpt2_free(&s);
 }
 
@@ -329,7 +329,66 @@ static void test_chi_square(void) {
     gpt2_free(&m);
 }
 
+// What choose draws, plainly: ids are all tokens, the likeliest first.
+static int plain_choice(const Sampling *s, const float *logits, const int *ids, int V, uint64_t index) {
+    double u = random_uniform(s->seed + 11, index), total = 0, kept = 0;
+    float temperature = (float)s->temperature, lse = log_sum_exp(logits, V, temperature), p[V];
+    int k = s->top_k ? MIN(s->top_k, V) : V, nucleus = 0, at = 0;
+    for (int i = 0; i < V; i++) p[i] = exp_f32(logits[ids[i]] / temperature - lse);
+    for (int i = 0; i < k; i++) total += p[i];
+    while (nucleus < k && (nucleus == 0 || kept < s->top_p * total)) kept += p[nucleus++];
+    for (u *= kept; at < nucleus - 1 && (u -= p[at]) >= 0;) at++;
+    return ids[at];
+}
+
+static void test_choices(void) {
+    enum { V = 997, MANY = 50257 };
+    Candidate *room = allocate(MANY, sizeof *room);
+    float *logits = random_floats(MANY, 2, 1);
+    int ids[V], wrong = 0;
+    for (int v = 0; v < V; v++) logits[v] = rintf(16 * logits[v]) / 16; // many are equal
+    top_tokens(logits, 0, V, V, ids, 0);
+    int some_k[] = {0, 1, 2, 7, 300, 499, 996, 997, 5000};
+    for (int i = 0; i < 9; i++)
+        for (double top_p = 0.3; top_p < 1.2; top_p += 0.35)
+            for (int draw = 0; draw < 300; draw++) {
+                Sampling s = {.temperature = 0.4 + draw % 3, .top_k = some_k[i], .top_p = top_p, .seed = 5};
+                if ((some_k[i] == 0 || some_k[i] >= V) && top_p > 0.9) continue; // draw's, in the order of ids
+                wrong += choose(&s, room, logits, V, draw) != plain_choice(&s, logits, ids, V, draw);
+            }
+    check(!wrong, "%d tokens are not those that were to be drawn", wrong);
+    // hardly any temperature: logits as large as GPT-2's make numbers that a float cannot tell apart
+    for (int v = 0; v < V; v++) logits[v] -= 150;
+    double cold[] = {1e-300, 1e-40, 1e-9, 1e-7, 1e-5, 1e-4, 1.7e-4, 2.3e-4, 4e-4, 7e-4, 1e-3, 1.3e-3};
+    wrong = 0;
+    for (int i = 0; i < 48; i++)
+        for (int draw = 0; draw < 200; draw++) {
+            Sampling s = {.temperature = cold[i / 4], .top_k = i & 1 ? 5 : 0, .top_p = i & 2 ? 0.5 : 1};
+            room[0].id = -1;
+            int id = choose(&s, room, logits, V, draw);
+            wrong += id < 0 || id >= V || logits[id] < logits[ids[0]];
+        }
+    check(!wrong, "%d tokens of a cold text are not the likeliest", wrong);
+    for (int v = 0; v < V; v++) logits[v] = -100; // 1/V each, and less when rounded
+    wrong = 0;
+    for (int draw = 0; draw < 100; draw++) {
+        Sampling s = {.temperature = 0.001 + 0.001 * draw, .top_p = 1e-6};
+        room[0].id = -1;
+        int id = choose(&s, room, logits, V, draw);
+        wrong += id < 0 || id >= V;
+    }
+    check(!wrong, "%d draws of equals are no tokens", wrong);
+    for (int v = 0; v < MANY; v++) logits[v] = (float)v / MANY; // the last ones are the likeliest
+    clock_t start = clock();
+    for (int draw = 0; draw < 3; draw++)
+        choose(&(Sampling){.temperature = 1, .top_k = MANY / 2, .top_p = 1}, room, logits, MANY, draw);
+    double took = (double)(clock() - start) / CLOCKS_PER_SEC / 3;
+    check(took < 0.2, "a token of half the vocabulary took %.2f s", took);
+    free(room), free(logits);
+}
+
 static void test_sampling(void) {
+    Candidate room[200];
     float logits[200];
     int wrong = 0, counts[200] = {0}, ids[200];
     random_normal(logits, 200, 2, 1);
@@ -342,8 +401,8 @@ static void test_sampling(void) {
     int nucleus = 0;
     while (sum < 0.6) sum += exp(logits[ids[nucleus++]] - lse);
     for (int i = 0; i < 20000; i++) {
-        counts[choose(&k, logits, 200, i)]++;
-        int id = choose(&p, logits, 200, i), in = 0;
+        counts[choose(&k, room, logits, 200, i)]++;
+        int id = choose(&p, room, logits, 200, i), in = 0;
         for (int j = 0; j < nucleus; j++) in |= ids[j] == id;
         wrong += !in;
     }
@@ -377,9 +436,8 @@ static void test_writer(void) {
 // ---- a text ends with its last token: GPT-2's <|endoftext|> is the vocabulary's last. A model whose text has a token
 // x that was not in it before is one that ends there, if x and the last token change places.
 
-// How many of 40 tokens after the prompt 1 are written; stdout is closed to it.
-static int written(Engine *e) {
-    uint16_t prompt = 1;
+// How many of 40 tokens after a prompt of one token are written; stdout is closed to it.
+static int written(Engine *e, uint16_t prompt) {
     double seconds = 0;
     fflush(stdout);
     int out = dup(1), nowhere = open("/dev/null", O_WRONLY);
@@ -402,7 +460,7 @@ static void test_end_of_text(void) {
             row[x * C] = row[last * C], row[last * C] = old;
         }
         engine_start(&e, &m, WEIGHTS_F32);
-        int made = written(&e);
+        int made = written(&e, 1);
         check(swapped || made == 40, "without an end, %d tokens of 40", made);
         const uint16_t *text = e.generator.text;
         for (int i = 1; i < 40 && !swapped; i++) { // the last place with a token that is new
@@ -412,12 +470,45 @@ static void test_end_of_text(void) {
         }
         ended[0] = made;
         e.generator.ngram = 1; // passes of several tokens, some behind the end
-        ended[1] = written(&e);
+        ended[1] = written(&e, 1);
         for (int i = 0; i < 2 && swapped; i++)
             check(ended[i] == place && text[place] == last, "a text of %d tokens has %d", place, ended[i]);
         decoder_free(&e.decoder), tokenizer_free(&e.tokenizer), free(e.generator.text);
     }
     check(place > 3, "the text has nothing new after its token %d", place);
+    gpt2_free(&m);
+}
+
+// Texts that are drawn one after the other, and end somewhere in a pass: each is that of plain decoding. The draft
+// is the model itself, so that it is often right, and goes on behind the end.
+static void test_texts(void) {
+    GPT2Config g = {48, 61, 2, 2, 32};
+    GPT2 m = random_model(g, 3, 4);
+    Engine plain_one = {0}, e = {0}, draft = {0}, *both[] = {&plain_one, &e};
+    Latency latency = {.guess = 1};
+    int wrong = 0, ended = 0, overshot = 0, made[2];
+    for (int r = 0; r < MAX_ROWS; r++) latency.seconds[r] = 1 + 0.05 * r;
+    engine_start(&draft, &m, WEIGHTS_F32);
+    for (int i = 0; i < 2; i++) {
+        engine_start(both[i], &m, WEIGHTS_F32);
+        bytes_init(&both[i]->tokenizer);
+        both[i]->tokenizer.kind = TOKENIZER_GPT2;
+        both[i]->generator.sampling = (Sampling){.temperature = 0.4, .top_p = 1, .seed = 3};
+    }
+    e.generator.draft = &draft.generator, e.generator.latency = &latency;
+    for (int text = 0; text < 120; text++) {
+        int end = text * 7 % g.vocab_size;
+        for (int i = 0; i < 2; i++) {
+            both[i]->tokenizer.vocab_size = 1 + end; // which is the end of text
+            made[i] = written(both[i], (uint16_t)(text % 61));
+        }
+        overshot += e.generator.length > 1 + made[1], ended += made[1] < 40;
+        wrong += made[0] != made[1] ||
+                 memcmp(plain_one.generator.text, e.generator.text, (1 + made[0]) * sizeof(uint16_t)) != 0;
+    }
+    check(!wrong, "%d texts of 120 are not those of plain decoding", wrong);
+    check(overshot > 2, "%d of %d texts ended within a pass: the test says nothing", overshot, ended);
+    engine_stop(&plain_one), engine_stop(&e), engine_stop(&draft);
     gpt2_free(&m);
 }
 
@@ -646,8 +737,10 @@ int main(int argc, char **argv) {
     test_products();
     test_tree_attention(8), test_tree_attention(20), test_tree_attention(70);
     test_sampling();
+    test_choices();
     test_writer();
     test_end_of_text();
+    test_texts();
     test_tree_search();
     test_gradients();
     test_identity();
