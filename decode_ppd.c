@@ -854,7 +854,7 @@ typedef struct Generator {
     struct Generator *draft;   // also let this model propose
     const Latency *latency;    // for the number of proposals
     double draft_cost;         // seconds a proposed token
-    double accepted[5], proposed[5]; // forgetting slowly: a draft's proposals, then by an n-gram's size
+    double accepted[5], proposed[5]; // fading: [0] a draft's, [2..4] those of an n-gram of that size
     long passes, rows;
 } Generator;
 
@@ -921,7 +921,6 @@ static int plan_proposals(const Generator *g, int source, int prefix, int most, 
     double a = (g->accepted[source] + 3) / (g->proposed[source] + 4), best = 0;
     const Template *shapes[] = {&g->templates[g->state], &g->templates[0]};
     int count = 0;
-    if (!g->latency) return MIN(4, most);
     int heads = g->kind == GUESS_HEADS ? g->n : 0;
     double each = 1 + heads * g->latency->guess, expected, power;
     for (int i = 0; i < (g->kind ? 2 : 1); i++) {
@@ -1539,7 +1538,7 @@ typedef struct {
 
 typedef struct {
     uint32_t seen[MAX_PROMPTS], right[MAX_PROMPTS][RANKS]; // for each distance, whatever came before
-    uint32_t seen_after[MAX_PROMPTS], right_after[MAX_PROMPTS][RANKS]; // nearer ones in the first 3
+    uint32_t seen_after[MAX_PROMPTS], right_after[MAX_PROMPTS][RANKS]; // if all nearer were in the first 3
     uint64_t machine[NUM_KINDS];                           // that the latencies are of; 0: none measured
     float latency[NUM_KINDS][MAX_ROWS], guess[NUM_KINDS];  // for each kind of weights
     int32_t likely;                                        // groups of tokens that guesses may be of; 0: all

@@ -24,6 +24,13 @@ static void random_tokens(uint16_t *x, int n, int V, uint64_t stream) {
     for (int i = 0; i < n; i++) x[i] = (uint16_t)(random_u64(stream, i) % V);
 }
 
+// Each further row of a pass takes so much of the first one's time.
+static Latency some_latency(double row) {
+    Latency l = {.guess = 0.5};
+    for (int r = 0; r < MAX_ROWS; r++) l.seconds[r] = 1 + row * r;
+    return l;
+}
+
 // ---- products: against plain loops, and each row alone against the same row among others
 
 static void test_products(void) {
@@ -181,8 +188,7 @@ static void test_identity(void) {
             e.prompts = p, draft.prompts = q;
             if (copies > 1) e.prompts.tables.likely = 2, e.prompts.tables.group[1] = 2; // 0 to 15, 32 to 47
             engine_guess(&e), engine_guess(&draft);
-            Latency latency = {.guess = 0.5};
-            for (int r = 0; r < MAX_ROWS; r++) latency.seconds[r] = 1 + 0.05 * r;
+            Latency fast = some_latency(0.05), slow = some_latency(0.4);
             TreeModel model = some_accuracies(3, copies, 0.9, 0.6), own = some_accuracies(2, 1, 0.9, 0.6);
             search_trees(&model, 24, e.generator.templates), search_trees(&own, 6, draft.generator.templates);
             for (int text = 0; text < 12; text++) {
@@ -193,7 +199,7 @@ static void test_identity(void) {
                     .temperature = text % 3 ? 0 : 0.7, .top_k = text % 2 ? 7 : 0, .top_p = 1, .seed = text};
                 e.generator.sampling = reference.generator.sampling = sampling;
                 e.generator.ngram = text % 4 == 1;
-                e.generator.latency = text % 8 < 4 ? NULL : &latency;
+                e.generator.latency = text % 8 < 4 ? &slow : &fast;
                 e.generator.draft = text % 4 >= 2 ? &draft.generator : NULL;
                 draft.generator.kind = text % 4 == 3 ? GUESS_PROMPTS : GUESS_NOTHING;
                 generator_text(&e.generator, begin, MIN(n, 80)),
@@ -450,6 +456,7 @@ static int written(Engine *e, uint16_t prompt) {
 static void test_end_of_text(void) {
     GPT2Config g = {48, 256, 2, 2, 32};
     GPT2 m = random_model(g, 3, 4);
+    Latency latency = some_latency(0.05);
     int place = 0, C = g.channels, last = g.vocab_size - 1, x = last, ended[2];
     for (int swapped = 0; swapped < 2; swapped++) {
         Engine e = {0};
@@ -469,7 +476,7 @@ static void test_end_of_text(void) {
             if (before == i && text[i] != last) place = i, x = text[i];
         }
         ended[0] = made;
-        e.generator.ngram = 1; // passes of several tokens, some behind the end
+        e.generator.ngram = 1, e.generator.latency = &latency; // passes of several tokens, some behind the end
         ended[1] = written(&e, 1);
         for (int i = 0; i < 2 && swapped; i++)
             check(ended[i] == place && text[place] == last, "a text of %d tokens has %d", place, ended[i]);
@@ -485,9 +492,8 @@ static void test_texts(void) {
     GPT2Config g = {48, 61, 2, 2, 32};
     GPT2 m = random_model(g, 3, 4);
     Engine plain_one = {0}, e = {0}, draft = {0}, *both[] = {&plain_one, &e};
-    Latency latency = {.guess = 1};
+    Latency latency = some_latency(0.05);
     int wrong = 0, ended = 0, overshot = 0, made[2];
-    for (int r = 0; r < MAX_ROWS; r++) latency.seconds[r] = 1 + 0.05 * r;
     engine_start(&draft, &m, WEIGHTS_F32);
     for (int i = 0; i < 2; i++) {
         engine_start(both[i], &m, WEIGHTS_F32);
@@ -652,10 +658,9 @@ static void test_tree_search(void) {
               num_trees, tau, best);
     }
     TreeModel m = some_accuracies(3, 1, 0.9, 0.55);
-    Latency latency = {.guess = 1};
+    Latency latency = some_latency(0.03);
     clock_t start = clock(); // of this thread, whatever else the machine does
     Template trees[MAX_PROMPTS + 1];
-    for (int r = 0; r < MAX_ROWS; r++) latency.seconds[r] = 1 + 0.03 * r;
     double tau = 0, speedup = fastest_trees(&m, &latency, MAX_ROWS - 16, trees, &tau),
            took = (double)(clock() - start) / CLOCKS_PER_SEC;
     check(tau > 1 && speedup > 1 && took < 1, "the search over all sizes took %.2f s", took);
