@@ -1891,6 +1891,7 @@ static int write_text(Engine *e, const uint16_t *prompt, size_t n, int tokens, d
 static int run_command(const DecodeOptions *o) {
     static Engine engine, draft;
     Generator *g = &engine.generator;
+    if (o->ngram && *o->draft) die_usage("--ngram and --draft both propose the next tokens; give one");
     load_engines(&engine, &draft, o);
     g->sampling = (Sampling){o->temperature, o->top_k, o->top_p, o->typical, o->seed};
     g->ngram = o->ngram;
@@ -1914,7 +1915,7 @@ static int run_command(const DecodeOptions *o) {
         free(tokens);
     }
     free(line);
-    if (!prompts) die("the prompt is empty; give --prompt TEXT, or lines on standard input");
+    if (!prompts && !interrupted) die("the prompt is empty; give --prompt TEXT, or lines on standard input");
     if (fflush(stdout)) die("cannot write the text: %s", strerror(errno));
     double passes = MAX(1, g->passes);
     if (g->kind || g->draft || g->ngram)
