@@ -1070,12 +1070,13 @@ static int generator_step(Generator *g, int limit) {
     return made;
 }
 
-// The text becomes `begin` tokens, and goes on until it has `length`. Returns the seconds after the prompt.
-static double generate(Generator *g, const uint16_t *from, int begin, int length) {
-    generator_text(g, from, begin);
+// The text becomes `prompt` tokens, and goes on until it has `length` or is interrupted. Returns the seconds
+// after the prompt.
+static double generate(Generator *g, const uint16_t *from, int prompt, int length) {
+    generator_text(g, from, prompt);
     generator_prefill(g);
     double start = now();
-    while (g->length < length) generator_step(g, length - g->length);
+    while (g->length < length && !interrupted) generator_step(g, length - g->length);
     return now() - start;
 }
 
@@ -1687,15 +1688,19 @@ static void engine_stop(Engine *e) {
     free(e->generator.text), free(e->generator.candidates);
 }
 
+// The tokenizer beside a model of V tokens; there may be none unless it is needed.
+static void load_tokenizer(Tokenizer *t, const char *path, int V, int needed) {
+    if (!tokenizer_load(t, path) && needed)
+        die("%s has no tokenizer beside it (tokenizer.txt, tokenizer.bpe or tokenizer.json)", path);
+    if (t->vocab_size > V)
+        die("%s: the tokenizer has %d tokens, the model knows %d", path, t->vocab_size, V);
+}
+
 // Loads a model and, if given, its prompts or heads, with trees of some rows (0: the best).
 static void engine_load(Engine *e, const char *path, const char *prompts, WeightKind kind, int rows) {
     GPT2 m;
     gpt2_map(&m, path);
-    if (!tokenizer_load(&e->tokenizer, path))
-        die("%s has no tokenizer beside it (tokenizer.txt, tokenizer.bpe or tokenizer.json)", path);
-    if (e->tokenizer.vocab_size > m.config.vocab_size)
-        die("%s: the tokenizer has %d tokens, the model knows %d", path, e->tokenizer.vocab_size,
-            m.config.vocab_size);
+    load_tokenizer(&e->tokenizer, path, m.config.vocab_size, 1);
     engine_start(e, &m, kind);
     if (*prompts) {
         prompts_load(&e->prompts, prompts, m.config, model_hash(&m));
@@ -1706,19 +1711,29 @@ static void engine_load(Engine *e, const char *path, const char *prompts, Weight
     gpt2_free(&m);
 }
 
+// The longest piece of a text: from it come the beginnings that a model goes on from.
+static Shard longest_piece(const Dataset *d) {
+    Shard longest = d->shards[0];
+    for (int s = 1; s < d->num_shards; s++)
+        if (d->shards[s].count > longest.count) longest = d->shards[s];
+    return longest;
+}
+
+// Tokens of such a beginning in held-out text.
+static int held_out_prompt(GPT2Config g) { return MAX(1, MIN(64, g.max_seq_len / 4)); }
+
 // Counts into the tables how often guesses are right, on `tokens` tokens that the model writes after
-// beginnings in `d`; not longer than 40 seconds.
+// beginnings in `data`; not longer than 40 seconds.
 static void measure_accuracy(Engine *e, const Dataset *data, int tokens) {
     Generator *g = &e->generator;
     PromptsTables *t = &e->prompts.tables;
-    int context = e->decoder.config.max_seq_len, begin = MAX(1, MIN(64, context / 4)),
+    int context = e->decoder.config.max_seq_len, prompt = held_out_prompt(e->decoder.config),
         length = MAX(g->n + 1, MIN(128, context / 2)), texts = MAX(1, tokens / length);
     int (*guesses)[MAX_PROMPTS][RANKS] = resize(NULL, (size_t)length * sizeof *guesses);
-    Shard shard = data->shards[0];
-    if (shard.count < (size_t)begin) die("the held-out text is shorter than %d tokens", begin);
+    Shard piece = longest_piece(data);
     double start = now();
     for (int text = 0; text < texts && now() - start < 40; text++) {
-        generator_text(g, shard.tokens + (shard.count - begin) / (size_t)texts * text, begin);
+        generator_text(g, piece.tokens + (piece.count - prompt) / (size_t)texts * text, prompt);
         for (int i = 0; i < length; i++) {
             generator_step(g, 1);
             memcpy(guesses[i], g->guess, sizeof *guesses);
@@ -1726,7 +1741,7 @@ static void measure_accuracy(Engine *e, const Dataset *data, int tokens) {
         }
         for (int i = 0; i + g->n < length; i++) // guess d after token i was of token i+1+d
             for (int distance = 0, near = 1; distance < g->n && guesses[i][0][0] >= 0; distance++) {
-                int rank = 0, truth = g->text[begin + i + 1 + distance];
+                int rank = 0, truth = g->text[prompt + i + 1 + distance];
                 while (rank < RANKS && guesses[i][distance][rank] != truth) rank++;
                 t->seen[distance]++, t->seen_after[distance] += near;
                 if (rank < RANKS) t->right[distance][rank]++, t->right_after[distance][rank] += near;
@@ -1855,13 +1870,14 @@ static void load_engines(Engine *engine, Engine *draft, const DecodeOptions *o) 
             draft->decoder.config.vocab_size, engine->decoder.config.vocab_size);
 }
 
-// Training and held-out tokens for a model.
-static void load_data(const DecodeOptions *o, const Tokenizer *t, Dataset *train, Dataset *val) {
+// Training and held-out tokens for a model, in pieces of more than T and held_out tokens.
+static void load_data(const DecodeOptions *o, const Tokenizer *t, GPT2Config g, Dataset *train, int T,
+                      Dataset *val, int held_out) {
     dataset_load(train, o->data, t, NULL, 0);
     if (*o->val) dataset_load(val, o->val, t, NULL, 0);
     else dataset_split(train, val);
-    if (!dataset_tokens(train) || !dataset_tokens(val))
-        die("%s is too short to hold out a tenth of it", o->data);
+    check_dataset(train, "training text", g.vocab_size, T);
+    check_dataset(val, "held-out text", g.vocab_size, held_out);
 }
 
 // ---- run
@@ -1928,6 +1944,8 @@ static int run_command(const DecodeOptions *o) {
 
 // The length of the texts that a model writes to learn from.
 static int own_length(const GPT2 *m) { return MIN(256, m->config.max_seq_len); }
+// and of what they go on from
+static int own_prompt(const GPT2 *m) { return MAX(1, MIN(16, own_length(m) / 4)); }
 
 // What `train` works on, and all that its checkpoint holds.
 typedef struct {
@@ -1989,30 +2007,37 @@ static void show_prompt_step(const PromptRun *r, const DecodeOptions *o, double 
     fflush(stdout);
 }
 
-// Fills now->own with what the model itself writes, greedily, after places of the training text: text such as
-// guesses will be wanted in. int8 weights and n-grams only make it faster.
+// Fills now->own with what the model itself writes, greedily, after places of the training text: such text as
+// guesses will be wanted in. int8 weights make it faster and a little different, n-grams only faster. What is
+// interrupted is not kept.
 static void write_own_text(PromptRun *r, const Dataset *train, uint64_t seed) {
     static Engine e; // keeps its latencies from one time to the next
     Generator *g = &e.generator;
     const GPT2 *m = r->trainer.m;
-    Shard from = train->shards[0];
-    int length = own_length(m);
-    size_t begin = MIN((size_t)MAX(1, MIN(16, length / 4)), from.count), made = 0;
+    Shard from = longest_piece(train);
+    int length = own_length(m), prompt = own_prompt(m);
+    size_t made = 0;
     double start = now();
     engine_start(&e, m, WEIGHTS_INT8);
     engine_latency(&e);
     g->ngram = 1;
-    for (; made < r->own && !(interrupted && r->now->step == 0); made += length) {
+    for (; made < r->own; made += length) {
         uint64_t at = random_u64(seed + 9, (uint64_t)r->now->step * r->own + made);
-        generate(g, from.tokens + at % MAX((uint64_t)1, from.count - begin), (int)begin, length);
+        generate(g, from.tokens + at % (from.count - prompt), prompt, length);
+        if (interrupted) break;
         memcpy(r->now->own + made, g->text, (size_t)length * sizeof *g->text);
     }
-    if (!r->now->step)
+    if (!r->now->step && !interrupted)
         printf("the model wrote %zu tokens of its own to learn from, in %.1f s\n", made, now() - start);
     engine_stop(&e);
 }
 
-// The steps from r->now on. Returns whether they came to their end.
+static void save_prompts_state(PromptRun *r) {
+    write_state(r->state, r->identity, r->now, r->now_bytes, r->params, &r->optimizer);
+}
+
+// The steps from r->now on. Returns whether they came to their end. At a step that needs new text of the
+// model's own, a checkpoint does not have it yet: a run that goes on there writes it, the same.
 static int train_prompts(PromptRun *r, const Dataset *train, const DecodeOptions *o) {
     PromptTrainer *t = &r->trainer;
     size_t tokens = (size_t)t->B * t->T;
@@ -2020,7 +2045,10 @@ static int train_prompts(PromptRun *r, const Dataset *train, const DecodeOptions
     uint16_t *guessed = allocate(tokens, sizeof *guessed);
     long renewed = (long)(READINGS * r->own / tokens + 1); // so many steps the model's own text is good for
     double rate = 0;
-    while (r->now->step < o->steps && !interrupted) {
+    while (r->now->step < o->steps) {
+        if (r->own && (t->joint ? r->now->step % renewed : r->now->step) == 0)
+            write_own_text(r, train, o->seed);
+        if (interrupted) break;
         double start = now();
         loader_next(&r->guessed, guessed, y, t->B);
         if (t->joint) loader_next(&r->text, x, y, t->B);
@@ -2037,13 +2065,23 @@ static int train_prompts(PromptRun *r, const Dataset *train, const DecodeOptions
         show_prompt_step(r, o, loss, rate);
         r->now->guessed_epoch = r->guessed.epoch, r->now->guessed_index = r->guessed.index;
         r->now->epoch = r->text.epoch, r->now->index = r->text.index;
-        if (t->joint && r->own && r->now->step % renewed == 0 && r->now->step < o->steps)
-            write_own_text(r, train, o->seed);
-        if (o->save_every && (r->now->step % o->save_every == 0 || interrupted))
-            write_state(r->state, r->identity, r->now, r->now_bytes, r->params, &r->optimizer);
+        if (o->save_every && r->now->step % o->save_every == 0) save_prompts_state(r);
     }
+    if (interrupted && o->save_every && r->now->step) save_prompts_state(r);
     free(x), free(y), free(guessed);
     return r->now->step >= o->steps;
+}
+
+static int same_file(const char *a, const char *b) {
+    struct stat s, t;
+    return !stat(a, &s) && !stat(b, &t) && s.st_dev == t.st_dev && s.st_ino == t.st_ino;
+}
+
+// Dies where a file cannot be written: now, not after the last step.
+static void check_writable(const char *path) {
+    fclose(write_begin(path));
+    unlink(unfinished_file);
+    unfinished_file[0] = 0;
 }
 
 static void check_train_options(const DecodeOptions *o) {
@@ -2055,6 +2093,16 @@ static void check_train_options(const DecodeOptions *o) {
         die_usage("%d prompts of %d copies do not fit a pass; 48 rows at most", o->prompts, o->copies);
     if (isnan(optim_schedule(o->schedule, 0, 1, 0, 0)))
         die_usage("no schedule is called '%s' here; see --help", o->schedule);
+}
+
+static void check_outputs(const DecodeOptions *o) {
+    check_writable(o->out);
+    if (!o->joint) return;
+    Path model = path_in(o->out_model, "model.bin");
+    if (same_file(o->model, o->out_model) || same_file(o->model, model.s))
+        die("%s is --model's; --resume will need that as it is: give --out-model another folder", model.s);
+    make_folder(o->out_model);
+    check_writable(model.s);
 }
 
 // The groups of tokens that are most frequent in a text, if the vocabulary is so large that leaving out the
@@ -2085,12 +2133,7 @@ static void finish_prompts(PromptRun *r, Engine *e, const Dataset *train, const 
     optim_eval_params(&r->optimizer, evaluated);
     memcpy(r->params, evaluated, r->count * sizeof(float));
     free(evaluated);
-    if (o->joint) {
-        printf("val loss %.4f after\n", evaluate(m, val, t->T, 50000));
-        make_folder(o->out_model);
-        gpt2_save(g, m->params_memory, path_in(o->out_model, "model.bin").s);
-        tokenizer_save(&e->tokenizer, o->out_model);
-    }
+    if (o->joint) printf("val loss %.4f after\n", evaluate(m, val, t->T, 50000));
     e->prompts.header = (PromptsHeader){PROMPTS_MAGIC, t->heads, t->n, t->copies, t->depth, g.channels,
                                         g.num_layers, model_hash(m), r->now->step};
     e->prompts.params = t->params;
@@ -2102,6 +2145,10 @@ static void finish_prompts(PromptRun *r, Engine *e, const Dataset *train, const 
         engine_latency(e);
     }
     measure_accuracy(e, val, 4000);
+    if (o->joint) {
+        gpt2_save(g, m->params_memory, path_in(o->out_model, "model.bin").s);
+        if (e->tokenizer.vocab_size) tokenizer_save(&e->tokenizer, o->out_model);
+    }
     prompts_save(&e->prompts, o->out);
     unlink(r->state);
     print_accuracy(&e->prompts.tables, t->n);
@@ -2123,13 +2170,15 @@ static int train_command(const DecodeOptions *o) {
     optim_set(&run.optimizer, "lr", o->joint ? 3e-4 : o->heads ? 1e-3 : 3e-2);
     set_hyperparameters(&run.optimizer, o->rest.num_hyper, o->rest.hyper_name, o->rest.hyper_value);
     gpt2_load(&m, o->model);
-    if (!tokenizer_load(&engine.tokenizer, o->model) && !is_shards(o->data))
-        die("%s has no tokenizer beside it", o->model);
-    load_data(o, &engine.tokenizer, &train, &val);
+    load_tokenizer(&engine.tokenizer, o->model, m.config.vocab_size,
+                   !is_shards(o->data) || (*o->val && !is_shards(o->val)));
     int T = o->seq_len ? o->seq_len : MIN(256, m.config.max_seq_len);
     if (T > m.config.max_seq_len || T <= o->prompts + 1)
         die("--seq-len %d: it must be above --prompts + 1 and at most the model's context of %d", T,
             m.config.max_seq_len);
+    load_data(o, &engine.tokenizer, m.config, &train, MAX(T, own_prompt(&m)), &val,
+              held_out_prompt(m.config));
+    check_outputs(o);
     *t = (PromptTrainer){.m = &m, .n = o->prompts, .copies = o->heads ? 1 : o->copies,
                          .depth = o->deep ? m.config.num_layers : 1, .cuts = o->cuts, .B = o->batch, .T = T,
                          .heads = o->heads, .joint = o->joint,
@@ -2138,7 +2187,7 @@ static int train_command(const DecodeOptions *o) {
     uint64_t model = model_hash(&m);
     trainer_allocate(t);
     start_prompts(&run, o);
-    run.own = (size_t)round_up(o->own_tokens, own_length(&m));
+    if (o->own_tokens) run.own = (size_t)round_up(MAX(o->own_tokens, T + 1), own_length(&m));
     run.now_bytes = sizeof *run.now + run.own * sizeof(uint16_t);
     run.now = allocate(1, run.now_bytes);
     dataset_add(&own, run.now->own, run.own);
@@ -2154,14 +2203,14 @@ static int train_command(const DecodeOptions *o) {
         run.guessed.epoch = run.now->guessed_epoch, run.guessed.index = run.now->guessed_index;
         run.text.epoch = run.now->epoch, run.text.index = run.now->index;
         printf("resumed at step %ld of %d\n", run.now->step, o->steps);
-    } else if (run.own) write_own_text(&run, &train, o->seed);
+    }
     size_t trained = trainer_size(t);
     printf("%zu trained numbers, %.6f%% of the model's %zu; %d texts of %d tokens, %d cuts each\n", trained,
            100.0 * trained / m.num_parameters, m.num_parameters, t->B, T, t->cuts);
     if (o->joint && !run.now->step) printf("val loss %.4f before\n", evaluate(&m, &val, T, 50000));
     if (!train_prompts(&run, &train, o)) {
         printf("\nstopped at step %ld of %d%s\n", run.now->step, o->steps,
-               o->save_every ? "; the same command with --resume goes on" : "");
+               o->save_every && run.now->step ? "; the same command with --resume goes on" : "");
         return 0;
     }
     finish_prompts(&run, &engine, &train, &val, o);
@@ -2205,14 +2254,16 @@ static void bench_kinds(const char *path, const uint16_t *tokens, int n, int mak
     gpt2_map(&m, path);
     printf("weights  bytes a token   tokens/s   GB/s   share of %.1f GB/s read   perplexity (%d tokens)\n",
            bandwidth / 1e9, n);
-    for (int kind = 0; kind < NUM_KINDS; kind++) {
+    for (int kind = 0; kind < NUM_KINDS && !interrupted; kind++) {
         Engine e = {0};
         engine_start(&e, &m, kind);
         double ppl = exp(decoder_prefill(&e.decoder, tokens, n - 1, tokens + 1) / (n - 1));
         double bytes = decoder_bytes(&e.decoder), rate = 1 / plain_seconds(&e, tokens, make);
         if (kind == 0) base = ppl;
-        printf("%-8s %8.1f MB    %8.1f   %5.1f   %3.0f%% %20s %.3f (%+.3f)\n", kinds[kind].name, bytes / 1e6,
-               rate, bytes * rate / 1e9, 100 * bytes * rate / bandwidth, "", ppl, ppl - base);
+        if (!interrupted)
+            printf("%-8s %8.1f MB    %8.1f   %5.1f   %3.0f%% %20s %.3f (%+.3f)\n", kinds[kind].name,
+                   bytes / 1e6, rate, bytes * rate / 1e9, 100 * bytes * rate / bandwidth, "", ppl,
+                   ppl - base);
         engine_stop(&e);
     }
     gpt2_free(&m);
@@ -2237,7 +2288,7 @@ typedef struct {
 } Method;
 
 // Goes on from a beginning until the generator's text has `length` tokens. Returns the seconds.
-static double method_write(const Method *w, Engine *e, Engine *draft, const uint16_t *from, int begin,
+static double method_write(const Method *w, Engine *e, Engine *draft, const uint16_t *from, int prompt,
                            int length) {
     Generator *g = &e->generator, *s = &draft->generator;
     g->kind = w->uses & PPD ? GUESS_PROMPTS : w->uses & HEADS ? GUESS_HEADS : GUESS_NOTHING;
@@ -2245,7 +2296,7 @@ static double method_write(const Method *w, Engine *e, Engine *draft, const uint
     g->passes = 0, g->draft_cost = 0;
     memset(g->accepted, 0, sizeof g->accepted), memset(g->proposed, 0, sizeof g->proposed);
     s->kind = w->uses & DRAFT_PPD ? GUESS_PROMPTS : GUESS_NOTHING, s->length = 0;
-    return generate(g, from, begin, length);
+    return generate(g, from, prompt, length);
 }
 
 static void method_print(const Method *w, const Method *plain_decoding, const Engine *e,
@@ -2290,18 +2341,19 @@ static int bench_command(const DecodeOptions *o) {
     static Engine engine, heads, draft;
     Dataset train = {0}, val = {0};
     load_engines(&engine, &draft, o);
+    if (*o->heads_file) engine_load(&heads, o->model, o->heads_file, engine.decoder.kind, 0);
+    if (engine.prompts.header.heads || draft.prompts.header.heads ||
+        (*o->heads_file && !heads.prompts.header.heads))
+        die("bench takes prompt tokens as --ppd and --draft-ppd, heads as --heads-file: files change places");
     engine_refresh(&engine, o->tree);
     if (draft.prompts.params) engine_refresh(&draft, 0);
-    if (*o->heads_file) {
-        engine_load(&heads, o->model, o->heads_file, engine.decoder.kind, 0);
-        engine_refresh(&heads, 0);
-    }
-    load_data(o, &engine.tokenizer, &train, &val);
-    int context = engine.decoder.config.max_seq_len, begin = MIN(64, MAX(1, context / 4)), tokens = o->tokens;
-    Shard text = val.shards[0];
-    if (text.count < (size_t)begin + 9) die("the held-out text has only %zu tokens", text.count);
-    bench_kinds(o->model, text.tokens, (int)MIN(text.count, (size_t)MIN(512, context)),
-                MIN(tokens, context / 2));
+    if (*o->heads_file) engine_refresh(&heads, 0);
+    GPT2Config g = engine.decoder.config;
+    int prompt = held_out_prompt(g), tokens = o->tokens;
+    load_data(o, &engine.tokenizer, g, &train, 0, &val, prompt + 8);
+    Shard text = longest_piece(&val);
+    bench_kinds(o->model, text.tokens, (int)MIN(text.count, (size_t)MIN(512, g.max_seq_len)),
+                MIN(tokens, g.max_seq_len / 2));
 
     Method methods[] = {
         {.name = "plain"},
@@ -2317,25 +2369,32 @@ static int bench_command(const DecodeOptions *o) {
     };
     int have = NGRAM | (engine.prompts.params ? PPD : 0) | (*o->heads_file ? HEADS : 0) |
                (*o->draft ? DRAFT : 0) | (draft.prompts.params ? DRAFT_PPD : 0);
-    int count = sizeof methods / sizeof *methods, looping = 0, differs = 0, loop = 0;
+    int count = sizeof methods / sizeof *methods, looping = 0, differs = 0, texts = 0;
     int gram = engine.tokenizer.kind == TOKENIZER_GPT2 ? 8 : 32; // as much text, in characters
     size_t bytes = (size_t)tokens * sizeof(uint16_t);
     uint16_t *plain_text = resize(NULL, bytes);
-    // text by text, in turns: what else the machine does hits all alike
-    for (int n = 0; n < o->texts && !interrupted; n++) {
-        const uint16_t *from = text.tokens + (text.count - begin) / (size_t)o->texts * n;
-        for (Method *w = methods; w < methods + count; w++) {
+    // text by text, in turns: what else the machine does hits all alike; an interrupted text does not count
+    for (; texts < o->texts; texts++) {
+        const uint16_t *from = text.tokens + (text.count - prompt) / (size_t)o->texts * texts;
+        Method turn[sizeof methods / sizeof *methods];
+        int loop = 0;
+        memcpy(turn, methods, sizeof methods);
+        for (Method *w = turn; w < turn + count; w++) {
             if (w->uses & ~have) continue;
             Engine *e = w->uses & HEADS ? &heads : &engine;
-            double seconds = method_write(w, e, &draft, from, begin, begin + tokens);
-            const uint16_t *made = e->generator.text + begin;
-            if (w == methods) memcpy(plain_text, made, bytes), looping += loop = loops(made, tokens, gram);
+            double seconds = method_write(w, e, &draft, from, prompt, prompt + tokens);
+            const uint16_t *made = e->generator.text + prompt;
+            if (interrupted) break;
+            if (w == turn) memcpy(plain_text, made, bytes), loop = loops(made, tokens, gram);
             w->seconds[loop] += seconds, w->made[loop] += tokens, w->passes[loop] += e->generator.passes;
             w->differs += memcmp(plain_text, made, bytes) != 0;
         }
+        if (interrupted) break;
+        memcpy(methods, turn, sizeof methods), looping += loop;
     }
+    if (!texts) die("stopped before all methods had written the first text");
     printf("\n%d texts of %d tokens, greedy, %s weights; %d of them loop (%d tokens in a row come twice) and "
-           "are counted apart\n%-22s %18s %18s %14s %18s %10s\n", o->texts, tokens, o->weights, looping, gram,
+           "are counted apart\n%-22s %18s %18s %14s %18s %10s\n", texts, tokens, o->weights, looping, gram,
            "", "tokens/s (loops)", "speedup (loops)", "a pass (loops)", "trained, added MB", "identical");
     for (Method *w = methods; w < methods + count; w++) {
         if (w->uses & ~have) continue;
