@@ -1269,10 +1269,25 @@ would soon know by heart what it once wrote, it writes anew whenever that was re
 tales' model of dev/studies/decoding.sh, guesses for distances 1, 2, 3 are so right 88%, 83%, 66% of the time;
 as long as they learned from the training text, 51%, 33%, 22%. */
 #define READINGS 2
+#define PROMPTS_MAGIC "PPDFILE3"
+
+// What is trained, as its file begins: n prompt tokens of copies*depth vectors, or n heads instead (arXiv
+// 2401.10774).
+typedef struct {
+    char magic[8];
+    int32_t heads, n, copies, depth, channels, layers;
+    uint64_t model, steps;
+} PromptsHeader;
+
+static size_t prompts_size(const PromptsHeader *h) {
+    size_t C = h->channels;
+    return h->heads ? h->n * (C * C + C) : (size_t)h->n * h->copies * h->depth * C;
+}
+
 typedef struct {
     GPT2 *m;
-    int n, copies, depth, cuts, B, T;
-    int heads;                          // train n heads in place of prompt tokens (arXiv 2401.10774)
+    PromptsHeader h;
+    int cuts, B, T;
     int joint;
     float weight;                       // of the prompts' loss
     float temperature;                  // of the text that will be guessed
@@ -1286,21 +1301,12 @@ typedef struct {
     double top1[MAX_PROMPTS], top5[MAX_PROMPTS]; // shares of cuts whose likeliest token is among the guesses
 } PromptTrainer;
 
-// Of n prompt tokens of copies*depth vectors each, or of n heads.
-static size_t guesser_size(int heads, int n, int vectors, int C) {
-    return heads ? (size_t)n * (C * (size_t)C + C) : (size_t)n * vectors * C;
-}
-
-static size_t trainer_size(const PromptTrainer *t) {
-    return guesser_size(t->heads, t->n, t->copies * t->depth, t->m->config.channels);
-}
-
 // P, of a text.
-static int prompt_rows(const PromptTrainer *t) { return t->heads ? 0 : t->cuts * t->n * t->copies; }
+static int prompt_rows(const PromptTrainer *t) { return t->h.heads ? 0 : t->cuts * t->h.n * t->h.copies; }
 
 static void trainer_allocate(PromptTrainer *t) {
     GPT2 *m = t->m;
-    int C = m->config.channels, P = prompt_rows(t), R = t->T + P, guesses = t->n * t->cuts;
+    int C = m->config.channels, P = prompt_rows(t), R = t->T + P, guesses = t->h.n * t->cuts;
     gpt2_allocate_activations(m, 1, t->joint ? MAX(R, t->B * t->T) : R, 1);
     if (!t->joint) { // the model is frozen: it has no gradients
         free(m->grads_memory), m->grads_memory = NULL;
@@ -1320,9 +1326,9 @@ static void prompt_probabilities(const PromptTrainer *t, float *p, const float *
     multiply(p, R, qkv + T * 3L * C, 3L * C, 1, qkv + C, 1, 3L * C, P, R, HS, plain);
     for (int r = 0; r < P; r++) { // the rest of the row becomes invisible
         float *x = p + (size_t)r * R;
-        int of_a_prompt = t->cuts * t->copies, i = r / of_a_prompt, within = r % of_a_prompt;
+        int of_a_prompt = t->cuts * t->h.copies, i = r / of_a_prompt, within = r % of_a_prompt;
         for (int e = 0; e <= i; e++) own[e] = x[T + e * of_a_prompt + within];
-        for (int k = t->cut[within / t->copies] + 1; k < R; k++) x[k] = -INFINITY;
+        for (int k = t->cut[within / t->h.copies] + 1; k < R; k++) x[k] = -INFINITY;
         for (int e = 0; e <= i; e++) x[T + e * of_a_prompt + within] = own[e];
         float lse = log_sum_exp(x, R, temperature);
 #pragma omp simd
@@ -1376,10 +1382,11 @@ static void prompt_attention_backward(void *trainer, float *dqkv, const float *d
 
 // The position of prompt row r, and where in params its vectors begin.
 static int prompt_position(const PromptTrainer *t, int r) {
-    return t->cut[r / t->copies % t->cuts] + 1 + r / t->copies / t->cuts;
+    return t->cut[r / t->h.copies % t->cuts] + 1 + r / t->h.copies / t->cuts;
 }
 static size_t prompt_at(const PromptTrainer *t, int r) {
-    return (size_t)(r / t->copies / t->cuts * t->copies + r % t->copies) * t->depth * t->m->config.channels;
+    int copies = t->h.copies;
+    return (size_t)(r / copies / t->cuts * copies + r % copies) * t->h.depth * t->h.channels;
 }
 
 // What enters layer l: x (R,C), at first the positions.
@@ -1389,7 +1396,7 @@ static void prompts_enter(void *trainer, int l, float *x) {
     x += (size_t)t->T * C;
     for (int r = 0; r < prompt_rows(t); r++, x += C) {
         if (l == 0) memcpy(x, t->m->params.wpe + (size_t)prompt_position(t, r) * C, C * sizeof(float));
-        for (int c = 0; c < (l < t->depth ? C : 0); c++) x[c] += t->params[prompt_at(t, r) + l * C + c];
+        for (int c = 0; c < (l < t->h.depth ? C : 0); c++) x[c] += t->params[prompt_at(t, r) + l * C + c];
     }
 }
 
@@ -1399,7 +1406,7 @@ static void prompts_enter_backward(void *trainer, int l, const float *dx) {
     dx += (size_t)t->T * C;
     for (int r = 0; r < prompt_rows(t); r++, dx += C) {
         float *position = l == 0 && t->joint ? t->m->grads.wpe + (size_t)prompt_position(t, r) * C : NULL;
-        for (int c = 0; c < (l < t->depth ? C : 0); c++) t->grads[prompt_at(t, r) + l * C + c] += dx[c];
+        for (int c = 0; c < (l < t->h.depth ? C : 0); c++) t->grads[prompt_at(t, r) + l * C + c] += dx[c];
         for (int c = 0; c < (position ? C : 0); c++) position[c] += dx[c];
     }
 }
@@ -1414,10 +1421,10 @@ static void prompt_forward(PromptTrainer *t, const uint16_t *tokens, const int *
 
 // Heads: t->student = x + silu(z), z = x W' + bias, from the hidden states x of the cuts, kept in t->own.
 static void heads_forward(PromptTrainer *t) {
-    int C = t->m->config.channels, cuts = t->cuts, n = t->n * cuts * C;
+    int C = t->m->config.channels, cuts = t->cuts, n = t->h.n * cuts * C;
     memcpy(t->own, t->student, (size_t)n * sizeof(float));
-    for (int i = 0; i < t->n; i++) {
-        size_t rows = (size_t)i * cuts * C, w = (size_t)i * C * C, bias = (size_t)t->n * C * C + i * C;
+    for (int i = 0; i < t->h.n; i++) {
+        size_t rows = (size_t)i * cuts * C, w = (size_t)i * C * C, bias = (size_t)t->h.n * C * C + i * C;
         linear_forward(t->z + rows, t->own + rows, t->params + w, cuts, C, C,
                        (Epilogue){.bias = t->params + bias});
     }
@@ -1427,36 +1434,36 @@ static void heads_forward(PromptTrainer *t) {
 
 // The gradient of the heads' W and bias += that of t->dstudent.
 static void heads_backward(PromptTrainer *t) {
-    int C = t->m->config.channels, guesses = t->n * t->cuts;
+    int C = t->m->config.channels, guesses = t->h.n * t->cuts;
 #pragma omp parallel for simd schedule(static)
     for (int k = 0; k < guesses * C; k++) {
         float s = 1.0f / (1.0f + exp_f32(-t->z[k]));
         t->z[k] = t->dstudent[k] * (s + t->z[k] * s * (1.0f - s));
     }
-    for (int i = 0; i < t->n; i++) {
+    for (int i = 0; i < t->h.n; i++) {
         size_t rows = (size_t)i * t->cuts * C, w = (size_t)i * C * C;
         matmul(t->grads + w, t->z + rows, t->own + rows, C, C, t->cuts, 1, 0, accumulate);
     }
     for (int q = 0; q < guesses; q++)
         for (int c = 0; c < C; c++)
-            t->grads[(size_t)t->n * C * C + q / t->cuts * C + c] += t->z[(size_t)q * C + c];
+            t->grads[(size_t)t->h.n * C * C + q / t->cuts * C + c] += t->z[(size_t)q * C + c];
 }
 
 // Adds the KL of all guesses after prompt_forward to t->kl. Its gradient, times t->weight, goes into the
 // prompt rows of m->dnormed and jointly into grads.wte, or into the heads.
 static void prompt_loss(PromptTrainer *t) {
     GPT2 *m = t->m;
-    int C = m->config.channels, V = m->config.vocab_size, guesses = t->n * t->cuts, all = t->B * t->cuts;
-    int copies = t->heads ? 1 : t->copies, rank[guesses];
+    int C = m->config.channels, V = m->config.vocab_size, guesses = t->h.n * t->cuts, all = t->B * t->cuts;
+    int copies = t->h.heads ? 1 : t->h.copies, rank[guesses];
     float kl[guesses], temperature = fmaxf(t->temperature, 1e-3f); // at 1e-3 the likeliest token has it all
     memset(t->student, 0, (size_t)guesses * C * sizeof(float));
     for (int q = 0; q < guesses; q++) {
         int at = t->cut[q % t->cuts];
-        const float *own = m->lnf + (size_t)(t->heads ? at : t->T + q * copies) * C;
+        const float *own = m->lnf + (size_t)(t->h.heads ? at : t->T + q * copies) * C;
         memcpy(t->teacher + (size_t)q * C, m->lnf + (size_t)(at + 1 + q / t->cuts) * C, C * sizeof(float));
         for (int k = 0; k < copies * C; k++) t->student[(size_t)q * C + k % C] += own[k] / (float)copies;
     }
-    if (t->heads) heads_forward(t);
+    if (t->h.heads) heads_forward(t);
     for (int first = 0; first < guesses; first += m->logit_rows) {
         int rows = MIN(m->logit_rows, guesses - first);
         float *student = t->student + (size_t)first * C;
@@ -1467,7 +1474,7 @@ static void prompt_loss(PromptTrainer *t) {
             float *x = m->logits + (size_t)r * V, *y = t->teacher_logits + (size_t)r * V, sum = 0;
             int top = argmax(y, V), before = 0;
             float likeliest = x[top], x_lse = log_sum_exp(x, V, 1), y_lse = log_sum_exp(y, V, temperature);
-            float scale = t->weight * powf(0.8f, (float)((first + r) / t->cuts)) / (float)(t->n * all);
+            float scale = t->weight * powf(0.8f, (float)((first + r) / t->cuts)) / (float)(t->h.n * all);
 #pragma omp simd reduction(+ : before)
             for (int v = 0; v < V; v++) before += x[v] > likeliest;
 #pragma omp simd reduction(+ : sum)
@@ -1481,14 +1488,14 @@ static void prompt_loss(PromptTrainer *t) {
         if (t->joint) matmul(m->grads.wte, m->logits, student, V, C, rows, 1, 0, accumulate);
         matmul(t->dstudent + (size_t)first * C, m->logits, m->params.wte, rows, C, V, 0, 0, plain);
     }
-    if (t->heads) heads_backward(t);
+    if (t->h.heads) heads_backward(t);
     for (int q = 0; q < guesses; q++) {
         int i = q / t->cuts;
-        t->kl += powf(0.8f, (float)i) / (float)(t->n * all) * kl[q];
+        t->kl += powf(0.8f, (float)i) / (float)(t->h.n * all) * kl[q];
         t->top1[i] += (rank[q] < 1) / (double)all, t->top5[i] += (rank[q] < 5) / (double)all;
         const float *d = t->dstudent + (size_t)q * C;
         float *own = m->dnormed + (size_t)(t->T + q * copies) * C;
-        for (int k = 0; k < copies * C && !t->heads; k++) own[k] = d[k % C] / (float)copies;
+        for (int k = 0; k < copies * C && !t->h.heads; k++) own[k] = d[k % C] / (float)copies;
     }
 }
 
@@ -1498,7 +1505,7 @@ static void prompt_text(PromptTrainer *t, const uint16_t *tokens, const int *cut
     prompt_forward(t, tokens, cut);
     if (t->joint) memset(m->dnormed, 0, (size_t)t->T * m->config.channels * sizeof(float)); // of the text
     prompt_loss(t);
-    if (!t->heads) layers_backward(m, accumulate);
+    if (!t->h.heads) layers_backward(m, accumulate);
     m->extra = (ExtraRows){0};
 }
 
@@ -1507,7 +1514,7 @@ static void prompt_text(PromptTrainer *t, const uint16_t *tokens, const int *cut
 // returned, else NaN.
 static double prompt_step(PromptTrainer *t, const uint16_t *guessed, const uint16_t *x, const uint16_t *y) {
     double loss = NAN;
-    memset(t->grads, 0, trainer_size(t) * sizeof(float));
+    memset(t->grads, 0, prompts_size(&t->h) * sizeof(float));
     memset(t->top1, 0, sizeof t->top1), memset(t->top5, 0, sizeof t->top5);
     t->kl = 0;
     if (t->joint) {
@@ -1521,7 +1528,7 @@ static double prompt_step(PromptTrainer *t, const uint16_t *guessed, const uint1
 // Random cuts of the step's texts; each leaves room for the prompts and for what they guess.
 static void draw_cuts(PromptTrainer *t, uint64_t seed, long step) {
     for (uint64_t i = 0, n = (uint64_t)(t->B * t->cuts); i < n; i++)
-        t->cuts_of_step[i] = (int)(random_u64(seed + 5, (uint64_t)step * n + i) % (uint64_t)(t->T - t->n));
+        t->cuts_of_step[i] = (int)(random_u64(seed + 5, (uint64_t)step * n + i) % (uint64_t)(t->T - t->h.n));
 }
 
 // ===========================================================================================================
@@ -1530,13 +1537,6 @@ static void draw_cuts(PromptTrainer *t, uint64_t seed, long step) {
 /* A PROMPTS file: PromptsHeader, n*copies*depth*C floats (heads: n*(C*C+C)), PromptsTables, a hash of all
 before it. It belongs to one model, whose hash it has. How often a guess of some rank was right is counted on
 text that the model itself wrote after held-out beginnings: greedy text is what the guesses will meet. */
-#define PROMPTS_MAGIC "PPDFILE3"
-typedef struct {
-    char magic[8];
-    int32_t heads, n, copies, depth, channels, layers;
-    uint64_t model, steps;
-} PromptsHeader;
-
 typedef struct {
     uint32_t seen[MAX_PROMPTS], right[MAX_PROMPTS][RANKS]; // for each distance, whatever came before
     uint32_t seen_after[MAX_PROMPTS], right_after[MAX_PROMPTS][RANKS]; // if all nearer were in the first 3
@@ -1551,10 +1551,6 @@ typedef struct {
     float *params;
     PromptsTables tables;
 } Prompts;
-
-static size_t prompts_size(const PromptsHeader *h) {
-    return guesser_size(h->heads, h->n, h->copies * h->depth, h->channels);
-}
 
 static uint64_t prompts_hash(const Prompts *p) {
     uint64_t hash = hash_bytes(0, &p->header, sizeof p->header);
@@ -1970,18 +1966,18 @@ static void start_prompts(PromptRun *r, const DecodeOptions *o) {
     GPT2 *m = t->m;
     GPT2Config g = m->config;
     int C = g.channels, n = 0;
-    size_t model = t->joint ? m->num_parameters : 0, own = trainer_size(t);
+    size_t model = t->joint ? m->num_parameters : 0, own = prompts_size(&t->h);
     r->count = model + own;
     r->params = allocate_floats(r->count), r->grads = allocate_floats(r->count);
     t->params = r->params + model, t->grads = r->grads + model;
     OptimSegment *segments = allocate((size_t)NUM_TENSORS * g.num_layers + 1, sizeof *segments);
     if (t->joint) n = model_segments(g, "", segments);
     segments[n++] = (OptimSegment){model, own, 0, 0, 0};
-    if (!t->heads) random_normal(t->params, own, 0.01f, o->seed + 3);
-    for (int c = 0; c < C && !t->heads; c++) {
+    if (!t->h.heads) random_normal(t->params, own, 0.01f, o->seed + 3);
+    for (int c = 0; c < C && !t->h.heads; c++) {
         double mean = 0;
         for (int v = 0; v < g.vocab_size; v++) mean += m->params.wte[(size_t)v * C + c] / g.vocab_size;
-        for (size_t i = c; i < own; i += (size_t)t->depth * C) t->params[i] += (float)mean;
+        for (size_t i = c; i < own; i += (size_t)t->h.depth * C) t->params[i] += (float)mean;
     }
     if (t->joint) {
         memcpy(r->params, m->params_memory, model * sizeof(float));
@@ -2001,7 +1997,7 @@ static void show_prompt_step(const PromptRun *r, const DecodeOptions *o, double 
     printf("step %ld/%d | KL %.4f", r->now->step, o->steps, t->kl);
     if (t->joint) printf(" | loss %.4f", loss);
     printf(" | top-1/5");
-    for (int i = 0; i < t->n; i++) printf(" %.2f/%.2f", t->top1[i], t->top5[i]);
+    for (int i = 0; i < t->h.n; i++) printf(" %.2f/%.2f", t->top1[i], t->top5[i]);
     printf(" | %.0f tok/s | %.0f s left%s", rate, (o->steps - r->now->step) * (double)t->B * t->T / rate,
            end);
     fflush(stdout);
@@ -2134,9 +2130,8 @@ static void finish_prompts(PromptRun *r, Engine *e, const Dataset *train, const 
     memcpy(r->params, evaluated, r->count * sizeof(float));
     free(evaluated);
     if (o->joint) printf("val loss %.4f after\n", evaluate(m, val, t->T, 50000));
-    e->prompts.header = (PromptsHeader){PROMPTS_MAGIC, t->heads, t->n, t->copies, t->depth, g.channels,
-                                        g.num_layers, model_hash(m), r->now->step};
-    e->prompts.params = t->params;
+    t->h.model = model_hash(m), t->h.steps = r->now->step;
+    e->prompts.header = t->h, e->prompts.params = t->params;
     find_likely(train, g.vocab_size, &e->prompts.tables);
     for (int kind = NUM_KINDS - 1; kind >= 0; kind--) { // latencies of all; guesses are counted with f32
         if (kind < NUM_KINDS - 1) engine_stop(e);
@@ -2151,7 +2146,7 @@ static void finish_prompts(PromptRun *r, Engine *e, const Dataset *train, const 
     }
     prompts_save(&e->prompts, o->out);
     unlink(r->state);
-    print_accuracy(&e->prompts.tables, t->n);
+    print_accuracy(&e->prompts.tables, t->h.n);
     engine_trees(e, 0);
     printf("%.2f tokens a pass, %.2f times as fast as plain decoding with f32 weights: predicted\n", e->tau,
            e->speedup);
@@ -2179,11 +2174,12 @@ static int train_command(const DecodeOptions *o) {
     load_data(o, &engine.tokenizer, m.config, &train, MAX(T, own_prompt(&m)), &val,
               held_out_prompt(m.config));
     check_outputs(o);
-    *t = (PromptTrainer){.m = &m, .n = o->prompts, .copies = o->heads ? 1 : o->copies,
-                         .depth = o->deep ? m.config.num_layers : 1, .cuts = o->cuts, .B = o->batch, .T = T,
-                         .heads = o->heads, .joint = o->joint,
+    int L = m.config.num_layers;
+    *t = (PromptTrainer){.m = &m, .cuts = o->cuts, .B = o->batch, .T = T, .joint = o->joint,
                          .weight = o->joint ? (float)o->prompt_weight : 1,
-                         .temperature = (float)o->temperature};
+                         .temperature = (float)o->temperature,
+                         .h = {PROMPTS_MAGIC, o->heads, o->prompts, o->heads ? 1 : o->copies,
+                               o->deep ? L : 1, m.config.channels, L, 0, 0}};
     uint64_t model = model_hash(&m);
     trainer_allocate(t);
     start_prompts(&run, o);
@@ -2204,7 +2200,7 @@ static int train_command(const DecodeOptions *o) {
         run.text.epoch = run.now->epoch, run.text.index = run.now->index;
         printf("resumed at step %ld of %d\n", run.now->step, o->steps);
     }
-    size_t trained = trainer_size(t);
+    size_t trained = prompts_size(&t->h);
     printf("%zu trained numbers, %.6f%% of the model's %zu; %d texts of %d tokens, %d cuts each\n", trained,
            100.0 * trained / m.num_parameters, m.num_parameters, t->B, T, t->cuts);
     if (o->joint && !run.now->step) printf("val loss %.4f before\n", evaluate(&m, &val, T, 50000));

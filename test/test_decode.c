@@ -528,16 +528,17 @@ static void test_gradients(void) {
     for (int mode = 0; mode < 4; mode++) { // prompts; copies; heads; jointly
         GPT2 m = random_model(g, 5, 1);
         PromptTrainer t = {.m = &m,
-                           .n = 3,
-                           .copies = mode == 1 ? 2 : 1,
-                           .depth = mode == 1 || mode == 3 ? 2 : 1, // of 2 layers
+                           .h = {.heads = mode == 2,
+                                 .n = 3,
+                                 .copies = mode == 1 ? 2 : 1,
+                                 .depth = mode == 1 || mode == 3 ? 2 : 1, // of 2 layers
+                                 .channels = 12},
                            .cuts = 3,
                            .B = B,
                            .T = T,
-                           .heads = mode == 2,
                            .joint = mode == 3,
                            .temperature = mode ? 1.0f : 0.3f};
-        size_t n = guesser_size(t.heads, 3, t.copies * t.depth, 12), text = (size_t)T * 12,
+        size_t n = prompts_size(&t.h), text = (size_t)T * 12,
                model = t.joint ? m.num_parameters : 0;
         t.weight = 1, t.params = random_floats(n, 0.3f, 3), t.grads = allocate_floats(n);
         trainer_allocate(&t);
@@ -576,7 +577,7 @@ static void test_gradients(void) {
                 t.kl = 0;
                 for (int b = 0; b < B; b++) {
                     prompt_forward(&t, guessed + b * T, t.cuts_of_step + b * t.cuts);
-                    if (!t.heads) memcpy(m.lnf, teacher + b * text, text * 4); // the teacher stands still
+                    if (!t.h.heads) memcpy(m.lnf, teacher + b * text, text * 4); // the teacher stands still
                     prompt_loss(&t);
                 }
                 kl[side] = t.kl;
@@ -671,7 +672,7 @@ static void test_tree_search(void) {
 
 static Prompts some_prompts(GPT2Config g) {
     Prompts p = {.header = {PROMPTS_MAGIC, 0, 3, 2, 1, g.channels, g.num_layers, 77, 5}};
-    p.params = random_floats(guesser_size(0, 3, 2, g.channels), 1, 1);
+    p.params = random_floats(prompts_size(&p.header), 1, 1);
     return p;
 }
 
@@ -708,7 +709,7 @@ static void test_prompts_files(int mutations) {
     Prompts p = some_prompts(file_config), q = {0};
     prompts_save(&p, path);
     prompts_load(&q, path, file_config, 77);
-    check(!memcmp(p.params, q.params, guesser_size(0, 3, 2, 8) * 4) &&
+    check(!memcmp(p.params, q.params, prompts_size(&p.header) * 4) &&
               !memcmp(&p.tables, &q.tables, sizeof p.tables),
           "read otherwise");
     size_t size;
