@@ -592,6 +592,56 @@ static void test_gradients(void) {
     }
 }
 
+// ---- joint training: interrupted while the model writes new text of its own, it goes on as if it had not been
+
+// Trains up to `steps` in as many parts as there are stops; at a stop the model's own text is lost.
+static float *trained(const GPT2Config g, const Dataset *data, const int *stops, int parts, size_t *count) {
+    static PromptRun run;
+    GPT2 m = random_model(g, 3, 1);
+    DecodeOptions o = {.joint = 1, .steps = stops[0], .schedule = "constant", .seed = 1};
+    run = (PromptRun){.trainer = {.m = &m, .h = {PROMPTS_MAGIC, 0, 2, 1, 1, g.channels, g.num_layers, 0, 0},
+                                  .cuts = 3, .B = 1, .T = 16, .joint = 1, .weight = 1, .temperature = 1}};
+    choose_optimizer(&run.optimizer, "adamw", "");
+    optim_set(&run.optimizer, "lr", 1e-2);
+    trainer_allocate(&run.trainer);
+    start_prompts(&run, &o);
+    run.own = 2 * (size_t)own_length(&m);
+    run.now = allocate(1, sizeof *run.now + run.own * sizeof(uint16_t));
+    Dataset own = {0};
+    dataset_add(&own, run.now->own, run.own);
+    run.guessed = (DataLoader){&own, 16, 1, 0, 0}, run.text = (DataLoader){data, 16, 1, 0, 0};
+    for (int i = 0; i < parts; i++) {
+        o.steps = stops[i];
+        train_prompts(&run, data, &o);
+        if (i < parts - 1) memset(run.now->own, 0, run.own * sizeof(uint16_t));
+    }
+    *count = run.count;
+    return run.params;
+}
+
+static void test_interrupted(void) {
+    GPT2Config g = {32, 29, 1, 2, 16};
+    uint16_t text[400];
+    Dataset data = {0};
+    size_t n;
+    random_tokens(text, 400, 29, 1);
+    dataset_add(&data, text, 400);
+    fflush(stdout);
+    int out = dup(1), nowhere = open("/dev/null", O_WRONLY), stops[] = {9, 12}; // at step 9 all was read READINGS times
+    dup2(nowhere, 1), close(nowhere);
+    float *unbroken = trained(g, &data, stops + 1, 1, &n), *broken = trained(g, &data, stops, 2, &n);
+    fflush(stdout), dup2(out, 1), close(out);
+    check(!memcmp(unbroken, broken, n * sizeof *broken), "new text was to be written, and is not");
+    GPT2 m = random_model(g, 3, 1);
+    Engine e = {0};
+    engine_start(&e, &m, WEIGHTS_F32);
+    interrupted = 1;
+    generate(&e.generator, text, 4, 4000);
+    interrupted = 0;
+    check(e.generator.length == 4, "interrupted, %d tokens are written", e.generator.length - 4);
+    engine_stop(&e), gpt2_free(&m), free(data.shards);
+}
+
 // ---- the tree search against all trees there are
 
 #define BRUTE_RANKS 2
@@ -749,6 +799,7 @@ int main(int argc, char **argv) {
     test_texts();
     test_tree_search();
     test_gradients();
+    test_interrupted();
     test_identity();
     test_likely();
     test_chi_square();

@@ -39,6 +39,25 @@ ok "the draft's" "$decode" train --model "$work/draft" "${tokens[@]}" --out "$wo
 ok "another optimizer" "$decode" train --model "$work/model" "${tokens[@]}" --optimizer prodigy --lr 1 --out "$work/prodigy"
 ok "joint" "$decode" train --model "$work/model" "${tokens[@]}" --joint --lr 1e-3 --out "$work/joint.p" --out-model "$work/joint"
 ok "the joint model's text" "$decode" run --model "$work/joint" --ppd "$work/joint.p" --prompt 12 --tokens 20
+# ---- token shards, and models without a tokenizer
+shard() { # TOKEN'S BYTE: 600 times that token
+    printf '\210\330\064\001\1\0\0\0\130\2\0\0' && head -c 1012 /dev/zero
+    head -c 1200 /dev/zero | tr '\0' "$1"
+}
+shard '\0' >"$work/known.bin" && shard '\377' >"$work/unknown.bin"
+mkdir "$work/bare" && cp "$work/model/model.bin" "$work/bare"
+prompts=("$decode" train --model "$work/model" --data "$work/text.txt" --out "$work/x")
+bare=("$decode" train --model "$work/bare" --data "$work/known.bin" --out "$work/x")
+refuses 1 "training text holds token 65535" "${prompts[@]}" --data "$work/unknown.bin"
+refuses 1 "held-out text holds token 65535" "${prompts[@]}" --val "$work/unknown.bin"
+refuses 1 "holds token 65535" "$decode" bench --model "$work/model" --data "$work/unknown.bin"
+refuses 1 "no tokenizer" "${bare[@]}" --val "$work/text.txt"
+ok "jointly, from shards, and one token of the model's own, which is made enough" timeout 60 "${bare[@]}" --own-tokens 1 \
+    --steps 1 --batch 1 --cuts 2 --save-every 0 --joint --out-model "$work/nameless"
+ok "a model without a tokenizer" [ "$(ls "$work/nameless")" = model.bin ]
+printf 'bytes\n' >"$work/bare/tokenizer.txt" # more than the model knows
+refuses 1 "tokenizer has 256 tokens" "${bare[@]}"
+
 for kind in f32 bf16 int8; do
     for sampling in "--temperature 0" "--temperature 0.8 --seed 4"; do
         text --prompt "7 green" --tokens 150 $sampling --weights $kind >"$work/expected"
@@ -70,6 +89,17 @@ for how in "" "--joint --lr 1e-3 --out-model $work/learned"; do
     [ -z "$how" ] || ok "the same model" cmp "$work/learned/broken.bin" "$work/learned/model.bin"
 done
 
+# ---- interrupted
+interrupt() { timeout --preserve-status -s INT "$@"; } # SECONDS COMMAND...
+ok "while the model writes its own text" interrupt 1 "${prompts[@]}" --own-tokens 1000000000
+ok "stops at step 0" grep -qx 'stopped at step 0 of 600' "$work/last"
+bench=("$decode" bench --model "$work/model" --data "$work/text.txt")
+refuses 1 "stopped before" timeout --preserve-status -s INT 0.5 "${bench[@]}" --texts 1000000
+for seconds in 3 6 12 24; do # until the texts have begun
+    interrupt $seconds "${bench[@]}" --texts 1000000 --tokens 10 >"$work/out" 2>&1 && break
+done
+ok "a bench tells of the texts that were written" grep -qE '^[1-9][0-9]{0,5} texts of 10 tokens' "$work/out"
+
 # ---- refused
 refuses 1 empty "${run[@]}"
 refuses 1 "not in the tokenizer" "${run[@]}" --prompt "Ω"
@@ -93,7 +123,17 @@ refuses 2 "needs --out" "$decode" train --model "$work/model" --data "$work/text
 refuses 2 "no optimizer" "$decode" train --model "$work/model" "${tokens[@]}" --optimizer magic --out "$work/x"
 refuses 2 "no option" "$decode" train --model "$work/model" "${tokens[@]}" --colour 3 --out "$work/x"
 refuses 1 "seq-len" "$decode" train --model "$work/model" "${tokens[@]}" --seq-len 4 --out "$work/x"
-refuses 1 "cannot" "$decode" train --model "$work/model" "${tokens[@]}" --out "$work/no/such/place"
+long=("${prompts[@]}" --steps 1000000000 --own-tokens 0)
+head -c 5 "$work/text.txt" >"$work/five"
+refuses 1 "training text has" "${long[@]}" --data "$work/five"
+refuses 1 "held-out text has 5 tokens" "${long[@]}" --val "$work/five"
+refuses 1 "cannot write" "${long[@]}" --out "$work/no/such/place"
+refuses 1 "cannot make" "${long[@]}" --joint --out-model "$work/text.txt"
+refuses 1 "is --model's" "${long[@]}" --joint --out-model "$work/other/../model"
+refuses 1 "is --model's" "${long[@]}" --joint --model "$work/model/model.bin" --out-model "$work/model"
+refuses 1 "change places" "${bench[@]}" --ppd "$work/heads" --heads-file "$work/p"
+refuses 1 "change places" "${bench[@]}" --draft "$work/model" --draft-ppd "$work/heads"
+refuses 2 "give one" "${run[@]}" --prompt 1 --ngram --draft "$work/draft"
 refuses 1 "no such\|cannot open\|No such" "$decode" train --model "$work/model" "${tokens[@]}" --out "$work/x" --resume
 
 # ---- the study: its report from a CSV; with FULL=1 all of it, on a few steps
