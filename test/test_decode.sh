@@ -52,7 +52,7 @@ refuses 1 "training text holds token 65535" "${prompts[@]}" --data "$work/unknow
 refuses 1 "held-out text holds token 65535" "${prompts[@]}" --val "$work/unknown.bin"
 refuses 1 "holds token 65535" "$decode" bench --model "$work/model" --data "$work/unknown.bin"
 refuses 1 "no tokenizer" "${bare[@]}" --val "$work/text.txt"
-ok "jointly, from shards, and one token of the model's own, which is made enough" timeout 60 "${bare[@]}" --own-tokens 1 \
+ok "jointly, from shards, and one token of the model's own, which is made enough" timeout -s KILL 60 "${bare[@]}" --own-tokens 1 \
     --steps 1 --batch 1 --cuts 2 --save-every 0 --joint --out-model "$work/nameless"
 ok "a model without a tokenizer" [ "$(ls "$work/nameless")" = model.bin ]
 printf 'bytes\n' >"$work/bare/tokenizer.txt" # more than the model knows
