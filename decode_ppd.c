@@ -1938,9 +1938,8 @@ static int run_command(const DecodeOptions *o) {
 
 // ---- train
 
-// The length of the texts that a model writes to learn from.
+// The length of the texts that a model writes to learn from, and of the beginnings that they go on from.
 static int own_length(const GPT2 *m) { return MIN(256, m->config.max_seq_len); }
-// and of what they go on from
 static int own_prompt(const GPT2 *m) { return MAX(1, MIN(16, own_length(m) / 4)); }
 
 // What `train` works on, and all that its checkpoint holds.
