@@ -131,7 +131,12 @@ static void random_normal(float *x, size_t n, float std, uint64_t stream) {
 }
 
 static volatile sig_atomic_t interrupted; // by SIGINT or SIGTERM: the step is finished, then saved
-static void on_signal(int signal) { (void)signal, interrupted = 1; }
+static void on_signal(int signal) {
+    static time_t first;
+    if (!interrupted) first = time(NULL);
+    else if (time(NULL) > first + 1) _exit(128 + signal); // asked again, and not by the same keystroke
+    interrupted = 1;
+}
 
 static double now(void) {
     struct timespec t;
@@ -4011,7 +4016,7 @@ static void spin_briefly(char **argv) {
 }
 
 static void catch_interrupts(void) {
-    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESETHAND}; // the second one ends it
+    struct sigaction action = {.sa_handler = on_signal};
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
 }

@@ -73,8 +73,8 @@ ok "bench" "$decode" bench --model "$work/model" --ppd "$work/p" --heads-file "$
 ok "all methods write the same" grep -qx 'identical yes' "$work/last"
 
 # ---- resuming: the trained numbers are those of an unbroken run (latencies behind them are not)
-for how in "" "--joint --lr 1e-3 --out-model $work/learned"; do
-    training=("$decode" train --model "$work/model" "${tokens[@]}" --steps 400 $how --out)
+for how in "--steps 400" "--steps 150 --joint --lr 1e-3 --out-model $work/learned"; do
+    training=("$decode" train --model "$work/model" "${tokens[@]}" $how --out)
     "${training[@]}" "$work/broken" >/dev/null 2>&1 &
     pid=$!
     for i in $(seq 100); do [ -e "$work/broken.state" ] && break || sleep 0.05; done
@@ -83,15 +83,15 @@ for how in "" "--joint --lr 1e-3 --out-model $work/learned"; do
     refuses 1 "lr" "${training[@]}" "$work/broken" --lr 1e-2 --resume
     ok "it goes on $how" "${training[@]}" "$work/broken" --resume
     ok "from a checkpoint" grep -q '^resumed at step' "$work/last"
-    [ -z "$how" ] || mv "$work/learned/model.bin" "$work/learned/broken.bin"
+    [[ $how != *joint* ]] || mv "$work/learned/model.bin" "$work/learned/broken.bin"
     ok "unbroken $how" "${training[@]}" "$work/whole"
     ok "the same numbers" cmp -n $((48 + 3 * 32 * 4)) "$work/broken" "$work/whole"
-    [ -z "$how" ] || ok "the same model" cmp "$work/learned/broken.bin" "$work/learned/model.bin"
+    [[ $how != *joint* ]] || ok "the same model" cmp "$work/learned/broken.bin" "$work/learned/model.bin"
 done
 
 # ---- interrupted
 interrupt() { timeout --preserve-status -s INT "$@"; } # SECONDS COMMAND...
-ok "while the model writes its own text" interrupt 1 "${prompts[@]}" --own-tokens 1000000000
+ok "while the model writes its own text" interrupt 1 "${prompts[@]}" --own-tokens 20000000
 ok "stops at step 0" grep -qx 'stopped at step 0 of 600' "$work/last"
 bench=("$decode" bench --model "$work/model" --data "$work/text.txt")
 refuses 1 "stopped before" timeout --preserve-status -s INT 0.5 "${bench[@]}" --texts 1000000
@@ -125,8 +125,8 @@ refuses 2 "no option" "$decode" train --model "$work/model" "${tokens[@]}" --col
 refuses 1 "seq-len" "$decode" train --model "$work/model" "${tokens[@]}" --seq-len 4 --out "$work/x"
 long=("${prompts[@]}" --steps 1000000000 --own-tokens 0)
 head -c 5 "$work/text.txt" >"$work/five"
-refuses 1 "training text has" "${long[@]}" --data "$work/five"
-refuses 1 "held-out text has 5 tokens" "${long[@]}" --val "$work/five"
+refuses 1 "training text is shorter" "${long[@]}" --data "$work/five"
+refuses 1 "held-out text is shorter" "${long[@]}" --val "$work/five"
 refuses 1 "cannot write" "${long[@]}" --out "$work/no/such/place"
 refuses 1 "cannot make" "${long[@]}" --joint --out-model "$work/text.txt"
 refuses 1 "is --model's" "${long[@]}" --joint --out-model "$work/other/../model"
