@@ -79,6 +79,14 @@ for signal in INT TERM; do
     ok "SIG$signal: says how to go on" grep -q 'with --resume goes on' "$work/stopped.out"
     ok "SIG$signal: a checkpoint" [ -s "$work/stopped/state.bin" ]
 done
+for i in 1 2 3 4 5 6 7 8; do for k in 1 2 3 4 5 6 7 8 9; do cat "$work/text.txt"; done; done >"$work/long.txt"
+setsid "$train" "${untuned[@]}" --layers 12 --val "$work/long.txt" --steps 0 >/dev/null 2>&1 &
+sleep 0.7
+kill -INT $!
+sleep 2.1
+kill -INT $!
+wait $!
+ok "a second signal, seconds later, ends what does not look at the first" [ $? = 130 ]
 ok "a schedule refined from a run's log" "$train" "${small[@]}" --schedule "refined:$work/a/log.csv" --steps 40 --out "$work/refined"
 ok "it anneals to zero" [ "$(tail -n 1 "$work/refined/log.csv" | cut -d, -f7)" = 0 ]
 refuses 1 "log.csv" "$train" "${small[@]}" --schedule "refined:$work/text.txt" --steps 40
