@@ -74,6 +74,9 @@ ok "the race, tuned" env STEPS=3 SEEDS=2 NAME=tuned ENTRY="--optimizer signum" G
     bash dev/studies/race.sh
 ok "its search" grep -q ' lr=1e-[234]   <- best$' "$work/last"
 ok "its row has the rate" grep -q '^tales,tuned,3,2,.*,--optimizer signum --lr 1e-[234]$' "$work/results/race.csv"
+ok "an entry whose weights end as no numbers" env STEPS=1 SEEDS=1 NAME=wild \
+    ENTRY="--optimizer sgd --lr 1e39 --clip 0 --warmup 0" bash dev/studies/race.sh
+ok "has diverged" grep -q '^tales,wild,1,1,inf,' "$work/results/race.csv"
 for lost in 1 2; do echo "tales,lost $lost,3,2,inf,,38,--lr 1e9" >>"$work/results/race.csv"; done
 REPORT=1 bash dev/studies/race.sh >"$work/lost"
 ok "an entry that diverged has no lead, nor who comes after it" grep -qE '^lost 2 +3 +[0-9.]+% +2 +diverged +no +38 ' "$work/lost"
@@ -87,9 +90,11 @@ refuses 1 "no row of AdamW on tinyshakespeare" env REPORT=1 TRACK=tinyshakespear
 # ---- README's rows and the files they come from; the race's table on the page and its CSV
 cd "$project" || exit 1
 unset RESULTS EXTRA
-REPORT=1 TRACK=tinyshakespeare bash dev/studies/race.sh | grep -v '^$' | sed 's/^/    /; s/ *$//' >"$work/table"
-ok "the race's table" grep -q ' AdamW .* target ' "$work/table"
-ok "$page has the race's table" bash -c "! grep -vxF -f $page '$work/table'"
+for track in tinyshakespeare tales; do
+    REPORT=1 TRACK=$track bash dev/studies/race.sh | grep -v '^$' | sed 's/^/    /; s/ *$//' >"$work/table"
+    ok "the race's table, $track" grep -q ' AdamW .* target ' "$work/table"
+    ok "$page has the race's table, $track" bash -c "! grep -vxF -f $page '$work/table'"
+done
 for file in dev/studies/results/*.md; do
     ok "README has the rows of $file" bash -c "! grep -vxF -f README.md $file"
 done

@@ -135,8 +135,9 @@ enqueue_method() {
 run_one() {
     local dir=$1 loss finished left
     bash "$dir/command" >"$dir/output" 2>&1
-    loss=$(awk '/^final val loss/ { print $4 == $4 + 0 ? $4 : "inf" }' "$dir/output")
-    if [ -z "$loss" ] && grep -q '^error: the loss or its gradient is not a number' "$dir/output"; then loss=inf; fi
+    loss=$(awk '/^final val loss/ { print $4 }' "$dir/output")
+    if [ -z "$loss" ] && grep -qE '^error: (the loss or its gradient|after step .*) is not a number' \
+        "$dir/output"; then loss=inf; fi
     if [ -z "$loss" ]; then
         tail -n 1 "$dir/output" | sed 's/^error: //' >"$dir/failed" && mv "$dir/failed" "$runs/failed"
         return 255
