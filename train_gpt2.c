@@ -2866,18 +2866,22 @@ static struct {
     MPI_Comm for_sums, for_totals;
 } mpi;
 
-#define LAST_WORDS 1 // a message to worker 0: another worker is about to print why it ends
+#define LAST_WORDS 1 // a message to worker 0: another worker asks to print why it ends; and its answer, yes
 
-// When a process ends. MPI_Abort ends all. An error that all have in common is worker 0's to print: the
-// others wait a second with their line, and are ended before.
+// When a process ends. MPI_Abort ends all. An error that all have in common is worker 0's to print: another
+// asks it first, is ended with all if worker 0 ends too, and prints when it says yes (arrived) or nothing.
 static void leave(int status, void *unused) {
     (void)unused;
     if (status == 0) MPI_Finalize();
     else {
         signal(SIGTERM, SIG_DFL);
         if (workers.rank) {
+            MPI_Request yes;
+            int said = 0;
             MPI_Send(NULL, 0, MPI_BYTE, 0, LAST_WORDS, MPI_COMM_WORLD);
-            sleep(1);
+            MPI_Irecv(NULL, 0, MPI_BYTE, 0, LAST_WORDS, MPI_COMM_WORLD, &yes);
+            for (double asked = now(); !said && now() - asked < 10; usleep(1000))
+                MPI_Test(&yes, &said, MPI_STATUS_IGNORE);
         }
         fflush(stderr);
         if (!interrupted) MPI_Abort(MPI_COMM_WORLD, status); // else mpirun has ended all
@@ -2895,22 +2899,35 @@ static void start_workers(int *argc, char ***argv) {
     setvbuf(stderr, NULL, _IOFBF, 1 << 14); // for leave to print
 }
 
-// Whether a message has come; if it is waited for, it has. When a worker dies, mpirun asks the others to stop
-// (SIGTERM) and kills them a second later: worker 0 has this long to say why.
+// Whether a message has come; if it is waited for, it has. Of workers that end meanwhile, worker 0 lets the
+// first print why, half a second later: what is on the way may show worker 0 the same error. When one dies,
+// mpirun asks the others to stop (SIGTERM) and kills them a second later: if it died in silence, worker 0 has
+// this long to say so.
 static int arrived(MPI_Request *request, int wait) {
-    double asked = 0;
+    static int asked, answered;
+    static MPI_Status by;
+    double since = now(), stopped = 0;
     for (int flag = 0;;) {
         MPI_Test(request, &flag, MPI_STATUS_IGNORE);
         if (flag || !wait) return flag;
-        if (interrupted && !asked) asked = now();
-        if (asked && now() - asked > 0.6) {
-            MPI_Iprobe(MPI_ANY_SOURCE, LAST_WORDS, MPI_COMM_WORLD, &flag, MPI_STATUS_IGNORE);
-            if (!flag && !workers.rank)
-                die("a worker died, or mpirun was stopped; --resume goes on from the last checkpoint");
-            asked = INFINITY;
+        if (!workers.rank && !asked) {
+            MPI_Iprobe(MPI_ANY_SOURCE, LAST_WORDS, MPI_COMM_WORLD, &asked, &by);
+            since = now();
+        } else if (asked && !answered && now() - since > 0.5) {
+            MPI_Send(NULL, 0, MPI_BYTE, by.MPI_SOURCE, LAST_WORDS, MPI_COMM_WORLD);
+            answered = 1;
         }
+        if (interrupted && !stopped) stopped = now();
+        if (stopped && now() - stopped > 0.6 && !workers.rank && !asked)
+            die("a worker died, or mpirun was stopped; --resume goes on from the last checkpoint");
         sched_yield();
     }
+}
+
+static void connect_workers(MPI_Comm *all) {
+    MPI_Request request;
+    MPI_Comm_idup(MPI_COMM_WORLD, all, &request);
+    arrived(&request, 1);
 }
 
 // x (n) = its sum over the workers: exact, whatever the order, where one of them at most has another number
@@ -2938,8 +2955,7 @@ static void prepare_workers(GPT2 *m, const float *x_outer, int n, int width) {
     int N = workers.count, L = m->config.num_layers, waiting = 0;
     mpi.model = m, mpi.x_outer = x_outer, mpi.width = width;
     if (N == 1) return;
-    MPI_Comm_dup(MPI_COMM_WORLD, &mpi.for_sums);
-    MPI_Comm_dup(MPI_COMM_WORLD, &mpi.for_totals);
+    connect_workers(&mpi.for_sums), connect_workers(&mpi.for_totals);
     mpi.joins = allocate(n, sizeof(int));
     mpi.counts = allocate(N, sizeof(int)), mpi.from = allocate(N, sizeof(int));
     mpi.ones = allocate(N, sizeof(int)), mpi.ranks = allocate(N, sizeof(int));

@@ -1862,7 +1862,7 @@ static void prepare_workers_gpu(GPT2 *m, const float *x_outer, int n, int width)
     (void)x_outer, (void)n;
     if (width < 4) die("--compression is for CPUs; GPUs send float32");
     mpi.model = m;
-    MPI_Comm_dup(MPI_COMM_WORLD, &mpi.for_sums);
+    connect_workers(&mpi.for_sums);
 }
 
 // A shard of n / N goes to each of the N - 1 others to be summed up, and as many come back.

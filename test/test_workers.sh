@@ -158,5 +158,12 @@ refuses 1 "not a number" "${all[@]}" -n 2 "$train_mpi" "${small[@]}" --accumulat
     --steps 99 --clip 0 --optimizer sgd --lr 1e30
 one=("$train_mpi" "${small[@]}" --accumulate 2 --workers data)
 refuses 1 "worker 1 has other" "${all[@]}" -n 1 "${one[@]}" : -n 1 "${one[@]}" --seed 8
+# However long it takes until all are ended: worker 0 as on a busy machine.
+echo '#include <mpi.h>
+#include <unistd.h>
+int MPI_Abort(MPI_Comm all, int status) { return sleep(2), PMPI_Abort(all, status); }' >"$work/slow.c"
+ok "a slow MPI_Abort" mpicc -shared -fPIC "$work/slow.c" -o "$work/slow.so"
+refuses 2 "cannot share" "${all[@]}" -n 1 -x LD_PRELOAD="$work/slow.so" "${one[@]}" --accumulate 3 \
+    : -n 1 "${one[@]}" --accumulate 3
 refuses 1 "no file matches" "${all[@]}" -n 1 "${one[@]}" : -n 1 "${one[@]}" --data "$work/missing.txt"
 finish
