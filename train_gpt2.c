@@ -4046,12 +4046,12 @@ int main(int argc, char **argv) {
     const Options *o = &run.options;
     prepare(&run);
     if (o->resume && load_state(&run)) printf("resumed    at step %ld of %d\n", run.now.step, o->steps);
+    catch_interrupts();
     if (*o->out && !workers.rank) {
         run.saved = run.now.step > 0;
         if (!run.saved) unlink(path_in(o->out, "state.bin").s); // of another run
         open_log(&run);
     }
-    catch_interrupts();
     train(&run);
     if (workers.count > 1)
         printf("sent       %.3f MB by each worker\n", workers.bytes_sent / 1e6);

@@ -15,6 +15,13 @@ ok() {
     mv "$work/current" "$work/last" # a check may read what the one before it printed
 }
 
+# await COMMAND...: until it succeeds, for half a minute at most.
+await() {
+    local i
+    for ((i = 0; i < 1500; i++)); do "$@" && return; sleep 0.02; done
+}
+rows() { [ "$(wc -l 2>/dev/null <"$2")" -gt "$1" ]; } # N LOG: it has more than N rows
+
 # refuses CODE PATTERN COMMAND...: the command must print one line on stderr, `error: ...PATTERN...`, and exit with
 # CODE, within 20 seconds.
 refuses() {

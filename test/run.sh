@@ -6,55 +6,72 @@
 #   FULL=1             longer: thousands of damaged files, more kills
 set -u
 cd "$(dirname "$0")/.."
-full=${FULL:-}
-mkdir -p build
-total_passed=0 total_failed=0 total_skipped=0
+full=${FULL:-} kills=5 mutations=300 architectures=
+[ "$full" ] && kills=50 mutations=10000 architectures="sm_75 sm_80 sm_86 sm_89 sm_90 sm_100 sm_120"
+mkdir -p build/tests
+counts=build/tests/counts # a line for each test: passed, failed, skipped
+made=build/tests/made     # what make said
+rm -f $counts
+trap 'for job in $(jobs -p); do kill -- -$job 2>/dev/null; done' EXIT
 
-# run NAME COMMAND...
-run() {
-    local name=$1 start=$SECONDS line
+# start COMMAND...: beside what runs, as soon as that is less than JOBS tests; a group of processes (set -m), which ends
+# with this script.
+start() {
+    while [ "$(jobs -rp | wc -l)" -ge "${JOBS:-2}" ]; do wait -n; done
+    set -m
+    "$@" </dev/null &
+    set +m
+}
+
+# run NAME COMMAND...: a test, whose output is kept in build/tests.
+run() { start check "$@"; }
+check() {
+    local name=$1 output=build/tests/${1//[^a-zA-Z0-9]/_} start=$SECONDS line text
     shift
-    "$@" >build/output 2>&1
+    "$@" >"$output" 2>&1
     local code=$?
-    line=$(tail -n 1 build/output)
+    line=$(tail -n 1 "$output")
     if [[ $line =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed(,\ ([0-9]+)\ skipped)?$ ]]; then
-        total_passed=$((total_passed + BASH_REMATCH[1]))
-        total_failed=$((total_failed + BASH_REMATCH[2]))
-        total_skipped=$((total_skipped + ${BASH_REMATCH[4]:-0}))
-        if [ "${BASH_REMATCH[2]}" != 0 ]; then sed 's/^/    /' build/output | head -n 40; fi
+        echo "${BASH_REMATCH[1]} ${BASH_REMATCH[2]} ${BASH_REMATCH[4]:-0}" >>$counts
+        [ "${BASH_REMATCH[2]}" = 0 ] && output=/dev/null
     else # it did not come to its end
-        total_failed=$((total_failed + 1))
+        echo "0 1 0" >>$counts
         line="exit code $code"
-        tail -n 20 build/output | sed 's/^/    /'
     fi
-    printf '%-44s %s  (%d s)\n' "$name" "$line" $((SECONDS - start))
+    text=$(printf '%-44s %s  (%d s)\n' "$name" "$line" $((SECONDS - start)) && tail -n 40 "$output" | sed 's/^/    /')
+    echo "$text" # at once, for nothing to come between
+}
+
+# fail TEXT FILE: what does not compile, and what the compiler said.
+fail() {
+    echo "0 1 0" >>$counts
+    echo "$1"
+    head -n 10 "$2" | sed 's/^/    /'
 }
 
 skip() {
-    total_skipped=$((total_skipped + 1))
+    echo "0 0 1" >>$counts
     printf '%-44s skipped: %s\n' "$1" "$2"
 }
 
 # variant NAME "COMPILER FLAGS" SOURCE [RUN_WITH...] [-- ARGUMENTS...]: builds a test another way and runs it.
-variant() {
+variant() { start build_and_check "$@"; }
+build_and_check() {
     local name=$1 compiler=$2 source=$3
     shift 3
-    local launcher=() binary=build/${name//[^a-zA-Z0-9]/_}
+    local launcher=() binary=build/tests/${name//[^a-zA-Z0-9]/_}.exe
     while [ $# -gt 0 ] && [ "$1" != -- ]; do launcher+=("$1") && shift; done
     [ $# -gt 0 ] && shift
     # a warning fails the build
-    if ! $compiler -Werror $source -o "$binary" $LIBS >build/output 2>&1; then
-        total_failed=$((total_failed + 1))
-        printf '%-44s does not compile\n' "$name"
-        head -n 10 build/output | sed 's/^/    /'
-        return
-    fi
-    run "$name" ${launcher[@]+"${launcher[@]}"} "$binary" "$@"
+    if $compiler -Werror $source -o "$binary" $LIBS >"$binary.output" 2>&1; then
+        check "$name" ${launcher[@]+"${launcher[@]}"} "$binary" "$@"
+    else fail "$name does not compile" "$binary.output"; fi
 }
 
+optimized="-O3 -march=native -fno-math-errno -fno-trapping-math"
 plain="-std=gnu11 -Wall -Wextra -Wno-unknown-pragmas" # built without OpenMP, unless it is asked for
 sanitize="$plain -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined"
-export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000} # as train_gpt2 sets it for itself: waiting threads leave the cores to others
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000} # as train_gpt2 sets it: waiting threads leave the cores to others
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 merges=${GPT2_MERGES:+--merges $GPT2_MERGES}
@@ -63,6 +80,44 @@ if [ -n "${GOLDEN:-}" ]; then
     for dir in "$GOLDEN"/*/; do [ -f "$dir/state.bin" ] && more_models+=("${dir%/}"); done
     for file in "$GOLDEN"/*.txt; do grep -q '^golden 1' "$file" && more_trajectories+=("$file"); done
 fi
+
+# ---- programs as a user runs them; the longest come first
+KILLS=$kills run "training" bash test/test_train.sh
+KILLS=2 variant "training, ASan and UBSan" "$CC $sanitize" train_gpt2.c bash test/test_train.sh
+run "decode_ppd" bash test/test_decode.sh
+if command -v mpicc >/dev/null && command -v mpirun >/dev/null; then
+    if make -s train_gpt2_mpi dev/federated_mpi >$made 2>&1; then run "workers" bash test/test_workers.sh
+    else fail "MPI's programs do not compile" $made; fi
+else skip "workers" "MPI is not installed (libopenmpi-dev, openmpi-bin)"; fi
+run "federated" bash test/test_federated.sh
+run "studies" bash test/test_studies.sh
+run "the corpus and its oracle" bash test/test_tales.sh
+run "downloads" bash test/test_download.sh
+if [ "$full" ]; then
+    make -s dev/bench/bench
+    run "the benchmark's step" bash -c 'dev/bench/bench step small 0.1 && echo "1 passed, 0 failed"'
+fi
+
+# ---- the GPU's trainer, on a CPU; and compiled for GPUs where nvcc is
+if command -v g++ >/dev/null; then
+    kernels=test/test_gpt2_cuda nccl=
+    if command -v mpirun >/dev/null && command -v mpicxx >/dev/null; then
+        kernels=${kernels}_nccl nccl=test/test_train_gpt2_cuda_nccl
+    else skip "CUDA on a CPU, two processes" "Open MPI is not installed"; fi
+    if make -s test/test_train_gpt2_cuda >$made 2>&1 &&
+        make -s ${nccl:+USE_NCCL=1 USE_MPI=1} $kernels $nccl >$made 2>&1; then
+        run "CUDA on a CPU" $kernels
+        [ -z "$nccl" ] || run "CUDA on a CPU, two processes" mpirun --oversubscribe -n 2 $kernels
+        run "CUDA on a CPU, the trainer" bash test/test_gpt2_cuda.sh ./test/test_train_gpt2_cuda ./train_gpt2 $nccl
+    else fail "CUDA on a CPU does not compile" $made; fi
+    if [ "$full" ]; then
+        make -s NCCL=_asan SHIM="g++ -g -fno-omit-frame-pointer -fsanitize=address" build/shim_asan.o
+        LIBS="build/shim_asan.o -lstdc++ $LIBS" variant "CUDA on a CPU, ASan" "$CC $sanitize -DCUDA_ON_CPU" \
+            test/test_gpt2_cuda.c
+    fi
+else skip "CUDA on a CPU" "g++ is not installed"; fi
+if command -v nvcc >/dev/null; then run "CUDA compiled by nvcc" bash test/test_nvcc.sh $architectures
+else skip "CUDA compiled by nvcc" "nvcc is not installed"; fi
 
 # ---- the model and its kernels, built in every way
 run "model" test/test_gpt2
@@ -74,43 +129,22 @@ variant "model, no -march" "$CC $plain -O2" test/test_gpt2.c
 variant "model, ASan and UBSan" "$CC $sanitize" test/test_gpt2.c
 if [ "$CC" != clang ]; then other=clang; else other=gcc; fi
 if command -v $other >/dev/null; then
-    variant "model, $other" "$other $plain -O3 -march=native -fno-math-errno -fno-trapping-math" test/test_gpt2.c
+    variant "model, $other" "$other $plain $optimized" test/test_gpt2.c
 else skip "model, $other" "$other is not installed"; fi
 if printf '#include <cblas.h>\nint main(void) { return 0; }\n' | $CC -x c - -o build/blas -lopenblas 2>/dev/null; then
     LIBS="$LIBS -lopenblas" variant "model, BLAS=1" "$CC $FLAGS -DUSE_BLAS -DNO_THREAD_CHECK" test/test_gpt2.c
 else skip "model, BLAS=1" "OpenBLAS is not installed (libopenblas-dev)"; fi
 if command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64 >/dev/null; then
-    LIBS="-lm -static" variant "model, NEON under qemu" "aarch64-linux-gnu-gcc $plain -O2 -fopenmp" test/test_gpt2.c qemu-aarch64
+    LIBS="-lm -static" variant "model, NEON under qemu" "aarch64-linux-gnu-gcc $plain -O2 -fopenmp" test/test_gpt2.c \
+        qemu-aarch64
 else skip "model, NEON under qemu" "gcc-aarch64-linux-gnu and qemu-user are not installed"; fi
-
-# ---- the GPU's trainer, on a CPU; and compiled for GPUs where nvcc is
-if command -v g++ >/dev/null; then
-    kernels=test/test_gpt2_cuda nccl=
-    if command -v mpirun >/dev/null && command -v mpicxx >/dev/null; then
-        kernels=${kernels}_nccl nccl=test/test_train_gpt2_cuda_nccl
-    else skip "CUDA on a CPU, two processes" "Open MPI is not installed"; fi
-    if make -s test/test_train_gpt2_cuda >build/output 2>&1 &&
-        make -s ${nccl:+USE_NCCL=1 USE_MPI=1} $kernels $nccl >build/output 2>&1; then
-        run "CUDA on a CPU" $kernels
-        [ -z "$nccl" ] || run "CUDA on a CPU, two processes" mpirun --oversubscribe -n 2 $kernels
-        run "CUDA on a CPU, the trainer" bash test/test_gpt2_cuda.sh ./test/test_train_gpt2_cuda ./train_gpt2 $nccl
-    else
-        total_failed=$((total_failed + 1))
-        echo "CUDA on a CPU does not compile"
-        head -n 10 build/output
-    fi
-    if [ "$full" ] && make -s NCCL=_asan SHIM="g++ -g -fno-omit-frame-pointer -fsanitize=address" build/shim_asan.o; then
-        LIBS="build/shim_asan.o -lstdc++ $LIBS" variant "CUDA on a CPU, ASan" "$CC $sanitize -DCUDA_ON_CPU" test/test_gpt2_cuda.c
-    fi
-else skip "CUDA on a CPU" "g++ is not installed"; fi
-if command -v nvcc >/dev/null; then run "CUDA compiled by nvcc" bash test/test_nvcc.sh $([ "$full" ] && echo sm_75 sm_80 sm_86 sm_89 sm_90 sm_100 sm_120)
-else skip "CUDA compiled by nvcc" "nvcc is not installed"; fi
 
 # ---- optimizers
 run "optimizers" test/test_optim
 [ ${#more_trajectories[@]} -gt 0 ] && run "optimizers, more golden files" test/test_optim "${more_trajectories[@]}"
 variant "optimizers, ASan and UBSan" "$CC $sanitize -fopenmp" test/test_optim.c
-if command -v $other >/dev/null; then variant "optimizers, $other" "$other $plain -O2" test/test_optim.c; else skip "optimizers, $other" "$other is not installed"; fi
+if command -v $other >/dev/null; then variant "optimizers, $other" "$other $plain -O2" test/test_optim.c
+else skip "optimizers, $other" "$other is not installed"; fi
 user() { variant "optim.h alone, $1" "$2" test/optim_user.c bash -c '"$1" && echo "1 passed, 0 failed"' _; }
 user "C" "$CC $FLAGS"
 user "C without OpenMP" "$CC $plain -O2"
@@ -121,52 +155,33 @@ else skip "optim.h alone, C++" "g++ is not installed"; fi
 
 # ---- files and tokenizers
 run "tokenizers" test/test_tokenizer $merges
-[ -n "${GOLDEN:-}" ] && [ -f "$GOLDEN/bpe_cases.txt" ] && run "tokenizers, more cases" test/test_tokenizer $merges "$GOLDEN/bpe_cases.txt"
+more_cases=${GOLDEN:-}/bpe_cases.txt
+[ -f "$more_cases" ] && run "tokenizers, more cases" test/test_tokenizer $merges "$more_cases"
 variant "tokenizers, ASan and UBSan" "$CC $sanitize" test/test_tokenizer.c -- $merges
 run "files" test/test_files
-variant "files, ASan and UBSan" "$CC $sanitize" test/test_files.c -- --mutations "$([ "$full" ] && echo 10000 || echo 300)"
+variant "files, ASan and UBSan" "$CC $sanitize" test/test_files.c -- --mutations $mutations
 run "LIBSVM files" test/test_convex
-variant "LIBSVM files, ASan and UBSan" "$CC $sanitize" test/test_convex.c -- --mutations "$([ "$full" ] && echo 10000 || echo 300)"
-if python3 -c 'import transformers, torch' 2>/dev/null; then run "transformers, there and back" python3 test/test_transformers.py
+variant "LIBSVM files, ASan and UBSan" "$CC $sanitize" test/test_convex.c -- --mutations $mutations
+if python3 -c 'import transformers, torch' 2>/dev/null; then
+    run "transformers, there and back" python3 test/test_transformers.py
 else skip "transformers, there and back" "python3 cannot import transformers and torch"; fi
 
 # ---- decoding
 run "decoding" test/test_decode "${more_models[@]}"
 variant "decoding, vectors of 8" "$CC $FLAGS -DVEC=8" test/test_decode.c -- --mutations 10
 variant "decoding, no -march" "$CC $plain -O2" test/test_decode.c -- --mutations 10
-variant "decoding, ASan and UBSan" "$CC $sanitize" test/test_decode.c -- --mutations "$([ "$full" ] && echo 3000 || echo 100)"
+variant "decoding, ASan and UBSan" "$CC $sanitize" test/test_decode.c -- --mutations $((mutations / 3))
 if command -v $other >/dev/null; then
-    variant "decoding, $other" "$other $plain -O3 -march=native -fno-math-errno -fno-trapping-math" test/test_decode.c -- --mutations 10
+    variant "decoding, $other" "$other $plain $optimized" test/test_decode.c -- --mutations 10
 fi
 
 # ---- federated training
-command -v mpicc >/dev/null && { make -s dev/federated_mpi >build/output 2>&1 || head -n 10 build/output; }
 run "federated, what is sent" test/test_federated
 if [ "$full" ]; then variant "federated, ASan and UBSan" "$CC $sanitize" test/test_federated.c; fi
-run "federated" bash test/test_federated.sh
 
-# ---- programs as a user runs them
-run "the corpus and its oracle" bash test/test_tales.sh
-run "downloads" bash test/test_download.sh
-KILLS=$([ "$full" ] && echo 50 || echo 5) run "training" bash test/test_train.sh
-if command -v mpicc >/dev/null && command -v mpirun >/dev/null; then
-    if make -s train_gpt2_mpi >build/output 2>&1; then run "workers" bash test/test_workers.sh
-    else
-        total_failed=$((total_failed + 1))
-        echo "train_gpt2_mpi does not compile"
-        head -n 10 build/output
-    fi
-else skip "workers" "MPI is not installed (libopenmpi-dev, openmpi-bin)"; fi
-run "decode_ppd" bash test/test_decode.sh
-run "studies" bash test/test_studies.sh
-if [ "$full" ]; then
-    make -s dev/bench/bench
-    run "the benchmark's step" bash -c 'dev/bench/bench step small 0.1 && echo "1 passed, 0 failed"'
-fi
-if $CC $sanitize train_gpt2.c -o build/train_gpt2_sanitized -lm 2>/dev/null; then
-    TRAIN=build/train_gpt2_sanitized KILLS=2 run "training, ASan and UBSan" bash test/test_train.sh
-fi
-
-if [ $total_skipped -gt 0 ]; then echo "$total_passed passed, $total_failed failed, $total_skipped skipped"
-else echo "$total_passed passed, $total_failed failed"; fi
-[ $total_failed = 0 ]
+wait
+awk '{ passed += $1; failed += $2; skipped += $3 }
+    END {
+        printf "%d passed, %d failed%s\n", passed, failed, skipped ? ", " skipped " skipped" : ""
+        exit failed > 0
+    }' $counts

@@ -77,7 +77,7 @@ for how in "--steps 400" "--steps 150 --joint --lr 1e-3 --out-model $work/learne
     training=("$decode" train --model "$work/model" "${tokens[@]}" $how --out)
     "${training[@]}" "$work/broken" >/dev/null 2>&1 &
     pid=$!
-    for i in $(seq 100); do [ -e "$work/broken.state" ] && break || sleep 0.05; done
+    await [ -e "$work/broken.state" ]
     kill -INT $pid
     wait $pid
     refuses 1 "lr" "${training[@]}" "$work/broken" --lr 1e-2 --resume

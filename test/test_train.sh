@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The trainer as a user runs it: what it writes, resuming, distillation, refused input. $TRAIN names the program;
-# $KILLS is how many random moments a run is killed at.
+# The trainer as a user runs it: what it writes, resuming, distillation, refused input. $1 names the program; $KILLS is
+# how many random moments a run is killed at.
 set -u
 . "$(dirname "$0")/lib.sh"
-train=${TRAIN:-./train_gpt2}
+train=${1:-./train_gpt2}
 kills=${KILLS:-5}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 
@@ -71,7 +71,7 @@ for signal in INT TERM; do
     rm -rf "$work/stopped"
     # a background process of a script ignores SIGINT unless it is put into a group of its own
     setsid "$train" "${long[@]}" --save-every 0 --steps 100000 --out "$work/stopped" >"$work/stopped.out" 2>&1 &
-    sleep 0.7
+    await rows 1 "$work/stopped/log.csv"
     kill -s $signal $!
     wait $!
     code=$?
@@ -80,8 +80,8 @@ for signal in INT TERM; do
     ok "SIG$signal: a checkpoint" [ -s "$work/stopped/state.bin" ]
 done
 for i in 1 2 3 4 5 6 7 8; do for k in 1 2 3 4 5 6 7 8 9; do cat "$work/text.txt"; done; done >"$work/long.txt"
-setsid "$train" "${untuned[@]}" --layers 12 --val "$work/long.txt" --steps 0 >/dev/null 2>&1 &
-sleep 0.7
+setsid "$train" "${untuned[@]}" --layers 12 --val "$work/long.txt" --steps 0 --out "$work/slow" >/dev/null 2>&1 &
+await [ -s "$work/slow/log.csv" ]
 kill -INT $!
 sleep 2.1
 kill -INT $!
@@ -97,7 +97,7 @@ for optimizer in sgd gpa muon diloco schedule-free prodigy dadapt-adam resetting
     ok "$optimizer" "$train" "${untuned[@]}" --optimizer $optimizer --steps 40 --out "$work/o"
     rm -rf "$work/p"
     "$train" "${untuned[@]}" --optimizer $optimizer --steps 40 --save-every 1 --out "$work/p" >/dev/null 2>&1 &
-    until [ -e "$work/p/state.bin" ] || ! kill -0 $! 2>/dev/null; do sleep 0.01; done
+    await [ -e "$work/p/state.bin" ]
     kill -9 $! 2>/dev/null
     wait $! 2>/dev/null
     ok "$optimizer, resumed" "$train" "${untuned[@]}" --optimizer $optimizer --steps 40 --save-every 1 --out "$work/p" --resume
@@ -111,7 +111,7 @@ ok "gpa with another schedule" "$train" "${untuned[@]}" --optimizer gpa --schedu
 ok "then it ends at 0" test "$(grep -acE '^(schedule cosine|final-lr 0)$' "$work/o/state.bin")" = 2
 "$train" "${small[@]}" --steps 100000 --out "$work/busy" >/dev/null 2>&1 &
 busy=$!
-sleep 0.5
+await [ -s "$work/busy/log.csv" ]
 refuses 1 "another run is writing" "$train" "${small[@]}" --steps 5 --out "$work/busy"
 kill $busy
 wait $busy 2>/dev/null
@@ -143,7 +143,7 @@ ok "another optimizer" "$train" "${cached[@]}" --teacher-cache "$work/losses" --
 ok "leaves the file alone" cmp "$work/losses" "$work/copied"
 rm -rf "$work/c4" "$work/losses"
 "$train" "${taught[@]}" --steps 400 --save-every 20 --out "$work/c4" >/dev/null 2>&1 &
-until [ -e "$work/c4/state.bin" ] || ! kill -0 $! 2>/dev/null; do sleep 0.01; done
+await [ -e "$work/c4/state.bin" ]
 kill -9 $! 2>/dev/null
 wait $! 2>/dev/null
 ok "resumed after kill -9" "$train" "${taught[@]}" --steps 400 --save-every 20 --out "$work/c4" --resume
@@ -306,7 +306,7 @@ exec "$@"
 END
 rm -rf "$work/full"
 "$train" "${long[@]}" --out "$work/full" >/dev/null 2>&1 &
-until [ -e "$work/full/state.bin" ] || ! kill -0 $! 2>/dev/null; do sleep 0.01; done
+await [ -e "$work/full/state.bin" ]
 kill -9 $! 2>/dev/null
 wait $! 2>/dev/null
 cp -r "$work/full" "$work/before"

@@ -102,11 +102,11 @@ done
 long=("${small[@]}" --accumulate 6 --steps 150)
 ok "an unbroken run" "$train" "${long[@]}" --out "$work/whole"
 killed() { # NAME VICTIM OPTIONS...: kills a worker after the first checkpoint
-    local name=$1 victim=$2 run mpirun start=$SECONDS
+    local name=$1 victim=$2 run mpirun start
     shift 2
     mpi 3 "$train_mpi" "${long[@]}" "$@" --out "$work/$name" >"$work/out" 2>"$work/err" &
     run=$!
-    until [ -e "$work/$name/state.bin" ] || [ $((SECONDS - start)) -gt 20 ]; do sleep 0.02; done
+    await [ -e "$work/$name/state.bin" ]
     mpirun=$(pgrep -P $run -x mpirun || echo $run)
     kill -9 "$(pgrep -P "$mpirun" | sed -n $((victim + 1))p)"
     start=$SECONDS
@@ -134,8 +134,7 @@ ok "and did not travel" near "$(sent diloco)" $((4 * (parameters - 16 * 32 - 127
 rm -rf "$work/stopped"
 mpi 2 "$train_mpi" "${long[@]}" --workers data --out "$work/stopped" >"$work/out" 2>"$work/err" &
 run=$!
-steps() { [ -s "$work/stopped/log.csv" ] && wc -l <"$work/stopped/log.csv" || echo 0; }
-until [ "$(steps)" -gt 5 ] || ! kill -0 $run 2>/dev/null; do sleep 0.05; done
+await rows 5 "$work/stopped/log.csv"
 kill -TERM "$(pgrep -P $run -x mpirun || echo $run)"
 wait $run
 ok "mpirun, asked to stop, leaves a checkpoint" [ -s "$work/stopped/state.bin" ]
