@@ -20,7 +20,7 @@ await() {
     local i
     for ((i = 0; i < 1500; i++)); do "$@" && return; sleep 0.02; done
 }
-rows() { [ "$(wc -l 2>/dev/null <"$2")" -gt "$1" ]; } # N LOG: it has more than N rows
+rows() { [ -e "$2" ] && [ "$(wc -l <"$2")" -gt "$1" ]; } # N LOG: it has more than N rows
 
 # refuses CODE PATTERN COMMAND...: the command must print one line on stderr, `error: ...PATTERN...`, and exit with
 # CODE, within 20 seconds.

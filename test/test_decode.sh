@@ -4,7 +4,7 @@
 set -u
 . "$(dirname "$0")/lib.sh"
 decode=${DECODE:-./decode_ppd} train=${TRAIN:-./train_gpt2}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
+export OMP_NUM_THREADS=1
 
 # A text of 12 kB without any file: numbers and words.
 awk 'BEGIN { for (i = 0; i < 900; i++) printf "%d green bottles, %s\n", i * 7919 % 1000, i % 3 ? "hanging" : "on the wall" }' >"$work/text.txt"
@@ -21,6 +21,7 @@ text --prompt "12 green" --tokens 40 >"$work/plain"
 ok "40 characters after the prompt" [ "$(wc -c <"$work/plain")" = 49 ]
 ok "the last line tells the speed" grep -qE '^40 tokens in [0-9]+\.[0-9]{2} s, [0-9]+\.[0-9] tokens/s$' <(tail -n 1 "$work/speed")
 ok "the same again" diff <(text --prompt "12 green" --tokens 40) "$work/plain"
+ok "the same from three threads" diff <(OMP_NUM_THREADS=3 text --prompt "12 green" --tokens 40) "$work/plain"
 ok "two lines, two texts" [ "$(printf '12 green\n\nhang\n' | text --tokens 5 | wc -l)" -ge 2 ]
 ok "another seed, another text" bash -c '! diff -q "$1" "$2"' _ <(text --prompt 1 --temperature 1 --seed 1) <(text --prompt 1 --temperature 1 --seed 2)
 ok "past the end of the context" [ "$(text --prompt 12 --tokens 200 | wc -c)" = 203 ]

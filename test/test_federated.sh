@@ -6,7 +6,7 @@ set -u
 . "$(dirname "$0")/lib.sh"
 federated=${FEDERATED:-./dev/federated}
 federated_mpi=${FEDERATED_MPI:-./dev/federated_mpi}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
+export OMP_NUM_THREADS=1
 
 # loss LOW HIGH COMMAND...: the final mean loss lies between.
 loss() {
