@@ -157,7 +157,7 @@ race: train_gpt2 dev/data/tales.txt
 
 # Every check, in a few minutes; with FULL=1 those that take longer too. test/run.sh says what runs.
 test:
-	@$(MAKE) --no-print-directory -j2 all $(TESTS) dev/convex dev/data/tokenize dev/federated
+	@$(MAKE) -s -j2 all $(TESTS) dev/convex dev/data/tokenize dev/federated
 	@CC="$(CC)" FLAGS="$(FLAGS)" LIBS="$(LIBS)" bash test/run.sh
 
 test-full: export FULL = 1

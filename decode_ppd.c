@@ -2221,7 +2221,7 @@ static double read_bandwidth(double seconds) {
     float *x = allocate_floats(n);
     double best = 0, end = now() + seconds;
     volatile float sink = 0;
-    while (now() < end) {
+    while (now() < end && !interrupted) {
         double start = now();
         float sum = 0;
 #pragma omp parallel for simd reduction(+ : sum) schedule(static)

@@ -139,6 +139,15 @@ if command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64 >/dev/
         qemu-aarch64
 else skip "model, NEON under qemu" "gcc-aarch64-linux-gnu and qemu-user are not installed"; fi
 
+# ---- decoding
+run "decoding" test/test_decode "${more_models[@]}"
+variant "decoding, vectors of 8" "$CC $FLAGS -DVEC=8" test/test_decode.c -- --mutations 10
+variant "decoding, no -march" "$CC $plain -O2" test/test_decode.c -- --mutations 10
+variant "decoding, ASan and UBSan" "$CC $sanitize" test/test_decode.c -- --mutations $((mutations / 3))
+if command -v $other >/dev/null; then
+    variant "decoding, $other" "$other $plain $optimized" test/test_decode.c -- --mutations 10
+fi
+
 # ---- optimizers
 run "optimizers" test/test_optim
 [ ${#more_trajectories[@]} -gt 0 ] && run "optimizers, more golden files" test/test_optim "${more_trajectories[@]}"
@@ -165,15 +174,6 @@ variant "LIBSVM files, ASan and UBSan" "$CC $sanitize" test/test_convex.c -- --m
 if python3 -c 'import transformers, torch' 2>/dev/null; then
     run "transformers, there and back" python3 test/test_transformers.py
 else skip "transformers, there and back" "python3 cannot import transformers and torch"; fi
-
-# ---- decoding
-run "decoding" test/test_decode "${more_models[@]}"
-variant "decoding, vectors of 8" "$CC $FLAGS -DVEC=8" test/test_decode.c -- --mutations 10
-variant "decoding, no -march" "$CC $plain -O2" test/test_decode.c -- --mutations 10
-variant "decoding, ASan and UBSan" "$CC $sanitize" test/test_decode.c -- --mutations $((mutations / 3))
-if command -v $other >/dev/null; then
-    variant "decoding, $other" "$other $plain $optimized" test/test_decode.c -- --mutations 10
-fi
 
 # ---- federated training
 run "federated, what is sent" test/test_federated
