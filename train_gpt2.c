@@ -84,6 +84,21 @@ __attribute__((format(printf, 1, 2), noreturn)) static void die(const char *form
     exit(1);
 }
 
+// Ends the program before it uses `bytes` more where fewer are left: Linux promises memory that is not there,
+// and kills the program that writes into it.
+static void check_memory(size_t bytes) {
+    size_t kib, left = 0;
+    char line[256];
+    FILE *f = fopen("/proc/meminfo", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %zu", &kib) == 1 || sscanf(line, "SwapFree: %zu", &kib) == 1)
+            left += kib;
+    if (f) fclose(f);
+    if (left && bytes >> 10 > left)
+        die("out of memory: %zu MiB more are needed, %zu are left; use a smaller model or --batch",
+            bytes >> 20, left >> 10);
+}
+
 static size_t allocated_bytes; // by allocate(), for the plan that is printed at the start
 
 // count zeroed elements of size bytes, aligned to a cache line; large ones ask the kernel for huge pages,
@@ -92,7 +107,7 @@ static void *allocate(size_t count, size_t size) {
     size_t alignment = 64, bytes;
     if (__builtin_mul_overflow(count, size, &bytes) || bytes > SIZE_MAX / 2)
         die("a size overflows: %zu x %zu", count, size);
-    if (bytes >= (1 << 22)) alignment = 1 << 21;
+    if (bytes >= (1 << 22)) alignment = 1 << 21, check_memory(bytes);
     bytes = (bytes + alignment - 1) / alignment * alignment + (bytes == 0) * alignment;
     void *p = NULL;
     if (posix_memalign(&p, alignment, bytes))
@@ -3865,6 +3880,7 @@ static void prepare(Run *run) {
     for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++) optimizer_bytes += bytes;
     printf("memory     %.0f MB: model, activations %.0f, optimizer %.0f\n",
            (allocated_bytes + optimizer_bytes) / 1e6, allocated_bytes / 1e6, optimizer_bytes / 1e6);
+    check_memory(optimizer_bytes); // of which it has used little yet
 }
 
 // Writes DIR/model.bin (the evaluation point), the tokenizer and DIR/state.bin; until then the model of an
