@@ -3880,7 +3880,9 @@ static void prepare(Run *run) {
     for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++) optimizer_bytes += bytes;
     printf("memory     %.0f MB: model, activations %.0f, optimizer %.0f\n",
            (allocated_bytes + optimizer_bytes) / 1e6, allocated_bytes / 1e6, optimizer_bytes / 1e6);
+#ifndef GPT2_DEVICE // which has memory of its own
     check_memory(optimizer_bytes); // of which it has used little yet
+#endif
 }
 
 // Writes DIR/model.bin (the evaluation point), the tokenizer and DIR/state.bin; until then the model of an
