@@ -38,7 +38,9 @@ refuses() {
     fi
 }
 
+skip() { skipped=$((skipped + 1)) && echo "skipped: $1"; } # WHAT AND WHY
+
 finish() {
-    if [ $skipped -gt 0 ]; then echo "$passed passed, $failed failed, $skipped skipped"; else echo "$passed passed, $failed failed"; fi
+    echo "$passed passed, $failed failed$([ $skipped = 0 ] || echo ", $skipped skipped")"
     [ $failed = 0 ]
 }

@@ -154,8 +154,7 @@ if [ -f dev/studies/driver.sh ]; then
     ok "the prediction's error, of all texts" grep -q 'within 10% (ours) | - | 6% | yes' "$result.md"
     ok "a claim that did not" grep -q 'at most 0.01) | - | +0.1000 | no' "$result.md"
     if [ "${FULL:-}" ] && [ ! -r "${GPT2_MERGES:-}" ]; then
-        skipped=$((skipped + 1))
-        echo "skipped: the study (GPT2_MERGES is not given)"
+        skip "the study (GPT2_MERGES is not given)"
     elif [ "${FULL:-}" ]; then
         ok "the study" study
         ok "has all methods" grep -q '^together,method,PPD + draft with PPD,identical,yes' "$result.csv"

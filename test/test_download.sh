@@ -1,25 +1,14 @@
 #!/usr/bin/env bash
-# Tests dev/data/gpt2.sh and dev/data/texts.sh against a server on this machine; the network is never asked.
-# usage: test/test_download.sh      (from the project's folder; needs python3, and curl or wget or both)
+# dev/data/gpt2.sh and dev/data/texts.sh against a server on this machine; the network is never asked. Needs python3, and
+# curl or wget or both.
+set -u
+. "$(dirname "$0")/lib.sh"
 data=$(cd "$(dirname "$0")/../dev/data" && pwd) || exit 1
-passed=0 failed=0 skipped=0
-tmp=$(mktemp -d) || exit 1
-trap 'kill $server 2>/dev/null; rm -rf "$tmp"' EXIT
-
-check() {   # check NAME CONDITION...: the condition is a command
-    if "${@:2}"; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "FAILED: $1"; fi
-}
-skip() { skipped=$((skipped + 1)); echo "skipped: $1"; }
-finish() {
-    echo "$passed passed, $failed failed$([ $skipped = 0 ] || echo ", $skipped skipped")"
-    [ $failed = 0 ]
-    exit
-}
-command -v python3 >/dev/null || { skip "no python3 for the server"; finish; }
+command -v python3 >/dev/null || { skip "no python3 for the server"; finish; exit; }
 
 # A server that knows ranges. Below /cut it drops a program's first connection for a file in the middle; below
-# /whole it knows no ranges. $tmp/log has a line for each request: the path and the range asked for.
-cat >"$tmp/server.py" <<'PYTHON'
+# /whole it knows no ranges. $work/log has a line for each request: the path and the range asked for.
+cat >"$work/server.py" <<'PYTHON'
 import http.server, os, re, sys
 root, log = sys.argv[1], sys.argv[2]
 cut_before = set()
@@ -47,124 +36,125 @@ server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
 print(server.server_port, flush=True)
 server.serve_forever()
 PYTHON
-mkdir "$tmp/root"
-python3 "$tmp/server.py" "$tmp/root" "$tmp/log" >"$tmp/port" &
+mkdir "$work/root"
+python3 "$work/server.py" "$work/root" "$work/log" >"$work/port" &
 server=$!
-for wait in 1 2 3 4 5 6 7 8 9 10; do [ -s "$tmp/port" ] && break; sleep 0.5; done
-port=$(cat "$tmp/port")
-[ -n "$port" ] || { echo "FAILED: the server does not start"; failed=1; finish; }
+trap 'kill $server; rm -rf "$work"' EXIT
+await [ -s "$work/port" ]
+port=$(cat "$work/port")
+[ -n "$port" ] || { echo "FAILED: the server does not start"; failed=1; finish; exit; }
 url=http://127.0.0.1:$port
 
 # What the server has: two texts, and a model whose files claim the checksums that gpt2.sh asks for, since the
-# true ones are too large for a test; $tmp/claims/sha256sum believes them.
-stories=$tmp/root/datasets/roneneldan/TinyStories/resolve/main
-mkdir -p "$stories" "$tmp/claims"
+# true ones are too large for a test; $work/claims/sha256sum believes them.
+stories=$work/root/datasets/roneneldan/TinyStories/resolve/main
+mkdir -p "$stories" "$work/claims"
 head -c 300000 /dev/urandom >"$stories/TinyStories-train.txt"
 head -c 2000 /dev/urandom >"$stories/TinyStories-valid.txt"
 variable() { sed -n "s/^ *\($1=[0-9a-f]*\).*/\1/p" "$data/gpt2.sh" | head -n "$2" | tail -n 1 | cut -d= -f2; }
-model=$tmp/root/distilbert/distilgpt2/resolve/2290a62682d06624634c1f46a6ad5be0f47f38aa
+model=$work/root/distilbert/distilgpt2/resolve/2290a62682d06624634c1f46a6ad5be0f47f38aa
 mkdir -p "$model"
 echo "claims $(variable merges 1)" >"$model/merges.txt"
 echo "claims $(variable vocab 1)" >"$model/vocab.json"
 echo "claims $(variable config 3)" >"$model/config.json"
 echo "claims $(variable model 3)" >"$model/model.safetensors"
-cat >"$tmp/claims/sha256sum" <<'CLAIMS'
+cat >"$work/claims/sha256sum" <<'CLAIMS'
 #!/usr/bin/env bash
 read -r word sum
 [ "$word" = claims ] && echo "$sum  -" || echo "0000  -"
 CLAIMS
-chmod +x "$tmp/claims/sha256sum"
+chmod +x "$work/claims/sha256sum"
 
 # one line on stderr that begins with "error: " and has these words, and this exit status
-refused() { [ "$status" = "$1" ] && [ "$(wc -l <"$tmp/err")" -eq 1 ] && grep -q "^error: .*$2" "$tmp/err"; }
-run() { "$@" >"$tmp/out" 2>"$tmp/err"; status=$?; }
+refused() { [ "$status" = "$1" ] && [ "$(wc -l <"$work/err")" -eq 1 ] && grep -q "^error: .*$2" "$work/err"; }
+run() { "$@" >"$work/out" 2>"$work/err"; status=$?; }
 nothing_in() { [ -z "$(ls -A "$1" 2>/dev/null)" ]; }
 
-run "$data/texts.sh" nonesuch "$tmp/none"
-check "an unknown text" refused 2 "nonesuch: no such text"
+run "$data/texts.sh" nonesuch "$work/none"
+ok "an unknown text" refused 2 "nonesuch: no such text"
 run "$data/texts.sh"
-check "no text" refused 2 "no name: no such text"
-run "$data/gpt2.sh" 1558M "$tmp/none"
-check "an unknown model" refused 2 "1558M: no such model"
-check "nothing is made for them" [ ! -e "$tmp/none" ]
-check "texts.sh --help" eval '"$data/texts.sh" --help | grep -q TEXTS_BASE_URL'
-check "gpt2.sh --help" eval '"$data/gpt2.sh" --help | grep -q GPT2_BASE_URL'
+ok "no text" refused 2 "no name: no such text"
+run "$data/gpt2.sh" 1558M "$work/none"
+ok "an unknown model" refused 2 "1558M: no such model"
+ok "nothing is made for them" [ ! -e "$work/none" ]
+ok "texts.sh --help" eval '"$data/texts.sh" --help | grep -q TEXTS_BASE_URL'
+ok "gpt2.sh --help" eval '"$data/gpt2.sh" --help | grep -q GPT2_BASE_URL'
 
 # A folder with the programs that the scripts use, and of curl and wget at most the one under test.
 programs() {
-    mkdir "$tmp/bin-$1"
+    mkdir "$work/bin-$1"
     for program in bash basename cp cut dirname grep mkdir mv rm sed sha256sum shasum openssl wc "$1"; do
-        ! command -v $program >/dev/null || ln -s "$(command -v $program)" "$tmp/bin-$1/"
+        ! command -v $program >/dev/null || ln -s "$(command -v $program)" "$work/bin-$1/"
     done
 }
 programs neither
-run env PATH="$tmp/bin-neither" TEXTS_BASE_URL=$url/good "$data/texts.sh" tinystories "$tmp/neither"
-check "neither curl nor wget" refused 1 "neither curl nor wget"
+run env PATH="$work/bin-neither" TEXTS_BASE_URL=$url/good "$data/texts.sh" tinystories "$work/neither"
+ok "neither curl nor wget" refused 1 "neither curl nor wget"
 
 for tool in curl wget; do
     if ! command -v $tool >/dev/null; then skip "no $tool"; continue; fi
     programs $tool
-    texts() { run env PATH="$tmp/bin-$tool" TEXTS_BASE_URL="$1" "$data/texts.sh" "${@:2}"; }
-    models() { run env PATH="$tmp/claims:$tmp/bin-$tool" GPT2_BASE_URL="$1" "$data/gpt2.sh" "${@:2}"; }
+    texts() { run env PATH="$work/bin-$tool" TEXTS_BASE_URL="$1" "$data/texts.sh" "${@:2}"; }
+    models() { run env PATH="$work/claims:$work/bin-$tool" GPT2_BASE_URL="$1" "$data/gpt2.sh" "${@:2}"; }
 
-    dir=$tmp/$tool/stories
+    dir=$work/$tool/stories
     texts $url/good tinystories "$dir"
-    check "$tool: downloads" [ $status = 0 ]
-    check "$tool: the whole file" cmp -s "$stories/TinyStories-train.txt" "$dir/tinystories-train.txt"
-    check "$tool: and the next" cmp -s "$stories/TinyStories-valid.txt" "$dir/tinystories-valid.txt"
-    check "$tool: nothing else but checksums" [ "$(ls "$dir" | wc -l)" -eq 4 ]
-    check "$tool: which are right" eval '(cd "$dir" && sha256sum -c --quiet *.sha256)'
-    : >"$tmp/log"
+    ok "$tool: downloads" [ $status = 0 ]
+    ok "$tool: the whole file" cmp -s "$stories/TinyStories-train.txt" "$dir/tinystories-train.txt"
+    ok "$tool: and the next" cmp -s "$stories/TinyStories-valid.txt" "$dir/tinystories-valid.txt"
+    ok "$tool: nothing else but checksums" [ "$(ls "$dir" | wc -l)" -eq 4 ]
+    ok "$tool: which are right" eval '(cd "$dir" && sha256sum -c --quiet *.sha256)'
+    : >"$work/log"
     texts $url/good tinystories "$dir"
-    check "$tool: what is there is not asked for again" eval '[ $status = 0 ] && [ ! -s "$tmp/log" ]'
+    ok "$tool: what is there is not asked for again" eval '[ $status = 0 ] && [ ! -s "$work/log" ]'
     echo changed >>"$dir/tinystories-valid.txt"
     texts $url/good tinystories "$dir"
-    check "$tool: a file that was changed since" refused 1 "tinystories-valid.txt: not what was downloaded"
+    ok "$tool: a file that was changed since" refused 1 "tinystories-valid.txt: not what was downloaded"
     rm "$dir/tinystories-valid.txt"
     sed -i.old 's/^..../0000/' "$dir/tinystories-valid.txt.sha256"
     texts $url/good tinystories "$dir"
-    check "$tool: a download that differs from the first" refused 1 "TinyStories-valid.txt: sha256 .* removed"
-    check "$tool: is removed" eval '! ls "$dir"/tinystories-valid.txt "$dir"/*.part >/dev/null 2>&1'
+    ok "$tool: a download that differs from the first" refused 1 "TinyStories-valid.txt: sha256 .* removed"
+    ok "$tool: is removed" eval '! ls "$dir"/tinystories-valid.txt "$dir"/*.part >/dev/null 2>&1'
 
-    dir=$tmp/$tool/cut
-    : >"$tmp/log"
+    dir=$work/$tool/cut
+    : >"$work/log"
     texts $url/cut tinystories "$dir"
-    check "$tool: a download that is cut" refused 1 "cut off after 150000 bytes; run again"
-    check "$tool: leaves its part and nothing else" [ "$(ls "$dir")" = tinystories-train.txt.part ]
+    ok "$tool: a download that is cut" refused 1 "cut off after 150000 bytes; run again"
+    ok "$tool: leaves its part and nothing else" [ "$(ls "$dir")" = tinystories-train.txt.part ]
     texts $url/good tinystories "$dir"
-    check "$tool: goes on when run again" [ $status = 0 ]
-    check "$tool: from where it was" grep -q "/good/.*train.txt bytes=150000-" "$tmp/log"
-    check "$tool: and is whole" cmp -s "$stories/TinyStories-train.txt" "$dir/tinystories-train.txt"
+    ok "$tool: goes on when run again" [ $status = 0 ]
+    ok "$tool: from where it was" grep -q "/good/.*train.txt bytes=150000-" "$work/log"
+    ok "$tool: and is whole" cmp -s "$stories/TinyStories-train.txt" "$dir/tinystories-train.txt"
 
-    dir=$tmp/$tool/model
+    dir=$work/$tool/model
     models $url/good distilgpt2 "$dir"
-    check "$tool: a model" [ $status = 0 ]
+    ok "$tool: a model" [ $status = 0 ]
     for file in merges.txt vocab.json config.json model.safetensors; do
-        check "$tool: its $file" cmp -s "$model/$file" "$dir/$file"
+        ok "$tool: its $file" cmp -s "$model/$file" "$dir/$file"
     done
-    check "$tool: its vocab.bpe is its merges.txt" cmp -s "$model/merges.txt" "$dir/vocab.bpe"
-    check "$tool: and nothing else" [ "$(ls "$dir" | wc -l)" -eq 5 ]
-    run env PATH="$tmp/bin-$tool" GPT2_BASE_URL=$url/good "$data/gpt2.sh" distilgpt2 "$tmp/$tool/wrong"
-    check "$tool: a wrong checksum" refused 1 "merges.txt: sha256 .*, not $(variable merges 1): removed"
-    check "$tool: leaves nothing" nothing_in "$tmp/$tool/wrong"
+    ok "$tool: its vocab.bpe is its merges.txt" cmp -s "$model/merges.txt" "$dir/vocab.bpe"
+    ok "$tool: and nothing else" [ "$(ls "$dir" | wc -l)" -eq 5 ]
+    run env PATH="$work/bin-$tool" GPT2_BASE_URL=$url/good "$data/gpt2.sh" distilgpt2 "$work/$tool/wrong"
+    ok "$tool: a wrong checksum" refused 1 "merges.txt: sha256 .*, not $(variable merges 1): removed"
+    ok "$tool: leaves nothing" nothing_in "$work/$tool/wrong"
 
-    texts $url/good wikitext-2 "$tmp/$tool/missing"
-    check "$tool: a file that the server has not" refused 1 "train.txt: the server refuses it"
-    check "$tool: leaves nothing there" nothing_in "$tmp/$tool/missing"
-    texts http://127.0.0.1:1 tinyshakespeare "$tmp/$tool/dead"
-    check "$tool: a server that is not there" refused 1 "the server cannot be reached; check the network"
-    check "$tool: leaves nothing of it" nothing_in "$tmp/$tool/dead"
-    : >"$tmp/$tool/file"
-    texts $url/good tinystories "$tmp/$tool/file/folder"
-    check "$tool: a folder that cannot be made" refused 1 "cannot be made"
+    texts $url/good wikitext-2 "$work/$tool/missing"
+    ok "$tool: a file that the server has not" refused 1 "train.txt: the server refuses it"
+    ok "$tool: leaves nothing there" nothing_in "$work/$tool/missing"
+    texts http://127.0.0.1:1 tinyshakespeare "$work/$tool/dead"
+    ok "$tool: a server that is not there" refused 1 "the server cannot be reached; check the network"
+    ok "$tool: leaves nothing of it" nothing_in "$work/$tool/dead"
+    : >"$work/$tool/file"
+    texts $url/good tinystories "$work/$tool/file/folder"
+    ok "$tool: a folder that cannot be made" refused 1 "cannot be made"
 done
 
 # A server that cannot begin in the middle: curl says so, and the download begins again.
 if command -v curl >/dev/null; then
-    mkdir "$tmp/again"
-    head -c 1000 "$stories/TinyStories-train.txt" >"$tmp/again/tinystories-train.txt.part"
+    mkdir "$work/again"
+    head -c 1000 "$stories/TinyStories-train.txt" >"$work/again/tinystories-train.txt.part"
     tool=curl
-    texts $url/whole tinystories "$tmp/again"
-    check "a server without ranges" cmp -s "$stories/TinyStories-train.txt" "$tmp/again/tinystories-train.txt"
+    texts $url/whole tinystories "$work/again"
+    ok "a server without ranges" cmp -s "$stories/TinyStories-train.txt" "$work/again/tinystories-train.txt"
 fi
 finish

@@ -141,8 +141,7 @@ if command -v mpirun >/dev/null && [ -x "$federated_mpi" ]; then
     ok "with one line" [ "$(grep -c '^error: no file matches' "$work/err")" = 1 ]
     ok "no more ranks than clients" eval '! mpi 4 "$federated_mpi" --convex --max-clients 2'
 else
-    skipped=$((skipped + 1))
-    echo "skipped: clients as MPI's ranks (mpirun, or make federated_mpi)"
+    skip "clients as MPI's ranks (mpirun, or make federated_mpi)"
 fi
 
 # ---- refused

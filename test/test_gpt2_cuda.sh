@@ -5,15 +5,8 @@
 set -u
 cd "$(dirname "$0")/.."
 gpu=$(realpath "${1:-./test/test_train_gpt2_cuda}") cpu=$(realpath "${2:-./train_gpt2}") nccl=${3:+$(realpath "$3")} here=$PWD
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+. test/lib.sh
 export OMP_NUM_THREADS=1
-passed=0 failed=0
-check() { # check WHAT COMMAND...
-    local what=$1
-    shift
-    if "$@"; then passed=$((passed + 1)); else failed=$((failed + 1)) && echo "FAILED: $what"; fi
-}
 for i in $(seq 60); do
     echo "Once there was a fox who had $i stones. Every day it gave $((i * 7 % 11)) of them away, and found $((i % 5)) more."
 done >"$work/text.txt"
@@ -28,38 +21,31 @@ logs_agree() {
           for (i = 1; i <= NF; i++) if (i != 3 && a[i] != $i && ((a[i] == "") != ($i == "") || (a[i] - $i)^2 > most^2 * $i^2)) bad = 1 }
         END { exit bad || FNR < 3 || length(line) != FNR }' "$1/log.csv" "$2/log.csv"
 }
-ends_with() { tail -n 1 "$1" | grep -q "$2"; }
-says() { # says CODE PATTERN COMMAND...: one line `error: ...` that matches, and this exit code
-    local code=$1 pattern=$2
-    shift 2
-    "$@" >out.txt 2>err.txt
-    [ $? = "$code" ] && [ "$(wc -l <err.txt)" = 1 ] && grep -q "^error: .*$pattern" err.txt
-}
 
 "$cpu" $options --steps 8 --eval-every 4 --out c >c.txt
 "$gpu" $options --steps 8 --eval-every 4 --f32 --out g >g.txt
-check "f32: another log than train_gpt2's" logs_agree c g 2e-5
+ok "f32: another log than train_gpt2's" logs_agree c g 2e-5
 "$gpu" $options --steps 8 --eval-every 4 --f32 --out twice >/dev/null
-check "the same run ends in other bits" cmp g/model.bin twice/model.bin
+ok "the same run ends in other bits" cmp g/model.bin twice/model.bin
 "$gpu" $options --steps 8 --eval-every 4 --out b >/dev/null
-check "bf16: another log than train_gpt2's" logs_agree c b 2e-2
+ok "bf16: another log than train_gpt2's" logs_agree c b 2e-2
 "$cpu" --data text.txt --model g --steps 0 >read.txt
-check "train_gpt2 finds another loss in the GPU's model" [ "$(tail -n 1 read.txt)" = "$(tail -n 1 g.txt)" ]
+ok "train_gpt2 finds another loss in the GPU's model" [ "$(tail -n 1 read.txt)" = "$(tail -n 1 g.txt)" ]
 "$gpu" --data text.txt --model c --steps 0 --f32 --export-hf hf >read.txt
-check "the GPU finds another loss in train_gpt2's model" [ "$(tail -n 1 read.txt)" = "$(tail -n 1 c.txt)" ]
+ok "the GPU finds another loss in train_gpt2's model" [ "$(tail -n 1 read.txt)" = "$(tail -n 1 c.txt)" ]
 "$cpu" --data text.txt --model hf --steps 0 >read.txt
-check "the exported folder has another loss" [ "$(tail -n 1 read.txt)" = "$(tail -n 1 c.txt)" ]
+ok "the exported folder has another loss" [ "$(tail -n 1 read.txt)" = "$(tail -n 1 c.txt)" ]
 
 # cut after a few steps, by a signal
 "$gpu" $options --steps 8 --eval-every 4 --f32 --out r --save-every 3 >r.txt &
 pid=$!
-for i in $(seq 200); do [ -f r/log.csv ] && [ "$(wc -l <r/log.csv)" -gt 2 ] && break; sleep 0.02; done
+await rows 2 r/log.csv
 kill $pid
 wait $pid
 "$gpu" $options --steps 8 --eval-every 4 --f32 --out r --save-every 3 --resume >r.txt
-check "a resumed run ends in other bits" cmp g/model.bin r/model.bin
-check "a resumed run has another log" logs_agree g r 0
-check "a checkpoint of other options is taken up" says 1 "another run" "$gpu" $options --steps 9 --f32 --out r --resume
+ok "a resumed run ends in other bits" cmp g/model.bin r/model.bin
+ok "a resumed run has another log" logs_agree g r 0
+refuses 1 "another run" "$gpu" $options --steps 9 --f32 --out r --resume
 
 cp c/log.csv "$work/reference.csv"
 for student in "--proxy text.txt --proxy-steps 2 --proxy-eta 5" "--schedule refined:reference.csv" "--distill soft" \
@@ -72,26 +58,25 @@ for student in "--proxy text.txt --proxy-steps 2 --proxy-eta 5" "--schedule refi
     grep -q iam <<<"$student" && given=${options% --lr *}
     "$cpu" $given $rates $student --out "c_$name" >c.txt
     "$gpu" $given $rates $student --f32 --out "g_$name" >g.txt
-    check "$student: another log than train_gpt2's" logs_agree "c_$name" "g_$name" 1e-3
-    check "$student: another end than train_gpt2's" cmp -s <(tail -n 2 c.txt | cut -c 1-40) <(tail -n 2 g.txt | cut -c 1-40)
+    ok "$student: another log than train_gpt2's" logs_agree "c_$name" "g_$name" 1e-3
+    ok "$student: another end than train_gpt2's" cmp -s <(tail -n 2 c.txt | cut -c 1-40) <(tail -n 2 g.txt | cut -c 1-40)
 done
 "$gpu" $options --steps 4 --teacher c --teacher-cache losses --f32 --out kept >/dev/null
 "$gpu" $options --steps 4 --teacher-cache losses --f32 --out from_losses >/dev/null
-check "another end from the teacher's losses" cmp kept/model.bin from_losses/model.bin
-check "another log from the teacher's losses" logs_agree kept from_losses 0
+ok "another end from the teacher's losses" cmp kept/model.bin from_losses/model.bin
+ok "another log from the teacher's losses" logs_agree kept from_losses 0
 "$gpu" $options --steps 2 --sample-every 1 --seed 3 >sample.txt
-check "samples" [ "$(grep -c '^--- sample' sample.txt)" = 2 ]
+ok "samples" [ "$(grep -c '^--- sample' sample.txt)" = 2 ]
 
-check "channels that are no multiple of 8" says 1 "multiple of 8" "$gpu" $options --channels 20
-check "no data" says 1 "no file" "$gpu" --data nothing.txt
-check "a mistyped option" says 2 "no option" "$gpu" $options --stesp 3
-check "a teacher is asked for" says 2 "needs --teacher" "$gpu" --data text.txt --optimizer sps
-check "a folder that cannot be" says 1 "cannot" "$gpu" $options --out text.txt/here
-check "a rate that makes the loss no number" says 1 "not a number" "$gpu" $options --lr 1e30 --clip 0 --steps 20
-if ldd "$gpu" | grep -q cublas; then rest=", 1 skipped"
+refuses 1 "multiple of 8" "$gpu" $options --channels 20
+refuses 1 "no file" "$gpu" --data nothing.txt
+refuses 2 "no option" "$gpu" $options --stesp 3
+refuses 2 "needs --teacher" "$gpu" --data text.txt --optimizer sps
+refuses 1 "cannot" "$gpu" $options --out text.txt/here
+refuses 1 "not a number" "$gpu" $options --lr 1e30 --clip 0 --steps 20
+if ldd "$gpu" | grep -q cublas; then skip "a GPU without memory: a real one has it"
 else
-    check "a GPU without memory" says 1 "smaller --batch" env CUDA_ON_CPU_MEMORY=40000000 "$gpu" $options --batch 2000
-    rest=
+    refuses 1 "smaller --batch" env CUDA_ON_CPU_MEMORY=40000000 "$gpu" $options --batch 2000
 fi
 
 # several processes: the losses of one, checkpoints for any number
@@ -102,18 +87,18 @@ if [ "$nccl" ] && command -v mpirun >/dev/null; then
     without_bytes() { cut -d, -f 1-8 "$1/log.csv" >"$1/log" && mv "$1/log" "$1/log.csv"; }
     "$gpu" $shared --out one >/dev/null
     on 3 "$nccl" $shared --workers data --out three >three.txt
-    check "the bytes that three processes send" grep -q "^sent  *0.23" three.txt
+    ok "the bytes that three processes send" grep -q "^sent  *0.23" three.txt
     without_bytes three
-    check "three processes: another log than one's" logs_agree one three 1e-5
+    ok "three processes: another log than one's" logs_agree one three 1e-5
     # kill_saved NAME COMMAND...: kills a run, and its processes, when it has saved
     kill_saved() {
         "${@:2}" --out "$1" --save-every 2 >/dev/null 2>&1 &
         local pid=$! processes
-        for i in $(seq 3000); do [ -f "$1/state.bin" ] && break; sleep 0.01; done
+        await [ -f "$1/state.bin" ]
         processes=$(pgrep -P $pid) # mpirun, and its own
         kill -KILL $(for p in $processes; do pgrep -P $p; done) $processes $pid
         wait $pid 2>/dev/null
-        for i in $(seq 200); do flock -n "$1" true && break; sleep 0.05; done
+        await flock -n "$1" true
     }
     resumes() { "$@" --resume | grep '^resumed  *at step' | grep -v -q 'step 16'; }
     long="${shared/--steps 6/--steps 16} --accumulate 2"
@@ -121,26 +106,25 @@ if [ "$nccl" ] && command -v mpirun >/dev/null; then
         "$gpu" $long --optimizer $optimizer --out whole_$optimizer >/dev/null
     done
     kill_saved two on 2 "$nccl" $long --workers data
-    check "one process goes on from what two left" resumes "$gpu" $long --out two
+    ok "one process goes on from what two left" resumes "$gpu" $long --out two
     without_bytes two
-    check "resumed by one process: another log" logs_agree whole_adamw two 1e-5
+    ok "resumed by one process: another log" logs_agree whole_adamw two 1e-5
     kill_saved one_gpa "$gpu" $long --optimizer gpa
-    check "two processes go on from what one left" resumes on 2 "$nccl" $long --optimizer gpa --workers data --out one_gpa
+    ok "two processes go on from what one left" resumes on 2 "$nccl" $long --optimizer gpa --workers data --out one_gpa
     without_bytes one_gpa
-    check "resumed by two processes: another log" logs_agree whole_gpa one_gpa 1e-5
+    ok "resumed by two processes: another log" logs_agree whole_gpa one_gpa 1e-5
     if [ -x "$here/train_gpt2_mpi" ]; then
         on 2 "$here/train_gpt2_mpi" $shared --workers diloco --inner-steps 2 --out c_diloco >/dev/null
         on 2 "$nccl" $shared --workers diloco --inner-steps 2 --out g_diloco >/dev/null
         without_bytes c_diloco; without_bytes g_diloco
-        check "DiLoCo: another log than train_gpt2_mpi's" logs_agree c_diloco g_diloco 1e-4
+        ok "DiLoCo: another log than train_gpt2_mpi's" logs_agree c_diloco g_diloco 1e-4
     fi
     refused() { on 2 "$nccl" $shared "${@:2}" 2>&1 | grep -q "^error: .*$1"; } # mpirun has more to say
-    check "processes that are not told how to share" refused "need --workers"
-    check "compression" refused "for CPUs" --workers diloco --compression int8
+    ok "processes that are not told how to share" refused "need --workers"
+    ok "compression" refused "for CPUs" --workers diloco --compression int8
 fi
 
 "$gpu" --help >help.txt
-check "--help" grep -q -- "--f32" help.txt
+ok "--help" grep -q -- "--f32" help.txt
 cd "$here"
-echo "$passed passed, $failed failed$rest"
-[ $failed = 0 ]
+finish
