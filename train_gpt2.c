@@ -3906,7 +3906,10 @@ static void save_checkpoint(Run *run) {
 // The mean validation loss at the evaluation point, which has to be there.
 static double validate(Run *run, GPT2 *m) {
     double loss = evaluate(m, &run->val, run->T, run->options.eval_tokens);
-    if (!isfinite(loss)) die("after step %ld the validation loss is not a number; lower --lr", run->now.step);
+    if (!isfinite(loss) && m == &run->teacher) die("the teacher's validation loss is not a number");
+    if (!isfinite(loss))
+        die("after step %ld the validation loss is not a number%s", run->now.step,
+            run->now.step ? "; lower --lr" : "; look at the model");
     return loss;
 }
 
