@@ -4,6 +4,7 @@
 #   GPT2_MERGES=FILE   GPT-2's vocab.bpe (dev/data/gpt2.sh fetches it): without it, its checks are skipped
 #   GOLDEN=DIR         more golden files of the formats in test/golden
 #   FULL=1             longer: thousands of damaged files, more kills
+#   JOBS=2             tests at a time
 set -u
 cd "$(dirname "$0")/.."
 full=${FULL:-} kills=5 mutations=300 architectures=
