@@ -156,7 +156,7 @@ if [ -f dev/studies/driver.sh ]; then
     if [ "${FULL:-}" ] && [ ! -r "${GPT2_MERGES:-}" ]; then
         skip "the study (GPT2_MERGES is not given)"
     elif [ "${FULL:-}" ]; then
-        ok "the study" study
+        OMP_NUM_THREADS=2 ok "the study" study # of minutes, the last of which it is alone
         ok "has all methods" grep -q '^together,method,PPD + draft with PPD,identical,yes' "$result.csv"
         rm -rf runs/studies/decoding/text-full
     fi
