@@ -7,6 +7,7 @@
 #   JOBS=2             tests at a time
 set -u
 cd "$(dirname "$0")/.."
+[[ ${JOBS:=2} =~ ^[1-9][0-9]*$ ]] || { echo "error: JOBS takes a whole number, not '$JOBS'" >&2; exit 2; }
 full=${FULL:-} kills=5 mutations=300 architectures=
 [ "$full" ] && kills=50 mutations=10000 architectures="sm_75 sm_80 sm_86 sm_89 sm_90 sm_100 sm_120"
 mkdir -p build/tests
@@ -18,7 +19,7 @@ trap 'for job in $(jobs -p); do kill -- -$job 2>/dev/null; done' EXIT
 # start COMMAND...: beside what runs, as soon as that is less than JOBS tests; a group of processes (set -m), which ends
 # with this script.
 start() {
-    while [ "$(jobs -rp | wc -l)" -ge "${JOBS:-2}" ]; do wait -n; done
+    while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n; done
     set -m
     "$@" </dev/null &
     set +m
@@ -71,7 +72,8 @@ build_and_check() {
 
 optimized="-O3 -march=native -fno-math-errno -fno-trapping-math"
 plain="-std=gnu11 -Wall -Wextra -Wno-unknown-pragmas" # built without OpenMP, unless it is asked for
-sanitize="$plain -g -O1 -march=native -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined"
+sanitize="$plain -g -O1 -march=native -fno-omit-frame-pointer -fsanitize=address,undefined"
+sanitize+=" -fno-sanitize-recover=undefined"
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000} # as train_gpt2 sets it: waiting threads leave the cores to others
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
@@ -125,7 +127,9 @@ run "model" test/test_gpt2
 [ ${#more_models[@]} -gt 0 ] && run "model, more golden files" test/test_gpt2 "${more_models[@]}"
 # (without AVX-512 GCC says that other compilers may return such vectors otherwise: not where all is static)
 avx512=$($CC $FLAGS -dM -E -x c /dev/null | grep -c __AVX512F__) # then 16 is what `model` has
-for width in 4 $((avx512 ? 8 : 16)); do variant "model, vectors of $width" "$CC $FLAGS -DVEC=$width -Wno-psabi" test/test_gpt2.c; done
+for width in 4 $((avx512 ? 8 : 16)); do
+    variant "model, vectors of $width" "$CC $FLAGS -DVEC=$width -Wno-psabi" test/test_gpt2.c
+done
 variant "model, no -march" "$CC $plain -O2" test/test_gpt2.c
 variant "model, ASan and UBSan" "$CC $sanitize" test/test_gpt2.c
 if [ "$CC" != clang ]; then other=clang; else other=gcc; fi

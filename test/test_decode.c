@@ -386,7 +386,7 @@ static void test_choices(void) {
     check(!wrong, "%d draws of equals are no tokens", wrong);
     for (int v = 0; v < MANY; v++) logits[v] = (float)v / MANY; // the last ones are the likeliest
     wrong = 0;
-    for (int draw = 0; draw < 20; draw++) // which a search for each of the k would take minutes for
+    for (int draw = 0; draw < 20; draw++)
         wrong += choose(&(Sampling){.temperature = 1, .top_k = MANY / 2, .top_p = 1}, room, logits, MANY, draw) <
                  MANY / 2;
     check(!wrong, "%d tokens are not of the likelier half", wrong);
