@@ -1775,47 +1775,47 @@ typedef struct {
 // the last number says here to which commands an option belongs: 1 train, 2 run, 4 bench; and 8: a resumed
 // training must have the same
 static const OptionRow decode_rows[] = {
-    {"model", 's', AT(model), "", "FILE|DIR", "the model: .bin, Hugging Face folder, run", 0, 0, 7},
-    {"data", 's', AT(data), DEFAULT_DATA, "FILE|GLOB", "text, or token shards", 0, 0, 5},
-    {"val", 's', AT(val), "", "FILE|GLOB", "held-out text; without it, the last tenth of --data", 0, 0, 5},
-    {"out", 's', AT(out), "", "PROMPTS", "the file to write", 0, 0, 1},
-    {"ppd", 's', AT(ppd), "", "PROMPTS", "prompt tokens (or heads) that `train` made", 0, 0, 6},
-    {"heads-file", 's', AT(heads_file), "", "HEADS", "heads to compare with (train --heads)", 0, 0, 4},
-    {"draft", 's', AT(draft), "", "FILE|DIR", "a smaller model of the same tokens, which proposes", 0, 0, 6},
-    {"draft-ppd", 's', AT(draft_ppd), "", "PROMPTS", "the draft's own prompt tokens", 0, 0, 6},
-    {"ngram", 'f', AT(ngram), "0", "", "propose what followed the last tokens before", 0, 0, 2},
-    {"prompt", 's', AT(prompt), "", "TEXT", "without it: standard input, each line a prompt", 0, 0, 2},
-    {"tokens", 'i', AT(tokens), "100", "N", "tokens to write", 1, 1e9, 6},
-    {"temperature", 'd', AT(temperature), "0", "X", "of the text; below 1e-4 the likeliest token", 0,
-     1e3, 11},
-    {"top-k", 'i', AT(top_k), "0", "K", "draw among the K likeliest (0: all)", 0, 65536, 2},
-    {"top-p", 'd', AT(top_p), "1", "P", "draw among the likeliest that have P together", 1e-6, 1, 2},
-    {"typical", 'f', AT(typical), "0", "", "accept typical guesses: faster, another distribution", 0, 0, 2},
-    {"weights", 's', AT(weights), "f32", "f32|bf16|int8", "how weights are kept while decoding", 0, 0, 6},
-    {"tree", 'i', AT(tree), "0", "S", "rows of a pass (0: what is fastest on this machine)", 0, MAX_ROWS, 6},
-    {"texts", 'i', AT(texts), "8", "N", "beginnings to go on from", 1, 1e6, 4},
-    {"prompts", 'i', AT(prompts), "3", "N", "prompt tokens, or heads", 1, MAX_PROMPTS, 9},
-    {"copies", 'i', AT(copies), "1", "N", "copies of each, averaged (EPT)", 1, 16, 9},
-    {"deep", 'f', AT(deep), "0", "", "a vector for every layer, not just an embedding", 0, 0, 9},
-    {"heads", 'f', AT(heads), "0", "", "train Medusa-like heads instead", 0, 0, 9},
-    {"joint", 'f', AT(joint), "0", "", "train the model on, together with its prompts", 0, 0, 9},
-    {"own-tokens", 'i', AT(own_tokens), "20000", "N", "learn from tokens of the model's own (0: --data)", 0,
-     1e9, 9},
-    {"out-model", 's', AT(out_model), "", "DIR", "where --joint writes the model", 0, 0, 1},
-    {"prompt-weight", 'd', AT(prompt_weight), "0.3", "X", "of the prompts' loss with --joint", 0, 1e3, 9},
-    {"steps", 'i', AT(steps), "600", "N", "optimizer steps", 0, 1e9, 9},
-    {"batch", 'i', AT(batch), "4", "B", "texts of a step", 1, 4096, 9},
-    {"seq-len", 'i', AT(seq_len), "0", "T", "tokens of a text (0: the context, at most 256)", 0, 1 << 20, 9},
-    {"cuts", 'i', AT(cuts), "32", "N", "cuts of a text", 1, 4096, 9},
-    {"optimizer", 's', AT(optimizer), "adamw", "NAME", "any of train_gpt2 --help, with its options", 0, 0, 9},
-    {"base", 's', AT(base), "", "NAME", "what gpa, iam and diloco are built on", 0, 0, 9},
-    {"schedule", 's', AT(schedule), "cosine", "NAME", "constant, cosine, linear, wsd", 0, 0, 9},
-    {"warmup", 'i', AT(warmup), "20", "N", "steps of linear warmup", 0, 1e9, 9},
-    {"final-lr", 'd', AT(final_lr), "0", "FRACTION", "of the rate at the end", 0, 1, 9},
-    {"clip", 'd', AT(clip), "1", "X", "largest gradient norm; 0: none", 0, 1e30, 9},
-    {"save-every", 'i', AT(save_every), "100", "N", "steps between checkpoints (PROMPTS.state)", 0, 1e9, 1},
-    {"resume", 'f', AT(resume), "0", "", "go on from PROMPTS.state", 0, 0, 1},
-    {"seed", 'i', AT(seed), "1337", "N", "of what is drawn", 0, 1e9, 15},
+    {"model", 's', AT(model), "", 0, 0, 7, "FILE|DIR", "the model: .bin, Hugging Face folder, run"},
+    {"data", 's', AT(data), DEFAULT_DATA, 0, 0, 5, "FILE|GLOB", "text, or token shards"},
+    {"val", 's', AT(val), "", 0, 0, 5, "FILE|GLOB", "held-out text; without it, the last tenth of --data"},
+    {"out", 's', AT(out), "", 0, 0, 1, "PROMPTS", "the file to write"},
+    {"ppd", 's', AT(ppd), "", 0, 0, 6, "PROMPTS", "prompt tokens (or heads) that `train` made"},
+    {"heads-file", 's', AT(heads_file), "", 0, 0, 4, "HEADS", "heads to compare with (train --heads)"},
+    {"draft", 's', AT(draft), "", 0, 0, 6, "FILE|DIR", "a smaller model of the same tokens, which proposes"},
+    {"draft-ppd", 's', AT(draft_ppd), "", 0, 0, 6, "PROMPTS", "the draft's own prompt tokens"},
+    {"ngram", 'f', AT(ngram), "0", 0, 0, 2, "", "propose what followed the last tokens before"},
+    {"prompt", 's', AT(prompt), "", 0, 0, 2, "TEXT", "without it: standard input, each line a prompt"},
+    {"tokens", 'i', AT(tokens), "100", 1, 1e9, 6, "N", "tokens to write"},
+    {"temperature", 'd', AT(temperature), "0", 0, 1e3, 11, "X",
+        "of the text; below 1e-4 the likeliest token"},
+    {"top-k", 'i', AT(top_k), "0", 0, 65536, 2, "K", "draw among the K likeliest (0: all)"},
+    {"top-p", 'd', AT(top_p), "1", 1e-6, 1, 2, "P", "draw among the likeliest that have P together"},
+    {"typical", 'f', AT(typical), "0", 0, 0, 2, "", "accept typical guesses: faster, another distribution"},
+    {"weights", 'c', AT(weights), "f32", 0, 0, 6, "f32|bf16|int8", "how weights are kept while decoding"},
+    {"tree", 'i', AT(tree), "0", 0, MAX_ROWS, 6, "S", "rows of a pass (0: what is fastest on this machine)"},
+    {"texts", 'i', AT(texts), "8", 1, 1e6, 4, "N", "beginnings to go on from"},
+    {"prompts", 'i', AT(prompts), "3", 1, MAX_PROMPTS, 9, "N", "prompt tokens, or heads"},
+    {"copies", 'i', AT(copies), "1", 1, 16, 9, "N", "copies of each, averaged (EPT)"},
+    {"deep", 'f', AT(deep), "0", 0, 0, 9, "", "a vector for every layer, not just an embedding"},
+    {"heads", 'f', AT(heads), "0", 0, 0, 9, "", "train Medusa-like heads instead"},
+    {"joint", 'f', AT(joint), "0", 0, 0, 9, "", "train the model on, together with its prompts"},
+    {"own-tokens", 'i', AT(own_tokens), "20000", 0, 1e9, 9, "N",
+        "learn from tokens of the model's own (0: --data)"},
+    {"out-model", 's', AT(out_model), "", 0, 0, 1, "DIR", "where --joint writes the model"},
+    {"prompt-weight", 'd', AT(prompt_weight), "0.3", 0, 1e3, 9, "X", "of the prompts' loss with --joint"},
+    {"steps", 'i', AT(steps), "600", 0, 1e9, 9, "N", "optimizer steps"},
+    {"batch", 'i', AT(batch), "4", 1, 4096, 9, "B", "texts of a step"},
+    {"seq-len", 'i', AT(seq_len), "0", 0, 1 << 20, 9, "T", "tokens of a text (0: the context, at most 256)"},
+    {"cuts", 'i', AT(cuts), "32", 1, 4096, 9, "N", "cuts of a text"},
+    {"optimizer", 's', AT(optimizer), "adamw", 0, 0, 9, "NAME", "any of train_gpt2 --help, with its options"},
+    {"base", 'c', AT(base), "", 0, 0, 9, "adamw|sgd|muon", "what gpa, iam and diloco are built on"},
+    {"schedule", 's', AT(schedule), "cosine", 0, 0, 9, "NAME", "constant, cosine, linear, wsd"},
+    {"warmup", 'i', AT(warmup), "20", 0, 1e9, 9, "N", "steps of linear warmup"},
+    {"final-lr", 'd', AT(final_lr), "0", 0, 1, 9, "FRACTION", "of the rate at the end"},
+    {"clip", 'd', AT(clip), "1", 0, 1e30, 9, "X", "largest gradient norm; 0: none"},
+    {"save-every", 'i', AT(save_every), "100", 0, 1e9, 1, "N", "steps between checkpoints (PROMPTS.state)"},
+    {"resume", 'f', AT(resume), "0", 0, 0, 1, "", "go on from PROMPTS.state"},
+    {"seed", 'i', AT(seed), "1337", 0, 1e9, 15, "N", "of what is drawn"},
 };
 #define NUM_DECODE ((int)(sizeof decode_rows / sizeof *decode_rows))
 static const char *const commands[] = {"train", "run", "bench"};
@@ -1848,15 +1848,9 @@ static DecodeOptions decode_options(int argc, char **argv, int command) {
     return o;
 }
 
-static WeightKind parse_kind(const char *text) {
-    for (int k = 0; k < NUM_KINDS; k++)
-        if (!strcmp(text, kinds[k].name)) return k;
-    die_usage("--weights takes f32, bf16 or int8, not '%s'", text);
-}
-
 // The model with its prompts, and the draft where there is one, for `run` and `bench`.
 static void load_engines(Engine *engine, Engine *draft, const DecodeOptions *o) {
-    WeightKind kind = parse_kind(o->weights);
+    WeightKind kind = choice("weights", o->weights, "f32|bf16|int8");
     if (*o->draft_ppd && !*o->draft) die_usage("--draft-ppd needs --draft, the model it belongs to");
     engine_load(engine, o->model, o->ppd, kind, o->tree);
     if (!*o->draft) return;

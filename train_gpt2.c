@@ -950,30 +950,31 @@ typedef struct {
     size_t num_parameters;
     float *params_memory, *grads_memory; // flat, (num_parameters); grads_memory is NULL for inference
     ParameterTensors params, grads;
-    void *mapping; // gpt2_map's: the file that holds the parameters; then params_memory is NULL
-    size_t mapped; // bytes
+    void *mapping;               // gpt2_map's: the file that holds the parameters; params_memory is NULL
+    size_t mapped;               // bytes
     // of a model in bfloat16 (gpt2_to_bf16), which makes forward passes only; elsewhere NULL
-    uint16_t *bf16_memory; // (bf16_count)
+    uint16_t *bf16_memory;       // (bf16_count)
     size_t bf16_count;
     uint16_t *bf16[NUM_TENSORS]; // the matrices, in whose place params has NULL
 
     int max_rows; // room for B*T rows
-    int keep; // 1: activations of all layers are kept for backward; 0: each layer uses the same memory
+    int keep;     // 1: activations of all layers are kept for backward; 0: each layer uses the same memory
     // kept for backward
-    float *residual; // (L+1,B,T,C) what enters each layer; the last: what leaves
-    float *residual2;                                    // (L,B,T,C) after attention
-    float *ln1_mean, *ln1_rstd, *ln2_mean, *ln2_rstd;    // (L,B,T)
-    float *qkv, *atty, *lse, *fch; // (L,B,T,3C), (L,B,T,C), (L,B,NH,T), (L,B,T,4C) before the GELU
-    float *lnf, *lnf_mean, *lnf_rstd;                    // (B,T,C), (B,T), (B,T)
-    float *losses;                                       // (B,T) cross entropy of each target, in nats
+    float *residual, *residual2;                      // (L+1,B,T,C) what enters each layer, and what leaves
+                                                      // the last; (L,B,T,C) after attention
+    float *ln1_mean, *ln1_rstd, *ln2_mean, *ln2_rstd; // (L,B,T)
+    float *qkv, *atty, *lse;                          // (L,B,T,3C), (L,B,T,C), (L,B,NH,T)
+    float *fch;                                       // (L,B,T,4C) before the GELU
+    float *lnf, *lnf_mean, *lnf_rstd;                 // (B,T,C), (B,T), (B,T)
+    float *losses;                                    // (B,T) cross entropy of each target, in nats
     // recomputed, or needed only for a moment
-    float *normed, *fch_gelu;                            // (B,T,C), (B,T,4C)
-    float *dresidual, *dnormed, *dwide, *partial;        // (B,T,C), (B,T,C), (B,T,4C), (groups,2,C)
-    float *logits; // (logit_rows,V): the classifier works in chunks of rows
+    float *normed, *fch_gelu;                         // (B,T,C), (B,T,4C)
+    float *dresidual, *dnormed, *dwide, *partial;     // (B,T,C), (B,T,C), (B,T,4C), (groups,2,C)
+    float *logits;                                    // (logit_rows,V): the classifier takes chunks of rows
     int logit_rows;
     const uint16_t *tokens; // of the last forward pass, (B,T)
     int B, T;
-    ExtraRows extra; // of all passes while it has rows
+    ExtraRows extra;        // of all passes while it has rows
     // unless context is NULL, gpt2_backward calls this as soon as it has the gradients of layer l, and last,
     // with l = L, when it has those of the tensors that are in no layer
     void (*layer_done)(void *context, int l);
@@ -2109,7 +2110,6 @@ static void tokenizer_init(Tokenizer *t, const char *kind, const char *training_
                                   const char *merges_path) {
     if (!strcmp(kind, "bytes")) bytes_init(t);
     else if (!strcmp(kind, "chars")) chars_init(t, training_text, n, "the training text");
-    else if (strcmp(kind, "gpt2")) die("the tokenizer %s is not known; take bytes, chars or gpt2", kind);
     else if (!merges_path) die("GPT-2's tokenizer needs its merges: --merges vocab.bpe (dev/data/gpt2.sh)");
     else load_merges(t, merges_path);
 }
@@ -3168,77 +3168,77 @@ typedef struct {
 
 typedef struct {
     const char *name;
-    char type; // i integer, d number, s text, f flag
+    char type; // i integer, d number, s text, c one of the texts in argument, f flag
     size_t field;
-    const char *initial, *argument, *help;
+    const char *initial;
     double low, high;
     int identity; // a resumed run must have the same
+    const char *argument, *help;
 } OptionRow;
 
 #define FIELD(name) offsetof(Options, name)
 static const OptionRow option_rows[] = {
-    {"data", 's', FIELD(data), DEFAULT_DATA, "FILE|GLOB", "text, or llm.c token shards (*.bin)", 0, 0, 0},
-    {"val", 's', FIELD(val), "", "FILE|GLOB", "validation data; without it, the last tenth of --data", 0, 0,
-     0},
-    {"tokenizer", 's', FIELD(tokenizer), "", "bytes|chars|gpt2",
-     "default: the model's, the teacher's, or chars", 0, 0, 1},
-    {"merges", 's', FIELD(merges), "", "FILE", "GPT-2's vocab.bpe or merges.txt, for --tokenizer gpt2", 0, 0,
-     0},
-    {"model", 's', FIELD(model), "", "FILE|DIR", "start from this model: .bin, Hugging Face folder, run", 0,
-     0, 1},
-    {"student-from", 's', FIELD(student_from), "", "FILE|DIR",
-     "start from every second layer of this model, or --layers of them", 0, 0, 1},
-    {"freeze", 's', FIELD(freeze), "", "PATTERN,..", "tensors that stay as they are: 'wte,wpe,h.0.*'", 0, 0,
-     1},
-    {"layers", 'i', FIELD(layers), "4", "L", "layers of a new model", 1, 1000, 1},
-    {"heads", 'i', FIELD(heads), "4", "NH", "attention heads", 1, 1000, 1},
-    {"channels", 'i', FIELD(channels), "128", "C", "width", 1, 65536, 1},
-    {"context", 'i', FIELD(context), "64", "T", "longest sequence of a new model", 1, 1 << 20, 1},
-    {"seq-len", 'i', FIELD(seq_len), "0", "T", "tokens of a training sequence (0: the context)", 0, 1 << 20,
-     1},
-    {"batch", 'i', FIELD(batch), "12", "B", "sequences of a micro-batch", 1, 1 << 20, 1},
-    {"accumulate", 'i', FIELD(accumulate), "1", "N", "micro-batches of a step", 1, 1 << 20, 1},
-    {"steps", 'i', FIELD(steps), "2000", "N", "optimizer steps; 0: evaluate, save and export", 0, 1e9, 1},
-    {"seed", 'i', FIELD(seed), "1337", "N", "of initialisation, batches and samples", 0, 1e9, 1},
-    {"optimizer", 's', FIELD(optimizer), "adamw", "NAME", "see --help NAME for its own options", 0, 0, 1},
-    {"base", 's', FIELD(base), "", "adamw|sgd|muon", "what gpa, iam and diloco are built on", 0, 0, 1},
-    {"schedule", 's', FIELD(schedule), "cosine", "NAME",
-     "constant, cosine, linear, wsd, refined:RUN/log.csv; gpa: linear to 0.1; schedule-free: constant", 0, 0,
-     1},
-    {"warmup", 'i', FIELD(warmup), "-1", "N", "steps of linear warmup (-1: --steps/20, gpa: --steps/5)", -1,
-     1e9, 1},
-    {"final-lr", 'd', FIELD(final_lr), "0", "FRACTION", "of the rate at the end of the schedule", 0, 1, 1},
-    {"grad-norm", 's', FIELD(grad_norm), "l2", "l1|l2",
-     "in log.csv; for refined schedules Adam's kind wants l1", 0, 0, 1},
-    {"clip", 'd', FIELD(clip), "-1", "X", "largest gradient norm; 0: none (-1: 1, none with Polyak steps)",
-     -1, 1e30, 1},
-    {"teacher", 's', FIELD(teacher), "", "FILE|DIR", "distil from this model", 0, 0, 0},
-    {"teacher-weights", 's', FIELD(teacher_weights), "f32", "f32|bf16", "bf16: half the memory", 0, 0, 0},
-    {"teacher-cache", 's', FIELD(teacher_cache), "", "FILE",
-     "its losses: read, and added to where some are missing", 0, 0, 0},
-    {"distill", 's', FIELD(distill), "loss", "loss|soft",
-     "read only its loss (sps, iam), or its probabilities", 0, 0, 1},
-    {"temperature", 'd', FIELD(temperature), "2", "X", "of soft labels", 1e-3, 1e3, 1},
-    {"soft-weight", 'd', FIELD(soft_weight), "0.5", "X", "of soft labels against the text's", 0, 1, 1},
-    {"proxy", 's', FIELD(proxy), "", "FILE|GLOB",
-     "cheaper data: most steps are taken on it (arXiv 2302.03542)", 0, 0, 1},
-    {"proxy-steps", 'i', FIELD(proxy_steps), "4", "K", "optimizer steps on it for each gradient of --data", 1,
-     1e6, 1},
-    {"proxy-eta", 'd', FIELD(proxy_eta), "0", "X", "pull back to x_t by (x - x_t)/eta; 0: none", 0, 1e9, 1},
-    {"workers", 's', FIELD(workers), "", "data|diloco",
-     "mpirun's processes share a step's micro-batches, or meet every --inner-steps", 0, 0, 0},
-    {"compression", 's', FIELD(compression), "none", "none|bf16|int8",
-     "of diloco's pseudo-gradients where they travel; error feedback", 0, 0, 1},
-    {"eval-every", 'i', FIELD(eval_every), "250", "N", "steps between validations (0: at the end)", 0, 1e9,
-     0},
-    {"eval-tokens", 'i', FIELD(eval_tokens), "0", "N", "tokens of a validation (0: all)", 0, 2e9, 0},
-    {"sample-every", 'i', FIELD(sample_every), "0", "N", "steps between samples of text (0: none)", 0,
-     1e9, 0},
-    {"save-every", 'i', FIELD(save_every), "0", "N", "steps between checkpoints (0: at the end)", 0, 1e9, 0},
-    {"out", 's', FIELD(out), "", "DIR", "log.csv, model.bin, tokenizer and state.bin go here", 0, 0, 0},
-    {"resume", 'f', FIELD(resume), "0", "", "go on from the checkpoint in --out", 0, 0, 0},
-    {"f32", 'f', FIELD(f32), "0", "", "float32 throughout, on a GPU too", 0, 0, 0},
-    {"export-hf", 's', FIELD(export_hf), "", "DIR", "write a Hugging Face folder at the end", 0, 0, 0},
+    {"data", 's', FIELD(data), DEFAULT_DATA, 0, 0, 0, "FILE|GLOB", "text, or llm.c token shards (*.bin)"},
+    {"val", 's', FIELD(val), "", 0, 0, 0, "FILE|GLOB",
+        "validation data; without it, the last tenth of --data"},
+    {"tokenizer", 'c', FIELD(tokenizer), "", 0, 0, 1, "bytes|chars|gpt2",
+        "default: the model's, the teacher's, or chars"},
+    {"merges", 's', FIELD(merges), "", 0, 0, 0, "FILE",
+        "GPT-2's vocab.bpe or merges.txt, for --tokenizer gpt2"},
+    {"model", 's', FIELD(model), "", 0, 0, 1, "FILE|DIR",
+        "start from this model: .bin, Hugging Face folder, run"},
+    {"student-from", 's', FIELD(student_from), "", 0, 0, 1, "FILE|DIR",
+        "start from every second layer of this model, or --layers of them"},
+    {"freeze", 's', FIELD(freeze), "", 0, 0, 1, "PATTERN,..",
+        "tensors that stay as they are: 'wte,wpe,h.0.*'"},
+    {"layers", 'i', FIELD(layers), "4", 1, 1000, 1, "L", "layers of a new model"},
+    {"heads", 'i', FIELD(heads), "4", 1, 1000, 1, "NH", "attention heads"},
+    {"channels", 'i', FIELD(channels), "128", 1, 65536, 1, "C", "width"},
+    {"context", 'i', FIELD(context), "64", 1, 1 << 20, 1, "T", "longest sequence of a new model"},
+    {"seq-len", 'i', FIELD(seq_len), "0", 0, 1 << 20, 1, "T",
+        "tokens of a training sequence (0: the context)"},
+    {"batch", 'i', FIELD(batch), "12", 1, 1 << 20, 1, "B", "sequences of a micro-batch"},
+    {"accumulate", 'i', FIELD(accumulate), "1", 1, 1 << 20, 1, "N", "micro-batches of a step"},
+    {"steps", 'i', FIELD(steps), "2000", 0, 1e9, 1, "N", "optimizer steps; 0: evaluate, save and export"},
+    {"seed", 'i', FIELD(seed), "1337", 0, 1e9, 1, "N", "of initialisation, batches and samples"},
+    {"optimizer", 's', FIELD(optimizer), "adamw", 0, 0, 1, "NAME", "see --help NAME for its own options"},
+    {"base", 'c', FIELD(base), "", 0, 0, 1, "adamw|sgd|muon", "what gpa, iam and diloco are built on"},
+    {"schedule", 's', FIELD(schedule), "cosine", 0, 0, 1, "NAME",
+        "constant, cosine, linear, wsd, refined:RUN/log.csv; gpa: linear to 0.1; schedule-free: constant"},
+    {"warmup", 'i', FIELD(warmup), "-1", -1, 1e9, 1, "N",
+        "steps of linear warmup (-1: --steps/20, gpa: --steps/5)"},
+    {"final-lr", 'd', FIELD(final_lr), "0", 0, 1, 1, "FRACTION", "of the rate at the end of the schedule"},
+    {"grad-norm", 'c', FIELD(grad_norm), "l2", 0, 0, 1, "l1|l2",
+        "in log.csv; for refined schedules Adam's kind wants l1"},
+    {"clip", 'd', FIELD(clip), "-1", -1, 1e30, 1, "X",
+        "largest gradient norm; 0: none (-1: 1, none with Polyak steps)"},
+    {"teacher", 's', FIELD(teacher), "", 0, 0, 0, "FILE|DIR", "distil from this model"},
+    {"teacher-weights", 'c', FIELD(teacher_weights), "f32", 0, 0, 0, "f32|bf16", "bf16: half the memory"},
+    {"teacher-cache", 's', FIELD(teacher_cache), "", 0, 0, 0, "FILE",
+        "its losses: read, and added to where some are missing"},
+    {"distill", 'c', FIELD(distill), "loss", 0, 0, 1, "loss|soft",
+        "read only its loss (sps, iam), or its probabilities"},
+    {"temperature", 'd', FIELD(temperature), "2", 1e-3, 1e3, 1, "X", "of soft labels"},
+    {"soft-weight", 'd', FIELD(soft_weight), "0.5", 0, 1, 1, "X", "of soft labels against the text's"},
+    {"proxy", 's', FIELD(proxy), "", 0, 0, 1, "FILE|GLOB",
+        "cheaper data: most steps are taken on it (arXiv 2302.03542)"},
+    {"proxy-steps", 'i', FIELD(proxy_steps), "4", 1, 1e6, 1, "K",
+        "optimizer steps on it for each gradient of --data"},
+    {"proxy-eta", 'd', FIELD(proxy_eta), "0", 0, 1e9, 1, "X", "pull back to x_t by (x - x_t)/eta; 0: none"},
+    {"workers", 'c', FIELD(workers), "", 0, 0, 0, "data|diloco",
+        "mpirun's processes share a step's micro-batches, or meet every --inner-steps"},
+    {"compression", 'c', FIELD(compression), "none", 0, 0, 1, "none|bf16|int8",
+        "of diloco's pseudo-gradients where they travel; error feedback"},
+    {"eval-every", 'i', FIELD(eval_every), "250", 0, 1e9, 0, "N",
+        "steps between validations (0: at the end)"},
+    {"eval-tokens", 'i', FIELD(eval_tokens), "0", 0, 2e9, 0, "N", "tokens of a validation (0: all)"},
+    {"sample-every", 'i', FIELD(sample_every), "0", 0, 1e9, 0, "N",
+        "steps between samples of text (0: none)"},
+    {"save-every", 'i', FIELD(save_every), "0", 0, 1e9, 0, "N", "steps between checkpoints (0: at the end)"},
+    {"out", 's', FIELD(out), "", 0, 0, 0, "DIR", "log.csv, model.bin, tokenizer and state.bin go here"},
+    {"resume", 'f', FIELD(resume), "0", 0, 0, 0, "", "go on from the checkpoint in --out"},
+    {"f32", 'f', FIELD(f32), "0", 0, 0, 0, "", "float32 throughout, on a GPU too"},
+    {"export-hf", 's', FIELD(export_hf), "", 0, 0, 0, "DIR", "write a Hugging Face folder at the end"},
 };
 #define NUM_OPTIONS ((int)(sizeof option_rows / sizeof *option_rows))
 
@@ -3261,9 +3261,19 @@ static double parse_number(const char *name, const char *text, int integer) {
     return x;
 }
 
+// Which name of a list "a|b|c" this is, counted from 0. Dies if it is none.
+static int choice(const char *option, const char *name, const char *list) {
+    size_t n;
+    int index = 0;
+    for (const char *p = list; *p; p += n + (p[n] == '|'), index++)
+        if ((n = strcspn(p, "|")) == strlen(name) && !strncmp(p, name, n)) return index;
+    die_usage("--%s takes one of %s, not '%s'", option, list, name);
+}
+
 static void set_option(void *options, const OptionRow *row, const char *text) {
     void *field = (char *)options + row->field;
-    if (row->type == 's') {
+    if (row->type == 'c' && text != row->initial) choice(row->name, text, row->argument);
+    if (row->type == 's' || row->type == 'c') {
         *(const char **)field = text;
         return;
     }
@@ -3369,21 +3379,11 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
     set_hyperparameters(optimizer, o.num_hyper, o.hyper_name, o.hyper_value);
     if (isnan(optim_schedule(o.schedule, 0, 1, 0, 0)) && strncmp(o.schedule, "refined:", 8))
         die_usage("no schedule is called '%s'; see --help", o.schedule);
-    if (strcmp(o.grad_norm, "l1") && strcmp(o.grad_norm, "l2"))
-        die_usage("--grad-norm takes l1 or l2, not '%s'", o.grad_norm);
-    if (strcmp(o.distill, "loss") && strcmp(o.distill, "soft"))
-        die_usage("--distill takes loss or soft, not '%s'", o.distill);
-    if (strcmp(o.teacher_weights, "f32") && strcmp(o.teacher_weights, "bf16"))
-        die_usage("--teacher-weights takes f32 or bf16, not '%s'", o.teacher_weights);
     if (*o.model && *o.student_from)
         die_usage("--model and --student-from both say where the student starts; give one");
     if (*o.teacher_cache && !strcmp(o.distill, "soft"))
         die_usage("--distill soft needs the teacher's probabilities; --teacher-cache has only its losses");
     int compressed = strcmp(o.compression, "none") != 0, N = workers.count;
-    if (*o.workers && !o.diloco && strcmp(o.workers, "data"))
-        die_usage("--workers takes data or diloco, not '%s'", o.workers);
-    if (compressed && strcmp(o.compression, "bf16") && strcmp(o.compression, "int8"))
-        die_usage("--compression takes none, bf16 or int8, not '%s'", o.compression);
     if (compressed && !o.diloco) die_usage("--compression goes with --workers diloco");
     if (o.diloco && strcmp(o.optimizer, "diloco"))
         die_usage("--workers diloco is an optimizer; --base chooses what takes its inner steps");
@@ -3413,7 +3413,7 @@ static size_t describe_options(char *text, size_t size, const void *options, con
     for (const OptionRow *r = rows; r < rows + count; r++) {
         const void *field = (const char *)options + r->field;
         if (!(r->identity & mask)) continue;
-        if (r->type == 's')
+        if (r->type == 's' || r->type == 'c')
             n += snprintf(text + n, size - n, "%s %.1000s\n", r->name, *(const char *const *)field);
         else if (r->type == 'd')
             n += snprintf(text + n, size - n, "%s %.17g\n", r->name, *(const double *)field);
@@ -3767,27 +3767,30 @@ static void compare_workers(const Run *run) {
     free(hashes);
 }
 
-// Reads data, makes or loads the model, and everything else that the loop needs.
-static void prepare(Run *run) {
-    Options *o = &run->options;
-    GPT2 *m = &run->model;
-    Tokenizer *t = &run->tokenizer;
-    const char *device = open_device(o->f32);
-    if (*o->out && !workers.rank) { // one run at a time writes there
-        make_folder(o->out);
-        int folder = open(o->out, O_RDONLY | O_DIRECTORY);
-        if (folder < 0) die("cannot open the folder %s: %s", o->out, strerror(errno));
-        if (flock(folder, LOCK_EX | LOCK_NB))
-            die("another run is writing to %s; choose another --out", o->out);
-        const char *unfinished[] = {"model.bin.tmp", "state.bin.tmp", "log.csv.tmp", "tokenizer.txt.tmp",
-                                    "tokenizer.bpe.tmp"}; // by a run that was killed
-        for (int i = 0; i < 5; i++) unlink(path_in(o->out, unfinished[i]).s);
-    }
-    if (*o->model) gpt2_load(m, o->model), check_asked_shape(o, m->config, o->model, 0);
-    if (*o->student_from) start_student(m, o);
+// Takes --out for this run alone, and clears what a run that was killed has left there.
+static void claim_folder(const char *out) {
+    const char *unfinished[] = {"model.bin.tmp", "state.bin.tmp", "log.csv.tmp", "tokenizer.txt.tmp",
+                                "tokenizer.bpe.tmp"};
+    make_folder(out);
+    int folder = open(out, O_RDONLY | O_DIRECTORY);
+    if (folder < 0) die("cannot open the folder %s: %s", out, strerror(errno));
+    if (flock(folder, LOCK_EX | LOCK_NB)) die("another run is writing to %s; choose another --out", out);
+    for (int i = 0; i < 5; i++) unlink(path_in(out, unfinished[i]).s);
+}
+
+// Loads the models that the command line names: what training starts from, and the teacher.
+static void load_models(Run *run) {
+    const Options *o = &run->options;
+    if (*o->model) gpt2_load(&run->model, o->model), check_asked_shape(o, run->model.config, o->model, 0);
+    if (*o->student_from) start_student(&run->model, o);
     if (*o->teacher) gpt2_load(&run->teacher, o->teacher);
     if (*o->teacher && !strcmp(o->teacher_weights, "bf16")) gpt2_to_bf16(&run->teacher);
+}
 
+// Finds the tokenizer, and with it reads the texts.
+static void load_texts(Run *run) {
+    const Options *o = &run->options;
+    Tokenizer *t = &run->tokenizer;
     size_t length = 0;
     char *text = is_shards(o->data) ? NULL : read_texts(o->data, &length);
     if (*o->tokenizer || *o->merges)
@@ -3800,89 +3803,136 @@ static void prepare(Run *run) {
     free(text);
     if (*o->val) dataset_load(&run->val, o->val, t, NULL, 0);
     else dataset_split(&run->train, &run->val);
+    if (*o->proxy) dataset_load(&run->proxy.data, o->proxy, t, NULL, 0);
+}
 
+// Makes the model, unless it was loaded, and room for its passes; dies unless it suits the texts.
+static void prepare_model(Run *run) {
+    const Options *o = &run->options;
+    GPT2 *m = &run->model;
+    int tokens = run->tokenizer.vocab_size;
     if (!m->params_memory) {
-        GPT2Config g = {o->context, t->vocab_size ? t->vocab_size : 50257, o->layers, o->heads, o->channels};
+        GPT2Config g = {o->context, tokens ? tokens : 50257, o->layers, o->heads, o->channels};
         check_config(g, "the command line");
         gpt2_allocate(m, g);
         gpt2_initialize(m, o->seed);
     }
     GPT2Config g = m->config;
-    if (t->vocab_size > g.vocab_size)
-        die("the tokenizer has %d tokens, the model knows %d; use the model's own tokenizer", t->vocab_size,
-            g.vocab_size);
     run->B = o->batch, run->T = o->seq_len ? o->seq_len : g.max_seq_len;
+    if (tokens > g.vocab_size)
+        die("the tokenizer has %d tokens, the model knows %d; use the model's own tokenizer", tokens,
+            g.vocab_size);
     if (run->T > g.max_seq_len)
         die("--seq-len %d is longer than the model's context of %d", run->T, g.max_seq_len);
     check_dataset(&run->train, "training data", g.vocab_size, run->T);
     check_dataset(&run->val, "validation data", g.vocab_size, 1);
     gpt2_allocate_activations(m, run->B, run->T, 1);
+    run->x = allocate((size_t)run->B * run->T, sizeof *run->x);
+    run->y = allocate((size_t)run->B * run->T, sizeof *run->y);
+    run->loader = (DataLoader){&run->train, run->T, o->seed, 0, 0};
+}
+
+// Room for the teacher's passes, where there is one; dies where one is missing, or reads another text.
+static void prepare_teacher(Run *run) {
+    const Options *o = &run->options;
+    GPT2Config g = run->model.config, of_teacher = run->teacher.config;
     if (*o->teacher) {
-        GPT2Config tg = run->teacher.config;
-        if (tg.vocab_size != g.vocab_size)
+        if (of_teacher.vocab_size != g.vocab_size)
             die("the teacher knows %d tokens, the student %d; they must read the same text alike",
-                tg.vocab_size, g.vocab_size);
-        if (tg.max_seq_len < run->T)
-            die("the teacher's context is %d; use --seq-len %d", tg.max_seq_len, tg.max_seq_len);
+                of_teacher.vocab_size, g.vocab_size);
+        if (of_teacher.max_seq_len < run->T)
+            die("the teacher's context is %d; use --seq-len %d", of_teacher.max_seq_len,
+                of_teacher.max_seq_len);
         gpt2_allocate_activations(&run->teacher, run->B, run->T, 0);
     } else if (optim_is_polyak(&run->optimizer) && !*o->teacher_cache)
         die_usage("%s needs --teacher: its step comes from a teacher's loss", o->optimizer);
     else if (!strcmp(o->distill, "soft")) die_usage("--distill soft needs --teacher");
-    if (o->clip < 0) o->clip = optim_is_polyak(&run->optimizer) ? 0 : 1;
+}
 
-    start_optimizer(&run->optimizer, m, o->freeze);
-    run->x = allocate((size_t)run->B * run->T, sizeof *run->x);
-    run->y = allocate((size_t)run->B * run->T, sizeof *run->y);
-    run->loader = (DataLoader){&run->train, run->T, o->seed, 0, 0};
-    run->losses = allocate(2 * (size_t)MAX(o->accumulate, o->proxy_steps), sizeof *run->losses);
+// Makes ready for sums over micro-batches and over workers.
+static void prepare_sums(Run *run) {
+    const Options *o = &run->options;
+    GPT2 *m = &run->model;
     int N = workers.count, own = o->accumulate / N;
+    run->losses = allocate(2 * (size_t)MAX(o->accumulate, o->proxy_steps), sizeof *run->losses);
     frozen_tensors = o->freeze;
     allocate_sums(&run->sum, m, workers.rank * own, (workers.rank + 1) * own);
     prepare_workers(m, run->optimizer.x_outer, o->diloco ? N : o->accumulate,
                     !strcmp(o->compression, "int8") ? 1 : !strcmp(o->compression, "bf16") ? 2 : 4);
     if (o->diloco) run->optimizer.average = diloco_average;
-    char teacher[20] = "";
-    if (*o->teacher)
-        snprintf(teacher, sizeof teacher, "%016llx", (unsigned long long)model_hash(&run->teacher));
-    if (*o->teacher_cache) {
-        TeacherCache *c = &run->cache;
-        if (workers.rank) c->loss = allocate(o->steps + 1, sizeof *c->loss);
-        else cache_open(c, o->teacher_cache, teacher, &run->loader, t, run->B, o->accumulate, o->steps);
-        copy_from_worker_0(c->loss, o->steps * sizeof *c->loss);
-        copy_from_worker_0(c->teacher, sizeof c->teacher);
-    }
-    if (*o->proxy) {
-        size_t n = m->num_parameters;
-        dataset_load(&run->proxy.data, o->proxy, t, NULL, 0);
-        check_dataset(&run->proxy.data, "proxy", g.vocab_size, run->T);
-        run->proxy.loader = (DataLoader){&run->proxy.data, run->T, (uint64_t)o->seed + 1, 0, 0};
-        run->proxy.x_t = allocate_floats(n), run->proxy.g_t = allocate_floats(n),
-        run->proxy.h_t = allocate_floats(n);
-        allocate_sums(&run->sum, m, 0, o->proxy_steps);
-    }
-    if (!strncmp(o->schedule, "refined:", 8))
-        run->schedule = refined_schedule(o->schedule + 8, o->steps, &run->optimizer);
-    run->now.val_loss = NAN;
-    run->identity = describe_run(o, &run->optimizer, g,
-                                 hash_bytes(run->train.hash, &run->proxy.data.hash, sizeof run->train.hash),
-                                 *teacher ? teacher : run->cache.teacher, run->schedule);
-    compare_workers(run);
+}
 
-    printf("model      %d layers, %d heads, %d channels, context %d, %d tokens: %zu parameters\n",
-           g.num_layers, g.num_heads, g.channels, g.max_seq_len, g.vocab_size, m->num_parameters);
-    printf("data       %zu training tokens, %zu for validation\n", dataset_tokens(&run->train),
-           dataset_tokens(&run->val));
-    printf("step       %s, %d x %d x %d tokens, %s\n", o->optimizer, o->accumulate, run->B, run->T, device);
-    if (*o->workers) printf("workers    %d, %s, %d micro-batches a step each\n", N, o->workers, own);
+// Worker 0 reads the teacher's losses, and all get them. teacher: a name for it, or "".
+static void prepare_cache(Run *run, const char *teacher) {
+    const Options *o = &run->options;
+    TeacherCache *c = &run->cache;
+    if (!*o->teacher_cache) return;
+    if (workers.rank) c->loss = allocate(o->steps + 1, sizeof *c->loss);
+    else
+        cache_open(c, o->teacher_cache, teacher, &run->loader, &run->tokenizer, run->B, o->accumulate,
+                   o->steps);
+    copy_from_worker_0(c->loss, o->steps * sizeof *c->loss);
+    copy_from_worker_0(c->teacher, sizeof c->teacher);
+}
+
+static void prepare_proxy(Run *run) {
+    const Options *o = &run->options;
+    Proxy *p = &run->proxy;
+    size_t n = run->model.num_parameters;
+    if (!*o->proxy) return;
+    check_dataset(&p->data, "proxy", run->model.config.vocab_size, run->T);
+    p->loader = (DataLoader){&p->data, run->T, (uint64_t)o->seed + 1, 0, 0};
+    p->x_t = allocate_floats(n), p->g_t = allocate_floats(n), p->h_t = allocate_floats(n);
+    allocate_sums(&run->sum, &run->model, 0, o->proxy_steps);
+}
+
+static void print_plan(Run *run, const char *device) {
+    const Options *o = &run->options;
+    GPT2Config g = run->model.config;
     size_t optimizer_bytes = 0, bytes;
     void *block;
     const char *name;
     for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++) optimizer_bytes += bytes;
+    printf("model      %d layers, %d heads, %d channels, context %d, %d tokens: %zu parameters\n",
+           g.num_layers, g.num_heads, g.channels, g.max_seq_len, g.vocab_size, run->model.num_parameters);
+    printf("data       %zu training tokens, %zu for validation\n", dataset_tokens(&run->train),
+           dataset_tokens(&run->val));
+    printf("step       %s, %d x %d x %d tokens, %s\n", o->optimizer, o->accumulate, run->B, run->T, device);
+    if (*o->workers)
+        printf("workers    %d, %s, %d micro-batches a step each\n", workers.count, o->workers,
+               o->accumulate / workers.count);
     printf("memory     %.0f MB: model, activations %.0f, optimizer %.0f\n",
            (allocated_bytes + optimizer_bytes) / 1e6, allocated_bytes / 1e6, optimizer_bytes / 1e6);
 #ifndef GPT2_DEVICE // which has memory of its own
     check_memory(optimizer_bytes); // of which it has used little yet
 #endif
+}
+
+// Reads data, makes or loads the model, and everything else that the loop needs.
+static void prepare(Run *run) {
+    Options *o = &run->options;
+    char teacher[20] = "";
+    const char *device = open_device(o->f32);
+    if (*o->out && !workers.rank) claim_folder(o->out);
+    load_models(run);
+    load_texts(run);
+    prepare_model(run);
+    prepare_teacher(run);
+    if (o->clip < 0) o->clip = optim_is_polyak(&run->optimizer) ? 0 : 1;
+    start_optimizer(&run->optimizer, &run->model, o->freeze);
+    prepare_sums(run);
+    if (*o->teacher)
+        snprintf(teacher, sizeof teacher, "%016llx", (unsigned long long)model_hash(&run->teacher));
+    prepare_cache(run, teacher);
+    prepare_proxy(run);
+    if (!strncmp(o->schedule, "refined:", 8))
+        run->schedule = refined_schedule(o->schedule + 8, o->steps, &run->optimizer);
+    run->now.val_loss = NAN;
+    run->identity = describe_run(o, &run->optimizer, run->model.config,
+                                 hash_bytes(run->train.hash, &run->proxy.data.hash, sizeof run->train.hash),
+                                 *teacher ? teacher : run->cache.teacher, run->schedule);
+    compare_workers(run);
+    print_plan(run, device);
 }
 
 // Writes DIR/model.bin (the evaluation point), the tokenizer and DIR/state.bin; until then the model of an

@@ -1123,35 +1123,37 @@ static void write_clients(const Federation *f) {
 
 #define OF(name) offsetof(FedOptions, name)
 static const OptionRow own_rows[] = {
-    {"data", 's', OF(data), "", "FILE|GLOB", "a text that is split among clients", 0, 0, 0},
-    {"clients", 's', OF(split), "speakers", "speakers|books", "of a play, or of a book of books", 0, 0, 0},
-    {"convex", 'f', OF(convex), "0", "", "least squares with a known solution instead of a text", 0, 0, 0},
-    {"misfit", 'd', OF(misfit), "0", "X", "noise in it: above 0 no w suits every client", 0, 1e6, 0},
-    {"max-clients", 'i', OF(max_clients), "0", "M", "with the longest texts (0: all, or 20)", 0, 1e4, 0},
-    {"min-bytes", 'i', OF(min_bytes), "4000", "N", "of a client's text", 1, 1e9, 0},
-    {"tokenizer", 's', OF(tokenizer), "chars", "chars|bytes", "unless --model has its own", 0, 0, 0},
-    {"method", 's', OF(method_name), "ffgg", "NAME", "ffgg, fedavg or local (everybody alone)", 0, 0, 0},
-    {"private", 's', OF(patterns), "", "PATTERN[,..]", "what stays (ffgg: h.*.ln_*,ln_f.*, or b)", 0, 0, 0},
-    {"rounds", 'i', OF(rounds), "200", "N", "N answers of each client, on average", 1, 1e7, 0},
-    {"local-steps", 'i', OF(local_steps), "1", "K", "of a client before it answers", 0, 1e6, 0},
-    {"mean-gradient", 'f', OF(mean_gradient), "0", "", "ffgg sends the mean of the K + 1, not the last", 0, 0, 0},
-    {"finetune", 'i', OF(finetune), "0", "N", "steps of each client on everything, at the end", 0, 1e7, 0},
-    {"finetune-lr", 'd', OF(finetune_lr), "0.3", "FRACTION", "of the clients' rate, for these", 0, 1e9, 0},
-    {"server-optimizer", 's', OF(server_optimizer), "", "NAME", "and --server-lr .. (see the end)", 0, 0, 0},
-    {"client-optimizer", 's', OF(client_optimizer), "", "NAME", "and --client-lr .. (see the end)", 0, 0, 0},
-    {"schedule", 's', OF(schedule), "", "NAME", "of both rates; on texts a fifth of it is warmup (cosine)", 0, 0, 0},
-    {"clip", 'd', OF(clip), "-1", "X", "largest gradient norm; 0: none (-1: 1; --convex: 0)", -1, 1e30, 0},
-    {"aggregate", 's', OF(aggregator_name), "mean", "NAME", "see the names at the end", 0, 0, 0},
-    {"trim", 'd', OF(trim), "-1", "SHARE", "that trimmed cuts off at an end (-1: the attackers)", -1, 0.5, 0},
-    {"bucket", 'i', OF(bucket), "1", "N", "aggregate means of N messages", 1, 1e4, 0},
-    {"attackers", 'd', OF(attackers), "0", "SHARE", "of the clients", 0, 1, 0},
-    {"attack", 's', OF(attack_name), "sign-flip", "NAME", "see the names at the end", 0, 0, 0},
-    {"async", 'i', OF(async), "0", "N", "a step for every N answers (0: when all are there)", 0, 1e4, 0},
-    {"delay", 'i', OF(delay), "0", "D", "client m is 0 to D m/(M-1) rounds late, at random", 0, 1e6, 0},
-    {"deadline", 'd', OF(deadline), "0", "T", "rounds (0: for ever) or seconds (0: 600) to wait", 0, 1e9, 0},
-    {"clock", 's', OF(clock), "virtual", "virtual|real", "real: MPI's ranks when they are done", 0, 0, 0},
-    {"eval-every", 'i', OF(eval_every), "20", "N", "rounds between validations (0: at the end)", 0, 1e9, 0},
-    {"out", 's', OF(out), "", "DIR", "log.csv and clients.csv go here", 0, 0, 0},
+    {"data", 's', OF(data), "", 0, 0, 0, "FILE|GLOB", "a text that is split among clients"},
+    {"clients", 'c', OF(split), "speakers", 0, 0, 0, "speakers|books", "of a play, or of a book of books"},
+    {"convex", 'f', OF(convex), "0", 0, 0, 0, "", "least squares with a known solution instead of a text"},
+    {"misfit", 'd', OF(misfit), "0", 0, 1e6, 0, "X", "noise in it: above 0 no w suits every client"},
+    {"max-clients", 'i', OF(max_clients), "0", 0, 1e4, 0, "M", "with the longest texts (0: all, or 20)"},
+    {"min-bytes", 'i', OF(min_bytes), "4000", 1, 1e9, 0, "N", "of a client's text"},
+    {"tokenizer", 'c', OF(tokenizer), "chars", 0, 0, 0, "chars|bytes", "unless --model has its own"},
+    {"method", 's', OF(method_name), "ffgg", 0, 0, 0, "NAME", "ffgg, fedavg or local (everybody alone)"},
+    {"private", 's', OF(patterns), "", 0, 0, 0, "PATTERN[,..]", "what stays (ffgg: h.*.ln_*,ln_f.*, or b)"},
+    {"rounds", 'i', OF(rounds), "200", 1, 1e7, 0, "N", "N answers of each client, on average"},
+    {"local-steps", 'i', OF(local_steps), "1", 0, 1e6, 0, "K", "of a client before it answers"},
+    {"mean-gradient", 'f', OF(mean_gradient), "0", 0, 0, 0, "",
+        "ffgg sends the mean of the K + 1, not the last"},
+    {"finetune", 'i', OF(finetune), "0", 0, 1e7, 0, "N", "steps of each client on everything, at the end"},
+    {"finetune-lr", 'd', OF(finetune_lr), "0.3", 0, 1e9, 0, "FRACTION", "of the clients' rate, for these"},
+    {"server-optimizer", 's', OF(server_optimizer), "", 0, 0, 0, "NAME", "and --server-lr .. (see the end)"},
+    {"client-optimizer", 's', OF(client_optimizer), "", 0, 0, 0, "NAME", "and --client-lr .. (see the end)"},
+    {"schedule", 's', OF(schedule), "", 0, 0, 0, "NAME",
+        "of both rates; on texts a fifth of it is warmup (cosine)"},
+    {"clip", 'd', OF(clip), "-1", -1, 1e30, 0, "X", "largest gradient norm; 0: none (-1: 1; --convex: 0)"},
+    {"aggregate", 's', OF(aggregator_name), "mean", 0, 0, 0, "NAME", "see the names at the end"},
+    {"trim", 'd', OF(trim), "-1", -1, 0.5, 0, "SHARE", "that trimmed cuts off at an end (-1: the attackers)"},
+    {"bucket", 'i', OF(bucket), "1", 1, 1e4, 0, "N", "aggregate means of N messages"},
+    {"attackers", 'd', OF(attackers), "0", 0, 1, 0, "SHARE", "of the clients"},
+    {"attack", 's', OF(attack_name), "sign-flip", 0, 0, 0, "NAME", "see the names at the end"},
+    {"async", 'i', OF(async), "0", 0, 1e4, 0, "N", "a step for every N answers (0: when all are there)"},
+    {"delay", 'i', OF(delay), "0", 0, 1e6, 0, "D", "client m is 0 to D m/(M-1) rounds late, at random"},
+    {"deadline", 'd', OF(deadline), "0", 0, 1e9, 0, "T", "rounds (0: for ever) or seconds (0: 600) to wait"},
+    {"clock", 'c', OF(clock), "virtual", 0, 0, 0, "virtual|real", "real: MPI's ranks when they are done"},
+    {"eval-every", 'i', OF(eval_every), "20", 0, 1e9, 0, "N", "rounds between validations (0: at the end)"},
+    {"out", 's', OF(out), "", 0, 0, 0, "DIR", "log.csv and clients.csv go here"},
 };
 // The trainer's own, with other defaults: their place in Options is that in FedOptions.
 static const char *const trainer_rows[][2] = {{"model", ""}, {"layers", "2"}, {"heads", "2"},
@@ -1160,9 +1162,9 @@ enum { NUM_OWN = sizeof own_rows / sizeof *own_rows,
        NUM_FED = NUM_OWN + sizeof trainer_rows / sizeof *trainer_rows };
 static OptionRow fed_rows[NUM_FED]; // all of them
 
-static const char methods[] = "ffgg fedavg local";
-static const char aggregators[] = "mean median trimmed geometric-median clipping";
-static const char attacks[] = "sign-flip noise little nan silent";
+static const char methods[] = "ffgg|fedavg|local";
+static const char aggregators[] = "mean|median|trimmed|geometric-median|clipping";
+static const char attacks[] = "sign-flip|noise|little|nan|silent";
 
 static void fed_help(UNUSED const char *of) {
     printf("federated: partially personalized federated learning.\n\n"
@@ -1174,17 +1176,6 @@ static void fed_help(UNUSED const char *of) {
            "Optimizers: adamw at rate 3e-3; with --convex sgd at 0.5; the server of fedavg sgd at 1. Others\n"
            "have rates of their own. Which there are, their options and schedules: train_gpt2 --help\n",
            methods, aggregators, attacks);
-}
-
-// Which word of a list a name is, counted from 0.
-static int choose(const char *option, const char *name, const char *list) {
-    int index = 0;
-    for (const char *p = list; *p; index++) {
-        size_t n = strcspn(p, " ");
-        if (strlen(name) == n && !strncmp(p, name, n)) return index;
-        p += n + (p[n] == ' ');
-    }
-    die_usage("--%s takes one of %s, not '%s'", option, list, name);
 }
 
 // Chooses an optimizer, unless one is named the usual one, and sets what of the remaining options begins with
@@ -1224,12 +1215,9 @@ static FedOptions fed_options(int argc, char **argv) {
     for (int i = 0; i < rest->num_hyper; i++)
         if (strncmp(rest->hyper_name[i], "server-", 7) && strncmp(rest->hyper_name[i], "client-", 7))
             die_usage("--%s is no option; see --help", rest->hyper_name[i]);
-    o.method = choose("method", o.method_name, methods);
-    o.aggregator = choose("aggregate", o.aggregator_name, aggregators);
-    o.attack = choose("attack", o.attack_name, attacks);
-    choose("clients", o.split, "speakers books");
-    choose("clock", o.clock, "virtual real");
-    choose("tokenizer", o.tokenizer, "chars bytes");
+    o.method = choice("method", o.method_name, methods);
+    o.aggregator = choice("aggregate", o.aggregator_name, aggregators);
+    o.attack = choice("attack", o.attack_name, attacks);
     if (!o.convex && !*o.data) die_usage("give a text with --data FILE, or --convex; see --help");
     if (!strcmp(o.clock, "real") && mpi_size == 1)
         die_usage("--clock real needs MPI's ranks (make federated_mpi)");

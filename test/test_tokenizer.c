@@ -109,7 +109,6 @@ static void test_bytes_and_chars(void) {
     check_refused(make_chars, "x\xF4\x90\x80\x80", "not UTF-8 at byte 1");
     check_refused(make_chars, "", "no characters");
     check_refused(make_all_chars, NULL, "too many");
-    check_refused(make_kind, "words", "bytes, chars or gpt2");
     check_refused(make_kind, "gpt2", "--merges");
 }
 

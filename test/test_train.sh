@@ -205,7 +205,8 @@ refuses 2 "out of range" "$train" --beta1 1.5
 refuses 2 "no optimizer" "$train" --optimizer adamax
 refuses 2 "no schedule" "$train" --schedule exponential
 refuses 2 "does not go with" "$train" --base muon
-refuses 2 "takes loss or soft" "$train" --distill hard
+refuses 2 "takes one of loss|soft" "$train" --distill hard
+refuses 2 "takes one of bytes|chars|gpt2" "$train" --tokenizer words
 refuses 2 "needs --out" "$train" --resume
 refuses 1 "heads" "$train" "${small[@]}" --heads 5
 refuses 1 "no file matches" "$train" --data "$work/missing.txt"
@@ -260,7 +261,7 @@ refined=("${small[@]}" --schedule "refined:$work/refined/log.csv" --out "$work/r
 ok "--grad-norm l1" "$train" "${small[@]}" --steps 60 --grad-norm l1 --out "$work/l1"
 ok "is another number, of the same run" awk -F, 'NR == FNR { l2[$1] = $8; loss[$1] = $4; next }
     FNR > 1 && ($8 < 3 * l2[$1] || $4 != loss[$1]) { bad = 1 } END { exit bad }' "$work/a/log.csv" "$work/l1/log.csv"
-refuses 2 "l1 or l2" "$train" --grad-norm l3
+refuses 2 "takes one of l1|l2" "$train" --grad-norm l3
 ok "refined from its own folder's log" "$train" "${refined[@]}" --steps 30 --save-every 10
 head -n 12 "$work/a/log.csv" >"$work/refined/log.csv"
 refuses 1 "belongs to another run: 'refined" "$train" "${refined[@]}" --steps 30 --save-every 10 --resume
