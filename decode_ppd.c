@@ -5,8 +5,8 @@ weights take to come from memory. So this program does two things: it streams th
 it gets more than one token out of a pass. Parallel prompt decoding (PPD, arXiv 2405.18628) trains a few
 embeddings, "prompt tokens", that are appended to the text and make the frozen model guess the tokens after
 the next one. The next pass then verifies a tree of such guesses, and the text is what plain decoding would
-have written, to the last token: a row of a pass is rounded alike whatever other rows are in the pass, and a
-guess counts only if it is the token that was going to be drawn.
+have written, to the last token (unless --typical is given): a row of a pass is rounded alike whatever other
+rows are in the pass, and a guess counts only if it is the token that was going to be drawn.
 
    1  weights in three kinds, and their product with a few rows
    2  the decoder: a pass of rows that form a tree, over a cache of keys and values
@@ -165,7 +165,8 @@ static inline __attribute__((always_inline)) void tile(const WeightKind kind, co
         for (int j = 0; j < NV; j += VEC > 8 ? 1 : 2)
             __builtin_prefetch(soon + j / 2 * panel + j % 2 * sizeof(vec), 0, 2);
         for (int part = 0; part < parts; part++) {
-            vec_i inputs[6], weights[4]; // volatile: else GCC loads weights anew for every row
+            vec_i inputs[6], weights[4];
+// volatile: else GCC loads weights anew for every row
 #define INPUT(r) (inputs[r] = (vec_i){0} + *(const any_word *)(x + (r) * row + 4 * part))
 #define WEIGHTS(j) (weights[j] = *(const volatile any_words *)(w + (j) / 2 * panel + (j) % 2 * sizeof(vec)))
 #pragma GCC unroll 6
@@ -361,9 +362,12 @@ typedef struct {
     int threads;
 } Decoder;
 
-static inline const float *decoder_logits(const Decoder *d, int output) {
-    return (const float *)(d->sums + (size_t)output * d->logits_stride);
+// What the last matrix product left of a row: q, k, v, or a head's outputs; of an output at last its logits.
+static inline const float *sums_row(const Decoder *d, int r) {
+    return (const float *)(d->sums + (size_t)r * d->logits_stride);
 }
+
+static inline const float *decoder_logits(const Decoder *d, int output) { return sums_row(d, output); }
 
 // The bytes of weights that a pass streams.
 static size_t decoder_bytes(const Decoder *d) {
@@ -504,8 +508,8 @@ static void attend(const Decoder *d, float *out, const float *q, const float *ke
     }
 }
 
-// This thread's heads: keys and values of the rows go into the cache, then every row attends. d->sums holds
-// q, k, v of each row.
+// This thread's attention heads: keys and values of the rows go into the cache, then every row attends. What
+// d->sums holds is q, k, v of each row.
 static void attention_rows(Decoder *d, const Batch *b, int layer, int (*ancestors)[MAX_ROWS]) {
     int C = d->config.channels, NH = d->config.num_heads, HS = C / NH;
 #pragma omp for schedule(static)
@@ -513,18 +517,20 @@ static void attention_rows(Decoder *d, const Batch *b, int layer, int (*ancestor
         float *keys = d->keys + (size_t)(layer * NH + h) * HS * d->capacity;
         float *values = d->values + (size_t)(layer * NH + h) * d->capacity * d->head_stride;
         for (int r = 0; r < b->rows; r++) {
-            const float *k = decoder_logits(d, r) + C + h * HS;
+            const float *k = sums_row(d, r) + C + h * HS;
             for (int c = 0; c < HS; c++) keys[(size_t)c * d->capacity + d->past + r] = k[c];
             memcpy(values + (size_t)(d->past + r) * d->head_stride, k + C, HS * sizeof(float));
         }
         for (int r = 0; r < b->rows; r++)
-            attend(d, d->hidden + (size_t)r * d->stride + h * HS, decoder_logits(d, r) + h * HS, keys, values,
+            attend(d, d->hidden + (size_t)r * d->stride + h * HS, sums_row(d, r) + h * HS, keys, values,
                    ancestors[r], b->depth[r] + 1, d->scratch[omp_get_thread_num()].scores);
     }
 }
 
-// d->hidden += silu(W d->hidden + bias), with the head of each output that has one; neighbours of one head
-// together.
+static inline float sigmoid(float z) { return 1.0f / (1.0f + exp_f32(-z)); }
+
+// d->hidden += silu(W d->hidden + bias), silu(z) = z sigmoid(z), with the head of each output that has one;
+// neighbours of one head together.
 static void apply_heads(Decoder *d, const Batch *b) {
     int C = d->config.channels;
     for (int o = 0, end; o < b->outputs; o = end) {
@@ -536,8 +542,8 @@ static void apply_heads(Decoder *d, const Batch *b) {
 #pragma omp for schedule(static)
         for (int r = 0; r < rows; r++)
             for (int c = 0; c < C; c++) {
-                float z = decoder_logits(d, r)[c];
-                h[(size_t)r * d->stride + c] += z / (1.0f + exp_f32(-z));
+                float z = sums_row(d, r)[c];
+                h[(size_t)r * d->stride + c] += z * sigmoid(z);
             }
     }
 }
@@ -637,8 +643,8 @@ static double decoder_prefill(Decoder *d, const uint16_t *tokens, int n, const u
 
 // What passes take on this machine.
 typedef struct {
-    double seconds[MAX_ROWS]; // of 1 .. rows, each with an output of its own
-    double guess;             // of such a row, the part that a prompt token's row takes, or a head's output
+    float seconds[MAX_ROWS]; // of 1 .. rows, each with an output of its own
+    float guess_cost;        // of such a row, the part that a prompt token's row takes, or a head's output
 } Latency;
 
 // Seconds of a pass of so many rows, on the line between whole numbers.
@@ -647,7 +653,8 @@ static double pass_seconds(const Latency *l, double rows) {
     return l->seconds[below - 1] + (rows - below) * (l->seconds[above - 1] - l->seconds[below - 1]);
 }
 
-// Measures that, behind a quarter of a context; between the measured sizes, the line through the neighbours.
+// Measures latencies behind a quarter of a context; between the measured sizes, the line through the
+// neighbours.
 static void measure_latency(Decoder *d, int heads, Latency *l) {
     static const int sizes[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64};
     enum { SIZES = sizeof sizes / sizeof *sizes, NODES = 8, GUESSES = 16, ROUNDS = 8 };
@@ -687,7 +694,7 @@ static void measure_latency(Decoder *d, int heads, Latency *l) {
             l->seconds[r - 1] = from + (to - from) * (r - known) / (s - known);
     }
     double nodes = l->seconds[NODES - 1], rows = l->seconds[NODES + GUESSES - 1] - nodes;
-    l->guess = heads || d->prompts ? fmin(fmax((median[SIZES] - nodes) / fmax(rows, 1e-9), 0.05), 2) : 1;
+    l->guess_cost = heads || d->prompts ? fmin(fmax((median[SIZES] - nodes) / fmax(rows, 1e-9), 0.05), 2) : 1;
     d->past = saved;
 }
 
@@ -814,7 +821,10 @@ Which nodes and chains there are, a template says; one for each state, the numbe
 Instead of a chain, every node may have Medusa's heads (arXiv 2401.10774): head i guesses from the node's own
 last hidden state, through a layer of its own. */
 #define MAX_PROMPTS 8
-#define RANKS 10 // guesses kept for each distance
+#define RANKS 10                 // guesses kept for each distance
+#define MAX_MISSING 8            // tokens that a pass brings into the cache beside its tree
+#define MAX_TREE (MAX_ROWS - 16) // rows of a template; the rest is for these, and for
+#define MAX_PROPOSALS 16         // tokens that an n-gram or a draft proposes, as far as there is room
 
 typedef struct {
     int nodes, rows;         // node 0 is the root
@@ -858,17 +868,14 @@ typedef struct Generator {
     long passes, rows;
 } Generator;
 
+// The heads of each node, or 0.
+static int heads_of(const Generator *g) { return g->kind == GUESS_HEADS ? g->n : 0; }
+
 static void generator_append(Generator *g, const uint16_t *tokens, int n) {
     if (g->length + n > g->capacity)
         g->text = resize(g->text, (size_t)(g->capacity = 2 * (g->length + n) + 1024) * sizeof *g->text);
     memcpy(g->text + g->length, tokens, n * sizeof *tokens);
     g->length += n;
-}
-
-static void generator_text(Generator *g, const uint16_t *tokens, int n) {
-    g->length = g->base = g->state = g->decoder->past = 0;
-    g->drawn = (uint64_t)g->texts++ << 32; // however many tokens of the text before were thrown away
-    generator_append(g, tokens, n);
 }
 
 // Makes the cache hold the text but for its last few tokens. When the context is full, its last half is kept
@@ -879,7 +886,16 @@ static void generator_prefill(Generator *g) {
     int context = d->config.max_seq_len;
     if (g->length - 1 - g->base >= context) g->base = g->length - 1 - context / 2, d->past = 0;
     int missing = g->length - 1 - g->base - d->past;
-    if (missing > 8) decoder_prefill(d, g->text + g->base + d->past, missing, NULL);
+    if (missing > MAX_MISSING) decoder_prefill(d, g->text + g->base + d->past, missing, NULL);
+}
+
+// Begins a text: the prompt goes into the cache now, and into the draft's, so that steps are of new tokens.
+static void generator_text(Generator *g, const uint16_t *tokens, int n) {
+    g->length = g->base = g->state = g->decoder->past = 0;
+    g->drawn = (uint64_t)g->texts++ << 32; // however many tokens of the text before were thrown away
+    generator_append(g, tokens, n);
+    generator_prefill(g);
+    if (g->draft) generator_text(g->draft, tokens, n);
 }
 
 // The child of a node that is this token, or -1.
@@ -910,7 +926,7 @@ static int find_ngram(const uint16_t *text, int length, int *size) {
 
 // The rows of text that take as long as a template, whose nodes have so many heads.
 static double template_rows(const Template *t, const Latency *l, int heads) {
-    return t->nodes + (t->rows - t->nodes + t->nodes * heads) * l->guess;
+    return t->nodes + (t->rows - t->nodes + t->nodes * heads) * l->guess_cost;
 }
 
 /* How many proposals pay, and with which template: the state's own, or the smallest, a root and its chain.
@@ -920,14 +936,13 @@ be the largest. a begins high: what is never tried is never learned. */
 static int plan_proposals(const Generator *g, int source, int prefix, int most, const Template **shape) {
     double a = (g->accepted[source] + 3) / (g->proposed[source] + 4), best = 0;
     const Template *shapes[] = {&g->templates[g->state], &g->templates[0]};
-    int count = 0;
-    int heads = g->kind == GUESS_HEADS ? g->n : 0;
-    double each = 1 + heads * g->latency->guess, expected, power;
+    int count = 0, heads = heads_of(g);
+    double each = 1 + heads * g->latency->guess_cost, expected, power;
     for (int i = 0; i < (g->kind ? 2 : 1); i++) {
         double rows = prefix - 1 + (g->kind ? template_rows(shapes[i], g->latency, heads) : 1);
         double others = g->kind ? shapes[i]->tokens - 1 : 0;
         expected = power = 1;
-        for (int n = 0; n <= MIN(16, most); n++, expected += power *= a) {
+        for (int n = 0; n <= MIN(MAX_PROPOSALS, most); n++, expected += power *= a) {
             double tokens = n ? expected + (1 - a) * others : 1 + others;
             double seconds = pass_seconds(g->latency, rows + n * each) + (g->draft ? n * g->draft_cost : 0);
             double rate = tokens / seconds;
@@ -946,7 +961,7 @@ static const uint16_t *propose_by_draft(Generator *g, int count) {
     int most = MIN(s->length, g->length), same = MIN(most, s->base), added;
     double start = now();
     while (same < most && s->text[same] == g->text[same]) same++;
-    added = same < s->length ? s->state : MIN(s->state, g->length - same); // distances: void, or past now
+    added = same < s->length ? s->state : MIN(s->state, g->length - same); // distances: past now, or void
     s->state -= added;
     memmove(s->guess, s->guess + added, s->state * sizeof *s->guess);
     if (s->base > same) s->base = 0, s->decoder->past = 0;
@@ -966,7 +981,8 @@ static void add_proposals(const Generator *g, Tree *t, const uint16_t *tokens, i
 }
 
 // Typical acceptance (Medusa, arXiv 2401.10774): the likeliest child whose probability is above
-// min(0.09, 0.3 exp(-entropy)). It does not keep the model's distribution.
+// min(0.09, 0.3 exp(-entropy)). It does not keep the model's distribution. At temperature 0, probabilities
+// are those at temperature 1, and where no child is typical the likeliest token is taken.
 static int typical_child(const Generator *g, const Tree *t, int v, const float *logits) {
     int V = g->decoder->config.vocab_size, best = -1;
     float temperature = g->sampling.temperature >= COLDEST ? (float)g->sampling.temperature : 1,
@@ -1003,7 +1019,7 @@ static void add_outputs(const Generator *g, Tree *t, int room) {
     Batch *b = &t->batch;
     int end = b->rows;
     for (int v = t->root; v < end; v++) batch_output(b, v, 1, -1);
-    for (int i = 0; i < g->n && g->kind == GUESS_HEADS; i++)
+    for (int i = 0; i < heads_of(g); i++) // a head's stand together: node v's is guesses[v] + i nodes
         for (int v = t->root; v < end; v++) t->guesses[v] = batch_output(b, v, 1, i) - i * (end - t->root);
     for (int v = t->root; v < end && g->kind == GUESS_PROMPTS; v++) {
         t->chain[v] = MIN(t->chain[v], room - (b->depth[v] - b->depth[t->root]));
@@ -1016,51 +1032,62 @@ static void add_outputs(const Generator *g, Tree *t, int room) {
     }
 }
 
+// Follows what the logits of a pass choose down its tree, and appends it to the text, at most `limit` tokens.
+// Rows whose tokens stay in the text go to path[*n ..). Returns the last of them.
+static int follow_tree(Generator *g, const Tree *t, int limit, int *path, int *n) {
+    for (int v = t->root, made = 1;; made++) {
+        const float *logits = decoder_logits(g->decoder, v - t->root);
+        int child = g->sampling.typical ? typical_child(g, t, v, logits) : -1;
+        uint16_t token = (uint16_t)(child >= 0 ? t->batch.token[child]
+                                               : choose(&g->sampling, g->candidates, logits,
+                                                        g->decoder->config.vocab_size, g->drawn));
+        if (child < 0) child = tree_child(t, v, token);
+        generator_append(g, &token, 1);
+        g->drawn++;
+        if (child < 0 || made == limit) return v;
+        path[(*n)++] = v = child;
+    }
+}
+
 // One pass: appends at least one token to the text, at most `limit`, and returns how many.
 static int generator_step(Generator *g, int limit) {
     Decoder *d = g->decoder;
-    int V = d->config.vocab_size;
     generator_prefill(g);
     int prefix = g->length - g->base - d->past;          // tokens that the cache lacks; the last is the root
     int room = d->config.max_seq_len - d->past - prefix; // positions left behind the root
     // the text before the root has rows, too; a node with heads has outputs for each
-    Tree t = {.root = prefix - 1, .planned = 1, .most = MAX_ROWS - 8};
+    Tree t = {.root = prefix - 1, .planned = 1, .most = MAX_ROWS - MAX_MISSING};
     if (g->kind == GUESS_HEADS) t.most = MAX_ROWS / (1 + g->n);
     for (int i = 0; i < prefix; i++) batch_add(&t.batch, g->text[g->base + d->past + i], i - 1);
     const Template *shape = &g->templates[g->state];
     int proposals = 0, source = 0, deepest = MIN(room, limit - 1);
     int found = g->draft || !g->ngram ? 0 : find_ngram(g->text, g->length, &source);
+    uint16_t proposed[MAX_PROPOSALS]; // copied: the text may move
     if (g->draft || found)
-        proposals = plan_proposals(g, source, prefix, MIN(deepest, found ? g->length - found : 16), &shape);
+        proposals = plan_proposals(g, source, prefix, MIN(deepest, found ? g->length - found : MAX_PROPOSALS),
+                                   &shape);
     if (g->kind == GUESS_PROMPTS) t.chain[t.root] = shape->chain[0];
     t.planned += t.chain[t.root] * g->copies;
     add_guesses(g, shape, &t, deepest);
-    if (proposals)
-        add_proposals(g, &t, g->draft ? propose_by_draft(g, proposals) : g->text + found, proposals);
-    int nodes = t.batch.rows - t.root;
+    if (proposals) {
+        const uint16_t *from = g->draft ? propose_by_draft(g, proposals) : g->text + found;
+        memcpy(proposed, from, proposals * sizeof *proposed);
+        add_proposals(g, &t, proposed, proposals);
+    }
+    int nodes = t.batch.rows - t.root, before = g->length;
     add_outputs(g, &t, room);
     decoder_pass(d, &t.batch);
     g->passes++, g->rows += t.batch.rows;
 
-    int path[MAX_ROWS], n = 0, v = t.root, made = 0;
+    int path[MAX_ROWS], n = 0;
     for (; n < prefix; n++) path[n] = n;
-    for (;;) {
-        const float *logits = decoder_logits(d, v - t.root);
-        int child = g->sampling.typical ? typical_child(g, &t, v, logits) : -1;
-        uint16_t token =
-            (uint16_t)(child >= 0 ? t.batch.token[child]
-                                  : choose(&g->sampling, g->candidates, logits, V, g->drawn));
-        if (child < 0) child = tree_child(&t, v, token);
-        generator_append(g, &token, 1);
-        g->drawn++, made++;
-        if (child < 0 || made == limit) break;
-        path[n++] = v = child;
-    }
+    int v = follow_tree(g, &t, limit, path, &n), made = g->length - before;
     decoder_accept(d, path, n);
-    if (proposals) { // tried until the first that failed
-        double keep = 0.97;
-        g->accepted[source] = g->accepted[source] * keep + MIN(made - 1, proposals);
-        g->proposed[source] = g->proposed[source] * keep + MIN(made, proposals);
+    if (proposals) { // tried until the first that was wrong
+        int right = 0, tried = MIN(made, proposals);
+        while (right < tried && g->text[before + right] == proposed[right]) right++;
+        g->accepted[source] = g->accepted[source] * 0.97 + right;
+        g->proposed[source] = g->proposed[source] * 0.97 + right + (right < tried);
     }
     g->state = g->kind == GUESS_HEADS ? g->n : t.chain[v];
     for (int i = 0; i < g->state; i++) {
@@ -1074,7 +1101,6 @@ static int generator_step(Generator *g, int limit) {
 // after the prompt.
 static double generate(Generator *g, const uint16_t *from, int prompt, int length) {
     generator_text(g, from, prompt);
-    generator_prefill(g);
     double start = now();
     while (g->length < length && !interrupted) generator_step(g, length - g->length);
     return now() - start;
@@ -1269,14 +1295,14 @@ would soon know by heart what it once wrote, it writes anew whenever that was re
 tales' model of dev/studies/decoding.sh, guesses for distances 1, 2, 3 are so right 88%, 83%, 66% of the time;
 as long as they learned from the training text, 51%, 33%, 22%. */
 #define READINGS 2
-#define PROMPTS_MAGIC "PPDFILE3"
+#define PROMPTS_MAGIC "PPDFILE4"
 
 // What is trained, as its file begins: n prompt tokens of copies*depth vectors, or n heads instead (arXiv
 // 2401.10774).
 typedef struct {
     char magic[8];
     int32_t heads, n, copies, depth, channels, layers;
-    uint64_t model, steps;
+    uint64_t model; // its hash
 } PromptsHeader;
 
 static size_t prompts_size(const PromptsHeader *h) {
@@ -1429,7 +1455,7 @@ static void heads_forward(PromptTrainer *t) {
                        (Epilogue){.bias = t->params + bias});
     }
 #pragma omp parallel for simd schedule(static)
-    for (int k = 0; k < n; k++) t->student[k] += t->z[k] / (1.0f + exp_f32(-t->z[k]));
+    for (int k = 0; k < n; k++) t->student[k] += t->z[k] * sigmoid(t->z[k]);
 }
 
 // The gradient of the heads' W and bias += that of t->dstudent.
@@ -1437,7 +1463,7 @@ static void heads_backward(PromptTrainer *t) {
     int C = t->m->config.channels, guesses = t->h.n * t->cuts;
 #pragma omp parallel for simd schedule(static)
     for (int k = 0; k < guesses * C; k++) {
-        float s = 1.0f / (1.0f + exp_f32(-t->z[k]));
+        float s = sigmoid(t->z[k]);
         t->z[k] = t->dstudent[k] * (s + t->z[k] * s * (1.0f - s));
     }
     for (int i = 0; i < t->h.n; i++) {
@@ -1541,7 +1567,7 @@ typedef struct {
     uint32_t seen[MAX_PROMPTS], right[MAX_PROMPTS][RANKS]; // for each distance, whatever came before
     uint32_t seen_after[MAX_PROMPTS], right_after[MAX_PROMPTS][RANKS]; // if all nearer were in the first 3
     uint64_t machine[NUM_KINDS];                           // that the latencies are of; 0: none measured
-    float latency[NUM_KINDS][MAX_ROWS], guess[NUM_KINDS];  // for each kind of weights
+    Latency latency[NUM_KINDS];                            // for each kind of weights
     int32_t likely;                                        // groups of tokens that guesses may be of; 0: all
     uint16_t group[MAX_LIKELY];                            // in ascending order
 } PromptsTables;
@@ -1576,7 +1602,7 @@ static void prompts_load(Prompts *p, const char *path, GPT2Config g, uint64_t mo
     if (fread(h, sizeof *h, 1, f) != 1 || memcmp(h->magic, PROMPTS_MAGIC, 8))
         die("%s is not a file of prompt tokens; `decode_ppd train` makes one", path);
     if ((h->heads != 0 && h->heads != 1) || h->n < 1 || h->n > MAX_PROMPTS || h->copies < 1 ||
-        h->copies > MAX_ROWS || h->n * h->copies > 48 || (h->depth != 1 && h->depth != h->layers))
+        h->copies > MAX_ROWS || h->n * h->copies > MAX_TREE || (h->depth != 1 && h->depth != h->layers))
         die("%s: %d prompts of %d copies cannot be: the file is damaged", path, h->n, h->copies);
     if (h->channels != g.channels || h->layers != g.num_layers)
         die("%s is for a model of %d layers and %d channels, not of %d and %d; give that model", path,
@@ -1613,14 +1639,13 @@ typedef struct {
     Prompts prompts;              // params NULL without
     Linear heads[MAX_PROMPTS];
     Generator generator;
-    TreeModel model;              // how often its guesses are right
-    Latency latency;
+    TreeModel odds;               // how often its guesses are right
     double tau, speedup;          // of the trees: tokens a pass, predicted speedup
 } Engine;
 
 // Heads take no rows, but every node of theirs has n+1 outputs.
 static int engine_most_rows(const Engine *e) {
-    return e->generator.kind == GUESS_HEADS ? MAX_ROWS / (1 + e->generator.n) : MAX_ROWS - 16;
+    return e->generator.kind == GUESS_HEADS ? MAX_ROWS / (1 + e->generator.n) : MAX_TREE;
 }
 
 // The best trees for the engine's guesses on this machine, or, where `rows` is not 0, the best of that size.
@@ -1628,12 +1653,12 @@ static void engine_trees(Engine *e, int rows) {
     Generator *g = &e->generator;
     const PromptsTables *t = &e->prompts.tables;
     int most = engine_most_rows(e);
-    e->model = (TreeModel){.n = g->n, .copies = g->kind == GUESS_HEADS ? 0 : g->copies};
+    e->odds = (TreeModel){.n = g->n, .copies = g->kind == GUESS_HEADS ? 0 : g->copies};
     for (int d = 0; d < g->n; d++)
         for (int r = 0; r < RANKS; r++)
-            e->model.accuracy[d][r] = t->right_after[d][r] / (t->seen_after[d] + 1.0);
-    e->speedup = rows ? plan_trees(&e->model, &e->latency, MIN(rows, most), g->templates, &e->tau)
-                      : fastest_trees(&e->model, &e->latency, most, g->templates, &e->tau);
+            e->odds.accuracy[d][r] = t->right_after[d][r] / (t->seen_after[d] + 1.0);
+    e->speedup = rows ? plan_trees(&e->odds, e->generator.latency, MIN(rows, most), g->templates, &e->tau)
+                      : fastest_trees(&e->odds, e->generator.latency, most, g->templates, &e->tau);
 }
 
 // Gives the generator the guesses of e->prompts. Until there are trees, each pass has a root and its chain.
@@ -1645,10 +1670,8 @@ static void engine_guess(Engine *e) {
     g->n = h->n, g->copies = h->copies, g->kind = h->heads ? GUESS_HEADS : GUESS_PROMPTS;
     d->prompts = e->prompts.params, d->depth = h->heads ? 0 : h->depth;
     float *w = e->prompts.params, *bias = w + (size_t)g->n * C * C;
-    for (int i = 0; i < g->n && h->heads; i++) {
-        linear_free(&e->heads[i]);
+    for (int i = 0; i < heads_of(g); i++)
         e->heads[i] = linear_pack(w + (size_t)i * C * C, C, C, d->kind, bias + i * C, NULL, NULL);
-    }
     d->heads = e->heads;
     decoder_likely(d, e->prompts.tables.group, e->prompts.tables.likely);
     for (int k = 0; k <= g->n; k++)
@@ -1662,15 +1685,9 @@ static void engine_latency(Engine *e) {
     int kind = e->decoder.kind;
     PromptsTables *t = &e->prompts.tables;
     uint64_t here = machine_hash(e->decoder.threads);
-    if (t->machine[kind] != here) {
-        measure_latency(&e->decoder, e->generator.kind == GUESS_HEADS ? e->generator.n : 0, &e->latency);
-        for (int r = 0; r < MAX_ROWS; r++) t->latency[kind][r] = (float)e->latency.seconds[r];
-        t->guess[kind] = (float)e->latency.guess;
-        t->machine[kind] = here;
-    }
-    for (int r = 0; r < MAX_ROWS; r++) e->latency.seconds[r] = t->latency[kind][r];
-    e->latency.guess = t->guess[kind];
-    e->generator.latency = &e->latency;
+    if (t->machine[kind] != here) measure_latency(&e->decoder, heads_of(&e->generator), &t->latency[kind]);
+    t->machine[kind] = here;
+    e->generator.latency = &t->latency[kind];
 }
 
 static void engine_start(Engine *e, const GPT2 *m, WeightKind kind) {
@@ -1682,6 +1699,7 @@ static void engine_start(Engine *e, const GPT2 *m, WeightKind kind) {
 static void engine_stop(Engine *e) {
     decoder_free(&e->decoder);
     free(e->generator.text), free(e->generator.candidates);
+    for (int i = 0; i < MAX_PROMPTS; i++) linear_free(&e->heads[i]), e->heads[i] = (Linear){0};
 }
 
 // The tokenizer beside a model of V tokens; there may be none unless it is needed.
@@ -1877,9 +1895,8 @@ static int write_text(Engine *e, const uint16_t *prompt, size_t n, int tokens, d
     Generator *g = &e->generator;
     Writer w = {.tokenizer = &e->tokenizer, .file = stdout};
     int end = e->tokenizer.kind == TOKENIZER_GPT2 ? e->tokenizer.vocab_size - 1 : -1, made = 0;
-    generator_text(g, prompt, (int)n);
     for (size_t i = 0; i < n; i++) writer_put(&w, prompt[i]);
-    generator_prefill(g);
+    generator_text(g, prompt, (int)n);
     double start = now();
     for (int done = 0; made < tokens && !done && !interrupted;) {
         int from = g->length, got = generator_step(g, tokens - made);
@@ -1922,7 +1939,6 @@ static int run_command(const DecodeOptions *o) {
     }
     free(line);
     if (!prompts && !interrupted) die("the prompt is empty; give --prompt TEXT, or lines on standard input");
-    if (fflush(stdout)) die("cannot write the text: %s", strerror(errno));
     double passes = MAX(1, g->passes);
     if (g->kind || g->draft || g->ngram)
         fprintf(stderr, "%.2f tokens a pass of %.1f rows\n", made / passes, g->rows / passes);
@@ -2021,7 +2037,13 @@ static void write_own_text(PromptRun *r, const Dataset *train, uint64_t seed) {
     engine_stop(&e);
 }
 
+static void check_trained(const PromptRun *r) {
+    if (!all_finite(r->params, r->count))
+        die("after step %ld a weight is not a number; lower --lr", r->now->step);
+}
+
 static void save_prompts_state(PromptRun *r) {
+    check_trained(r);
     write_state(r->state, r->identity, r->now, r->now_bytes, r->params, &r->optimizer);
 }
 
@@ -2078,20 +2100,26 @@ static void check_train_options(const DecodeOptions *o) {
     if (is_folder(o->out)) die("%s is a folder; --out names the file to write", o->out);
     if (o->joint && o->heads) die_usage("--joint goes with prompt tokens only");
     if (o->joint && !*o->out_model) die_usage("--joint needs --out-model DIR, for the model that it trains");
-    if (o->prompts * o->copies > 48)
-        die_usage("%d prompts of %d copies do not fit a pass; 48 rows at most", o->prompts, o->copies);
+    if (o->prompts * o->copies > MAX_TREE)
+        die_usage("%d prompts of %d copies do not fit a pass; %d rows at most", o->prompts, o->copies,
+                  MAX_TREE);
     if (isnan(optim_schedule(o->schedule, 0, 1, 0, 0)))
         die_usage("no schedule is called '%s' here; see --help", o->schedule);
 }
 
 static void check_outputs(const DecodeOptions *o) {
-    check_writable(o->out);
-    if (!o->joint) return;
     Path model = path_in(o->out_model, "model.bin");
-    if (same_file(o->model, o->out_model) || same_file(o->model, model.s))
-        die("%s is --model's; --resume will need that as it is: give --out-model another folder", model.s);
-    make_folder(o->out_model);
-    check_writable(model.s);
+    if (same_file(o->out, o->model) || same_file(o->out, path_in(o->model, "model.bin").s))
+        die("%s is --model's; --out names another file, for the prompts", o->out);
+    if (o->joint) {
+        if (same_file(o->model, o->out_model) || same_file(o->model, model.s))
+            die("%s is --model's; --resume will need that as it is: give --out-model another folder",
+                model.s);
+        if (!strcmp(o->out, model.s)) die("%s will be --out-model's; --out names another file", o->out);
+        make_folder(o->out_model);
+        check_writable(model.s);
+    }
+    check_writable(o->out);
 }
 
 // The groups of tokens that are most frequent in a text, if the vocabulary is so large that leaving out the
@@ -2122,8 +2150,9 @@ static void finish_prompts(PromptRun *r, Engine *e, const Dataset *train, const 
     optim_eval_params(&r->optimizer, evaluated);
     memcpy(r->params, evaluated, r->count * sizeof(float));
     free(evaluated);
+    check_trained(r);
     if (o->joint) printf("val loss %.4f after\n", evaluate(m, val, t->T, 50000));
-    t->h.model = model_hash(m), t->h.steps = r->now->step;
+    t->h.model = model_hash(m);
     e->prompts.header = t->h, e->prompts.params = t->params;
     find_likely(train, g.vocab_size, &e->prompts.tables);
     for (int kind = NUM_KINDS - 1; kind >= 0; kind--) { // latencies of all; guesses are counted with f32
@@ -2135,7 +2164,7 @@ static void finish_prompts(PromptRun *r, Engine *e, const Dataset *train, const 
     measure_accuracy(e, val, 4000);
     if (o->joint) {
         gpt2_save(g, m->params_memory, path_in(o->out_model, "model.bin").s);
-        if (e->tokenizer.vocab_size) tokenizer_save(&e->tokenizer, o->out_model);
+        tokenizer_save(&e->tokenizer, o->out_model);
     }
     prompts_save(&e->prompts, o->out);
     unlink(r->state);
@@ -2172,7 +2201,7 @@ static int train_command(const DecodeOptions *o) {
                          .weight = o->joint ? (float)o->prompt_weight : 1,
                          .temperature = (float)o->temperature,
                          .h = {PROMPTS_MAGIC, o->heads, o->prompts, o->heads ? 1 : o->copies,
-                               o->deep ? L : 1, m.config.channels, L, 0, 0}};
+                               o->deep ? L : 1, m.config.channels, L, 0}};
     uint64_t model = model_hash(&m);
     trainer_allocate(t);
     start_prompts(&run, o);
@@ -2260,7 +2289,7 @@ static void bench_kinds(const char *path, const uint16_t *tokens, int n, int mak
 
 // Whether some tokens in a row, `size` of them, come twice in a text.
 static int loops(const uint16_t *text, int n, int size) {
-    for (int i = 0; i + size <= n; i++)
+    for (int i = 0; i + size <= n && !interrupted; i++)
         for (int j = i + 1; j + size <= n; j++)
             if (!memcmp(text + i, text + j, size * sizeof *text)) return 1;
     return 0;
@@ -2284,7 +2313,7 @@ static double method_write(const Method *w, Engine *e, Engine *draft, const uint
     g->ngram = w->uses & NGRAM, g->draft = w->uses & DRAFT ? s : NULL;
     g->passes = 0, g->draft_cost = 0;
     memset(g->accepted, 0, sizeof g->accepted), memset(g->proposed, 0, sizeof g->proposed);
-    s->kind = w->uses & DRAFT_PPD ? GUESS_PROMPTS : GUESS_NOTHING, s->length = 0;
+    s->kind = w->uses & DRAFT_PPD ? GUESS_PROMPTS : GUESS_NOTHING;
     return generate(g, from, prompt, length);
 }
 
@@ -2306,16 +2335,16 @@ static void method_print(const Method *w, const Method *plain_decoding, const En
 // How trees of some sizes would do: the prediction from which the best one is chosen.
 static void print_trees(const char *name, const Engine *e) {
     int n = e->generator.n;
+    const Latency *l = e->generator.latency;
     if (!e->prompts.params) return;
     printf("\n%s: %.2f tokens a pass and speedup %.2f predicted\n", name, e->tau, e->speedup);
     print_accuracy(&e->prompts.tables, n);
     for (int s = 1; s <= engine_most_rows(e); s += s < 4 ? 1 : s / 2) {
         Template trees[MAX_PROMPTS + 1];
-        double tau, speedup = plan_trees(&e->model, &e->latency, s, trees, &tau);
+        double tau, speedup = plan_trees(&e->odds, l, s, trees, &tau);
+        double rows = template_rows(&trees[n], l, e->odds.copies ? 0 : n);
         printf("tree of %2d rows  %.2f tokens in %.3f ms, a pass of all rows %.3f ms  speedup %.2f\n", s, tau,
-               1e3 * tau * e->latency.seconds[0] / speedup,
-               1e3 * pass_seconds(&e->latency,
-                                  template_rows(&trees[n], &e->latency, e->model.copies ? 0 : n)), speedup);
+               1e3 * tau * l->seconds[0] / speedup, 1e3 * pass_seconds(l, rows), speedup);
     }
 }
 
@@ -2404,7 +2433,9 @@ static UNUSED int main_decode(int argc, char **argv) {
     spin_briefly(argv);
     DecodeOptions o = decode_options(argc, argv, command);
     catch_interrupts();
-    return command == 0 ? train_command(&o) : command == 1 ? run_command(&o) : bench_command(&o);
+    int status = command == 0 ? train_command(&o) : command == 1 ? run_command(&o) : bench_command(&o);
+    if (fflush(stdout) || ferror(stdout)) die("cannot write all of the output; make room");
+    return status;
 }
 
 #ifndef DECODE_NO_MAIN

@@ -26,7 +26,7 @@ static void random_tokens(uint16_t *x, int n, int V, uint64_t stream) {
 
 // Each further row of a pass takes so much of the first one's time.
 static Latency some_latency(double row) {
-    Latency l = {.guess = 0.5};
+    Latency l = {.guess_cost = 0.5};
     for (int r = 0; r < MAX_ROWS; r++) l.seconds[r] = 1 + row * r;
     return l;
 }
@@ -181,8 +181,8 @@ static void test_identity(void) {
         for (int copies = 1; copies <= 3; copies += 2) {
             Engine reference = {0}, e = {0}, draft = {0};
             engine_start(&reference, &m, kind), engine_start(&e, &m, kind), engine_start(&draft, &s, kind);
-            Prompts p = {.header = {"", 0, 3, copies, copies < 3 ? 1 : 2, 32, 2, 0, 0}},
-                    q = {.header = {"", 0, 2, 1, 1, 16, 1, 0, 0}};
+            Prompts p = {.header = {"", 0, 3, copies, copies < 3 ? 1 : 2, 32, 2, 0}},
+                    q = {.header = {"", 0, 2, 1, 1, 16, 1, 0}};
             p.params = random_floats(prompts_size(&p.header), 0.1f, 7),
             q.params = random_floats(32, 0.1f, 8);
             e.prompts = p, draft.prompts = q;
@@ -232,7 +232,7 @@ static void test_likely(void) {
         for (int heads = 0; heads < 2; heads++) {
             Engine e = {0};
             engine_start(&e, &m, kind);
-            e.prompts.header = (PromptsHeader){"", heads, 2, 1, 1, 32, 2, 0, 0};
+            e.prompts.header = (PromptsHeader){"", heads, 2, 1, 1, 32, 2, 0};
             e.prompts.params = random_floats(prompts_size(&e.prompts.header), 0.1f, 7);
             engine_guess(&e);
             Decoder *d = &e.decoder;
@@ -289,7 +289,7 @@ static void test_chi_square(void) {
     gpt2_allocate_activations(&m, 1, 16, 0);
     Engine e = {0};
     engine_start(&e, &m, WEIGHTS_F32);
-    e.prompts = (Prompts){.header = {"", 0, 2, 1, 1, 8, 1, 0, 0}, .params = random_floats(16, 0.5f, 3)};
+    e.prompts = (Prompts){.header = {"", 0, 2, 1, 1, 8, 1, 0}, .params = random_floats(16, 0.5f, 3)};
     engine_guess(&e);
     TreeModel model = some_accuracies(2, 1, 0.9, 0.7);
     search_trees(&model, 12, e.generator.templates);
@@ -518,6 +518,41 @@ static void test_texts(void) {
     gpt2_free(&m);
 }
 
+// A draft begins each text with its owner; and what a draft proposed is told from what prompts guessed: here the prompts
+// always guess the next token, and the draft, a model of its own, hardly ever.
+static void test_proposals(void) {
+    GPT2Config g = {48, 61, 2, 2, 32};
+    GPT2 m = random_model(g, 3, 4), other = random_model(g, 3, 9);
+    Engine truth = {0}, e = {0}, draft = {0};
+    Latency latency = some_latency(0.001);
+    uint16_t begin[30];
+    engine_start(&truth, &m, WEIGHTS_F32), engine_start(&e, &m, WEIGHTS_F32), engine_start(&draft, &other, WEIGHTS_F32);
+    e.prompts.header = (PromptsHeader){"", 0, 1, 1, 1, 32, 2, 0};
+    e.prompts.params = random_floats(32, 0.1f, 7);
+    engine_guess(&e);
+    for (int k = 0; k < 2; k++)
+        e.generator.templates[k] = (Template){.nodes = 1 + k, .rows = 3 + k, .parent = {-1, 0}, .depth = {0, 1},
+                                              .chain = {1, 1}, .tokens = 1 + k};
+    Generator *own = &e.generator;
+    own->draft = &draft.generator, own->latency = &latency;
+    random_tokens(begin, 30, 61, 5);
+    generate(&truth.generator, begin, 30, 300), generator_text(own, begin, 30);
+    double right = 0;
+    for (int made = 1; own->length < 200; made = generator_step(own, 4)) {
+        own->guess[0][0] = truth.generator.text[own->length]; // if made is 1, the draft was wrong, and so was nobody else
+        right += made > 2;
+    }
+    check(own->proposed[0] > 5 && own->accepted[0] <= right, "of %.1f proposals %.1f were right, not %.1f or fewer",
+          own->proposed[0], own->accepted[0], right);
+    check(draft.generator.base > 0, "the draft's text has not slid: the test says nothing");
+    generator_text(own, begin + 3, 20);
+    check(draft.generator.base == 0 && draft.generator.length == 20 &&
+              !memcmp(draft.generator.text, begin + 3, 20 * sizeof *begin), "the draft goes on with the text before");
+    engine_stop(&truth), engine_stop(&e), engine_stop(&draft);
+    free(e.prompts.params);
+    gpt2_free(&m), gpt2_free(&other);
+}
+
 // ---- gradients
 
 static void test_gradients(void) {
@@ -599,7 +634,7 @@ static float *trained(const GPT2Config g, const Dataset *data, const int *stops,
     static PromptRun run;
     GPT2 m = random_model(g, 3, 1);
     DecodeOptions o = {.joint = 1, .steps = stops[0], .schedule = "constant", .seed = 1};
-    run = (PromptRun){.trainer = {.m = &m, .h = {PROMPTS_MAGIC, 0, 2, 1, 1, g.channels, g.num_layers, 0, 0},
+    run = (PromptRun){.trainer = {.m = &m, .h = {PROMPTS_MAGIC, 0, 2, 1, 1, g.channels, g.num_layers, 0},
                                   .cuts = 3, .B = 1, .T = 16, .joint = 1, .weight = 1, .temperature = 1}};
     choose_optimizer(&run.optimizer, "adamw", "");
     optim_set(&run.optimizer, "lr", 1e-2);
@@ -718,7 +753,7 @@ static void test_tree_search(void) {
 // ---- prompts files
 
 static Prompts some_prompts(GPT2Config g) {
-    Prompts p = {.header = {PROMPTS_MAGIC, 0, 3, 2, 1, g.channels, g.num_layers, 77, 5}};
+    Prompts p = {.header = {PROMPTS_MAGIC, 0, 3, 2, 1, g.channels, g.num_layers, 77}};
     p.params = random_floats(prompts_size(&p.header), 1, 1);
     return p;
 }
@@ -794,6 +829,7 @@ int main(int argc, char **argv) {
     test_writer();
     test_end_of_text();
     test_texts();
+    test_proposals();
     test_tree_search();
     test_gradients();
     test_interrupted();

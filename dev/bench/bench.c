@@ -172,7 +172,7 @@ static void bench_decode(const char *kind) {
     const uint16_t tokens[8] = {11, 22, 33, 44, 55, 66, 77, 88};
     GPT2 m;
     gpt2_allocate(&m, models[0].g), gpt2_initialize(&m, 1);
-    engine_start(&e, &m, parse_kind(kind));
+    engine_start(&e, &m, choice("weights", kind, "f32|bf16|int8"));
     gpt2_free(&m);
     double seconds = plain_seconds(&e, tokens, 64);
     printf("%.1f %.1f\n", 1 / seconds, decoder_bytes(&e.decoder) / seconds / 1e9);
