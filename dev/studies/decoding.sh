@@ -18,8 +18,8 @@ if [ "$full" ]; then
     model=(--layers 8 --heads 6 --channels 384 --batch 4 "${muon[@]}" --lr 3e-3 --muon-lr 3e-2 --steps "${STEPS:-1000}")
     draft=(--layers 2 --heads 3 --channels 192 --batch 4 "${muon[@]}" --lr 4e-3 --muon-lr 4e-2 --steps "${STEPS:-700}")
     prompts=(--steps "${STEPS:-400}" --batch 2 --own-tokens 60000)
-    joint=(--steps "${STEPS:-600}" --batch 4 "${muon[@]}" --lr 1e-3 --muon-lr 5e-3)
-    looking_ahead=(--cuts 48 --prompt-weight 0.5 --own-tokens 60000)
+    joint=(--steps "${STEPS:-600}" --batch 4 "${muon[@]}" --lr 2e-3 --muon-lr 2e-2)
+    looking_ahead=(--cuts 48 --prompt-weight 1 --own-tokens 60000)
     bench=(--texts 16 --tokens 128)
 else
     text_options=(--context 64)
