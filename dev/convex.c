@@ -10,9 +10,9 @@
    A rate that is not the method's own to find is tuned: the power of 2 with the lowest F at the end. The
    optimum is AdProxGD's in double precision. With l1 or a box, the methods with a prox remain.
 
-   --curvature 1 adds a column: step length times the Hessian's largest eigenvalue, for methods that step along
-   the gradient. Gradient descent on a quadratic diverges above 2; a method that stays near 2 is said to be at
-   the edge of stability.
+   --curvature 1 adds a column: step length times the Hessian's largest eigenvalue, for methods that step
+   along the gradient. Gradient descent on a quadratic diverges above 2; a method that stays near 2 is said to
+   be at the edge of stability.
 
        ./dev/convex --out convex.csv && gnuplot -e "csv='convex.csv'" dev/convex.gp      draws convex.svg */
 #define _POSIX_C_SOURCE 200809L                            // getline
@@ -204,34 +204,48 @@ typedef struct {
     double *residual;     // (rows): derivative of the loss by the margin
 } Problem;
 
+static double norm2(const double *x, long n) {
+    double sum = 0;
+    for (long j = 0; j < n; j++) sum += x[j] * x[j];
+    return sum;
+}
+
+// <a_i, w>
+static double row_times(const Data *d, long i, const double *w) {
+    double sum = 0;
+    for (size_t k = d->row_start[i]; k < d->row_start[i + 1]; k++) sum += d->value[k] * w[d->col[k]];
+    return sum;
+}
+
+// out += sum_i r_i a_i
+static void add_columns(const Data *d, double *out, const double *r) {
+    OPTIM_PARALLEL for (long j = 0; j < d->cols; j++)
+        for (size_t k = d->col_start[j]; k < d->col_start[j + 1]; k++)
+            out[j] += d->col_value[k] * r[d->row[k]];
+}
+
 static double softplus(double z) { return z > 0 ? z + log1p(exp(-z)) : log1p(exp(z)); }
 
 // The smooth part of F over the rows batch[0..count) (batch NULL: all), and its gradient unless that is NULL.
 static double loss_gradient(Problem *p, const double *w, const int *batch, long count, double *gradient) {
     const Data *d = &p->data;
-    double loss = 0, norm = 0;
+    double loss = 0;
     if (!batch) count = d->rows;
     OPTIM_PARALLEL for (long b = 0; b < count; b++) {
         const long i = batch ? batch[b] : b;
-        double margin = 0;
-        for (size_t k = d->row_start[i]; k < d->row_start[i + 1]; k++) margin += d->value[k] * w[d->col[k]];
-        p->residual[b] = -d->y[i] * margin;
+        p->residual[b] = -d->y[i] * row_times(d, i, w);
     }
     for (long b = 0; b < count; b++) {
         const double z = p->residual[b], y = d->y[batch ? batch[b] : b];
         loss += softplus(z) / count;
         p->residual[b] = -y / (1 + exp(-z)) / count;
     }
-    for (long j = 0; j < d->cols; j++) norm += w[j] * w[j];
     for (long j = 0; j < d->cols && gradient; j++) gradient[j] = p->l2 * w[j];
-    if (gradient && !batch)
-        OPTIM_PARALLEL for (long j = 0; j < d->cols; j++)
-            for (size_t k = d->col_start[j]; k < d->col_start[j + 1]; k++)
-                gradient[j] += d->col_value[k] * p->residual[d->row[k]];
+    if (gradient && !batch) add_columns(d, gradient, p->residual);
     for (long b = 0; b < count && gradient && batch; b++)
         for (size_t k = d->row_start[batch[b]]; k < d->row_start[batch[b] + 1]; k++)
             gradient[d->col[k]] += d->value[k] * p->residual[b];
-    return loss + 0.5 * p->l2 * norm;
+    return loss + 0.5 * p->l2 * norm2(w, d->cols);
 }
 
 static double objective(Problem *p, const double *w) {
@@ -256,14 +270,12 @@ static double first_step(Problem *p, long *evaluations) {
     loss_gradient(p, x1, NULL, 0, g0);
     *evaluations = 0;
     for (int growing = 1; *evaluations < 100; ) {
-        double dx = 0, dg = 0;
+        double dg = 0;
         for (long j = 0; j < p->data.cols; j++) x1[j] = prox(p, -a * g0[j], a);
         loss_gradient(p, x1, NULL, 0, g1);
         ++*evaluations;
-        for (long j = 0; j < p->data.cols; j++) {
-            dx += x1[j] * x1[j];
-            dg += (g1[j] - g0[j]) * (g1[j] - g0[j]);
-        }
+        for (long j = 0; j < p->data.cols; j++) dg += (g1[j] - g0[j]) * (g1[j] - g0[j]);
+        const double dx = norm2(x1, p->data.cols);
         if (dx == 0) break;                                // 0 is the solution
         if (a * sqrt(dg / dx) > 2) { growing = 0; a /= 2; } else if (growing && a < 10) a *= 10; else break;
     }
@@ -271,7 +283,8 @@ static double first_step(Problem *p, long *evaluations) {
     return a;
 }
 
-// AdProxGD in double, until the prox residual |x - x_prev|/a is below 1e-12 or no longer falls. Returns F.
+// AdProxGD in double, until the prox residual |x - x_prev|/a is below 1e-12 or no longer falls. Returns F at
+// the last x; *residual is the smallest on the way there.
 static double optimum(Problem *p, double *x, double *residual) {
     double *g = vector(p), *x_prev = vector(p), *g_prev = vector(p);
     long evaluations;
@@ -308,30 +321,17 @@ static double optimum(Problem *p, double *x, double *residual) {
 // model's probability: power iterations from v, which is left at the eigenvector for the next call.
 static double largest_curvature(Problem *p, const double *w, double *v) {
     const Data *d = &p->data;
-    double norm = 0;
     for (int iteration = 0; iteration < 20; iteration++) {
-        norm = 0;
-        for (long j = 0; j < d->cols; j++) norm += v[j] * v[j];
-        norm = sqrt(norm);
+        const double norm = sqrt(norm2(v, d->cols));
         for (long j = 0; j < d->cols; j++) v[j] = norm > 0 ? v[j] / norm : 1 / sqrt((double)d->cols);
         OPTIM_PARALLEL for (long i = 0; i < d->rows; i++) {
-            double margin = 0, along = 0;
-            for (size_t k = d->row_start[i]; k < d->row_start[i + 1]; k++) {
-                margin += d->value[k] * w[d->col[k]];
-                along += d->value[k] * v[d->col[k]];
-            }
-            const double s = 1 / (1 + exp(-margin));
-            p->residual[i] = s * (1 - s) * along / d->rows;
+            const double s = 1 / (1 + exp(-row_times(d, i, w)));
+            p->residual[i] = s * (1 - s) * row_times(d, i, v) / d->rows;
         }
-        OPTIM_PARALLEL for (long j = 0; j < d->cols; j++) {
-            v[j] *= p->l2;
-            for (size_t k = d->col_start[j]; k < d->col_start[j + 1]; k++)
-                v[j] += d->col_value[k] * p->residual[d->row[k]];
-        }
+        for (long j = 0; j < d->cols; j++) v[j] *= p->l2;
+        add_columns(d, v, p->residual);
     }
-    norm = 0;
-    for (long j = 0; j < d->cols; j++) norm += v[j] * v[j];
-    return sqrt(norm);
+    return sqrt(norm2(v, d->cols));
 }
 
 // -----------------------------------------------------------------------------------------------------------
@@ -372,14 +372,15 @@ typedef struct {
     Problem *p;
     long budget;          // evaluations of the gradient over all rows
     long batch;           // rows a step, 0: all
+    long steps;           // of a run
     double f_star;
     const double *x_star;
     unsigned long long seed; // of the batches
     double first_step;    // AdGD's, and what its search took
     long search;
     int curvature;        // measured
-    double *norms;        // (a run's steps) of the gradients of the last run of gd
-    double *refined;      // (a run's steps) the schedule made of them
+    double *norms;        // (steps) of the gradients of the last run of gd
+    double *refined;      // (steps) the schedule made of them
 } Setting;
 
 static int applies(const Setting *s, const Method *m, const char *only) {
@@ -395,7 +396,7 @@ static double run(const Setting *s, const Method *m, double lr, FILE *csv) {
     double *w = vector(s->p), *gradient = vector(s->p), *eigenvector = vector(s->p), gap = INFINITY;
     int *draw = (int *)grow(NULL, batch, sizeof(int));
     const double start = objective(s->p, w);
-    const long steps = (long)((double)s->budget * rows / batch), every = (long)fmax(1, (double)rows / batch);
+    const long steps = s->steps, every = (long)fmax(1, (double)rows / batch);
     Optimizer o;
     memset(x, 0, cols * sizeof(float));
     random_state = s->seed;
@@ -427,11 +428,10 @@ static double run(const Setting *s, const Method *m, double lr, FILE *csv) {
         if (csv && measures && s->curvature && is(m, 'g'))
             curvature = largest_curvature(s->p, w, eigenvector);
         if (!m->name) {
-            double norm = 0;
-            for (long j = 0; j < cols; j++) norm += gradient[j] * gradient[j];
-            norm = sqrt(norm);
-            const int at = (int)(t < steps ? t : steps - 1), refined = !strcmp(m->schedule, "refined");
-            if (!strcmp(m->label, "gd")) s->norms[at] = norm;
+            const double norm = sqrt(norm2(gradient, cols));
+            const long at = t < steps ? t : steps - 1;
+            const int refined = !strcmp(m->schedule, "refined");
+            if (!strcmp(m->label, "gd") && t < steps) s->norms[t] = norm;
             step = lr * (refined ? s->refined[at] : optim_schedule(m->schedule, at, steps, 0, 0));
             if (is(m, 'n')) step = norm > 0 ? step / norm : 0;
             for (long j = 0; j < cols; j++) x[j] = (float)prox(s->p, x[j] - step * gradient[j], step);
@@ -482,7 +482,8 @@ static void usage(FILE *f) {
 static double number(const char *option, const char *text, double least, int whole) {
     char *end;
     const double value = strtod(text, &end);
-    if (end == text || *end || !(value >= least) || (whole && (value != floor(value) || value > 1e9)))
+    if (end == text || *end || !(value >= least && value < INFINITY) ||
+        (whole && (value != floor(value) || value > 1e9)))
         die(whole ? "needs a whole number (see --help)" : "needs a number (see --help)", option, 2);
     return value;
 }
@@ -522,6 +523,11 @@ int main(int argc, char **argv) {
     p.l2 = l2 >= 0 ? l2 : 1.0 / p.data.rows;
     p.residual = (double *)grow(NULL, p.data.rows, sizeof(double));
     if (s.batch > p.data.rows) die("more rows than there are", "--batch", 2);
+    s.steps = (long)((double)s.budget * p.data.rows / (s.batch ? s.batch : p.data.rows));
+    s.norms = (double *)grow(NULL, s.steps, sizeof(double));
+    s.refined = (double *)grow(NULL, s.steps, sizeof(double));
+    FILE *csv = path ? fopen(path, "w") : stdout;
+    if (!csv) die(strerror(errno), path, 1);
     double *x_star = vector(&p);
     s.x_star = x_star;
     s.f_star = optimum(&p, x_star, &residual);
@@ -529,18 +535,13 @@ int main(int argc, char **argv) {
     fprintf(stderr, "%ld rows, %ld columns, %zu entries; F* = %.15g (prox residual %.1e)\n", p.data.rows,
             p.data.cols, p.data.row_start[p.data.rows], s.f_star, residual);
 
-    FILE *csv = path ? fopen(path, "w") : stdout;
-    if (!csv) die(strerror(errno), path, 1);
-    const long steps = (long)((double)s.budget * p.data.rows / (s.batch ? s.batch : p.data.rows));
-    s.norms = (double *)grow(NULL, steps, sizeof(double));
-    s.refined = (double *)grow(NULL, steps, sizeof(double));
     fprintf(csv, "optimizer,lr,evaluations,suboptimality%s\n", s.curvature ? ",step_curvature" : "");
     for (int j = 0; j < OPTIM_COUNT(methods); j++) {
         const Method *m = &methods[j];
         if (!applies(&s, m, only)) continue;
         if (m->schedule && !strcmp(m->schedule, "refined")) {
             run(&s, &methods[0], tuned_rate(&s, &methods[0]), NULL);
-            if (optim_refined(s.norms, steps, "l2", 0.1, s.refined)) {
+            if (optim_refined(s.norms, s.steps, "l2", 0.1, s.refined)) {
                 fprintf(stderr, "%-18s not refined: needs two steps, and gradients above 0\n", m->label);
                 continue;
             }

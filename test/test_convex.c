@@ -1,4 +1,4 @@
-// The LIBSVM files that dev/convex reads: read, and refused where they lie.
+// The LIBSVM files that dev/convex reads: read, and refused where they lie; its options; gd's norms.
 //   ./test/test_convex [--mutations N]       N (300) damaged files
 #include "caught.h"
 #define main convex_main
@@ -55,11 +55,42 @@ static void test_reading(void) {
     }
 }
 
+// argv: a program's name, one option and its value
+static void call(void *argv) { convex_main(3, argv); }
+
+static void test_options(void) {
+    char *numbers[][3] = {{"", "--l2", "inf"}, {"", "--l1", "inf"}, {"", "--l2", "nan"}, {"", "--l1", "-1"}};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        Outcome o = in_child(call, numbers[i]);
+        check(o.code == 2 && strstr(o.error, "needs a number"), "%s %s is not refused: exit %d: %s",
+              numbers[i][1], numbers[i][2], o.code, o.error);
+    }
+    char *nowhere[] = {"", "--out", "/nowhere/x.csv"};
+    check_refused(call, nowhere, "/nowhere/x.csv: No such file"); // its only line: before the optimum is said
+}
+
+// The norms are those of the steps' gradients: a longer run's first ones are a shorter run's.
+static void test_norms(void) {
+    Problem p = {.data = data_make(), .l2 = 0.01, .box = INFINITY};
+    double norms[2][3], residual[500];
+    p.residual = residual;
+    for (int i = 0; i < 2; i++) {
+        Setting s = {.p = &p, .budget = 2 + i, .steps = 2 + i, .norms = norms[i]};
+        run(&s, &methods[0], 0.5, NULL);
+    }
+    check(norms[0][0] == norms[1][0] && norms[0][1] == norms[1][1] && norms[1][2] < norms[1][1],
+          "the norms of 2 steps are %g, %g, of 3 %g, %g, %g", norms[0][0], norms[0][1], norms[1][0],
+          norms[1][1], norms[1][2]);
+    data_free(&p.data);
+}
+
 int main(int argc, char **argv) {
     int times = argc == 3 && !strcmp(argv[1], "--mutations") ? atoi(argv[2]) : 300, file = mkstemp(path);
     if (file < 0) abort();
     close(file);
     test_reading();
+    test_options();
+    test_norms();
     put("# made for this\n+1 1:0.5 3:-2e0 1000:1\n-1 2:1 # a remark\n+1 3:4 17:0.25 18:-1\n-1 1:1 2:2 3:3\n");
     test_damaged("LIBSVM", path, load, NULL, SIZE_MAX, times);
     unlink(path);
