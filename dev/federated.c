@@ -24,8 +24,9 @@ solution b_m stands still and they are the same, so what is exact stays so.
 
 The baselines on the same clients: `local` trains everything and sends nothing; `fedavg` (McMahan et al. 2017)
 takes K steps on everything and sends how far the shared tensors moved, w_old - w, which the server takes for
-a gradient. Without --private it is FedAvg proper. --finetune N lets every client train everything on, alone,
-at the end.
+a gradient. Without --private it is FedAvg proper, but for the clients' optimizers, which are not begun anew
+in a round: adamw and others keep their m and v. --finetune N lets every client train everything on, alone, at
+the end.
 
    1  options
    2  tensors, private and shared
@@ -104,9 +105,10 @@ typedef struct {
 
 static void add_tensor(Layout *l, const char *name, OptimSegment segment) {
     l->tensors = resize(l->tensors, (size_t)(l->num_tensors + 1) * sizeof *l->tensors);
-    Tensor *t = &l->tensors[l->num_tensors], *before = t - 1;
-    *t = (Tensor){.place = l->num_tensors++ ? before->place + before->segment.size : 0, .segment = segment};
+    Tensor *t = &l->tensors[l->num_tensors];
+    *t = (Tensor){.place = l->num_tensors ? t[-1].place + t[-1].segment.size : 0, .segment = segment};
     snprintf(t->name, sizeof t->name, "%s", name);
+    l->num_tensors++;
 }
 
 static void add_model_tensors(Layout *l, GPT2Config g) {
@@ -198,8 +200,8 @@ enum { TERM_ROWS = 200, TERM_B = 10, TERM_W = 20, TERM_COLS = TERM_B + TERM_W };
 typedef struct {
     double (*z)[TERM_COLS];     // (rows) B and A side by side; NULL: this client has a text
     double *y;                  // (rows)
-    double scale;               // std of z
-    double solution[TERM_COLS]; // its b and the w of the whole problem's
+    double scale;               // std of z, before A is made blind
+    double solution[TERM_COLS]; // its own b and everybody's w
 } Term;
 
 typedef struct {
@@ -216,13 +218,13 @@ typedef struct {
     Optimizer optimizer;
 } Client;
 
-// A thread's room to work for one client after the other.
+// A thread's room to work for one client after the other. Ranks of MPI have one thread for their clients.
 typedef struct {
     GPT2 model;            // unused by the convex problem
     float *params, *grads; // in the model's order
     float *g;              // (b, w)
     uint16_t *x, *y;       // (B,T)
-} Worker;
+} Workspace;
 
 // f and its gradient at x = (b, w).
 static double term_gradient(const Term *t, const float *x, float *grad) {
@@ -237,8 +239,8 @@ static double term_gradient(const Term *t, const float *x, float *grad) {
     return loss / (2 * TERM_ROWS);
 }
 
-// What counts as its validation loss: half the mean square, over fresh rows, of the difference between the
-// predictions of x and of the solution.
+// What counts as its validation loss: half the mean square of the difference between the predictions of x and
+// of the solution, over fresh rows that are not blind. So it counts what the client itself cannot see of w.
 static double term_loss(const Term *t, const float *x) {
     double square = 0;
     for (int j = 0; j < TERM_COLS; j++) square += (x[j] - t->solution[j]) * (x[j] - t->solution[j]);
@@ -267,33 +269,44 @@ static void make_term(Term *t, double misfit, uint64_t seed, int client) {
     }
 }
 
-// Every client's part of the solution, w* over the clients that are no attackers: the normal equations of
-// (b_0, b_1, .., w), H solution = r, by elimination. In this order H stays sparse to the end.
+// Rows of the normal equations, the right side in the last column.
+typedef double System[TERM_COLS][TERM_COLS + 1];
+
+// Takes the unknowns [first, end) out of all rows from `first` on but their own (Gauss and Jordan).
+static void eliminate(System H, int first, int end) {
+    for (int k = first; k < end; k++)
+        for (int i = first; i < TERM_COLS; i++) {
+            double factor = i == k ? 0 : H[i][k] / H[k][k];
+            for (int j = k; j <= TERM_COLS; j++) H[i][j] -= factor * H[k][j];
+        }
+}
+
+// Every client's part of the solution, w* over the clients that are no attackers. A client's b stands in its
+// own equations alone: they are solved for it, and what is left for w (the Schur complement) is summed.
 static void solve_terms(Client *clients, int count) {
-    int at_w = TERM_B * count, n = at_w + TERM_W;
-    double *H = allocate((size_t)n * n, sizeof *H), *r = allocate(n, sizeof *r);
+    System *H = allocate(count, sizeof *H), total = {{0}};
     for (int m = 0; m < count; m++) {
         const Term *t = &clients[m].term;
-        int index[TERM_COLS], cols = clients[m].attacker ? TERM_B : TERM_COLS; // an attacker has no say in w
-        for (int j = 0; j < TERM_COLS; j++) index[j] = j < TERM_B ? TERM_B * m + j : at_w + j - TERM_B;
         for (int i = 0; i < TERM_ROWS; i++)
-            for (int j = 0; j < cols; j++) {
-                r[index[j]] += t->z[i][j] * t->y[i];
-                for (int k = 0; k < cols; k++) H[(size_t)index[j] * n + index[k]] += t->z[i][j] * t->z[i][k];
+            for (int j = 0; j < TERM_COLS; j++) {
+                for (int k = 0; k < TERM_COLS; k++) H[m][j][k] += t->z[i][j] * t->z[i][k];
+                H[m][j][TERM_COLS] += t->z[i][j] * t->y[i];
             }
+        eliminate(H[m], 0, TERM_B);
+        for (int j = TERM_B; j < TERM_COLS && !clients[m].attacker; j++)
+            for (int k = TERM_B; k <= TERM_COLS; k++) total[j][k] += H[m][j][k];
     }
-    for (int k = 0; k < n; k++)
-        for (int i = 0; i < n; i++) {
-            double *to = H + (size_t)i * n, *from = H + (size_t)k * n, factor = to[k] / from[k];
-            if (i == k || factor == 0) continue;
-            for (int j = k; j < n; j++) to[j] -= factor * from[j];
-            r[i] -= factor * r[k];
+    eliminate(total, TERM_B, TERM_COLS);
+    for (int m = 0; m < count; m++) {
+        double *x = clients[m].term.solution;
+        for (int j = TERM_B; j < TERM_COLS; j++) x[j] = total[j][TERM_COLS] / total[j][j];
+        for (int j = 0; j < TERM_B; j++) {
+            x[j] = H[m][j][TERM_COLS];
+            for (int k = TERM_B; k < TERM_COLS; k++) x[j] -= H[m][j][k] * x[k];
+            x[j] /= H[m][j][j];
         }
-    for (int i = 0; i < n; i++) r[i] /= H[(size_t)i * n + i];
-    for (int m = 0; m < count; m++)
-        for (int j = 0; j < TERM_COLS; j++)
-            clients[m].term.solution[j] = r[j < TERM_B ? TERM_B * m + j : at_w + j - TERM_B];
-    free(H), free(r);
+    }
+    free(H);
 }
 
 // ===========================================================================================================
@@ -324,12 +337,14 @@ typedef struct {
     Client *clients;
     Peer *peers;
     int num_clients;
-    Worker *workers;     // one for each thread
+    Workspace *rooms;    // (num_rooms())
     float *w;            // (num_shared) the server's
     float *point;        // (num_shared) where it is evaluated, the same but for optimizers that average
     Optimizer optimizer; // of w
     float *aggregate;    // (num_shared) the last one
-    float *buckets;      // (num_clients, num_shared) means of messages
+    float *buckets;      // (num_clients / bucket, rounded up, num_shared) means of messages
+    int *asked;          // (num_clients) whom a turn asks, or measures
+    float **answers;     // (num_clients) the messages of a step
     float noise;         // the attackers'
     double start, clock; // the clock is virtual, or counts seconds from start
     long steps, spent;   // server steps; answers that were used, refused or given up
@@ -340,7 +355,7 @@ typedef struct {
 
 // The training loss of a client at (b, w), and its gradient in t->g (b, w): on its next batch, or its whole
 // term.
-static double client_gradient(const Federation *f, Client *c, Worker *t, const float *b, const float *w) {
+static double client_gradient(const Federation *f, Client *c, Workspace *t, const float *b, const float *w) {
     double loss;
     to_model(&f->layout, t->params, b, w);
     if (c->term.z) loss = term_gradient(&c->term, t->params, t->grads);
@@ -359,9 +374,17 @@ static double client_gradient(const Federation *f, Client *c, Worker *t, const f
     return loss;
 }
 
+// The client's (b, w) where it is measured, into t->g (b, w): its x, but for optimizers that average.
+static void client_point(const Federation *f, const Client *c, Workspace *t, const float *w) {
+    const Layout *l = &f->layout;
+    optim_eval_params(&c->optimizer, t->g);
+    if (!c->alone) memcpy(t->g + l->num_private, w, l->num_shared * sizeof(float));
+}
+
 // The validation loss, on text in nats per token.
-static double client_loss(const Federation *f, Client *c, Worker *t, const float *w) {
-    to_model(&f->layout, t->params, c->x, c->alone ? c->x + f->layout.num_private : w);
+static double client_loss(const Federation *f, Client *c, Workspace *t, const float *w) {
+    client_point(f, c, t, w);
+    to_model(&f->layout, t->params, t->g, t->g + f->layout.num_private);
     if (c->term.z) return term_loss(&c->term, t->params);
     return evaluate(&t->model, &c->val, c->loader.T, 0);
 }
@@ -381,7 +404,8 @@ static float clip_factor(const FedOptions *o, const float *g, size_t n) {
 }
 
 // Steps on b alone with the server's w, or on everything.
-static void client_steps(const Federation *f, Client *c, Worker *t, int steps, const float *w, double rate) {
+static void client_steps(const Federation *f, Client *c, Workspace *t, int steps, const float *w,
+                         double rate) {
     for (int k = 0; k < steps; k++) {
         const float *shared = c->n > f->layout.num_private ? c->x + f->layout.num_private : w;
         double loss = client_gradient(f, c, t, c->x, shared);
@@ -409,15 +433,17 @@ static int lane_of(const Message *m) { return m->kind == WORK || m->kind == RESU
 
 static void (*wire_tap)(const Message *m); // the test's, which looks at every byte
 
-// Every message passes here. Measurements are not counted as traffic.
-static void on_the_wire(Federation *f, const Message *m) {
+// Every message passes here.
+static void on_the_wire(const Message *m) {
     if (wire_tap) wire_tap(m);
-    if (m->kind == WORK && m->count) f->bytes_down += message_bytes(m);
-    if (m->kind == RESULT && m->count) f->bytes_up += message_bytes(m);
 }
 
+// A message's share of the traffic. Work is counted: a request when it is sent, an answer when the clock
+// takes it, so not one that was given up. Measurements are not.
+static uint64_t traffic(const Message *m) { return m->count ? message_bytes(m) : 0; }
+
 // What a client does with a message, and what it answers.
-static void client_answer(const Federation *f, Client *c, Worker *t, const Message *in, Message *out) {
+static void client_answer(const Federation *f, Client *c, Workspace *t, const Message *in, Message *out) {
     const Layout *l = &f->layout;
     const FedOptions *o = &f->options;
     const float *w = in->payload;
@@ -441,7 +467,8 @@ static void client_answer(const Federation *f, Client *c, Worker *t, const Messa
         for (size_t i = 0; i < out->count; i++) out->payload[i] = w[i] - own[i];
     } else {
         if (in->kind == FINETUNE) {
-            if (!c->alone) memcpy(c->x + l->num_private, w, l->num_shared * sizeof(float));
+            client_point(f, c, t, w);
+            memcpy(c->x, t->g, layout_size(l) * sizeof(float));
             c->alone = 1;
             client_start(f, c, 1);
             for (int k = 0; k < o->finetune; k++)
@@ -458,6 +485,8 @@ static int mpi_rank, mpi_size = 1;
 #else
 enum { mpi_rank = 0, mpi_size = 1 };
 #endif
+
+static int num_rooms(void) { return mpi_size > 1 ? 1 : omp_get_max_threads(); }
 
 // Whether answers come when they are ready, or when a virtual clock says so.
 static int real_clock(const Federation *f) { return mpi_size > 1 && !strcmp(f->options.clock, "real"); }
@@ -493,7 +522,7 @@ static void mpi_receive(Federation *f) {
     if ((size_t)bytes > sizeof *reply + most * sizeof(float))
         die("rank %d sends what is no message of this program", s.MPI_SOURCE);
     MPI_Recv(reply, bytes, MPI_BYTE, s.MPI_SOURCE, s.MPI_TAG, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
-    on_the_wire(f, reply);
+    on_the_wire(reply);
 }
 
 // Whether client m has taken what it was sent last; by the virtual clock, waits until it has.
@@ -527,7 +556,7 @@ static void mpi_clients(Federation *f) {
         Client *c = &f->clients[in->client];
         Peer *p = &f->peers[in->client];
         MPI_Wait(&p->sending[lane_of(in)], MPI_STATUS_IGNORE);
-        client_answer(f, c, &f->workers[0], in, p->reply[lane_of(in)]);
+        client_answer(f, c, &f->rooms[0], in, p->reply[lane_of(in)]);
         if (in->kind == WORK && c->attacker && f->options.attack == SILENT) continue;
         mpi_send(f, in->client, p->reply[lane_of(in)]);
     }
@@ -543,10 +572,11 @@ static void mpi_stop(Federation *f) {
     MPI_Request home;
     double limit = real_clock(f) ? fmax(60, patience(f)) : INFINITY;
     int done = 0;
-    for (int m = 0; m < mpi_size - 1; m++) { // rank 1 + m is client m's
-        Message *stop = f->peers[m].request[MEASURING];
-        *stop = (Message){.kind = STOP, .client = m};
-        mpi_send(f, m, stop);
+    Message stop = {.kind = STOP}; // not a request's memory, which may still be on its way
+    for (int rank = 1; rank < mpi_size; rank++) {
+        MPI_Request sent;
+        MPI_Isend(&stop, sizeof stop, MPI_BYTE, rank, 0, MPI_COMM_WORLD, &sent);
+        MPI_Request_free(&sent);
     }
     MPI_Ibarrier(MPI_COMM_WORLD, &home);
     for (double end = now() + limit; !done && now() < end; mpi_receive(f))
@@ -569,7 +599,8 @@ static void post(Federation *f, const int *to, int count, MessageKind kind, doub
         int job = request->job + 1;
         *request = (Message){.kind = kind, .client = to[i], .job = job, .rate = (float)rate, .count = n};
         memcpy(request->payload, kind == WORK ? f->w : f->point, n * sizeof(float));
-        on_the_wire(f, request);
+        on_the_wire(request);
+        if (kind == WORK) f->bytes_down += traffic(request);
         if (mpi_size > 1) mpi_send(f, to[i], request);
     }
     if (mpi_size > 1) return;
@@ -577,12 +608,12 @@ static void post(Federation *f, const int *to, int count, MessageKind kind, doub
 #pragma omp parallel for schedule(dynamic, 1)
     for (int i = 0; i < count; i++) {
         Peer *p = &f->peers[to[i]];
-        client_answer(f, &f->clients[to[i]], &f->workers[omp_get_thread_num()], p->request[lane],
+        client_answer(f, &f->clients[to[i]], &f->rooms[omp_get_thread_num()], p->request[lane],
                       p->reply[lane]);
     }
     for (int i = 0; i < count; i++)
         if (f->clients[to[i]].attacker == 0 || f->options.attack != SILENT)
-            on_the_wire(f, f->peers[to[i]].reply[lane]);
+            on_the_wire(f->peers[to[i]].reply[lane]);
 }
 
 // ===========================================================================================================
@@ -611,7 +642,7 @@ static void attack(Federation *f) {
     const FedOptions *o = &f->options;
     size_t d = f->layout.num_shared;
     int M = f->num_clients, honest = 0, attackers = 0;
-    float *g[M];
+    float **g = f->answers; // the honest ones'
     for (int m = 0; m < M; m++) {
         attackers += f->clients[m].attacker;
         if (f->peers[m].state == ANSWERED && !f->clients[m].attacker)
@@ -743,7 +774,8 @@ static double schedule_now(const Federation *f) {
 // 0 to D m/(M-1), D from --delay: some clients are always quick, others now and then very slow.
 static void ask(Federation *f) {
     const FedOptions *o = &f->options;
-    int count = 0, *idle = resize(NULL, (size_t)f->num_clients * sizeof *idle);
+    int count = 0;
+    if (real_clock(f)) f->clock = now() - f->start; // a measurement may have come between
     for (int m = 0; m < f->num_clients; m++) {
         Peer *p = &f->peers[m];
         if (p->state != IDLE || !mpi_taken(f, m, WORKING)) continue;
@@ -754,13 +786,13 @@ static void ask(Federation *f) {
         p->asked = f->clock;
         p->arrives = f->clock + 1 + (double)(draw % (most + 1));
         if (f->clients[m].attacker && o->attack == SILENT) p->arrives = INFINITY;
-        idle[count++] = m;
+        f->asked[count++] = m;
     }
-    post(f, idle, count, WORK, schedule_now(f));
-    free(idle);
+    post(f, f->asked, count, WORK, schedule_now(f));
 }
 
-// Lets time go on to the next answers, or to when one is given up.
+// Lets time go on to the next answers, or to when one is given up. The virtual clock takes all that are due,
+// the real one all that are there.
 static void wait_for_answers(Federation *f) {
     double limit = patience(f), next = INFINITY;
     int busy = -1;
@@ -773,8 +805,7 @@ static void wait_for_answers(Federation *f) {
     if (real_clock(f)) {
         int m = mpi_take(f, -1, WORKING, busy < 0 ? limit : next - (now() - f->start));
         if (m < 0 && busy < 0) die("no client's rank takes any message");
-        if (m >= 0) f->peers[m].state = ANSWERED, f->peers[m].gone = 0;
-        f->clock = next = now() - f->start;
+        next = now() - f->start;
     } else if (next == INFINITY)
         die("client %s never answers, and without --deadline the server waits for ever",
             f->clients[busy].name);
@@ -782,9 +813,11 @@ static void wait_for_answers(Federation *f) {
     for (int m = 0; m < f->num_clients; m++) {
         Peer *p = &f->peers[m];
         if (p->state != BUSY) continue;
-        if (!real_clock(f) && p->arrives <= next) {
-            mpi_take(f, m, WORKING, INFINITY);
+        int due = real_clock(f) || p->arrives <= next;
+        if (due && mpi_take(f, m, WORKING, real_clock(f) ? 0 : INFINITY) == m) {
             p->state = ANSWERED;
+            p->gone = 0;
+            f->bytes_up += traffic(p->reply[WORKING]);
         } else if (p->asked + limit <= next) {
             p->state = IDLE;
             p->gone = real_clock(f);
@@ -794,12 +827,13 @@ static void wait_for_answers(Federation *f) {
 }
 
 // One step with the answers that are there and can be used: of the right length, and finite. An asynchronous
-// step is shorter, so that an answer weighs 1/M as in a full round.
+// step is shorter, so that an answer weighs 1/M as in a full round. FedAvg's has no schedule: how far the
+// clients moved has theirs in it.
 static void server_step(Federation *f) {
     const FedOptions *o = &f->options;
     size_t d = o->method == LOCAL ? 0 : f->layout.num_shared;
-    double rate = schedule_now(f);
-    float **g = resize(NULL, (size_t)f->num_clients * sizeof *g);
+    double rate = o->method == FEDAVG ? 1 : schedule_now(f);
+    float **g = f->answers;
     int n = 0;
     if (d) attack(f);
     for (int m = 0; m < f->num_clients; m++) {
@@ -826,13 +860,12 @@ static void server_step(Federation *f) {
                    rate, 0, 0);
         f->steps++;
     }
-    free(g);
 }
 
 // The honest clients' losses as they are (EVALUATE), or after each has trained on alone (FINETUNE). Returns
 // the mean. By the real clock those that have gone are left out.
 static double measure(Federation *f, MessageKind kind, double *worst) {
-    int count = 0, answers = 0, *to = resize(NULL, (size_t)f->num_clients * sizeof *to);
+    int count = 0, answers = 0, *to = f->asked;
     double sum = 0;
     for (int m = 0; m < f->num_clients; m++)
         if (!f->clients[m].attacker && !f->peers[m].gone && mpi_taken(f, m, MEASURING)) to[count++] = m;
@@ -847,7 +880,6 @@ static double measure(Federation *f, MessageKind kind, double *worst) {
         sum += p->loss, answers++;
         *worst = fmax(*worst, p->loss);
     }
-    free(to);
     if (!answers) die("no client says its loss; are their ranks alive?");
     if (!isfinite(sum))
         die("the loss is not a number after %ld server steps: the run diverges; lower --server-lr", f->steps);
@@ -937,26 +969,28 @@ static void split_speakers(Federation *f, const char *text, const char *end) {
 }
 
 // A book of books: lines `BOOK CHAPTER:VERSE text`, such as `Ge1:1 In the beginning`; what stands before the
-// text is left out.
+// text is left out. Other lines go on with the verse above them.
 static void split_books(Federation *f, const char *text, const char *end) {
+    const char *name = NULL;
+    size_t length = 0;
     for (const char *line = text, *next; line < end; line = next) {
         const char *stop = memchr(line, '\n', (size_t)(end - line)), *p = line;
         next = stop ? stop + 1 : end;
         if (isdigit((unsigned char)*p)) p++; // 1Sa, 2Sa
+        const char *letters = p;
         while (isalpha((unsigned char)*p)) p++;
-        size_t length = (size_t)(p - line);
+        const char *name_end = p;
         while (*p == ' ') p++;
         const char *chapter = p;
         while (isdigit((unsigned char)*p)) p++;
-        if (length && p > chapter && *p == ':' && isdigit((unsigned char)p[1])) {
+        if (name_end > letters && p > chapter && *p == ':' && isdigit((unsigned char)p[1])) {
+            name = line, length = (size_t)(name_end - line);
             while (p < next && *p != ' ') p++;
-            give_text(f, line, length, p + (p < next), (size_t)(next - p - (p < next)));
-        } else if (f->num_clients) { // a verse goes on
-            const Client *c = &f->clients[f->num_clients - 1];
-            give_text(f, c->name, strlen(c->name), line, (size_t)(next - line));
+            line = p + (p < next);
         }
+        if (name) give_text(f, name, length, line, (size_t)(next - line));
     }
-    if (!f->num_clients) die("%s has no books: no line such as `Ge1:1 In the beginning`", f->options.data);
+    if (!name) die("%s has no books: no line such as `Ge1:1 In the beginning`", f->options.data);
 }
 
 static int longer_first(const void *a, const void *b) {
@@ -968,13 +1002,28 @@ static int is_here(int client) {
     return mpi_size == 1 || (mpi_rank && client % (mpi_size - 1) == mpi_rank - 1);
 }
 
+// The tokens of a client that is here, in place of its text.
+static void tokenize_client(const Federation *f, Client *c, uint64_t seed) {
+    size_t count;
+    const uint16_t *tokens = tokenizer_encode(&f->tokenizer, c->text, c->bytes, &count);
+    dataset_add(&c->train, tokens, count);
+    dataset_split(&c->train, &c->val);
+    c->loader = (DataLoader){&c->train, f->config.max_seq_len, seed, 0, 0};
+    if (dataset_tokens(&c->train) <= (size_t)c->loader.T || dataset_tokens(&c->val) < 2)
+        die("client %s has only %zu tokens, too few for --context %d; raise --min-bytes", c->name, count,
+            c->loader.T);
+}
+
 // Reads the texts, splits them among clients, and makes or loads the model that all begin with.
 static void prepare_text(Federation *f) {
     const FedOptions *o = &f->options;
-    const Options *own = &o->trainer;
-    size_t length;
-    char *text = read_texts(o->data, &length);
-    if (memchr(text, 0, length)) die("%s holds a zero byte: it is not a text", o->data);
+    const Options *trainer = &o->trainer;
+    size_t read, length = 0;
+    char *text = read_texts(o->data, &read);
+    if (memchr(text, 0, read)) die("%s holds a zero byte: it is not a text", o->data);
+    for (size_t i = 0; i < read; i++) // lines may end in "\r\n"
+        if (text[i] != '\r') text[length++] = text[i];
+    text[length] = 0;
     if (!strcmp(o->split, "speakers")) split_speakers(f, text, text + length);
     else split_books(f, text, text + length);
     qsort(f->clients, f->num_clients, sizeof *f->clients, longer_first);
@@ -982,41 +1031,35 @@ static void prepare_text(Federation *f) {
     while (kept < f->num_clients && f->clients[kept].bytes >= (size_t)o->min_bytes) kept++;
     if (o->max_clients && kept > o->max_clients) kept = o->max_clients;
     if (!kept) die("%s: no client has a text of --min-bytes %d", o->data, o->min_bytes);
-    f->num_clients = kept;
 
-    GPT2 *m = &f->workers[0].model;
+    GPT2 *m = &f->rooms[0].model;
     Tokenizer *t = &f->tokenizer;
-    if (*own->model) gpt2_load(m, own->model);
-    if (!*own->model || !tokenizer_load(t, own->model)) tokenizer_init(t, o->tokenizer, text, length, NULL);
+    if (*trainer->model) gpt2_load(m, trainer->model);
+    if (!*trainer->model || !tokenizer_load(t, trainer->model))
+        tokenizer_init(t, o->tokenizer, text, length, NULL);
     free(text);
-    f->config = *own->model ? m->config : (GPT2Config){own->context, t->vocab_size, own->layers, own->heads,
-                                                        own->channels};
+    f->config = *trainer->model ? m->config
+        : (GPT2Config){trainer->context, t->vocab_size, trainer->layers, trainer->heads, trainer->channels};
     check_config(f->config, "the command line");
     if (t->vocab_size > f->config.vocab_size)
         die("the tokenizer has %d tokens, the model knows %d", t->vocab_size, f->config.vocab_size);
     add_model_tensors(&f->layout, f->config);
-    for (int i = 0; i < kept; i++) {
+    for (int i = 0; i < f->num_clients; i++) {
         Client *c = &f->clients[i];
-        size_t count;
-        if (!is_here(i)) continue;
-        const uint16_t *tokens = tokenizer_encode(t, c->text, c->bytes, &count);
-        dataset_add(&c->train, tokens, count);
-        dataset_split(&c->train, &c->val);
-        uint64_t seed = own->seed + 1000003ull * i;
-        c->loader = (DataLoader){&c->train, f->config.max_seq_len, seed, 0, 0};
-        if (dataset_tokens(&c->train) <= (size_t)c->loader.T || dataset_tokens(&c->val) < 2)
-            die("client %s has only %zu tokens, too few for --context %d; raise --min-bytes", c->name, count,
-                c->loader.T);
+        if (i < kept && is_here(i)) tokenize_client(f, c, trainer->seed + 1000003ull * i);
+        free(c->text), c->text = NULL;
     }
-    for (int i = 0; i < omp_get_max_threads(); i++) {
-        Worker *w = &f->workers[i];
-        if (i || !*own->model) gpt2_allocate(&w->model, f->config);
-        gpt2_allocate_activations(&w->model, own->batch, f->config.max_seq_len, 1);
+    f->num_clients = kept;
+    size_t batch_tokens = (size_t)trainer->batch * f->config.max_seq_len;
+    for (int i = 0; i < num_rooms(); i++) {
+        Workspace *w = &f->rooms[i];
+        if (i || !*trainer->model) gpt2_allocate(&w->model, f->config);
+        gpt2_allocate_activations(&w->model, trainer->batch, f->config.max_seq_len, 1);
         w->params = w->model.params_memory, w->grads = w->model.grads_memory;
-        w->x = allocate((size_t)own->batch * f->config.max_seq_len, sizeof *w->x);
-        w->y = allocate((size_t)own->batch * f->config.max_seq_len, sizeof *w->y);
+        w->x = allocate(batch_tokens, sizeof *w->x);
+        w->y = allocate(batch_tokens, sizeof *w->y);
     }
-    if (!*own->model) gpt2_initialize(m, (uint64_t)own->seed);
+    if (!*trainer->model) gpt2_initialize(m, (uint64_t)trainer->seed);
 }
 
 static void prepare_convex(Federation *f) {
@@ -1031,15 +1074,52 @@ static void prepare_convex(Federation *f) {
     }
     add_tensor(&f->layout, "b", (OptimSegment){.size = TERM_B});
     add_tensor(&f->layout, "w", (OptimSegment){.size = TERM_W});
-    for (int i = 0; i < omp_get_max_threads(); i++)
-        f->workers[i].params = allocate_floats(TERM_COLS), f->workers[i].grads = allocate_floats(TERM_COLS);
+    for (int i = 0; i < num_rooms(); i++)
+        f->rooms[i].params = allocate_floats(TERM_COLS), f->rooms[i].grads = allocate_floats(TERM_COLS);
+}
+
+// A client's messages, and where it lives its own x, which begins as everybody's.
+static void prepare_client(Federation *f, int m, const float *x) {
+    const Layout *l = &f->layout;
+    Client *c = &f->clients[m];
+    Peer *p = &f->peers[m];
+    for (int lane = 0; lane < LANES; lane++) {
+        size_t answer = lane == WORKING ? l->num_shared : 1;
+        p->request[lane] = allocate(1, sizeof(Message) + l->num_shared * sizeof(float));
+        p->reply[lane] = allocate(1, sizeof(Message) + answer * sizeof(float));
+#ifdef FEDERATED_MPI
+        p->sending[lane] = MPI_REQUEST_NULL;
+#endif
+    }
+    c->alone = f->options.method == LOCAL;
+    if (!is_here(m)) return;
+    c->x = allocate_floats(layout_size(l));
+    memcpy(c->x, x, layout_size(l) * sizeof(float));
+    client_start(f, c, f->options.method != FFGG);
+}
+
+static void print_federation(const Federation *f, int attackers) {
+    const FedOptions *o = &f->options;
+    const Layout *l = &f->layout;
+    printf("clients    %d", f->num_clients);
+    if (attackers) printf(", of whom %d attack (%s)", attackers, o->attack_name);
+    if (!o->convex)
+        printf(", with %zu to %zu bytes; %d layers, %d channels, context %d, %d tokens",
+               f->clients[f->num_clients - 1].bytes, f->clients[0].bytes, f->config.num_layers,
+               f->config.channels, f->config.max_seq_len, f->config.vocab_size);
+    printf("\nparameters %zu shared, %zu private", l->num_shared, l->num_private);
+    for (int i = 0; i < l->num_private_tensors; i++)
+        printf("%s%s", !i ? ": " : i % 6 ? ", " : ",\n           ", l->tensors[i].name);
+    printf("\nmethod     %s, %d local steps of %s, server %s, %s%s\n", o->method_name, o->local_steps,
+           o->client_optimizer, o->server_optimizer, o->aggregator_name,
+           o->mean_gradient ? " of mean gradients" : "");
 }
 
 // All that a run needs, from its options.
 static void prepare_federation(Federation *f) {
     const FedOptions *o = &f->options;
     Layout *l = &f->layout;
-    f->workers = allocate(omp_get_max_threads(), sizeof *f->workers);
+    f->rooms = allocate(num_rooms(), sizeof *f->rooms);
     optim_matmul = muon_matmul;
     if (o->convex) prepare_convex(f);
     else prepare_text(f);
@@ -1058,47 +1138,21 @@ static void prepare_federation(Federation *f) {
             l->num_private_tensors, l->num_tensors);
     if (o->method == FEDAVG && !l->num_shared) die("nothing is shared; take --method local");
     float *x = allocate_floats(layout_size(l));
-    from_model(l, x, f->workers[0].params);
-    for (int i = 0; i < omp_get_max_threads(); i++) f->workers[i].g = allocate_floats(layout_size(l));
+    from_model(l, x, f->rooms[0].params);
+    for (int i = 0; i < num_rooms(); i++) f->rooms[i].g = allocate_floats(layout_size(l));
     f->peers = allocate(M, sizeof *f->peers);
-    for (int m = 0; m < M; m++) {
-        Peer *p = &f->peers[m];
-        for (int lane = 0; lane < LANES; lane++) {
-            p->request[lane] = allocate(1, sizeof(Message) + l->num_shared * sizeof(float));
-            p->reply[lane] =
-                allocate(1, sizeof(Message) + (lane == WORKING ? l->num_shared : 1) * sizeof(float));
-#ifdef FEDERATED_MPI
-            p->sending[lane] = MPI_REQUEST_NULL;
-#endif
-        }
-        if (is_here(m)) {
-            f->clients[m].x = allocate_floats(layout_size(l));
-            memcpy(f->clients[m].x, x, layout_size(l) * sizeof(float));
-            client_start(f, &f->clients[m], o->method != FFGG);
-        }
-        f->clients[m].alone = o->method == LOCAL;
-    }
+    for (int m = 0; m < M; m++) prepare_client(f, m, x);
     f->w = allocate_floats(l->num_shared + 1);
     f->point = allocate_floats(l->num_shared + 1);
     f->aggregate = allocate_floats(l->num_shared + 1);
-    if (o->bucket > 1) f->buckets = allocate_floats(M * l->num_shared);
+    f->asked = allocate(M, sizeof *f->asked);
+    f->answers = allocate(M, sizeof *f->answers);
+    if (o->bucket > 1) f->buckets = allocate_floats((M + o->bucket - 1) / o->bucket * l->num_shared);
     memcpy(f->w, x + l->num_private, l->num_shared * sizeof(float));
     start_vector(&f->optimizer, &o->server, l, l->num_private_tensors, l->num_tensors, f->w);
     free(x);
     if (mpi_rank) return;
-
-    printf("clients    %d", M);
-    if (attackers) printf(", of whom %d attack (%s)", attackers, o->attack_name);
-    if (!o->convex)
-        printf(", with %zu to %zu bytes; %d layers, %d channels, context %d, %d tokens",
-               f->clients[M - 1].bytes, f->clients[0].bytes, f->config.num_layers, f->config.channels,
-               f->config.max_seq_len, f->config.vocab_size);
-    printf("\nparameters %zu shared, %zu private", l->num_shared, l->num_private);
-    for (int i = 0; i < l->num_private_tensors; i++)
-        printf("%s%s", !i ? ": " : i % 6 ? ", " : ",\n           ", l->tensors[i].name);
-    printf("\nmethod     %s, %d local steps of %s, server %s, %s%s\n", o->method_name, o->local_steps,
-           o->client_optimizer, o->server_optimizer, o->aggregator_name,
-           o->mean_gradient ? " of mean gradients" : "");
+    print_federation(f, attackers);
     if (!*o->out) return;
     make_folder(o->out);
     Path path = path_in(o->out, "log.csv");
@@ -1116,7 +1170,7 @@ static void write_clients(const Federation *f) {
         for (const char *p = c->name; *p; p++)
             fputc(*p == ',' ? ';' : *p, file); // a comma would be another cell
         fprintf(file, ",%zu,%d,", c->bytes, c->attacker);
-        log_number(file, c->attacker ? NAN : f->peers[m].loss, "%.6f", '\n');
+        log_number(file, c->attacker ? NAN : f->peers[m].loss, "%.9g", '\n');
     }
     write_commit(file, path.s);
 }
@@ -1141,7 +1195,7 @@ static const OptionRow own_rows[] = {
     {"server-optimizer", 's', OF(server_optimizer), "", 0, 0, 0, "NAME", "and --server-lr .. (see the end)"},
     {"client-optimizer", 's', OF(client_optimizer), "", 0, 0, 0, "NAME", "and --client-lr .. (see the end)"},
     {"schedule", 's', OF(schedule), "", 0, 0, 0, "NAME",
-        "of both rates; on texts a fifth of it is warmup (cosine)"},
+        "of both rates (fedavg: the clients'); on texts a fifth is warmup (cosine)"},
     {"clip", 'd', OF(clip), "-1", -1, 1e30, 0, "X", "largest gradient norm; 0: none (-1: 1; --convex: 0)"},
     {"aggregate", 's', OF(aggregator_name), "mean", 0, 0, 0, "NAME", "see the names at the end"},
     {"trim", 'd', OF(trim), "-1", -1, 0.5, 0, "SHARE", "that trimmed cuts off at an end (-1: the attackers)"},
@@ -1197,6 +1251,14 @@ static void set_hyper(Optimizer *o, const char **name, const char *usual, double
     }
 }
 
+// Whether an optimizer's buffers hold a place, which would be wrong once somebody else has moved x.
+static int remembers_place(const Optimizer *o) {
+    static const char *const places[] = {"z", "x_outer", "x0", "x_average", "x_prev"};
+    int found = 0;
+    for (int i = 0; i < OPTIM_COUNT(places); i++) found |= optim_word(o->row->buffers, places[i]) != NULL;
+    return found;
+}
+
 static FedOptions fed_options(int argc, char **argv) {
     FedOptions o = {0};
     Options *rest = &o.trainer; // what is no option here is one of an optimizer's
@@ -1231,9 +1293,12 @@ static FedOptions fed_options(int argc, char **argv) {
     // FedAvg's server puts the mean of what the clients have made of w in its place: SGD at rate 1.
     const char *usual = o.convex ? "sgd" : "adamw";
     double rate = o.convex ? 0.5 : 3e-3;
-    if (o.method == FEDAVG) set_hyper(&o.server, &o.server_optimizer, "sgd", 1, "server-", rest);
-    else set_hyper(&o.server, &o.server_optimizer, usual, rate, "server-", rest);
+    int averages = o.method == FEDAVG;
+    set_hyper(&o.server, &o.server_optimizer, averages ? "sgd" : usual, averages ? 1 : rate, "server-", rest);
     set_hyper(&o.client, &o.client_optimizer, usual, rate, "client-", rest);
+    if (averages && remembers_place(&o.client))
+        die_usage("%s remembers where it was, and FedAvg moves its clients; take adamw, sgd or muon for them",
+                  o.client_optimizer);
     return o;
 }
 

@@ -1,5 +1,5 @@
 // Tests dev/federated.c from inside: what is private and what is sent, the gradients, the aggregators, the
-// solution of the convex problem.
+// solution of the convex problem, FedAvg's mean, where clients are measured, the books of a text.
 #define _GNU_SOURCE // memmem
 #define FEDERATED_NO_MAIN
 #include "../dev/federated.c"
@@ -112,7 +112,7 @@ static void test_layout(const char *path) {
 
     // FFGG's answer is the gradient of the shared tensors, at the private ones that the local steps left
     Client *c = &f.clients[0];
-    Worker *t = &f.workers[0];
+    Workspace *t = &f.rooms[0];
     Message *out = f.peers[0].reply[WORKING], *in = f.peers[0].request[WORKING];
     *in = (Message){.kind = WORK, .rate = 1, .count = l->num_shared};
     memcpy(in->payload, f.w, l->num_shared * sizeof(float));
@@ -159,6 +159,58 @@ static void test_convex(void) {
     for (int j = 0; j < TERM_W; j++) largest = fmax(largest, fabs(w_sum[j]));
     check(largest < 1e-5, "nor the honest ones' mean (%g)", largest);
     check(sum > 1, "with noise they differ (%g)", sum);
+}
+
+// FedAvg's server puts the mean of what the clients have made of w in its place, also where the schedule has
+// fallen: that is in how far they moved.
+static void test_fedavg(void) {
+    static Federation f;
+    START(&f, "--convex", "--method", "fedavg", "--rounds", "10", "--schedule", "linear");
+    rounds(&f, 8);
+    double largest = 0;
+    for (size_t i = 0; i < f.layout.num_shared; i++) {
+        double mean = 0;
+        for (int m = 0; m < f.num_clients; m++) mean += (double)f.clients[m].x[i] / f.num_clients;
+        largest = fmax(largest, fabs(f.w[i] - mean));
+    }
+    check(fabs(f.peers[0].request[WORKING]->rate - 0.37) < 1e-6, "the clients' rate falls (%g)",
+          f.peers[0].request[WORKING]->rate);
+    check(largest < 1e-5, "the server's w is the mean of the clients' (%g)", largest);
+}
+
+// Clients whose optimizer averages are measured at the average, and train on from it.
+static void test_measured(void) {
+    static Federation f;
+    START(&f, "--convex", "--rounds", "10", "--client-optimizer", "schedule-free-sgd", "--client-lr", "0.1");
+    rounds(&f, 5);
+    float point[TERM_COLS];
+    double worst;
+    Client *c = &f.clients[3];
+    optim_eval_params(&c->optimizer, point);
+    memcpy(point + TERM_B, f.w, TERM_W * sizeof(float));
+    check(memcmp(point, c->x, TERM_B * sizeof(float)) != 0, "the average is another point");
+    check(f.peers[3].loss == (float)term_loss(&c->term, point), "the loss is %g, at the average %g",
+          f.peers[3].loss, term_loss(&c->term, point));
+    measure(&f, FINETUNE, &worst); // no steps
+    check(!memcmp(point, c->x, sizeof point), "fine-tuning begins at the average");
+}
+
+// ---- books
+
+static void test_books(void) {
+    static const char text[] = "A preface.\nGe1:1 In\n10:1 Now\n12:30 \n1Sa1:1 There\nGe2:1 Thus\n"
+                               "it goes on\n";
+    static const char *const books[][2] = {{"Ge", "In\n10:1 Now\n12:30 \nThus\nit goes on\n"},
+                                           {"1Sa", "There\n"}};
+    Federation f = {0};
+    split_books(&f, text, text + sizeof text - 1);
+    if (!check(f.num_clients == 2, "%d books, 2 expected", f.num_clients)) return;
+    for (int i = 0; i < 2; i++) {
+        const Client *c = &f.clients[i];
+        check(!strcmp(c->name, books[i][0]) && c->bytes == strlen(books[i][1]) &&
+                  !memcmp(c->text, books[i][1], c->bytes),
+              "book %d is %s, with %zu bytes: %.*s", i, c->name, c->bytes, (int)c->bytes, c->text);
+    }
 }
 
 // ---- aggregators
@@ -236,6 +288,9 @@ int main(void) {
     test_privacy(path);
     test_layout(path);
     test_convex();
+    test_fedavg();
+    test_measured();
+    test_books();
     test_aggregators();
     test_little();
     unlink(path);

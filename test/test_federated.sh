@@ -103,11 +103,17 @@ ok "bytes are counted: a head of 24 and 4 for each shared number, 6 clients, 40 
 ok "books" "$federated" --data "$work/books.txt" --clients books "${text[@]:2}" --rounds 40 \
     --out "$work/books"
 ok "six of them, too" [ "$(grep -cE '^B[a-f],' "$work/books/clients.csv")" = 6 ]
+sed 's/$/\r/' "$work/play.txt" >"$work/crlf.txt"
+ok "lines that end in CR LF" "$federated" --data "$work/crlf.txt" "${text[@]:2}" --rounds 40 \
+    --out "$work/crlf"
+ok "are the same lines" cmp "$work/a/log.csv" "$work/crlf/log.csv"
 OMP_NUM_THREADS=1 ok "one thread" "$federated" "${text[@]}" --rounds 40 --out "$work/t1"
 OMP_NUM_THREADS=3 ok "three threads" "$federated" "${text[@]}" --rounds 40 --out "$work/t3"
 ok "give the same numbers" cmp "$work/t1/log.csv" "$work/t3/log.csv"
 ok "asynchronous" "$federated" "${text[@]}" --rounds 40 --delay 5 --async 1 --out "$work/async"
 ok "staleness is logged" awk -F, 'END { exit !($6 > 0.5 && $7 >= 3) }' "$work/async/log.csv"
+ok "late answers are counted when they come" awk -F, -v n="$shared" '
+    NR > 1 && $4 != int(6 * $1 + 0.5) * (24 + 4 * n) { bad = 1 } END { exit bad }' "$work/async/log.csv"
 for method in fedavg local; do
     ok "$method" "$federated" "${text[@]}" --rounds 40 --method $method --local-steps 2 --client-lr 1e-2 \
         --finetune 10 --out "$work/$method"
@@ -156,6 +162,9 @@ refuses 2 "not between" "$federated" --convex --attackers 2
 refuses 2 "no optimizer" "$federated" --convex --server-optimizer newton
 refuses 2 "no option of sgd" "$federated" --convex --server-beta1 0.9
 refuses 2 "needs a teacher" "$federated" --convex --server-optimizer iam
+for name in gpa schedule-free dog prodigy resetting diloco; do
+    refuses 2 "$name remembers" "$federated" --convex --method fedavg --client-optimizer $name
+done
 refuses 1 "matches no tensor" "$federated" --convex --private 'h.*'
 refuses 1 "private and others shared" "$federated" --convex --private '*'
 refuses 1 "would be attackers" "$federated" --convex --attackers 1
