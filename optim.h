@@ -24,9 +24,9 @@
 
    The gradient is taken at params. Averaging methods (gpa, schedule-free, dog) evaluate another point x:
    optim_eval_params computes it into `out` and leaves params alone, so training goes on bit for bit.
-   optim_state lists what a checkpoint holds besides params. sps and iam use the losses given to optim_step:
-   f_t(x) and the teacher's loss on the same batch. The schedule multiplies "lr", "muon-lr" and "lr-cap";
-   optimizers without any of these ignore it.
+   optim_state lists what a checkpoint holds besides params, optim_bytes its size. sps and iam use the losses
+   given to optim_step: f_t(x) and the teacher's loss on the same batch. The schedule multiplies "lr",
+   "muon-lr" and "lr-cap"; optimizers without any of these ignore it.
 
    name               paper                     buffers besides parameters and gradients   bytes a parameter
    adamw              arXiv 1711.05101          m v                                        8
@@ -1057,8 +1057,8 @@ OPTIM_API void optim_free(Optimizer *o) {
 
 // Allocates the buffers. params is the caller's array of n floats and holds the starting point; the segments
 // cover it in order (NULL, 0: one vector without weight decay). What none of them covers is never moved and
-// counts in no sum, and the zeros that are kept for it take no memory until they are saved and read again.
-// 0, or -1 without memory.
+// counts in no sum, and the zeros that are kept for it take no memory until they are saved and read again
+// (on a CPU; a GPU's are written at the start). 0, or -1 without memory.
 OPTIM_API int optim_start(Optimizer *o, float *params, size_t n, const OptimSegment *segments,
                           int num_segments) {
     const OptimSegment whole = { 0, n, 0, 0, 0 };
@@ -1166,6 +1166,12 @@ OPTIM_API int optim_state(Optimizer *o, int i, void **ptr, size_t *bytes, const 
         return 1;
     }
     return 0;
+}
+
+OPTIM_API size_t optim_bytes(const Optimizer *o) {         // of all that optim_state lists
+    size_t bytes = sizeof(o->s);
+    for (int b = 0; b < OPTIM_COUNT(optim_buffers); b++) bytes += optim_size(o, b) * sizeof(float);
+    return bytes;
 }
 
 // One optimizer's maths, options, defaults and memory, over each of its bases; all names where name is NULL.

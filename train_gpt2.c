@@ -3886,13 +3886,10 @@ static void prepare_proxy(Run *run) {
     allocate_sums(&run->sum, &run->model, 0, o->proxy_steps);
 }
 
-static void print_plan(Run *run, const char *device) {
+static void print_plan(const Run *run, const char *device) {
     const Options *o = &run->options;
     GPT2Config g = run->model.config;
-    size_t optimizer_bytes = 0, bytes;
-    void *block;
-    const char *name;
-    for (int i = 0; optim_state(&run->optimizer, i, &block, &bytes, &name); i++) optimizer_bytes += bytes;
+    size_t optimizer_bytes = optim_bytes(&run->optimizer);
     printf("model      %d layers, %d heads, %d channels, context %d, %d tokens: %zu parameters\n",
            g.num_layers, g.num_heads, g.channels, g.max_seq_len, g.vocab_size, run->model.num_parameters);
     printf("data       %zu training tokens, %zu for validation\n", dataset_tokens(&run->train),

@@ -2,18 +2,18 @@
 loops, cuBLASLt in the place of our matrix product; and of chapter 10 what GPUs do by NCCL. Read train_gpt2.c
 first.
 
-This file is compiled in two halves. nvcc makes kernels of the first, and of optim.h's passes. The second is
-C, a page long: train_gpt2.c, compiled with -DGPT2_DEVICE='"train_gpt2.cu"', includes it at the end of its
-chapter 5, and from there on speaks to the GPU where it says gpt2_forward, gpt2_backward or optim_step. So
-files, data, options, teacher, proxy and the training loop are the CPU's own. Between the halves stands a
-border of some twenty C functions.
+This file is compiled in parts. nvcc makes kernels of the first, and of optim.h's passes. The others are C:
+train_gpt2.c, compiled with -DGPT2_DEVICE='"train_gpt2.cu"', includes one at the end of its chapter 5 and,
+with GPT2_DEVICE_WORKERS, one at the end of chapter 10, and from there on speaks to the GPU where it says
+gpt2_forward, gpt2_backward or optim_step. So files, data, options, teacher, proxy and the training loop are
+the CPU's own. Between C++ and C stands a border of two dozen C functions.
 
    2  the GPU: errors, memory, launches, sums over threads, matrix multiplication
    3  layers, forward beside backward
    4  attention: a plain path, and tensor cores
    5  the model: parameters, activations, forward, classifier, backward
   10  workers
-      the border, and the C half
+      the border, and the C parts
 
 Shapes and letters as in train_gpt2.c. T is a type here, float or bf16 (bfloat16: 8 bits of exponent, 8 of
 mantissa); the length of a sequence is `length`. The parameters, their gradients and all that the optimizer
@@ -24,10 +24,12 @@ which the CPU reads only to save it.
 
 Everything goes into one stream, the default one. The CPU waits where it needs numbers: a micro-batch's loss,
 which is known when the GPU has half of the work still before it, and the norm of the gradient at the end of a
-step (and the sums of optimizers that find their own rate). So the CPU sorts the next tokens while the GPU is
-in backward. There are no CUDA graphs: a step of 124M is 470 launches, 2 ms of the CPU's time at 4 us each,
-hidden behind tens of ms of the GPU's; only models of a few MB would gain, and a graph would hide that
-wte_backward's grid comes from the batch.
+step (and the sums of optimizers that find their own rate); logits, evaluation points, checkpoints. And it
+waits before it writes where the GPU may still read: with the targets until the GPU begins the forward pass,
+which stays in its queue. So the CPU sorts the next tokens while the GPU is in backward, and in a step only
+the norm (or such a sum) leaves the GPU without work. There are no CUDA graphs: a step of 124M is 470
+launches, 2 ms of the CPU's time at 4 us each, hidden behind tens of ms of the GPU's; only models of a few MB
+would gain, and a graph would hide that wte_backward's grid comes from the batch.
 
 What to expect, on paper. With R = B*length rows, a step of GPT-2 124M (L 12, C 768, V 50257, n = 124M
 parameters) in bf16 with B 32, length 1024 has these floating-point operations, and these bytes to and from
@@ -84,15 +86,15 @@ typedef struct { int max_seq_len, vocab_size, num_layers, num_heads, channels; }
 extern "C" {
 #endif
 
-// ---- the border: what the two halves know of each other
+// ---- the border: what C++ and C know of each other
 typedef struct Gpu Gpu;            // a model on the GPU
-void gpu_die(const char *message); // the C half's die()
+void gpu_die(const char *message); // the C part's die()
 const char *gpu_open(int device, int *has_bf16); // makes it current; its name, whether it multiplies bf16
 size_t gpu_bytes(void);            // allocated so far
 float *gpu_share(size_t n);        // n floats that both sides can reach (the CPU after a gpu_wait)
-void gpu_unshare(float *p);
+void gpu_unshare(float *p, size_t n); // what gpu_share(n) gave, or NULL
 void gpu_wait(void);
-Gpu *gpu_create(GPT2Config g, int B, int length, int training, int bf16);
+Gpu *gpu_create(GPT2Config g, int B, int length, int training, int half); // half: in bf16
 void gpu_free(Gpu *m);
 // As train_gpt2.c's gpt2_forward and so on. params, grads: shared, flat, as its ParameterTensors.
 void gpu_forward(Gpu *m, const float *params, const uint16_t *tokens, int B, int length);
@@ -112,8 +114,8 @@ void gpu_optim_step(Optimizer *o, const float *grad, float scale, double factor,
                     double loss_star);
 void gpu_optim_eval(const Optimizer *o, float *out); // and waits
 int gpu_optim_state(Optimizer *o, int i, void **block, size_t *bytes, const char **name);
+size_t gpu_optim_bytes(const Optimizer *o); // of this process's shard
 void gpu_optim_free(Optimizer *o);
-double gpu_norm2(const float *x, size_t n);
 OptimSums gpu_gradient_norms(const Optimizer *o, const float *g);
 void gpu_copy(OptimSpan span, float *out, const float *x);
 void gpu_proxy_gradient(float *out, const float *proxy, const float *g, const float *proxy_t, const float *x,
@@ -148,7 +150,7 @@ static void check_cublas(cublasStatus_t status, int line) {
 #define CUDA(call) check_cuda(call, __LINE__)
 #define CUBLAS(call) check_cublas(call, __LINE__)
 
-static size_t allocated_bytes;
+static size_t gpu_allocated;
 
 // n elements of memory that only the GPU reaches.
 template <typename T> static T *device_memory(size_t n) {
@@ -159,18 +161,23 @@ template <typename T> static T *device_memory(size_t n) {
         fail("the GPU has %zu of its %zu MiB left, %zu more are needed; use a smaller --batch",
              available >> 20, total >> 20, bytes >> 20);
     }
-    allocated_bytes += bytes;
+    gpu_allocated += bytes;
     return (T *)p;
 }
 
-// More than 48 KB of shared memory have to be asked for.
+// More than 48 KB of shared memory have to be asked for; only attention over large heads takes so much. A
+// block may have 99 KB or more from sm_80 on, but 64 on sm_75: there heads of 198 to 256 channels do not fit.
 template <typename Kernel> static void allow_shared(Kernel kernel, size_t bytes) {
-    if (bytes > 48 << 10)
-        CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+    if (bytes <= 48 << 10) return;
+    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    if (error == cudaErrorInvalidValue)
+        fail("attention over heads so large needs %zu KB of shared memory, more than this GPU has; use more "
+             "--heads", (bytes + 1023) >> 10);
+    CUDA(error);
 }
 
-// Every kernel is launched here: `grid` blocks of `block` threads, with `shared` bytes of shared memory for
-// each block.
+// Launches a kernel of this file (optim.h launches its own): `grid` blocks of `block` threads, with `shared`
+// bytes of shared memory for each block.
 #define RUN(kernel, grid, block, shared, ...)             \
     do {                                                  \
         allow_shared(kernel, shared);                     \
@@ -178,6 +185,7 @@ template <typename Kernel> static void allow_shared(Kernel kernel, size_t bytes)
         CUDA(cudaGetLastError());                         \
     } while (0)
 
+#define GRID_Y 65535 // the most blocks in a grid's second dimension: attention's heads, column_sums' rows
 #define WARP 32
 #define EVERY_LANE 0xFFFFFFFFu
 
@@ -231,12 +239,12 @@ static cublasLtHandle_t cublas;
 static void *workspace;
 static const size_t workspace_bytes = 32 << 20;
 
-// What is done to C while it is written. All pointers may be NULL.
+// What is done to C while it is written.
 template <typename T> struct Epilogue {
-    int accumulate;      // C += A B
-    const T *bias;       // (N) added to each row
-    T *before_gelu;      // (M,N) receives C, and C becomes gelu(C)
-    const T *derivative; // (M,N) C is multiplied by GELU's derivative there
+    const T *bias = NULL;       // (N) added to each row
+    T *before_gelu = NULL;      // (M,N), beside a bias: receives C, and C becomes gelu(C)
+    const T *derivative = NULL; // (M,N) C is multiplied by GELU's derivative there
+    int accumulate = 0;         // C += A B
 };
 
 // A kind of product, and what cuBLASLt wants to know of it, found at its first call.
@@ -246,7 +254,7 @@ typedef struct {
 typedef struct {
     Product key;
     cublasLtMatmulDesc_t product;
-    cublasLtMatrixLayout_t a, b, c;
+    cublasLtMatrixLayout_t first, second, c; // of B, A and C: see find_plan
     cublasLtMatmulAlgo_t algorithm;
     int tried, found;
 } Plan;
@@ -262,7 +270,7 @@ static cublasLtMatrixLayout_t layout(int type, int rows, int cols) {
                                           sizeof(value)))
 
 // cuBLAS counts column by column: its matrices are the transposes of ours, and so it is asked for C' = op(B)'
-// op(A)'.
+// op(A)'. B comes first.
 static Plan *find_plan(Product want) {
     static Plan plans[256];
     static int turn;
@@ -271,23 +279,23 @@ static Plan *find_plan(Product want) {
     Plan *p = &plans[turn++ % 256];
     if (p->key.M) { // an old one makes room
         CUBLAS(cublasLtMatmulDescDestroy(p->product));
-        CUBLAS(cublasLtMatrixLayoutDestroy(p->a));
-        CUBLAS(cublasLtMatrixLayoutDestroy(p->b));
+        CUBLAS(cublasLtMatrixLayoutDestroy(p->first));
+        CUBLAS(cublasLtMatrixLayoutDestroy(p->second));
         CUBLAS(cublasLtMatrixLayoutDestroy(p->c));
     }
     memset(p, 0, sizeof *p);
     p->key = want;
     int64_t aux_ld = want.N;
-    cublasOperation_t first = want.trans_b ? CUBLAS_OP_T : CUBLAS_OP_N,
-                      second = want.trans_a ? CUBLAS_OP_T : CUBLAS_OP_N;
+    cublasOperation_t op_b = want.trans_b ? CUBLAS_OP_T : CUBLAS_OP_N,
+                      op_a = want.trans_a ? CUBLAS_OP_T : CUBLAS_OP_N;
     CUBLAS(cublasLtMatmulDescCreate(&p->product, (cublasComputeType_t)want.compute, CUDA_R_32F));
-    SET(p, TRANSA, first);
-    SET(p, TRANSB, second);
+    SET(p, TRANSA, op_b);
+    SET(p, TRANSB, op_a);
     SET(p, EPILOGUE, want.epilogue);
     if (want.epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS || want.epilogue == CUBLASLT_EPILOGUE_DGELU)
         SET(p, EPILOGUE_AUX_LD, aux_ld);
-    p->a = want.trans_b ? layout(want.type, want.K, want.N) : layout(want.type, want.N, want.K);
-    p->b = want.trans_a ? layout(want.type, want.M, want.K) : layout(want.type, want.K, want.M);
+    p->first = want.trans_b ? layout(want.type, want.K, want.N) : layout(want.type, want.N, want.K);
+    p->second = want.trans_a ? layout(want.type, want.M, want.K) : layout(want.type, want.K, want.M);
     p->c = layout(want.c_type, want.N, want.M);
     return p;
 }
@@ -306,8 +314,8 @@ static void find_algorithm(Plan *p) {
     PREFER(MIN_ALIGNMENT_B_BYTES, alignment);
     PREFER(MIN_ALIGNMENT_C_BYTES, alignment);
     PREFER(MIN_ALIGNMENT_D_BYTES, alignment);
-    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(cublas, p->product, p->a, p->b, p->c, p->c,
-                                                           preference, 1, &best, &p->found);
+    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(cublas, p->product, p->first, p->second, p->c,
+                                                           p->c, preference, 1, &best, &p->found);
     p->found = status == CUBLAS_STATUS_SUCCESS && p->found > 0;
     if (p->found) p->algorithm = best.algo;
     CUBLAS(cublasLtMatmulPreferenceDestroy(preference));
@@ -365,14 +373,14 @@ static void matmul(OUT *C, const T *A, const T *B, int M, int N, int K, int tran
     }
     if (!p->found) fail("cuBLASLt has no way to multiply (%d,%d) by (%d,%d)", M, K, K, N);
     const float alpha = 1, beta = e.accumulate;
-    CUBLAS(cublasLtMatmul(cublas, p->product, &alpha, B, p->a, A, p->b, &beta, C, p->c, C, p->c,
+    CUBLAS(cublasLtMatmul(cublas, p->product, &alpha, B, p->first, A, p->second, &beta, C, p->c, C, p->c,
                           &p->algorithm, workspace, workspace_bytes, 0));
 }
 
 // Muon's products; cuBLASLt has none that stops at the diagonal.
 static void muon_matmul(float *C, const float *A, const float *B, int M, int N, int K, int trans_a,
                         int trans_b, int) {
-    matmul(C, A, B, M, N, K, trans_a, trans_b, Epilogue<float>{});
+    matmul(C, A, B, M, N, K, trans_a, trans_b, {});
 }
 
 // ===========================================================================================================
@@ -550,7 +558,7 @@ __global__ void add_groups(float *first, float *second, const float *partial, in
     (blockIdx.y ? second : first)[c] += sum;
 }
 
-// out (rows,N) = x (rows,K) w' + bias; w (N,K); e may add a GELU.
+// out (rows,N) = x (rows,K) w', then e; w (N,K).
 template <typename T>
 static void linear_forward(T *out, const T *x, const T *w, int rows, int K, int N, Epilogue<T> e) {
     matmul(out, x, w, rows, N, K, 0, 1, e);
@@ -560,9 +568,7 @@ static void linear_forward(T *out, const T *x, const T *w, int rows, int K, int 
 template <typename T> static void linear_backward(T *dx, float *dw, float *dbias, float *partial,
                                                   const T *dout, const T *x, const T *w, int rows, int K,
                                                   int N, Epilogue<T> e, int add) {
-    Epilogue<T> dw_e = {};
-    dw_e.accumulate = add;
-    matmul(dw, dout, x, N, K, rows, 1, 0, dw_e);
+    matmul(dw, dout, x, N, K, rows, 1, 0, {NULL, NULL, NULL, add});
     matmul(dx, dout, w, rows, K, N, 0, 0, e);
     int groups = blocks_for(rows, SHARE);
     RUN(column_sums<T>, dim3(blocks_for(N, CHANNELS), groups), THREADS, 0, partial, dout, rows, N);
@@ -595,7 +601,7 @@ __device__ inline size_t head_at(int head, int NH, int HS, int length, int strid
 #define MAX_HEAD 256
 
 // 32 rows of HS numbers, from row `first` on, into shared memory as (32,HS+1): lanes reading a column meet no
-// bank twice.
+// bank twice. stride: numbers from row to row.
 template <typename T>
 __device__ inline void load_rows(float *to, const T *from, int stride, int first, int length, int HS) {
     for (int i = threadIdx.x; i < WARP * HS; i += blockDim.x) {
@@ -856,18 +862,30 @@ __device__ inline float quad_max(float x) {
     return fmaxf(x, __shfl_xor_sync(EVERY_LANE, x, 2));
 }
 
+// Where number j of a lane's four stands in a tile of C.
+__device__ inline int tile_row(int j) {
+    int lane = threadIdx.x % WARP;
+    return lane / 4 + j / 2 * 8;
+}
+__device__ inline int tile_column(int j) {
+    int lane = threadIdx.x % WARP;
+    return lane % 4 * 2 + j % 2;
+}
+
 // Blocks: own queries (the last first: they have the most keys), a head.
 template <int HS> __global__ void __launch_bounds__(TENSOR_THREADS, TENSOR_BLOCKS)
     attention_forward_tensor(bf16 *out, float *lse, const bf16 *qkv, int length, int NH) {
     const int M = M_OF(HS), tile = KEYS * ROW(HS);
     SHARED_MEMORY;
-    bf16 *tiles = (bf16 *)shared_memory; // twice keys and values; first, the second has the queries
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, C = NH * HS, head = blockIdx.y;
+    // two places, each for a tile of keys and one of values; at first the second holds the queries
+    bf16 *tiles = (bf16 *)shared_memory;
+    int warp = threadIdx.x / WARP, C = NH * HS, head = blockIdx.y;
     int q0 = (gridDim.x - 1 - blockIdx.x) * OWN_ROWS(HS), first = q0 + warp * 16 * M; // of the warp
     int keys = MIN(q0 + OWN_ROWS(HS), length);
     const bf16 *q = qkv + head_at(head, NH, HS, length, 3 * C), *k = q + C, *v = k + C;
     uint32_t x[M][HS / 16][4];
-    float o[M][HS / 8][4] = {{{0}}}, max[M][2], sum[M][2] = {{0}}, scale = rsqrtf((float)HS) * LOG2_E;
+    float o[M][HS / 8][4] = {{{0}}}, max[M][2], sum[M][2] = {{0}};
+    float scale_log2 = rsqrtf((float)HS) * LOG2_E;
     for (int m = 0; m < M; m++) max[m][0] = max[m][1] = -INFINITY;
     load_tile<HS, OWN_ROWS(HS)>(tiles + 2 * tile, q, 3 * C, q0, length);
     commit_copies();
@@ -896,25 +914,26 @@ template <int HS> __global__ void __launch_bounds__(TENSOR_THREADS, TENSOR_BLOCK
                     for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
                         for (int j = 0; j < 4; j++) {
-                            int key = k0 + n * 8 + lane % 4 * 2 + j % 2;
-                            if (key > first + m * 16 + lane / 4 + j / 2 * 8) s[m][n][j] = -INFINITY;
+                            int key = k0 + n * 8 + tile_column(j);
+                            if (key > first + m * 16 + tile_row(j)) s[m][n][j] = -INFINITY;
                         }
             }
 #pragma unroll
             for (int m = 0; m < M; m++)
 #pragma unroll
-                for (int h = 0; h < 2; h++) { // rows lane / 4 and 8 further
+                for (int h = 0; h < 2; h++) { // the lane's two rows
                     float top = max[m][h], total = 0;
 #pragma unroll
                     for (int n = 0; n < KEYS / 8; n++)
                         top = fmaxf(top, fmaxf(s[m][n][2 * h], s[m][n][2 * h + 1]));
                     top = quad_max(top);
-                    float shrink = power_of_two((max[m][h] - top) * scale), top_scaled = top * scale;
+                    float shrink = power_of_two((max[m][h] - top) * scale_log2);
+                    float top_scaled = top * scale_log2;
 #pragma unroll
                     for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
                         for (int j = 2 * h; j < 2 * h + 2; j++)
-                            total += s[m][n][j] = power_of_two(s[m][n][j] * scale - top_scaled);
+                            total += s[m][n][j] = power_of_two(s[m][n][j] * scale_log2 - top_scaled);
 #pragma unroll
                     for (int n = 0; n < HS / 8; n++) o[m][n][2 * h] *= shrink, o[m][n][2 * h + 1] *= shrink;
                     sum[m][h] = sum[m][h] * shrink + total;
@@ -928,15 +947,15 @@ template <int HS> __global__ void __launch_bounds__(TENSOR_THREADS, TENSOR_BLOCK
     for (int m = 0; m < M; m++)
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            int query = first + m * 16 + lane / 4 + 8 * h;
+            int query = first + m * 16 + tile_row(2 * h);
             float total = quad_sum(sum[m][h]), inverse = 1 / total;
             if (query >= length) continue;
-            bf16 *to = out + head_at(head, NH, HS, length, C) + (size_t)query * C + lane % 4 * 2;
+            bf16 *to = out + head_at(head, NH, HS, length, C) + (size_t)query * C + tile_column(0);
 #pragma unroll
             for (int n = 0; n < HS / 8; n++)
                 *(uint32_t *)(to + n * 8) = pack_bf16(o[m][n][2 * h] * inverse, o[m][n][2 * h + 1] * inverse);
-            if (lane % 4 == 0)
-                lse[(size_t)head * length + query] = max[m][h] * (scale / LOG2_E) + logf(total);
+            if (tile_column(0) == 0)
+                lse[(size_t)head * length + query] = max[m][h] * (scale_log2 / LOG2_E) + logf(total);
         }
 }
 
@@ -948,7 +967,7 @@ template <int HS, int OF_KEYS> __global__ void __launch_bounds__(TENSOR_THREADS,
     SHARED_MEMORY;
     bf16 *a = (bf16 *)shared_memory, *b = a + own_rows * ROW(HS), *tiles = b + own_rows * ROW(HS);
     __shared__ float of_lse[OWN_ROWS(HS)], of_D[OWN_ROWS(HS)]; // of own queries, or, OF_KEYS, of two tiles'
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, C = NH * HS, head = blockIdx.y;
+    int warp = threadIdx.x / WARP, C = NH * HS, head = blockIdx.y;
     int block = OF_KEYS ? blockIdx.x : gridDim.x - 1 - blockIdx.x; // the most work first
     int begin = block * own_rows, first = begin + warp * 16 * M;
     int from = OF_KEYS ? begin : 0, to = OF_KEYS ? length : MIN(begin + own_rows, length);
@@ -990,7 +1009,9 @@ template <int HS, int OF_KEYS> __global__ void __launch_bounds__(TENSOR_THREADS,
         commit_copies();
         wait_copies<1>();
         __syncthreads();
-        int again = OF_KEYS || t0 == from; // own rows come from shared memory, once where they can stay
+        // OF_KEYS keeps da and db in registers, so own rows come anew from shared memory for each tile; else
+        // once
+        int again = OF_KEYS || t0 == from;
         if (again) load_fragments<HS, M>(x, a + warp * 16 * M * ROW(HS));
         if (again && !OF_KEYS) load_fragments<HS, M>(y, b + warp * 16 * M * ROW(HS));
         if (OF_KEYS ? t0 + OTHERS > first : t0 < first + 16 * M) { // else no query is as late as a key
@@ -1004,8 +1025,8 @@ template <int HS, int OF_KEYS> __global__ void __launch_bounds__(TENSOR_THREADS,
                 for (int n = 0; n < OTHERS / 8; n++)
 #pragma unroll
                     for (int j = 0; j < 4; j++) {
-                        int i = OF_KEYS ? place * OTHERS + n * 8 + lane % 4 * 2 + j % 2
-                                        : warp * 16 * M + m * 16 + lane / 4 + j / 2 * 8;
+                        int i = OF_KEYS ? place * OTHERS + n * 8 + tile_column(j)
+                                        : warp * 16 * M + m * 16 + tile_row(j);
                         s[m][n][j] = power_of_two(s[m][n][j] * scale_log2 - of_lse[i]);
                         dp[m][n][j] -= of_D[i];
                     }
@@ -1016,8 +1037,7 @@ template <int HS, int OF_KEYS> __global__ void __launch_bounds__(TENSOR_THREADS,
                     for (int n = 0; n < OTHERS / 8; n++)
 #pragma unroll
                         for (int j = 0; j < 4; j++) {
-                            int own = first + m * 16 + lane / 4 + j / 2 * 8;
-                            int other = t0 + n * 8 + lane % 4 * 2 + j % 2;
+                            int own = first + m * 16 + tile_row(j), other = t0 + n * 8 + tile_column(j);
                             if (OF_KEYS ? own > other : other > own) s[m][n][j] = 0;
                         }
             }
@@ -1036,9 +1056,9 @@ template <int HS, int OF_KEYS> __global__ void __launch_bounds__(TENSOR_THREADS,
     for (int m = 0; m < M; m++)
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            int own = first + m * 16 + lane / 4 + 8 * h;
+            int own = first + m * 16 + tile_row(2 * h);
             if (own >= length) continue;
-            bf16 *to = dqkv + at + (size_t)own * 3 * C + (OF_KEYS ? C : 0) + lane % 4 * 2;
+            bf16 *to = dqkv + at + (size_t)own * 3 * C + (OF_KEYS ? C : 0) + tile_column(0);
 #pragma unroll
             for (int n = 0; n < HS / 8; n++) {
                 float *low = da[m][n] + 2 * h;
@@ -1076,7 +1096,7 @@ static void attention_forward(T *out, float *lse, const T *qkv, int B, int lengt
         if (HS == 128) return attention_forward_on_tensor_cores<128>(out, lse, qkv, B, length, NH);
     }
     RUN(attention_forward_plain<T>, dim3(blocks_for(length, PLAIN_ROWS), B * NH), PLAIN_ROWS * WARP,
-              plain_bytes(HS), out, lse, qkv, length, NH, HS);
+        plain_bytes(HS), out, lse, qkv, length, NH, HS);
 }
 
 // dqkv from dout and what forward left; D (B,NH,length) is scratch.
@@ -1128,6 +1148,13 @@ static size_t point_parameters(ParameterTensors<T> *p, T *memory, GPT2Config g, 
         if (sizes) sizes[i] = each[i];
     }
     return n;
+}
+
+// Layer l's part of each tensor that has layers; where one tensor ends, the next begins.
+template <typename T> static ParameterTensors<T> tensors_of_layer(ParameterTensors<T> p, int L, int l) {
+    T **tensors = (T **)&p;
+    for (int i = 2; i < NUM_TENSORS - 2; i++) tensors[i] += (tensors[i + 1] - tensors[i]) / L * l;
+    return p;
 }
 
 #ifndef LOGITS // tests take less
@@ -1285,7 +1312,7 @@ template <typename T> static void send_tokens(Model<T> *m, const uint16_t *token
 
 template <typename T> static void send_targets(Model<T> *m, const uint16_t *targets) {
     int rows = m->B * m->length;
-    CUDA(cudaEventSynchronize(m->sent)); // the GPU has the tokens, and the whole forward pass before it
+    CUDA(cudaEventSynchronize(m->sent)); // the GPU has the tokens; its queue still holds the forward pass
     memcpy(m->targets_sent, targets, rows * sizeof *targets);
     send(m->targets, m->targets_sent, rows);
     CUDA(cudaEventRecord(m->sent, 0));
@@ -1304,41 +1331,36 @@ template <typename T> static void forward(Model<T> *m, const float *params, cons
     GPT2Config g = m->shape;
     int C = g.channels, rows = B * length, L = g.num_layers;
     use_parameters(m, params);
-    ParameterTensors<T> w = m->w;
     m->B = B, m->length = length;
     send_tokens(m, tokens, rows);
     RUN(encoder_forward<T>, blocks_for((size_t)rows * C, THREADS * Pack<T>::size), THREADS, 0, m->residual,
-        m->tokens, w.wte, w.wpe, rows, length, C);
-    layernorm(m->residual, m->ln1, m->ln1_mean, m->ln1_rstd, m->residual, (T *)NULL, w.ln1w, w.ln1b, rows,
-              C);
+        m->tokens, m->w.wte, m->w.wpe, rows, length, C);
+    layernorm(m->residual, m->ln1, m->ln1_mean, m->ln1_rstd, m->residual, (T *)NULL, m->w.ln1w, m->w.ln1b,
+              rows, C);
     for (int l = 0; l < L; l++) {
-        size_t at = (size_t)l * m->keep * rows, next = m->keep ? at + rows : 0, matrix = (size_t)l * C * C;
+        ParameterTensors<T> p = tensors_of_layer(m->w, L, l);
+        size_t at = (size_t)l * m->keep * rows, next = m->keep ? at + rows : 0;
         T *x = m->residual + at * C, *x2 = m->residual2 + at * C, *out = m->residual + next * C;
         T *ln1 = m->ln1 + at * C, *qkv = m->qkv + at * 3 * C, *atty = m->atty + at * C;
         T *ln2 = m->ln2 + at * C, *fch = m->fch + at * 4 * C, *fch_gelu = m->fch_gelu + at * 4 * C;
-        linear_forward(qkv, ln1, w.qkvw + 3 * matrix, rows, C, 3 * C,
-                       Epilogue<T>{0, w.qkvb + l * 3 * C, NULL, NULL});
+        linear_forward(qkv, ln1, p.qkvw, rows, C, 3 * C, {p.qkvb});
         attention_forward(atty, m->lse + at * g.num_heads, qkv, B, length, C, g.num_heads);
-        linear_forward(m->branch, atty, w.attprojw + matrix, rows, C, C,
-                       Epilogue<T>{0, w.attprojb + l * C, NULL, NULL});
-        layernorm(x2, ln2, m->ln2_mean + at, m->ln2_rstd + at, x, m->branch, w.ln2w + l * C,
-                  w.ln2b + l * C, rows, C);
-        linear_forward(fch_gelu, ln2, w.fcw + 4 * matrix, rows, C, 4 * C,
-                       Epilogue<T>{0, w.fcb + l * 4 * C, fch, NULL});
-        linear_forward(m->branch, fch_gelu, w.fcprojw + 4 * matrix, rows, 4 * C, C,
-                       Epilogue<T>{0, w.fcprojb + l * C, NULL, NULL});
+        linear_forward(m->branch, atty, p.attprojw, rows, C, C, {p.attprojb});
+        layernorm(x2, ln2, m->ln2_mean + at, m->ln2_rstd + at, x, m->branch, p.ln2w, p.ln2b, rows, C);
+        linear_forward(fch_gelu, ln2, p.fcw, rows, C, 4 * C, {p.fcb, fch});
+        linear_forward(m->branch, fch_gelu, p.fcprojw, rows, 4 * C, C, {p.fcprojb});
         // the residual stream, and the next layer norm of it
         if (l < L - 1)
             layernorm(out, m->ln1 + next * C, m->ln1_mean + next, m->ln1_rstd + next, x2, m->branch,
-                      w.ln1w + (l + 1) * C, w.ln1b + (l + 1) * C, rows, C);
-        else layernorm(out, m->lnf, m->lnf_mean, m->lnf_rstd, x2, m->branch, w.lnfw, w.lnfb, rows, C);
+                      p.ln1w + C, p.ln1b + C, rows, C);
+        else layernorm(out, m->lnf, m->lnf_mean, m->lnf_rstd, x2, m->branch, p.lnfw, p.lnfb, rows, C);
     }
 }
 
 // Logits (n,Vp) of n rows of m->lnf from row `first` on, in m->logits.
 template <typename T> static void logits(Model<T> *m, int first, int n) {
     int C = m->shape.channels;
-    linear_forward(m->logits, m->lnf + (size_t)first * C, m->w.wte, n, C, m->Vp, Epilogue<T>{});
+    linear_forward(m->logits, m->lnf + (size_t)first * C, m->w.wte, n, C, m->Vp, {});
 }
 
 // Logits i, i+1, ..; those from V on are -infinity, which the softmax does not see.
@@ -1449,15 +1471,14 @@ static void classifier(Model<T> *m, const uint16_t *targets, float *dwte, float 
     send_targets(m, targets);
     for (int first = 0; first < rows; first += m->logit_rows) {
         int n = MIN(m->logit_rows, rows - first);
-        Epilogue<T> to_wte = {};
-        to_wte.accumulate = first || add;
         logits(m, first, n);
         if (t) logits(t, first, n);
         RUN(cross_entropy<T>, n, CLASSIFIER_THREADS, 0, m->logits, m->losses + first, m->targets + first, V,
             m->Vp, grad_scale, t ? t->logits : (T *)NULL, temperature, weight);
         if (grad_scale == 0) continue;
-        matmul(dwte, m->logits, m->lnf + (size_t)first * C, m->Vp, C, n, 1, 0, to_wte);
-        matmul(m->dnormed + (size_t)first * C, m->logits, m->w.wte, n, C, m->Vp, 0, 0, Epilogue<T>{});
+        matmul(dwte, m->logits, m->lnf + (size_t)first * C, m->Vp, C, n, 1, 0,
+               {NULL, NULL, NULL, first || add});
+        matmul(m->dnormed + (size_t)first * C, m->logits, m->w.wte, n, C, m->Vp, 0, 0, {});
     }
     RUN(sum_losses, 1, THREADS, 0, m->loss_sum, m->losses, rows);
     CUDA(cudaEventRecord(m->loss_known, 0));
@@ -1480,50 +1501,48 @@ template <typename T> static void layernorm_gradients(Model<T> *m, float *dweigh
 
 // After forward: grads = grad_scale times the gradient of the summed loss, or += with add; returns the mean.
 template <typename T>
-static double backward(Model<T> *m, float *grads, const uint16_t *targets, float grad_scale, int add,
+static double backward(Model<T> *m, float *grads_memory, const uint16_t *targets, float grad_scale, int add,
                        Gpu *teacher, float temperature, float weight) {
     GPT2Config g = m->shape;
-    ParameterTensors<T> w = m->w;
-    ParameterTensors<float> d;
+    ParameterTensors<float> grads;
     int B = m->B, length = m->length, C = g.channels, rows = B * length, L = g.num_layers;
-    float **tensors = (float **)&d;
+    float **tensors = (float **)&grads;
     size_t sizes[NUM_TENSORS];
-    point_parameters(&d, grads, g, sizes);
+    point_parameters(&grads, grads_memory, g, sizes);
     for (int i = 0; !add && i < NUM_TENSORS; i++) // products overwrite, the rest is added to
         if (i != WTE && i != QKVW && i != ATTPROJW && i != FCW && i != FCPROJW)
             CUDA(cudaMemsetAsync(tensors[i], 0, sizes[i] * sizeof(float), 0));
-    classifier(m, targets, d.wte, grad_scale, add, teacher, temperature, weight);
+    classifier(m, targets, grads.wte, grad_scale, add, teacher, temperature, weight);
     CUDA(cudaMemsetAsync(m->dresidual, 0, (size_t)rows * C * sizeof(T), 0));
-    layernorm_gradients(m, d.lnfw, d.lnfb, m->residual + (size_t)L * rows * C, w.lnfw, m->lnf_mean,
+    layernorm_gradients(m, grads.lnfw, grads.lnfb, m->residual + (size_t)L * rows * C, m->w.lnfw, m->lnf_mean,
                         m->lnf_rstd);
     for (int l = L - 1; l >= 0; l--) {
-        size_t at = (size_t)l * rows, matrix = (size_t)l * C * C;
+        ParameterTensors<T> p = tensors_of_layer(m->w, L, l);
+        ParameterTensors<float> d = tensors_of_layer(grads, L, l);
+        size_t at = (size_t)l * rows;
         T *x = m->residual + at * C, *x2 = m->residual2 + at * C, *atty = m->atty + at * C;
         T *ln1 = m->ln1 + at * C, *qkv = m->qkv + at * 3 * C;
-        T *ln2 = m->ln2 + at * C, *fch = m->fch + at * 4 * C;
-        T *ln1w = w.ln1w + l * C, *ln2w = w.ln2w + l * C;
+        T *ln2 = m->ln2 + at * C, *fch = m->fch + at * 4 * C, *fch_gelu = m->fch_gelu + at * 4 * C;
         float *mean1 = m->ln1_mean + at, *rstd1 = m->ln1_rstd + at, *mean2 = m->ln2_mean + at,
               *rstd2 = m->ln2_rstd + at;
         // the MLP
-        linear_backward(m->dwide, d.fcprojw + 4 * matrix, d.fcprojb + l * C, m->partial, m->dresidual,
-                        m->fch_gelu + at * 4 * C, w.fcprojw + 4 * matrix, rows, 4 * C, C,
-                        Epilogue<T>{0, NULL, NULL, fch}, add);
-        linear_backward(m->dnormed, d.fcw + 4 * matrix, d.fcb + l * 4 * C, m->partial, m->dwide, ln2,
-                        w.fcw + 4 * matrix, rows, C, 4 * C, Epilogue<T>{}, add);
-        layernorm_gradients(m, d.ln2w + l * C, d.ln2b + l * C, x2, ln2w, mean2, rstd2);
+        linear_backward(m->dwide, d.fcprojw, d.fcprojb, m->partial, m->dresidual, fch_gelu, p.fcprojw, rows,
+                        4 * C, C, {NULL, NULL, fch}, add);
+        linear_backward(m->dnormed, d.fcw, d.fcb, m->partial, m->dwide, ln2, p.fcw, rows, C, 4 * C, {}, add);
+        layernorm_gradients(m, d.ln2w, d.ln2b, x2, p.ln2w, mean2, rstd2);
         // attention
-        linear_backward(m->dnormed, d.attprojw + matrix, d.attprojb + l * C, m->partial, m->dresidual, atty,
-                        w.attprojw + matrix, rows, C, C, Epilogue<T>{}, add);
+        linear_backward(m->dnormed, d.attprojw, d.attprojb, m->partial, m->dresidual, atty, p.attprojw, rows,
+                        C, C, {}, add);
         attention_backward(m->dwide, m->D, m->dnormed, qkv, atty, m->lse + at * g.num_heads, B, length, C,
                            g.num_heads);
-        linear_backward(m->dnormed, d.qkvw + 3 * matrix, d.qkvb + l * 3 * C, m->partial, m->dwide, ln1,
-                        w.qkvw + 3 * matrix, rows, C, 3 * C, Epilogue<T>{}, add);
-        layernorm_gradients(m, d.ln1w + l * C, d.ln1b + l * C, x, ln1w, mean1, rstd1);
+        linear_backward(m->dnormed, d.qkvw, d.qkvb, m->partial, m->dwide, ln1, p.qkvw, rows, C, 3 * C, {},
+                        add);
+        layernorm_gradients(m, d.ln1w, d.ln1b, x, p.ln1w, mean1, rstd1);
     }
-    RUN(wte_backward<T>, dim3(m->runs, blocks_for(C, WARP)), THREADS, 0, d.wte, m->dresidual, m->tokens,
+    RUN(wte_backward<T>, dim3(m->runs, blocks_for(C, WARP)), THREADS, 0, grads.wte, m->dresidual, m->tokens,
         m->order, m->start, C);
-    RUN(wpe_backward<T>, blocks_for((size_t)length * C, THREADS), THREADS, 0, d.wpe, m->dresidual, B, length,
-        C);
+    RUN(wpe_backward<T>, blocks_for((size_t)length * C, THREADS), THREADS, 0, grads.wpe, m->dresidual, B,
+        length, C);
     return mean_loss(m);
 }
 
@@ -1607,16 +1626,19 @@ const char *gpu_open(int device, int *has_bf16) {
     return properties.name;
 }
 
-size_t gpu_bytes(void) { return allocated_bytes; }
+size_t gpu_bytes(void) { return gpu_allocated; }
 
+static size_t with_room(size_t n) { return (n / ranks + 4) * ranks; } // for shards of the same size
 float *gpu_share(size_t n) {
-    n = (n / ranks + 4) * ranks; // room for shards of the same size
-    float *p = (float *)optim_allocate(n, sizeof(float));
-    if (!p) fail("the GPU has no room for %zu more MiB; use a smaller model or --batch", n >> 18);
-    allocated_bytes += n * sizeof(float);
+    float *p = (float *)optim_allocate(with_room(n), sizeof(float));
+    if (!p) fail("the GPU has no room for %zu more MiB; use a smaller model or --batch", with_room(n) >> 18);
+    gpu_allocated += with_room(n) * sizeof(float);
     return p;
 }
-void gpu_unshare(float *p) { optim_release(p); }
+void gpu_unshare(float *p, size_t n) {
+    optim_release(p);
+    if (p) gpu_allocated -= with_room(n) * sizeof(float);
+}
 void gpu_wait(void) { CUDA(cudaDeviceSynchronize()); }
 
 // Calls f of the model that m is.
@@ -1627,6 +1649,9 @@ Gpu *gpu_create(GPT2Config g, int B, int length, int training, int half) {
     if (g.channels % 8) fail("%d channels; a GPU reads 8 at once, so make it a multiple of 8", g.channels);
     if (g.channels / g.num_heads > MAX_HEAD)
         fail("heads of %d channels; on a GPU they have at most %d", g.channels / g.num_heads, MAX_HEAD);
+    if ((size_t)B * g.num_heads > GRID_Y || (size_t)B * length > (size_t)GRID_Y * SHARE)
+        fail("%d sequences of %d tokens are too many for a GPU; use a smaller --batch, more --accumulate", B,
+             length);
     float_products = half ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
     return half ? model_create<bf16>(g, B, length, training) : model_create<float>(g, B, length, training);
 }
@@ -1638,7 +1663,7 @@ void gpu_forward(Gpu *m, const float *params, const uint16_t *tokens, int B, int
 
 template <typename T> static void logits_to_cpu(Model<T> *m, float *out, int first, int n) {
     size_t V = m->shape.vocab_size, Vp = m->Vp;
-    T *rows = (T *)malloc(m->logit_rows * Vp * sizeof(T));
+    T *rows = (T *)malloc(MIN(n, m->logit_rows) * Vp * sizeof(T));
     if (!rows) fail("out of memory");
     for (int done = 0; done < n; done += m->logit_rows) {
         int now = MIN(m->logit_rows, n - done);
@@ -1661,7 +1686,7 @@ double gpu_backward(Gpu *m, float *grads, const uint16_t *targets, float grad_sc
     return OF_MODEL(m, backward, grads, targets, grad_scale, add, teacher, temperature, weight);
 }
 
-// An optimizer as the C half has chosen and set it. There its row calls loops, here the same row calls
+// An optimizer as the C part has chosen and set it. There its row calls loops, here the same row calls
 // kernels; there it has all parameters, here a shard of them.
 struct OnGpu {
     Optimizer *o;
@@ -1702,6 +1727,7 @@ void gpu_optim_step(Optimizer *o, const float *grad, float scale, double factor,
                     double loss_star) {
     OnGpu on(o, o->n);
     optim_step(o, grad + on.begin, scale, factor, loss, loss_star);
+    CUDA(cudaGetLastError());
     moved = o->params - on.begin;
     all_gather(o->params - on.begin, on.n);
 }
@@ -1733,14 +1759,20 @@ int gpu_optim_state(Optimizer *o, int i, void **block, size_t *bytes, const char
     return 1;
 }
 
+size_t gpu_optim_bytes(const Optimizer *optimizer) {
+    Optimizer o = *optimizer;
+    OnGpu on(&o, o.n);
+    return optim_bytes(&o);
+}
+
 void gpu_optim_free(Optimizer *o) { optim_free(o); }
+
 OptimSums gpu_gradient_norms(const Optimizer *optimizer, const float *g) {
     Optimizer o = *optimizer;
     OnGpu on(&o, o.n);
-    return optim_gradient_norms(&o, g + on.begin);
-}
-double gpu_norm2(const float *x, size_t n) {
-    return optim_norm2(x + shard_begin(n), shard_end(n) - shard_begin(n));
+    OptimSums norms = optim_gradient_norms(&o, g + on.begin);
+    CUDA(cudaGetLastError()); // else a fault of the GPU would look like a gradient that is not a number
+    return norms;
 }
 void gpu_copy(OptimSpan span, float *out, const float *x) { optim_copy(span, out, x); }
 void gpu_proxy_gradient(float *out, const float *proxy, const float *g, const float *proxy_t, const float *x,
@@ -1748,7 +1780,7 @@ void gpu_proxy_gradient(float *out, const float *proxy, const float *g, const fl
     optim_proxy_gradient(out, proxy, g, proxy_t, x, xt, eta, n);
 }
 
-#elif !defined GPT2_DEVICE_WORKERS // the C half, within train_gpt2.c, at the end of its chapter 5
+#elif !defined GPT2_DEVICE_WORKERS // the C part within train_gpt2.c, at the end of its chapter 5
 
 void gpu_die(const char *message) { die("%s", message); }
 
@@ -1804,7 +1836,7 @@ static void gpt2_allocate_activations_gpu(GPT2 *m, int B, int T, int training) {
 
 static UNUSED void gpt2_free_gpu(GPT2 *m) {
     if (m->gpu) gpu_free(m->gpu);
-    gpu_unshare(m->params_memory), gpu_unshare(m->grads_memory);
+    gpu_unshare(m->params_memory, m->num_parameters), gpu_unshare(m->grads_memory, m->num_parameters);
     free(m->logits);
 }
 
@@ -1840,7 +1872,7 @@ static double gpt2_backward_gpu(GPT2 *m, const uint16_t *targets, float grad_sca
 #define optim_step gpu_optim_step
 #define optim_eval_params gpu_optim_eval
 #define optim_state gpu_optim_state
-#define optim_norm2 gpu_norm2
+#define optim_bytes gpu_optim_bytes
 #define optim_gradient_norms gpu_gradient_norms
 #define optim_copy gpu_copy
 #define optim_proxy_gradient gpu_proxy_gradient
@@ -1848,8 +1880,7 @@ static double gpt2_backward_gpu(GPT2 *m, const uint16_t *targets, float grad_sca
 #else // and at the end of chapter 10: micro-batches are added where they are computed, by NCCL across workers
 
 static void allocate_sums_gpu(GradientSum *s, GPT2 *m, long first, long end) {
-    (void)first, (void)end;
-    s->model = m;
+    (void)s, (void)m, (void)first, (void)end;
 }
 static void begin_micro_batch_gpu(GradientSum *s, long i, long first, long end, int exchange) {
     (void)s, (void)end, (void)exchange;

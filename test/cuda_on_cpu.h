@@ -400,7 +400,7 @@ static inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint3
 
 typedef int cudaError_t, cudaStream_t;
 typedef long *cudaEvent_t; // how much had been asked for when it was recorded
-enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2 };
+enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2 };
 enum { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaDevAttrComputeCapabilityMajor = 75 };
 struct cudaDeviceProp { char name[256]; };
@@ -448,7 +448,6 @@ static inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 static inline const char *cudaGetErrorString(cudaError_t) { return "an error"; }
 static inline cudaError_t cudaGetDeviceCount(int *n) { return *n = 8, cudaSuccess; }
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-static inline cudaError_t cudaGetDevice(int *device) { return *device = 0, cudaSuccess; }
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     return strcpy(p->name, "a CPU that plays a GPU"), cudaSuccess;
 }

@@ -16,8 +16,8 @@
 #undef optim_start
 #undef optim_step
 #undef optim_eval_params
-#undef optim_norm2
 #undef optim_state
+#undef optim_bytes
 #include "check.h"
 
 #ifdef CUDA_ON_CPU
@@ -65,10 +65,12 @@ static void free_pair(Pair *p) { gpt2_free_gpu(&p->gpu), gpt2_free(&p->cpu); }
 // A model from a file, in the CPU's memory.
 static GPT2 load_model(const char *path) {
     GPT2 m, loaded;
+    size_t before = gpu_bytes();
     gpt2_load(&loaded, path);
     gpt2_allocate(&m, loaded.config);
     memcpy(m.params_memory, loaded.params_memory, m.num_parameters * sizeof(float));
-    gpu_unshare(loaded.params_memory);
+    gpt2_free_gpu(&loaded);
+    check(gpu_bytes() == before, "%s: %zu bytes stay counted as the GPU's", path, gpu_bytes() - before);
     return m;
 }
 
@@ -179,7 +181,11 @@ static void test_shape(GPT2Config g, int B, int T, int bf16, int soft, const cha
         compare_gradients(name, g, grads, p.cpu.grads_memory, g.vocab_size, norm_error, tolerance);
     printf("%s: loss %.1e, gradients %.1e\n", name, fabs(loss - expected), worst);
 
-    double norm = gpu_norm2(grads, m.num_parameters), cpu_norm = optim_norm2(grads, m.num_parameters);
+    Optimizer o;
+    optim_init(&o, "sps");
+    gpu_optim_start(&o, p.gpu.params_memory, m.num_parameters, NULL, 0);
+    double norm = gpu_gradient_norms(&o, grads).s0, cpu_norm = optim_norm2(grads, m.num_parameters);
+    gpu_optim_free(&o);
     check(fabs(norm - cpu_norm) <= 1e-5 * cpu_norm, "%s: the gradient's squared norm is %g, not %g", name,
           norm, cpu_norm);
     Gpu *forward_only = gpu_create(g, B, T, 0, bf16);
@@ -239,7 +245,7 @@ static void test_waits(void) {
             gpt2_forward_gpu(&p.gpu, x, 2, 16);
             gpt2_backward_gpu(&p.gpu, x + 1, 1, micro, NULL);
         }
-        float clip = (float)(1 / sqrt(gpu_norm2(p.gpu.grads_memory, m.num_parameters)));
+        float clip = (float)(1 / sqrt(gpu_gradient_norms(&o, p.gpu.grads_memory).s0));
         gpu_optim_step(&o, p.gpu.grads_memory, clip, 1, 0, 0);
         check(cuda_on_cpu_drains == 1, "in a step the GPU runs out of work %ld times", cuda_on_cpu_drains);
     }
@@ -306,7 +312,8 @@ static void test_optimizer(const OptimRow *row, const char *dir) {
         gpu_sum_gradients(p.gpu.grads_memory, n);
         MPI_Allreduce(MPI_IN_PLACE, &loss, 1, MPI_DOUBLE, MPI_SUM, MPI_COMM_WORLD);
         loss /= ranks;
-        double norm = gpu_norm2(p.gpu.grads_memory, n), expected_norm = optim_norm2(p.cpu.grads_memory, n);
+        double norm = gpu_gradient_norms(&gpu, p.gpu.grads_memory).s0;
+        double expected_norm = optim_norm2(p.cpu.grads_memory, n);
         check(fabs(norm - expected_norm) < 1e-3 * expected_norm,
               "%s: the gradient's squared norm is %g, not %g", row->name, norm, expected_norm);
 #endif
@@ -334,8 +341,11 @@ static void test_optimizer(const OptimRow *row, const char *dir) {
         error = norm_error(ours, theirs, bytes / sizeof(float));
         check(error < 2e-3, "%s %s: buffer %s differs by %g", row->name, base, name, error);
     }
+    size_t bytes = gpu_optim_bytes(&gpu), all_bytes = optim_bytes(&cpu);
+    check(bytes == all_bytes || (ranks > 1 && bytes < all_bytes), "%s %s: %zu bytes of state, not %zu",
+          row->name, base, bytes, all_bytes);
     free(start), free(moved), free(expected), free(x);
-    gpu_unshare(out);
+    gpu_unshare(out, n);
     optim_free(&cpu);
     gpu_optim_free(&gpu);
     free_pair(&p);

@@ -69,6 +69,7 @@ ok "another log from the teacher's losses" logs_agree kept from_losses 0
 ok "samples" [ "$(grep -c '^--- sample' sample.txt)" = 2 ]
 
 refuses 1 "multiple of 8" "$gpu" $options --channels 20
+refuses 1 "more --accumulate" "$gpu" $options --batch 40000
 refuses 1 "no file" "$gpu" --data nothing.txt
 refuses 2 "no option" "$gpu" $options --stesp 3
 refuses 2 "needs --teacher" "$gpu" --data text.txt --optimizer sps

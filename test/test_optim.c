@@ -909,6 +909,7 @@ static void interface_tests(void) {
     ok &= isinf(optim_get(&o, "growth-rate")) && !optim_start(&o, x, 3, NULL, 0);
     ok &= optim_state(&o, 3, &ptr, &bytes, &name) && !strcmp(name, "x0") && bytes == 2 * sizeof(float);
     ok &= ((float *)ptr)[0] == 1 && ((float *)ptr)[1] == 3 && !optim_state(&o, 5, &ptr, &bytes, &name);
+    ok &= optim_bytes(&o) == sizeof o.s + (3 + 3 + 2 + 2) * sizeof(float);
     optim_free(&o);
     ok &= !optim_init(&o, "schedule-free") && optim_set(&o, "beta1", 0) == -2;
     check(ok, "prodigy's slices", 0);
