@@ -68,7 +68,7 @@ dev/federated: dev/federated.c $(TRAINER)
 
 # The same with clients as MPI's ranks: mpirun -n 4 dev/federated_mpi ...
 federated_mpi dev/federated_mpi: dev/federated.c $(TRAINER)
-	OMPI_CC="$(CC)" $(MPICC) $(FLAGS) -DFEDERATED_MPI $< -o dev/federated_mpi $(LIBS)
+	OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(FLAGS) -DFEDERATED_MPI $< -o dev/federated_mpi $(LIBS)
 
 dev/bench/bench: dev/bench/bench.c decode_ppd.c $(TRAINER)
 	$(CC) $(FLAGS) $< -o $@ $(LIBS)
@@ -94,8 +94,15 @@ ON_GPU = OMPI_CC="$(CC)" MPICH_CC="$(CC)" mpicc $(FLAGS) -DGPT2_DEVICE='"train_g
 SHIM = OMPI_CXX="$(CXX)" MPICH_CXX="$(CXX)" mpicxx -DUSE_NCCL
 endif
 
-build/gpu$(NCCL).o: train_gpt2.cu optim.h
+# What nvcc was told, as build/flags.
+ifneq ($(shell cat build/nvcc$(NCCL) 2>/dev/null),$(strip $(NVCC) $(NVCC_FLAGS)))
+.PHONY: build/nvcc$(NCCL)
+endif
+build/nvcc$(NCCL):
 	@mkdir -p build
+	@printf '%s\n' '$(strip $(NVCC) $(NVCC_FLAGS))' >$@
+
+build/gpu$(NCCL).o: train_gpt2.cu optim.h build/nvcc$(NCCL)
 	$(NVCC) $(NVCC_FLAGS) -c $< -o $@
 
 build/gpu_program$(NCCL).o: $(TRAINER) train_gpt2.cu
@@ -138,11 +145,11 @@ test/test_%: test/test_%.c test/check.h $(TRAINER)
 DATA ?= dev/data/tales.txt
 demo: all
 	@[ -r "$(DATA)" ] || { echo "error: $(DATA) cannot be read; give a text with DATA=FILE" >&2; exit 1; }
-	bash dev/demo.sh $(DATA)
+	bash dev/demo.sh "$(DATA)"
 
 # A picture of runs' log.csv: make plot RUNS="runs/a runs/b" [PLOT=plot.png]
 plot:
-	bash dev/plot.sh $(or $(PLOT),plot.png) $(RUNS)
+	bash dev/plot.sh "$(or $(PLOT),plot.png)" $(RUNS)
 
 # One claim of the papers, from trainings to table and picture: make study NAME=averaging [DATA=text.txt] [FULL=1].
 # dev/studies/README.md lists them.

@@ -46,7 +46,7 @@ else printf '\nmake plot RUNS="runs/teacher runs/student" draws them as a pictur
 say "5  Several tokens a pass: the teacher, trained on together with a prompt token that guesses the token after the next"
 ./decode_ppd train --model runs/teacher --data "$data" --joint --deep --prompts 1 --cuts 48 --batch 8 --steps 200 \
     --prompt-weight 0.1 --out-model runs/ahead --out runs/ahead.ppd
-prompt=$(awk 'NF { print $1, $2, $3; exit }' "$data")
+prompt=$(awk 'NF { print (NF > 2 ? $1 " " $2 " " $3 : $1); exit }' "$data")
 for with in "" "--ppd runs/ahead.ppd" "--ppd runs/ahead.ppd --ngram"; do
     printf '\n-- decode_ppd run --model runs/ahead %s\n' "$with"
     ./decode_ppd run --model runs/ahead $with --prompt "$prompt" --tokens 400 >runs/ahead.now

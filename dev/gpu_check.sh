@@ -28,7 +28,7 @@ nvidia-smi >"$report/nvidia-smi.txt" 2>&1
 say "GPU        $name, $(nvidia-smi --query-gpu=memory.total,driver_version --format=csv,noheader | head -n 1)"
 case $name in # dense bf16 TFLOP/s, from NVIDIA's data sheets
     *B200*) peak=2250 ;; *H200* | *H100*SXM* | *H100*HBM3*) peak=989 ;; *H100*) peak=756 ;; *A100*) peak=312 ;;
-    *L40S*) peak=362 ;; *L4*) peak=121 ;; *A10G*) peak=70 ;; *A10*) peak=125 ;; *4090*) peak=165 ;; *3090*) peak=71 ;; *) peak= ;;
+    *L40S*) peak=362 ;; *L40*) peak=181 ;; *L4*) peak=121 ;; *A10G*) peak=70 ;; *A10*) peak=125 ;; *4090*) peak=165 ;; *3090*) peak=71 ;; *) peak= ;;
 esac
 peak=${PEAK:-$peak}
 
@@ -113,7 +113,7 @@ for batch in 32 64 128 16 8 4 2; do
     say "124M       B $batch x 1024: $(awk -v s="$speed" -v f=$flops -v p="${peak:-0}" 'BEGIN {
         printf "%.0f tokens/s, %.1f TFLOP/s", s, s * f / 1e12; if (p > 0) printf ", %.1f%% of the peak", s * f / p / 1e10 }'), $memory MiB"
 done
-[ -n "$best" ] || fail "124M fits with no batch"
+[ -n "$best" ] || fail "124M fits with no batch, or no time was left"
 if [ "$several" ] && [ -n "$best" ] && [ "$(left)" -gt 140 ]; then
     trainer=$on_all measure "$best" 30 --accumulate "$gpus" &&
         say "124M       $gpus GPUs, B $best x 1024 each: $(printf '%.0f' "$speed") tokens/s"

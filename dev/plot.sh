@@ -29,7 +29,7 @@ done
 [ ${#plots[@]} -gt 0 ] || die "these runs have no steps yet"
 list() { local IFS=,; echo "$*"; }
 gnuplot <<END || die "gnuplot cannot draw $picture"
-set terminal pngcairo size 1000,800 font 'sans,11'
+set terminal pngcairo noenhanced size 1000,800 font 'sans,11' # enhanced: a_b is a with an index
 set output '$picture'
 set multiplot
 set lmargin at screen 0.09

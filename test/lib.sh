@@ -3,6 +3,14 @@ passed=0 failed=0 skipped=0
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
 
+# A text of 25 kB without any file: numbers and words.
+bottles() {
+    awk 'BEGIN {
+        for (i = 0; i < 900; i++)
+            printf "%d green bottles, %s\n", i * 7919 % 1000, i % 3 ? "hanging" : "on the wall"
+    }'
+}
+
 # ok MESSAGE COMMAND...: the command must succeed.
 ok() {
     local message=$1

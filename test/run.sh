@@ -77,7 +77,6 @@ sanitize+=" -fno-sanitize-recover=undefined"
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000} # as train_gpt2 sets it: waiting threads leave the cores to others
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
-merges=${GPT2_MERGES:+--merges $GPT2_MERGES}
 more_models=() more_trajectories=()
 if [ -n "${GOLDEN:-}" ]; then
     for dir in "$GOLDEN"/*/; do [ -f "$dir/state.bin" ] && more_models+=("${dir%/}"); done
@@ -88,10 +87,10 @@ fi
 KILLS=$kills run "training" bash test/test_train.sh
 KILLS=2 variant "training, ASan and UBSan" "$CC $sanitize" train_gpt2.c bash test/test_train.sh
 run "decode_ppd" bash test/test_decode.sh
-if command -v mpicc >/dev/null && command -v mpirun >/dev/null; then
+if command -v mpicc >/dev/null && command -v mpirun >/dev/null && command -v pgrep >/dev/null; then
     if make -s train_gpt2_mpi dev/federated_mpi >$made 2>&1; then run "workers" bash test/test_workers.sh
     else fail "MPI's programs do not compile" $made; fi
-else skip "workers" "MPI is not installed (libopenmpi-dev, openmpi-bin)"; fi
+else skip "workers" "MPI or pgrep is not installed (libopenmpi-dev, openmpi-bin, procps)"; fi
 run "federated" bash test/test_federated.sh
 run "studies" bash test/test_studies.sh
 run "the corpus and its oracle" bash test/test_tales.sh
@@ -104,9 +103,9 @@ fi
 # ---- the GPU's trainer, on a CPU; and compiled for GPUs where nvcc is
 if command -v g++ >/dev/null; then
     kernels=test/test_gpt2_cuda nccl=
-    if command -v mpirun >/dev/null && command -v mpicxx >/dev/null; then
+    if command -v mpirun >/dev/null && command -v mpicxx >/dev/null && command -v pgrep >/dev/null; then
         kernels=${kernels}_nccl nccl=test/test_train_gpt2_cuda_nccl
-    else skip "CUDA on a CPU, two processes" "Open MPI is not installed"; fi
+    else skip "CUDA on a CPU, two processes" "Open MPI or pgrep is not installed"; fi
     if make -s test/test_train_gpt2_cuda >$made 2>&1 &&
         make -s ${nccl:+USE_NCCL=1 USE_MPI=1} $kernels $nccl >$made 2>&1; then
         run "CUDA on a CPU" $kernels
@@ -151,7 +150,7 @@ variant "decoding, no -march" "$CC $plain -O2" test/test_decode.c -- --mutations
 variant "decoding, ASan and UBSan" "$CC $sanitize" test/test_decode.c -- --mutations $((mutations / 3))
 if command -v $other >/dev/null; then
     variant "decoding, $other" "$other $plain $optimized" test/test_decode.c -- --mutations 10
-fi
+else skip "decoding, $other" "$other is not installed"; fi
 
 # ---- optimizers
 run "optimizers" test/test_optim
@@ -168,12 +167,15 @@ if command -v g++ >/dev/null; then
 else skip "optim.h alone, C++" "g++ is not installed"; fi
 
 # ---- files and tokenizers
-run "tokenizers" test/test_tokenizer $merges
+run "tokenizers" test/test_tokenizer
 more_cases=${GOLDEN:-}/bpe_cases.txt
-[ -f "$more_cases" ] && run "tokenizers, more cases" test/test_tokenizer $merges "$more_cases"
-variant "tokenizers, ASan and UBSan" "$CC $sanitize" test/test_tokenizer.c -- $merges
+[ -f "$more_cases" ] && run "tokenizers, more cases" test/test_tokenizer "$more_cases"
+variant "tokenizers, ASan and UBSan" "$CC $sanitize" test/test_tokenizer.c
 run "files" test/test_files
 variant "files, ASan and UBSan" "$CC $sanitize" test/test_files.c -- --mutations $mutations
+for target in MODEL SAFETENSORS CONFIG MERGES TOKENIZER STATE SHARD LOSSES LIBSVM; do
+    $CC $plain -fsyntax-only -DFUZZ_$target dev/fuzz.c >$made 2>&1 || fail "dev/fuzz.c, $target, does not compile" $made
+done
 run "LIBSVM files" test/test_convex
 variant "LIBSVM files, ASan and UBSan" "$CC $sanitize" test/test_convex.c -- --mutations $mutations
 if python3 -c 'import transformers, torch' 2>/dev/null; then

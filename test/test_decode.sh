@@ -6,8 +6,7 @@ set -u
 decode=${DECODE:-./decode_ppd} train=${TRAIN:-./train_gpt2}
 export OMP_NUM_THREADS=1
 
-# A text of 12 kB without any file: numbers and words.
-awk 'BEGIN { for (i = 0; i < 900; i++) printf "%d green bottles, %s\n", i * 7919 % 1000, i % 3 ? "hanging" : "on the wall" }' >"$work/text.txt"
+bottles >"$work/text.txt"
 small=(--data "$work/text.txt" --layers 2 --heads 2 --channels 32 --context 48 --batch 4 --lr 1e-2 --eval-every 0)
 ok "a model" "$train" "${small[@]}" --steps 120 --out "$work/model"
 ok "a draft" "$train" "${small[@]}" --layers 1 --steps 40 --out "$work/draft"

@@ -60,7 +60,7 @@ for ((i = 0; i < kills; i++)); do
     rm -rf "$work/killed"
     for attempt in 1 2; do
         "$train" "${long[@]}" --out "$work/killed" --resume >/dev/null 2>&1 &
-        sleep "0.$((RANDOM % 40 + 5))"
+        sleep "0.$(printf %02d $((RANDOM % 40 + 5)))"
         kill -9 $! 2>/dev/null
         wait $! 2>/dev/null
     done

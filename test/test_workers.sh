@@ -8,10 +8,7 @@ train_mpi=${TRAIN_MPI:-./train_gpt2_mpi}
 export OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export OMPI_MCA_pml=ob1 # does not look for fast networks, which takes twice as long as most runs here
 
-awk 'BEGIN {
-    for (i = 0; i < 900; i++)
-        printf "%d green bottles, %s\n", i * 7919 % 1000, i % 3 ? "hanging" : "on the wall"
-}' >"$work/text.txt"
+bottles >"$work/text.txt"
 small=(--data "$work/text.txt" --layers 2 --heads 2 --channels 32 --context 16 --batch 4 --eval-every 10)
 mpi() { # N COMMAND...: by N processes, more than there are cores
     local n=$1

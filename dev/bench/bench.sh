@@ -11,6 +11,8 @@ python3 -c 'import torch' 2>/dev/null && torch=python3
 median() { sort -n | awk '{ x[NR] = $1 } END { print x[int((NR + 1) / 2)] }'; }
 ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf (b > 0 ? "%.2f" : "-"), b > 0 ? a / b : 0 }'; }
 share() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.0f%%", 100 * a / b }'; }
+work=$(mktemp -d) || exit 1
+trap 'rm -rf "$work"' EXIT
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000} # as the trainer sets it for itself
 
 read -r peak bandwidth < <($bench machine)
@@ -20,20 +22,19 @@ echo "FMA peak $peak GFLOP/s, reads $bandwidth GB/s, $(nproc) cores"
 echo
 echo "training step (AdamW, clipping)     tok/s   GFLOP/s  of peak      MB | PyTorch tok/s       MB   ours/PyTorch"
 for model in 124M medium small; do
-    : >/tmp/bench.ours.$$ && : >/tmp/bench.torch.$$
+    : >"$work/ours" && : >"$work/torch"
     for ((i = 0; i < turns; i++)); do
         read -r speed flops memory < <($bench step $model)
-        echo "$speed $flops $memory" >>/tmp/bench.ours.$$
+        echo "$speed $flops $memory" >>"$work/ours"
         [ "$torch" ] && for mode in eager compiled; do # the better of the two counts
             $torch dev/bench/peer_torch.py $model $mode 2>/dev/null
-        done | sort -rn | head -n 1 >>/tmp/bench.torch.$$
+        done | sort -rn | head -n 1 >>"$work/torch"
     done
-    speed=$(cut -d' ' -f1 /tmp/bench.ours.$$ | median) flops=$(cut -d' ' -f2 /tmp/bench.ours.$$ | median)
-    memory=$(cut -d' ' -f3 /tmp/bench.ours.$$ | median)
-    peer=$(cut -d' ' -f1 /tmp/bench.torch.$$ | median) peer_memory=$(cut -d' ' -f2 /tmp/bench.torch.$$ | median)
+    speed=$(cut -d' ' -f1 "$work/ours" | median) flops=$(cut -d' ' -f2 "$work/ours" | median)
+    memory=$(cut -d' ' -f3 "$work/ours" | median)
+    peer=$(cut -d' ' -f1 "$work/torch" | median) peer_memory=$(cut -d' ' -f2 "$work/torch" | median)
     printf '%-32s %8.0f  %8.1f  %7s  %6.0f | %13s %8s   %s\n' "$model" "$speed" "$flops" "$(share "$flops" "$peak")" "$memory" \
         "${peer:-not installed}" "${peer_memory:--}" "$(ratio "$speed" "${peer:-0}")"
-    rm -f /tmp/bench.ours.$$ /tmp/bench.torch.$$
 done
 
 echo
@@ -47,10 +48,10 @@ for ((i = 0; ; i++)); do
     IFS='|' read -r what M N K _ <<<"$line"
     ours=$(for ((t = 0; t < turns; t++)); do
         $bench matmul $i | cut -d'|' -f5
-        [ "$blas" ] && $blas matmul $i | cut -d'|' -f5 >>/tmp/bench.blas.$$
+        [ "$blas" ] && $blas matmul $i | cut -d'|' -f5 >>"$work/blas"
     done | median)
-    peer=$([ "$blas" ] && median </tmp/bench.blas.$$)
-    rm -f /tmp/bench.blas.$$
+    peer=$([ "$blas" ] && median <"$work/blas")
+    rm -f "$work/blas"
     printf '%-28s %7d %6d %6d  %8.1f  %7s | %8s   %s\n' "$what" "$M" "$N" "$K" "$ours" "$(share "$ours" "$peak")" "${peer:--}" \
         "$(ratio "$ours" "${peer:-0}")"
 done
@@ -68,14 +69,13 @@ peer=
 python3 -c 'import torch, transformers' 2>/dev/null && peer=python3
 echo "plain decoding, 124M, one sequence   tok/s    GB/s   of read bandwidth | transformers tok/s   ours/theirs"
 for kind in f32 bf16 int8; do
-    : >/tmp/bench.ours.$$ && : >/tmp/bench.peer.$$
+    : >"$work/ours" && : >"$work/peer"
     for ((t = 0; t < turns; t++)); do
-        $bench decode $kind >>/tmp/bench.ours.$$
-        [ "$peer" ] && $peer dev/bench/peer_transformers.py $kind >>/tmp/bench.peer.$$ 2>/dev/null # int8: it has none
+        $bench decode $kind >>"$work/ours"
+        [ "$peer" ] && $peer dev/bench/peer_transformers.py $kind >>"$work/peer" 2>/dev/null # int8: it has none
     done
-    speed=$(cut -d' ' -f1 /tmp/bench.ours.$$ | median) rate=$(cut -d' ' -f2 /tmp/bench.ours.$$ | median)
-    theirs=$(median </tmp/bench.peer.$$)
+    speed=$(cut -d' ' -f1 "$work/ours" | median) rate=$(cut -d' ' -f2 "$work/ours" | median)
+    theirs=$(median <"$work/peer")
     printf '%-32s %8.1f  %6.1f   %-17s | %18s   %s\n' $kind "$speed" "$rate" "$(share "$rate" "$bandwidth")" "${theirs:--}" \
         "$(ratio "$speed" "${theirs:-0}")"
-    rm -f /tmp/bench.ours.$$ /tmp/bench.peer.$$
 done

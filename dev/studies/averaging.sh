@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What averaging the iterates is worth: Generalized Primal Averaging (arXiv 2512.17131) over AdamW and Muon against its
-# bases, single-worker DiLoCo (2311.08105), Schedule-Free (2405.15682) and Prodigy (2306.06101), each tuned, with the
-# same steps. How many steps fewer does each need to the final loss of AdamW, tuned in rate, beta1 and schedule?
+# bases, single-worker DiLoCo (2311.08105), Schedule-Free (2405.15682) and Prodigy (2306.06101), with the same steps.
+# AdamW, GPA and the two Muons are tuned in two to four options, DiLoCo and Schedule-Free in their rate (the race tunes
+# them in more, and has Schedule-Free level with GPA), Prodigy not. How many steps fewer does each need to the final loss of AdamW, tuned in rate, beta1 and schedule?
 # FULL=1: 1000 steps instead of 500. Then shorter runs, with FULL=1 longer ones and large batches, as they were tuned but
 # for the rate, which is tuned anew.
 . dev/studies/driver.sh
@@ -50,7 +51,7 @@ set_nothing() {
     claim "GPA with nothing set, not even the rate, ends at or below tuned AdamW, $2" "-" \
         "$(against "GPA with nothing set$1" "AdamW$1")" "$(holds "$(mean_of "GPA with nothing set$1") <= $(mean_of "AdamW$1")")"
 }
-below() { claim "GPA ends below $1, $steps steps of 12 sequences" "yes" "$(against GPA "$1")" "$(holds "$(mean_of GPA) < $(mean_of "$1")")"; }
+below() { claim "GPA ends below $1, whose rate alone is tuned, $steps steps of 12 sequences" "yes" "$(against GPA "$1")" "$(holds "$(mean_of GPA) < $(mean_of "$1")")"; }
 
 if [ ! "$full" ]; then
     compare ".*"

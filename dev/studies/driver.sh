@@ -43,6 +43,11 @@ runs=runs/studies/$study/$text${full:+-full}
 mkdir -p "$results" "$runs" || die "cannot make $results and $runs"
 data_sum=$(cksum <"$data" | cut -d ' ' -f 1)
 
+# The command that this study is, for the first line of its CSV.
+command_line() {
+    echo "# make study NAME=$study DATA=$(basename "$data")${full:+ FULL=1}${STEPS:+ STEPS=$STEPS}${EXTRA:+ EXTRA=\"$EXTRA\"}"
+}
+
 # ---- what to compare
 labels=() grids=() options=() points=() tried=() finalists=() shared=()
 
@@ -176,8 +181,7 @@ model() {
 # ---- the search, and the seeds
 tuned=0 measured=0 # so many of the methods were
 collected=$runs/collected.csv
-[ "$report" ] || printf '# make study NAME=%s DATA=%s%s\npart,method,setting,seed,step,val_loss,memory_mb\n' \
-    "$study" "$(basename "$data")" "${full:+ FULL=1}" >"$collected"
+[ "$report" ] || printf '%s\npart,method,setting,seed,step,val_loss,memory_mb\n' "$(command_line)" >"$collected"
 
 # collect PART INDEX SETTING SEED: what this training's log has measured, in the CSV.
 collect() {

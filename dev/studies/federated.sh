@@ -86,12 +86,13 @@ times() { awk -v a="$1" -v b="$2" 'BEGIN { print a * b }'; }
 # folder PART SPLIT METHOD SETTING SEED
 folder() { printf '%s/%s' "$runs" "$(echo "$1 $2 $3 $4 $5" | tr -cs 'a-zA-Z0-9.\n-' '_')"; }
 
-# add PART SPLIT METHOD SETTING SEED OPTIONS...: queues a run, unless it was finished by the same command.
+# add PART SPLIT METHOD SETTING SEED OPTIONS...: queues a run, unless it was finished by the same command on the same
+# texts.
 add() {
     local dir command
     dir=$(folder "$1" "$2" "$3" "$4" "$5")
     printf '%s\t%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$4" "$5" >>"$rows"
-    command="$program $(on "$2") --seed $5 ${*:6} --out $dir"
+    command="$program $(on "$2") --seed $5 ${*:6} --out $dir"$'\n'"# texts $texts"
     [ -f "$dir/loss" ] && [ "$(cat "$dir/command")" = "$command" ] && return
     mkdir -p "$dir" && rm -f "$dir/loss" && printf '%s\n' "$command" >"$dir/command" &&
         printf '%s\0' "$dir" >>"$queue"
@@ -135,6 +136,8 @@ if [ ! "${REPORT:-}" ]; then
     make -s dev/federated || die "dev/federated does not compile"
     [ -r "$play" ] || [ "${DATA:-}" ] || bash dev/data/texts.sh tinyshakespeare
     [ -r "$play" ] || die "$play cannot be read; give a play with DATA=FILE"
+    [[ $play != *[[:space:]]* ]] || die "'$play': give a name without spaces" 2
+    texts=$(cat "$play" ${books:+"$books"} | cksum | cut -d ' ' -f 1)
     : >"$queue" && : >"$rows"
     if [ "$books" ]; then # ten speakers who say most, and at most ten books of 30 kB, as speakers
         {

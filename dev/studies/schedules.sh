@@ -4,7 +4,7 @@
 # stopped anywhere, against cosine runs of that very length. FULL=1: 2000 steps instead of 500.
 . dev/studies/driver.sh
 length 500 2000
-quarter=$((steps / 4))
+quarter=$((steps / 4 / eval_every * eval_every)) # where Schedule-Free is measured, too
 common --steps $steps --eval-tokens 20480
 rates=lr=1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2
 
