@@ -2227,7 +2227,8 @@ static int train_command(const DecodeOptions *o) {
            100.0 * trained / m.num_parameters, m.num_parameters, t->B, T, t->cuts);
     if (o->joint && !run.now->step) printf("val loss %.4f before\n", evaluate(&m, &val, T, 50000));
     if (!train_prompts(&run, &train, o)) {
-        printf("\nstopped at step %ld of %d%s\n", run.now->step, o->steps,
+        end_line();
+        printf("stopped at step %ld of %d%s\n", run.now->step, o->steps,
                o->save_every && run.now->step ? "; the same command with --resume goes on" : "");
         return 0;
     }

@@ -71,18 +71,28 @@ static inline int omp_get_max_threads(void) { return 1; }
 // A file being written, under its temporary name: die() removes it, so that no half-written file stays.
 static char unfinished_file[4096];
 
-// Prints `error: what, where, and what to do` and ends the program with exit code 1.
-__attribute__((format(printf, 1, 2), noreturn)) static void die(const char *format, ...) {
+static int line_open; // progress stands on the terminal, in a line without an end
+static void end_line(void) {
+    if (line_open) putchar('\n');
+    line_open = 0;
+    fflush(stdout);
+}
+
+// Prints `error: what, where, and what to do` and ends the program: die with exit code 1, die_usage, for a
+// wrong command line, with 2.
+__attribute__((format(printf, 2, 3), noreturn)) static void end_with(int code, const char *format, ...) {
     va_list args;
     va_start(args, format);
-    fflush(stdout);
+    end_line();
     fputs("error: ", stderr);
     vfprintf(stderr, format, args);
     fputc('\n', stderr);
     va_end(args);
     if (unfinished_file[0]) unlink(unfinished_file);
-    exit(1);
+    exit(code);
 }
+#define die(...) end_with(1, __VA_ARGS__)
+#define die_usage(...) end_with(2, __VA_ARGS__)
 
 // Ends the program before it uses `bytes` more where fewer are left: Linux promises memory that is not there,
 // and kills the program that writes into it.
@@ -574,26 +584,19 @@ static void symmetric_matmul(float *C, const float *A, const float *B, int N, in
 }
 
 // ===========================================================================================================
-// 3  Layers, forward beside backward. Gradients of parameters are added to, gradients of activations too
-//    where the name starts with "d" and the comment says +=.
+// 3  Layers, forward beside backward. Gradients of vectors and embeddings are added to; those of matrices
+//    are written, or added to where the caller says so; those of activations are written unless a comment
+//    says +=.
 
-// out (B,T,C) = wte[token] + wpe[position]; wte (V,C), wpe (maxT,C).
-static void encoder_forward(float *out, const uint16_t *tokens, const float *wte, const float *wpe, int B,
-                            int T, int C) {
-#pragma omp parallel for schedule(static)
-    for (int r = 0; r < B * T; r++) {
-        const float *token = wte + (size_t)tokens[r] * C, *position = wpe + (size_t)(r % T) * C;
-        for (int c = 0; c < C; c++) out[(size_t)r * C + c] = token[c] + position[c];
-    }
-}
-
-// The same from a wte of bfloat16.
-static void encoder_forward_bf16(float *out, const uint16_t *tokens, const uint16_t *wte, const float *wpe,
-                                 int B, int T, int C) {
+// out (B,T,C) = wte[token] + wpe[position]; wte (V,C), of bfloat16 with bf16, wpe (maxT,C).
+static void encoder_forward(float *out, const uint16_t *tokens, const void *wte, int bf16, const float *wpe,
+                            int B, int T, int C) {
 #pragma omp parallel for schedule(static)
     for (int r = 0; r < B * T; r++) {
         float *x = out + (size_t)r * C;
-        widen(x, wte + (size_t)tokens[r] * C, (size_t)C);
+        size_t at = (size_t)tokens[r] * C;
+        if (bf16) widen(x, (const uint16_t *)wte + at, (size_t)C);
+        else memcpy(x, (const float *)wte + at, C * sizeof *x);
         for (int c = 0; c < C; c++) x[c] += wpe[(size_t)(r % T) * C + c];
     }
 }
@@ -1053,7 +1056,7 @@ static void gpt2_allocate_activations(GPT2 *m, int B, int T, int training) {
     m->grads = point_parameters(m->grads_memory, g);
 }
 
-static UNUSED void gpt2_free(GPT2 *m) {
+static void gpt2_free(GPT2 *m) {
     float *owned[] = {m->params_memory, m->grads_memory, m->residual, m->residual2, m->ln1_mean, m->ln1_rstd,
                       m->ln2_mean,      m->ln2_rstd,     m->qkv,      m->atty,      m->lse,      m->fch,
                       m->lnf,           m->lnf_mean,     m->lnf_rstd, m->losses,    m->normed,   m->fch_gelu,
@@ -1085,8 +1088,7 @@ static void gpt2_forward(GPT2 *m, const uint16_t *tokens, int B, int T) {
     GPT2Config g = m->config;
     int C = g.channels, rows = B * T + m->extra.rows, bf16 = m->bf16_memory != NULL;
     m->tokens = tokens, m->B = B, m->T = T;
-    if (bf16) encoder_forward_bf16(m->residual, tokens, m->bf16[TENSOR(wte)], m->params.wpe, B, T, C);
-    else encoder_forward(m->residual, tokens, m->params.wte, m->params.wpe, B, T, C);
+    encoder_forward(m->residual, tokens, weights(m, TENSOR(wte), 0), bf16, m->params.wpe, B, T, C);
     for (int l = 0; l < g.num_layers; l++) {
         ParameterTensors p = tensors_of_layer(m->params, g, l);
         size_t at = (size_t)l * m->keep * rows; // rows of the activations of the layers before
@@ -1118,7 +1120,7 @@ static void gpt2_logits(const GPT2 *m, float *logits, int first, int n) {
 }
 
 // A teacher whose probabilities the student learns too (Hinton et al. 2015): the gradient is that of
-// (1 - weight) CE(labels) + weight temperature^2 KL(teacher || student), both at the temperature.
+// (1 - weight) CE(labels) + weight temperature^2 KL(teacher || student), the KL's two at the temperature.
 typedef struct {
     GPT2 *teacher; // after its forward pass over the same batch; V and max_rows are the student's
     float temperature, weight;
@@ -1303,7 +1305,8 @@ static void make_folder(const char *path) {
         mkdir(part.s, 0777);
         *slash = '/';
     }
-    if (mkdir(path, 0777) && !is_folder(path)) die("cannot make the folder %s: %s", path, strerror(errno));
+    int error = mkdir(path, 0777) ? errno : 0;
+    if (error && !is_folder(path)) die("cannot make the folder %s: %s", path, strerror(error));
 }
 
 // Memory that grows. No number from a file comes here before it was compared with the file's size.
@@ -1408,7 +1411,7 @@ static void write_commit(FILE *f, const char *path) {
 
 // ---- models
 
-// Dies unless a model of this shape can exist here: tokens are uint16, offsets of layers are computed as int.
+// Dies unless a model of this shape can exist here: tokens are uint16.
 // `where` is the file, or whatever else asked for the shape.
 static void check_config(GPT2Config g, const char *where) {
     const struct { const char *what; int value, max; } limits[] = {
@@ -1825,7 +1828,7 @@ static UNUSED void gpt2_map(GPT2 *m, const char *path) { gpt2_open(m, path, 1); 
 #include "dev/unicode_tables.h" // unicode_ranges: letters, numbers, white space
 
 typedef enum { TOKENIZER_BYTES, TOKENIZER_CHARS, TOKENIZER_GPT2 } TokenizerKind;
-typedef struct Tokenizer {
+typedef struct {
     TokenizerKind kind;
     int vocab_size;      // V
     char *text;          // the bytes of all tokens, one after the other
@@ -1858,7 +1861,7 @@ static inline int utf8_decode(const char *p, const char *end, int *length) {
     return c;
 }
 
-static UNUSED void tokenizer_free(Tokenizer *t) {
+static void tokenizer_free(Tokenizer *t) {
     free(t->text), free(t->start), free(t->char_id), free(t->slots), free(t->left), free(t->char_class);
     memset(t, 0, sizeof *t);
 }
@@ -1946,7 +1949,7 @@ static void add_piece(Tokenizer *t, const char *bytes, size_t n) {
     t->longest = MAX(t->longest, n);
 }
 
-static void gpt2_begin(Tokenizer *t) {
+static void bpe_begin(Tokenizer *t) {
     t->kind = TOKENIZER_GPT2;
     t->slots = allocate(SLOTS, sizeof *t->slots);
     t->left = allocate(65536, sizeof *t->left);
@@ -1978,7 +1981,7 @@ static const char end_of_text[] = "<|endoftext|>";
 static void load_merges(Tokenizer *t, const char *path) {
     size_t size;
     char *text = read_file(path, &size), *line = text, *next;
-    gpt2_begin(t);
+    bpe_begin(t);
     for (char *end = text + size; line < end; line = next + 1) {
         next = memchr(line, '\n', (size_t)(end - line));
         if (!next) next = end;
@@ -2086,7 +2089,7 @@ static size_t join_pairs(const Tokenizer *t, Joiner *s, const char *p, uint32_t 
 }
 
 // Most pieces of a natural text are tokens as they stand, to which joining would lead as well.
-static uint16_t *gpt2_encode(const Tokenizer *t, const char *text, size_t n, size_t *count) {
+static uint16_t *bpe_encode(const Tokenizer *t, const char *text, size_t n, size_t *count) {
     Joiner joiner = {0};
     size_t capacity = n / 4 + 16;
     uint16_t *ids = resize(NULL, capacity * sizeof *ids);
@@ -2105,13 +2108,20 @@ static uint16_t *gpt2_encode(const Tokenizer *t, const char *text, size_t n, siz
 
 // ---- all kinds
 
-// chars take their vocabulary from the training text, gpt2 from its merges.
-static void tokenizer_init(Tokenizer *t, const char *kind, const char *training_text, size_t n,
-                                  const char *merges_path) {
+// kind: bytes, chars, whose vocabulary is that of a text, or gpt2, whose merges are read from a file.
+static void tokenizer_init(Tokenizer *t, const char *kind, const char *text, size_t n,
+                           const char *merges_path) {
     if (!strcmp(kind, "bytes")) bytes_init(t);
-    else if (!strcmp(kind, "chars")) chars_init(t, training_text, n, "the training text");
-    else if (!merges_path) die("GPT-2's tokenizer needs its merges: --merges vocab.bpe (dev/data/gpt2.sh)");
+    else if (!strcmp(kind, "chars")) chars_init(t, text, n, "the training text");
+    else if (!merges_path || !*merges_path)
+        die("GPT-2's tokenizer needs its merges: --merges vocab.bpe (dev/data/gpt2.sh)");
     else load_merges(t, merges_path);
+}
+
+static int same_tokens(const Tokenizer *t, const Tokenizer *u) {
+    return t->vocab_size == u->vocab_size && t->text_size == u->text_size &&
+           !memcmp(t->start, u->start, (t->vocab_size + 1) * sizeof *t->start) &&
+           !memcmp(t->text, u->text, t->text_size);
 }
 
 // The bytes of a token.
@@ -2124,7 +2134,7 @@ static const char *tokenizer_token(const Tokenizer *t, int id, size_t *length) {
 // The tokens of a text; the caller frees them.
 static uint16_t *tokenizer_encode(const Tokenizer *t, const char *text, size_t n, size_t *count) {
     *count = 0;
-    if (t->kind == TOKENIZER_GPT2) return gpt2_encode(t, text, n, count);
+    if (t->kind == TOKENIZER_GPT2) return bpe_encode(t, text, n, count);
     uint16_t *ids = resize(NULL, n * sizeof *ids);
     if (t->kind == TOKENIZER_BYTES)
         for (; *count < n; ++*count) ids[*count] = (unsigned char)text[*count];
@@ -2220,7 +2230,7 @@ static void load_tokenizer_json(Tokenizer *t, const char *path) {
     if (!json_is(&j, json_get(&j, model, "type"), "BPE") || j.nodes[merges].type != '[' || !vocabulary ||
         !json_is(&j, json_get(&j, pattern, "type"), "ByteLevel"))
         die("%s is not GPT-2's tokenizer, the only one of this format that is read", path);
-    gpt2_begin(t);
+    bpe_begin(t);
     for (size_t i = merges + 1; i < j.nodes[merges].next; i = next) { // "left right", or ["left", "right"]
         JsonNode *a = &j.nodes[i];
         char *space = a->type == '"' ? memchr(a->text, ' ', a->length) : NULL;
@@ -2389,8 +2399,7 @@ static size_t dataset_tokens(const Dataset *d) {
 }
 
 static void dataset_add(Dataset *d, const uint16_t *tokens, size_t count) {
-    d->shards = realloc(d->shards, (size_t)(d->num_shards + 1) * sizeof(Shard));
-    if (!d->shards) die("out of memory");
+    d->shards = resize(d->shards, (size_t)(d->num_shards + 1) * sizeof(Shard));
     d->shards[d->num_shards++] = (Shard){tokens, count};
     d->hash = hash_bytes(d->hash, tokens, count * sizeof(uint16_t));
     for (size_t i = 0; i < count; i++) d->largest = MAX(d->largest, tokens[i]);
@@ -2403,11 +2412,6 @@ static void check_dataset(const Dataset *d, const char *name, int vocab_size, in
     if (longest <= (size_t)T) die("the %s is shorter than %d tokens", name, T + 1);
     if (d->largest >= vocab_size)
         die("the %s holds token %d, the model knows %d tokens", name, d->largest, vocab_size);
-}
-
-static int has_suffix(const char *s, const char *suffix) {
-    size_t n = strlen(s), m = strlen(suffix);
-    return n >= m && !strcmp(s + n - m, suffix);
 }
 
 // llm.c's token file: 256 ints (magic 20240520, version 1, count), then the tokens as uint16.
@@ -2429,7 +2433,7 @@ static void dataset_add_shard(Dataset *d, const char *path) {
 
 static glob_t expand(const char *pattern) {
     glob_t g;
-    if (glob(pattern, 0, NULL, &g) || g.gl_pathc == 0) {
+    if (glob(pattern, GLOB_NOCHECK, NULL, &g) || !file_exists(g.gl_pathv[0])) {
         if (!strcmp(pattern, DEFAULT_DATA))
             die("%s is missing; `make %s` writes it, or give a text with --data", pattern, pattern);
         die("no file matches %s", pattern);
@@ -2437,7 +2441,10 @@ static glob_t expand(const char *pattern) {
     return g;
 }
 
-static int is_shards(const char *pattern) { return has_suffix(pattern, ".bin"); }
+static int is_shards(const char *pattern) {
+    size_t n = strlen(pattern);
+    return n >= 4 && !strcmp(pattern + n - 4, ".bin");
+}
 
 // All text files that match, one after the other; NUL-terminated.
 static char *read_texts(const char *pattern, size_t *length) {
@@ -2447,8 +2454,7 @@ static char *read_texts(const char *pattern, size_t *length) {
     for (size_t i = 0; i < g.gl_pathc; i++) {
         size_t n;
         char *text = read_file(g.gl_pathv[i], &n);
-        all = realloc(all, *length + n + 1);
-        if (!all) die("out of memory");
+        all = resize(all, *length + n + 1);
         memcpy(all + *length, text, n + 1);
         *length += n;
         free(text);
@@ -2589,13 +2595,6 @@ static double evaluate(GPT2 *m, const Dataset *d, int T, size_t max_tokens) {
 
 // ===========================================================================================================
 // 9  Teacher and proxy
-
-// The teacher's mean loss on a batch: all that black-box distillation reads of it, f*_t in the step of SPS*,
-// IAM and IAM-Adam (optim.h). The teacher is another GPT2 with room for forward passes only.
-static double teacher_loss(GPT2 *teacher, const uint16_t *x, const uint16_t *y, int B, int T) {
-    gpt2_forward(teacher, x, B, T);
-    return gpt2_loss(teacher, y);
-}
 
 // A hash of a model's shape and weights as they are kept, by which files name it.
 static uint64_t model_hash(const GPT2 *m) {
@@ -2746,7 +2745,7 @@ gradient of a batch of the objective f at x_t, and h the proxy,
 
 by K steps of any optimizer on grad h(x) + (g_t - grad h(x_t)) + (x - x_t)/eta. The K batches of the proxy are
 drawn before, for grad h(x_t), and serve the K steps again, so that their noise cancels as long as x is near
-x_t. */
+x_t. The steps are train_step's, in chapter 12. */
 typedef struct {
     Dataset data;
     DataLoader loader;
@@ -2783,7 +2782,8 @@ typedef struct {
     int travels;     // 1: after it, what is left goes to the other workers
 } GradientSum;
 
-// Joins that the sum of the `size` micro-batches before `end` allows, among sums from `first` on.
+// Joins that the sum of the `size` micro-batches before `end` allows, among sums from `first` on. For 8, 1, 0
+// there are three: 6 with 7, 4-5 with 6-7, and 0-3 with 4-7.
 static int joins_after(long end, long size, long first) {
     int joins = 0;
     for (; end % (2 * size) == 0 && end - 2 * size >= first; size *= 2) joins++;
@@ -2862,7 +2862,8 @@ that, or the totals, is added to the next ones (error feedback). */
 typedef struct {
     size_t slice;                  // floats of the layer that one worker adds up
     int bytes;                     // of them as they travel
-    float *out, *in;               // (sums,N,slice) of this worker; (all_sums,slice) of everybody, in order
+    float *out, *in;               // (sums,N,slice) of this worker, later (N,slice) everybody's totals;
+                                   // (all_sums,slice) of everybody, in order
     char *out_bytes, *in_bytes;    // as they travel; the same memory where that is float
     float *out_error, *in_error;   // (N,slice), (slice): what the last ones lost; NULL where they are float
     MPI_Datatype one, all;         // a slice of one sum, and of all that this worker has
@@ -3172,7 +3173,7 @@ typedef struct {
     size_t field;
     const char *initial;
     double low, high;
-    int identity; // a resumed run must have the same
+    int identity; // bits: 1, a resumed run must have the same; others are decode_ppd.c's
     const char *argument, *help;
 } OptionRow;
 
@@ -3227,7 +3228,7 @@ static const OptionRow option_rows[] = {
     {"proxy-eta", 'd', FIELD(proxy_eta), "0", 0, 1e9, 1, "X", "pull back to x_t by (x - x_t)/eta; 0: none"},
     {"workers", 'c', FIELD(workers), "", 0, 0, 0, "data|diloco",
         "mpirun's processes share a step's micro-batches, or meet every --inner-steps"},
-    {"compression", 'c', FIELD(compression), "none", 0, 0, 1, "none|bf16|int8",
+    {"compression", 'c', FIELD(compression), "none", 0, 0, 0, "none|bf16|int8",
         "of diloco's pseudo-gradients where they travel; error feedback"},
     {"eval-every", 'i', FIELD(eval_every), "250", 0, 1e9, 0, "N",
         "steps between validations (0: at the end)"},
@@ -3237,21 +3238,10 @@ static const OptionRow option_rows[] = {
     {"save-every", 'i', FIELD(save_every), "0", 0, 1e9, 0, "N", "steps between checkpoints (0: at the end)"},
     {"out", 's', FIELD(out), "", 0, 0, 0, "DIR", "log.csv, model.bin, tokenizer and state.bin go here"},
     {"resume", 'f', FIELD(resume), "0", 0, 0, 0, "", "go on from the checkpoint in --out"},
-    {"f32", 'f', FIELD(f32), "0", 0, 0, 0, "", "float32 throughout, on a GPU too"},
+    {"f32", 'f', FIELD(f32), "0", 0, 0, 1, "", "float32 throughout, on a GPU too"},
     {"export-hf", 's', FIELD(export_hf), "", 0, 0, 0, "DIR", "write a Hugging Face folder at the end"},
 };
 #define NUM_OPTIONS ((int)(sizeof option_rows / sizeof *option_rows))
-
-// Prints the error of a wrong command line and ends the program with exit code 2.
-__attribute__((format(printf, 1, 2), noreturn)) static void die_usage(const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    fputs("error: ", stderr);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
-    va_end(args);
-    exit(2);
-}
 
 static double parse_number(const char *name, const char *text, int integer) {
     char *end;
@@ -3341,7 +3331,9 @@ static uint64_t read_options(void *options, const OptionRow *rows, int n, int ar
         else if (rest->num_hyper == 64) die_usage("too many options");
         else {
             rest->hyper_name[rest->num_hyper] = name;
-            rest->hyper_value[rest->num_hyper++] = parse_number(name, value, 0);
+            char *end; // the range, in which inf may be, is for optim_set
+            rest->hyper_value[rest->num_hyper++] = strtod(value, &end);
+            if (end == value || *end) die_usage("--%s %s is no option; see --help", name, value);
         }
         i += !flag;
     }
@@ -3464,6 +3456,8 @@ typedef struct {
     struct { long step; uint64_t epoch, index, proxy_epoch, proxy_index; double seconds, val_loss; } now;
 } Run;
 
+// ---- the optimizer, and the point where it is evaluated
+
 // Muon's products by our kernel.
 static void muon_matmul(float *C, const float *A, const float *B, int M, int N, int K, int trans_a,
                         int trans_b, int symmetric) {
@@ -3495,6 +3489,12 @@ static void start_optimizer(Optimizer *o, GPT2 *m, const char *frozen) {
     optim_matmul = muon_matmul;
     int n = model_segments(m->config, frozen, segments);
     if (n == 0) die("--freeze %s leaves nothing to train", frozen);
+#ifndef GPT2_DEVICE // which has memory of its own
+    o->n = 0; // until optim_start sets it, what is trained: the rest takes no memory
+    for (int i = 0; i < n; i++) o->n += segments[i].size;
+    o->num_slices = o->n;
+    check_memory(optim_bytes(o));
+#endif
     if (optim_start(o, m->params_memory, m->num_parameters, segments, n))
         die("out of memory for the optimizer");
     free(segments);
@@ -3510,6 +3510,8 @@ static void swap_evaluation_point(Run *run, int enter) {
     m->params = point_parameters(m->params_memory, m->config);
     m->grads = point_parameters(m->grads_memory, m->config);
 }
+
+// ---- checkpoints of a run
 
 /* DIR/state.bin holds all that a run needs to go on as if it had not stopped:
 
@@ -3607,6 +3609,8 @@ static int load_state(Run *run) {
     return 1;
 }
 
+// ---- what a run shows: its log, samples, progress
+
 // Opens DIR/log.csv for appending, with the rows of steps that the checkpoint has seen; a new run gets an
 // empty one. With --workers there is one column more, bytes_sent: in the step, by a worker.
 #define LOG_HEADER "step,tokens,seconds,train_loss,val_loss,teacher_loss,lr,grad_norm"
@@ -3646,8 +3650,8 @@ static int draw(const float *logits, int V, float temperature, double u) {
     return likeliest; // what rounding has left of u
 }
 
-// Prints SAMPLE_TOKENS tokens of the model's own, after a line's end. The whole window goes through the model
-// for each token: short and slow; decode_ppd.c is the program for long texts.
+// Prints SAMPLE_TOKENS tokens of the model's own, which go on from a line's end. The whole window goes
+// through the model for each token: short and slow; decode_ppd.c is the program for long texts.
 #define SAMPLE_TOKENS 256
 static void print_sample(Run *run) {
     GPT2 *m = &run->model;
@@ -3661,6 +3665,7 @@ static void print_sample(Run *run) {
         if (t->kind != TOKENIZER_GPT2 && length == 1 && *bytes == '\n') start = i;
     }
     tokens[0] = (uint16_t)start;
+    end_line();
     printf("--- sample at step %ld\n", run->now.step);
     for (int i = 0; i < SAMPLE_TOKENS; i++) {
         int from = MAX(0, i + 1 - window), n = i + 1 - from;
@@ -3684,6 +3689,7 @@ static int progress_is_due(long step, long steps, const char **end) {
     if (!last && (terminal ? now() - last_shown < 0.2 : step % MAX(1, steps / 10))) return 0;
     last_shown = now();
     *end = terminal && !last ? "" : "\n";
+    line_open = terminal && !last;
     if (terminal) printf("\r\033[K");
     return 1;
 }
@@ -3701,6 +3707,8 @@ static void show_progress(const Run *run, double loss, double tokens_per_second)
            (int)left / 60, (int)left % 60, end);
     fflush(stdout);
 }
+
+// ---- making ready
 
 // The schedule that the gradient norms of a finished run suggest (optim_refined), from its log.csv. For
 // Adam's kind the theory has the l1 norm, which is there with --grad-norm l1; l2 norms may stand for it.
@@ -3769,13 +3777,15 @@ static void compare_workers(const Run *run) {
 
 // Takes --out for this run alone, and clears what a run that was killed has left there.
 static void claim_folder(const char *out) {
-    const char *unfinished[] = {"model.bin.tmp", "state.bin.tmp", "log.csv.tmp", "tokenizer.txt.tmp",
-                                "tokenizer.bpe.tmp"};
+    const char *unfinished[] = {"model.bin.tmp", "model.new.tmp", "model.new", "state.bin.tmp",
+                                "log.csv.tmp", "tokenizer.txt.tmp", "tokenizer.bpe.tmp"};
     make_folder(out);
     int folder = open(out, O_RDONLY | O_DIRECTORY);
     if (folder < 0) die("cannot open the folder %s: %s", out, strerror(errno));
-    if (flock(folder, LOCK_EX | LOCK_NB)) die("another run is writing to %s; choose another --out", out);
-    for (int i = 0; i < 5; i++) unlink(path_in(out, unfinished[i]).s);
+    if (flock(folder, LOCK_EX | LOCK_NB))
+        die(errno == EWOULDBLOCK ? "another run is writing to %s; choose another --out"
+                                 : "cannot lock the folder %s; choose another --out", out);
+    for (int i = 0; i < 7; i++) unlink(path_in(out, unfinished[i]).s);
 }
 
 // Loads the models that the command line names: what training starts from, and the teacher.
@@ -3840,6 +3850,10 @@ static void prepare_teacher(Run *run) {
         if (of_teacher.vocab_size != g.vocab_size)
             die("the teacher knows %d tokens, the student %d; they must read the same text alike",
                 of_teacher.vocab_size, g.vocab_size);
+        Tokenizer t = {0}, *ours = &run->tokenizer;
+        if (ours->vocab_size && tokenizer_load(&t, o->teacher) && !same_tokens(&t, ours))
+            die("%s has other tokens than the student; train both with one tokenizer", o->teacher);
+        tokenizer_free(&t);
         if (of_teacher.max_seq_len < run->T)
             die("the teacher's context is %d; use --seq-len %d", of_teacher.max_seq_len,
                 of_teacher.max_seq_len);
@@ -3900,9 +3914,6 @@ static void print_plan(const Run *run, const char *device) {
                o->accumulate / workers.count);
     printf("memory     %.0f MB: model, activations %.0f, optimizer %.0f\n",
            (allocated_bytes + optimizer_bytes) / 1e6, allocated_bytes / 1e6, optimizer_bytes / 1e6);
-#ifndef GPT2_DEVICE // which has memory of its own
-    check_memory(optimizer_bytes); // of which it has used little yet
-#endif
 }
 
 // Reads data, makes or loads the model, and everything else that the loop needs.
@@ -3932,6 +3943,8 @@ static void prepare(Run *run) {
     print_plan(run, device);
 }
 
+// ---- a step, and the loop
+
 // Writes DIR/model.bin (the evaluation point), the tokenizer and DIR/state.bin; until then the model of an
 // earlier run stays there. All workers come here: each may have a part of what worker 0 writes.
 static void save_checkpoint(Run *run) {
@@ -3942,8 +3955,12 @@ static void save_checkpoint(Run *run) {
     if (!workers.rank) {
         if (!all_finite(m->params_memory, m->num_parameters))
             die("after step %ld a weight is not a number; lower --lr", run->now.step);
-        if (!run->saved) unlink(path_in(out, "model.bin").s), tokenizer_save(&run->tokenizer, out);
-        gpt2_save(m->config, m->params_memory, path_in(out, "model.bin").s);
+        Path model = path_in(out, "model.bin"), first = path_in(out, "model.new");
+        gpt2_save(m->config, m->params_memory, run->saved ? model.s : first.s);
+        if (!run->saved) { // an old model goes only now, and before its tokenizer does
+            unlink(model.s), tokenizer_save(&run->tokenizer, out);
+            if (rename(first.s, model.s)) write_failed(model.s);
+        }
     }
     swap_evaluation_point(run, 0);
     save_state(run);
@@ -3965,6 +3982,8 @@ static double validate(Run *run, GPT2 *m) {
 static double gradient(Run *run, DataLoader *loader, int count, double *teacher) {
     const Options *o = &run->options;
     GPT2 *m = &run->model;
+    // own: this worker's micro-batches, first .. end-1. terms: those that the mean is over, in diloco its own
+    // alone. exchange: the other workers have the rest of the sum.
     int soft = teacher && !strcmp(o->distill, "soft"), shared = loader == &run->loader;
     int own = shared ? count / workers.count : count, first = shared ? workers.rank * own : 0;
     int end = first + own;
@@ -3976,7 +3995,10 @@ static double gradient(Run *run, DataLoader *loader, int count, double *teacher)
     loader_skip(loader, (uint64_t)first * run->B);
     for (int i = first; i < end; i++) {
         loader_next(loader, run->x, run->y, run->B);
-        if (teacher) teacher_losses[i] = teacher_loss(&run->teacher, run->x, run->y, run->B, run->T);
+        if (teacher) { // all that black-box distillation reads of it: f*_t in the steps of sps and iam
+            gpt2_forward(&run->teacher, run->x, run->B, run->T);
+            teacher_losses[i] = gpt2_loss(&run->teacher, run->y);
+        }
         gpt2_forward(m, run->x, run->B, run->T);
         begin_micro_batch(&run->sum, i, first, end, exchange);
         losses[i] = gpt2_backward(m, run->y, scale, 0, soft ? &labels : NULL);
@@ -4121,10 +4143,11 @@ int main(int argc, char **argv) {
         open_log(&run);
     }
     train(&run);
+    end_line();
     if (workers.count > 1)
         printf("sent       %.3f MB by each worker\n", workers.bytes_sent / 1e6);
     if (run.now.step < o->steps) {
-        printf("\nstopped at step %ld of %d", run.now.step, o->steps);
+        printf("stopped at step %ld of %d", run.now.step, o->steps);
         if (*o->out) printf("; the same command with --resume goes on");
         printf("\n");
         return 0;

@@ -125,7 +125,7 @@ typedef struct {
 } Case;
 
 static void embed_forward(Case *c, float *out) {
-    encoder_forward(out, c->tokens, c->in[0], c->in[1], c->B, c->T, c->C);
+    encoder_forward(out, c->tokens, c->in[0], 0, c->in[1], c->B, c->T, c->C);
 }
 static void embed_backward(Case *c, const float *out) {
     (void)out;

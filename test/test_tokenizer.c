@@ -119,7 +119,7 @@ static void random_merges(int number, uint64_t seed, char **text, size_t *size) 
     Tokenizer t = {0};
     char pair[64];
     FILE *f = open_memstream(text, size);
-    gpt2_begin(&t);
+    bpe_begin(&t);
     fputs("#version: 0.2\n", f);
     for (uint64_t draw = 0; number > 0; draw += 2) {
         int ids[2]; // of letters and spaces mostly, and of what is made of them
@@ -241,7 +241,7 @@ static void test_broken_merges(void) {
 static void test_classes(void) {
     int counts[4] = {0};
     Tokenizer t = {0};
-    gpt2_begin(&t);
+    bpe_begin(&t);
     for (int c = 0; c <= MAX_CHAR; c++) counts[t.char_class[c]]++;
     check(counts[1] == 141028 && counts[2] == 1911 && counts[3] == 25, "%d letters, %d numbers, %d spaces",
           counts[1], counts[2], counts[3]);

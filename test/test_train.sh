@@ -192,11 +192,20 @@ refuses 1 "nothing to train" "$train" "${small[@]}" --freeze '*'
 refuses 1 "fcww: no tensor" "$train" "${small[@]}" --freeze 'wte,fcww'
 refuses 1 "the teacher knows" "$train" "${student[@]}" --tokenizer bytes
 refuses 1 "the teacher's context" "$train" "${student[@]}" --context 32
+tr 'a-z' 'b-za' <"$work/text.txt" >"$work/shifted.txt" # as many characters, others
+ok "a teacher of other characters" "$train" "${small[@]}" --data "$work/shifted.txt" --steps 1 --out "$work/shifted"
+refuses 1 "other tokens than the student" "$train" "${student[@]}" --tokenizer chars --teacher "$work/shifted"
+cp "$work/text.txt" "$work/notes[1].txt"
+ok "a file named like a pattern" "$train" "${small[@]}" --data "$work/notes[1].txt" --steps 1
 
 # ---- refused
 refuses 2 "unexpected argument" "$train" text.txt
 refuses 2 "no option" "$train" "${small[@]}" --colour 3
+refuses 2 "dataset x.txt is no option" "$train" "${small[@]}" --dataset x.txt
 refuses 2 "mu-x" "$train" "${small[@]}" --mu-x 0.9
+ok "an option's range may have no end" "$train" "${small[@]}" --steps 1 --optimizer prodigy --growth-rate inf
+refuses 1 "needs its merges" "$train" "${small[@]}" --tokenizer gpt2
+refuses 1 "Not a directory" "$train" "${small[@]}" --out "$work/text.txt/run"
 refuses 2 "needs a value" "$train" --steps
 refuses 2 "whole number" "$train" --steps many
 refuses 2 "whole number" "$train" --steps 1.5
@@ -236,6 +245,7 @@ refuses 1 "cannot open" "$train" "${small[@]}" --merges "$work/missing"
 cp -r "$work/a" "$work/kept"
 refuses 1 "not a number" "$train" "${small[@]}" --steps 9 --clip 0 --optimizer sgd --lr 1e38 --model "$work/kept" --out "$work/kept"
 refuses 1 "proxy is shorter than 17" "$train" "${small[@]}" --proxy "$work/short.txt" --model "$work/kept" --out "$work/kept"
+refuses 1 "make room" bash -c 'ulimit -f 8; exec "$@"' _ "$train" "${small[@]}" --steps 1 --model "$work/kept" --out "$work/kept"
 for file in model.bin tokenizer.txt; do ok "$file stays" cmp "$work/a/$file" "$work/kept/$file"; done
 for part in cut wrong changed; do
     rm -rf "$work/broken"
