@@ -143,7 +143,7 @@ ok "whose log has all columns" [ "$(awk -F, '{ print NF }' "$work/stopped/log.cs
 all=(mpirun -q --oversubscribe --bind-to none)
 refuses 2 "need --workers" "${all[@]}" -n 2 "$train_mpi" "${small[@]}" --accumulate 2
 refuses 2 "cannot share" "${all[@]}" -n 2 "$train_mpi" "${small[@]}" --accumulate 3 --workers data
-refuses 2 "data or diloco" "${all[@]}" -n 2 "$train_mpi" "${small[@]}" --accumulate 2 --workers fsdp
+refuses 2 "data|diloco" "${all[@]}" -n 2 "$train_mpi" "${small[@]}" --accumulate 2 --workers fsdp
 refuses 2 "base" "${all[@]}" -n 2 "$train_mpi" "${small[@]}" --accumulate 2 --workers diloco --optimizer muon
 refuses 2 "a teacher's loss" "${all[@]}" -n 2 "$train_mpi" "${small[@]}" --accumulate 2 --workers diloco \
     --teacher-cache "$work/losses"
