@@ -1316,9 +1316,11 @@ static void *resize(void *p, size_t bytes) {
     return p;
 }
 
-// FNV-1a's scheme over 8 bytes at a time, with the high bits mixed down: a checksum, not cryptography.
-static inline uint64_t hash_more(uint64_t h, const void *p, size_t n) {
+// FNV-1a's scheme over 8 bytes at a time, with the high bits mixed down: a checksum, not cryptography. It
+// goes on from the hash of what came before, 0 at first.
+static inline uint64_t hash_bytes(uint64_t h, const void *p, size_t n) {
     const char *bytes = p;
+    h = (h ^ n ^ 0xCBF29CE484222325ull) * 0x9E3779B97F4A7C15ull;
     for (; n; bytes += 8) {
         uint64_t word = 0;
         if (n >= 8) memcpy(&word, bytes, 8), n -= 8;
@@ -1327,14 +1329,6 @@ static inline uint64_t hash_more(uint64_t h, const void *p, size_t n) {
         h ^= h >> 32;
     }
     return h;
-}
-
-static inline uint64_t hash_begin(uint64_t h, size_t n) {
-    return (h ^ n ^ 0xCBF29CE484222325ull) * 0x9E3779B97F4A7C15ull;
-}
-
-static inline uint64_t hash_bytes(uint64_t h, const void *p, size_t n) {
-    return hash_more(hash_begin(h, n), p, n);
 }
 
 // A text shortened and on one line, for messages that quote what a file says.
@@ -1483,7 +1477,7 @@ static void load_llmc(GPT2 *m, const char *path, int map) {
     size_t width = header[1] == 3 ? 4 : 2, expected = sizeof header + width * count_parameters(padded);
     if (size != expected)
         die("%s has %zu bytes, a model of its shape %zu: it is damaged; copy it again", path, size, expected);
-    if (map && width == 4 && (size_t)g.vocab_size * g.channels % 2 == 0) { // even: see model_hash
+    if (map && width == 4) {
         char *file = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fileno(f), 0);
         if (file == MAP_FAILED) die("cannot map %s: %s", path, strerror(errno));
         *m = (GPT2){.config = g, .num_parameters = count_parameters(g), .mapping = file, .mapped = size};
@@ -2598,13 +2592,13 @@ static double evaluate(GPT2 *m, const Dataset *d, int T, size_t max_tokens) {
 
 // A hash of a model's shape and weights as they are kept, by which files name it.
 static uint64_t model_hash(const GPT2 *m) {
-    size_t in_bf16 = m->bf16_count, bytes = m->num_parameters * sizeof(float),
-           wte = tensor_size(tensor_shape(m->config, TENSOR(wte))) * sizeof(float);
     uint64_t hash = hash_bytes(0, &m->config, sizeof m->config);
-    if (m->mapping) // between wte and the rest the file has padding
-        return hash_more(hash_more(hash_begin(hash, bytes), m->params.wte, wte), m->params.wpe, bytes - wte);
-    hash = hash_bytes(hash, m->params_memory, (m->num_parameters - in_bf16) * sizeof(float));
-    return in_bf16 ? hash_bytes(hash, m->bf16_memory, in_bf16 * sizeof *m->bf16_memory) : hash;
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        size_t n = tensor_size(tensor_shape(m->config, i));
+        if (m->bf16[i]) hash = hash_bytes(hash, m->bf16[i], n * sizeof(uint16_t));
+        else hash = hash_bytes(hash, ((float *const *)&m->params)[i], n * sizeof(float));
+    }
+    return hash;
 }
 
 /* --teacher-cache FILE: the teacher's loss on the batch of each step, so that its forward passes are needed
