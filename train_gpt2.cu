@@ -862,16 +862,6 @@ __device__ inline float quad_max(float x) {
     return fmaxf(x, __shfl_xor_sync(EVERY_LANE, x, 2));
 }
 
-// Where number j of a lane's four stands in a tile of C.
-__device__ inline int tile_row(int j) {
-    int lane = threadIdx.x % WARP;
-    return lane / 4 + j / 2 * 8;
-}
-__device__ inline int tile_column(int j) {
-    int lane = threadIdx.x % WARP;
-    return lane % 4 * 2 + j % 2;
-}
-
 // Blocks: own queries (the last first: they have the most keys), a head.
 template <int HS> __global__ void __launch_bounds__(TENSOR_THREADS, TENSOR_BLOCKS)
     attention_forward_tensor(bf16 *out, float *lse, const bf16 *qkv, int length, int NH) {
@@ -879,7 +869,7 @@ template <int HS> __global__ void __launch_bounds__(TENSOR_THREADS, TENSOR_BLOCK
     SHARED_MEMORY;
     // two places, each for a tile of keys and one of values; at first the second holds the queries
     bf16 *tiles = (bf16 *)shared_memory;
-    int warp = threadIdx.x / WARP, C = NH * HS, head = blockIdx.y;
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, C = NH * HS, head = blockIdx.y;
     int q0 = (gridDim.x - 1 - blockIdx.x) * OWN_ROWS(HS), first = q0 + warp * 16 * M; // of the warp
     int keys = MIN(q0 + OWN_ROWS(HS), length);
     const bf16 *q = qkv + head_at(head, NH, HS, length, 3 * C), *k = q + C, *v = k + C;
@@ -914,14 +904,14 @@ template <int HS> __global__ void __launch_bounds__(TENSOR_THREADS, TENSOR_BLOCK
                     for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
                         for (int j = 0; j < 4; j++) {
-                            int key = k0 + n * 8 + tile_column(j);
-                            if (key > first + m * 16 + tile_row(j)) s[m][n][j] = -INFINITY;
+                            int key = k0 + n * 8 + lane % 4 * 2 + j % 2;
+                            if (key > first + m * 16 + lane / 4 + j / 2 * 8) s[m][n][j] = -INFINITY;
                         }
             }
 #pragma unroll
             for (int m = 0; m < M; m++)
 #pragma unroll
-                for (int h = 0; h < 2; h++) { // the lane's two rows
+                for (int h = 0; h < 2; h++) { // rows lane / 4 and 8 further
                     float top = max[m][h], total = 0;
 #pragma unroll
                     for (int n = 0; n < KEYS / 8; n++)
@@ -947,14 +937,14 @@ template <int HS> __global__ void __launch_bounds__(TENSOR_THREADS, TENSOR_BLOCK
     for (int m = 0; m < M; m++)
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            int query = first + m * 16 + tile_row(2 * h);
+            int query = first + m * 16 + lane / 4 + 8 * h;
             float total = quad_sum(sum[m][h]), inverse = 1 / total;
             if (query >= length) continue;
-            bf16 *to = out + head_at(head, NH, HS, length, C) + (size_t)query * C + tile_column(0);
+            bf16 *to = out + head_at(head, NH, HS, length, C) + (size_t)query * C + lane % 4 * 2;
 #pragma unroll
             for (int n = 0; n < HS / 8; n++)
                 *(uint32_t *)(to + n * 8) = pack_bf16(o[m][n][2 * h] * inverse, o[m][n][2 * h + 1] * inverse);
-            if (tile_column(0) == 0)
+            if (lane % 4 == 0)
                 lse[(size_t)head * length + query] = max[m][h] * (scale_log2 / LOG2_E) + logf(total);
         }
 }
@@ -967,7 +957,7 @@ template <int HS, int OF_KEYS> __global__ void __launch_bounds__(TENSOR_THREADS,
     SHARED_MEMORY;
     bf16 *a = (bf16 *)shared_memory, *b = a + own_rows * ROW(HS), *tiles = b + own_rows * ROW(HS);
     __shared__ float of_lse[OWN_ROWS(HS)], of_D[OWN_ROWS(HS)]; // of own queries, or, OF_KEYS, of two tiles'
-    int warp = threadIdx.x / WARP, C = NH * HS, head = blockIdx.y;
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, C = NH * HS, head = blockIdx.y;
     int block = OF_KEYS ? blockIdx.x : gridDim.x - 1 - blockIdx.x; // the most work first
     int begin = block * own_rows, first = begin + warp * 16 * M;
     int from = OF_KEYS ? begin : 0, to = OF_KEYS ? length : MIN(begin + own_rows, length);
@@ -1025,8 +1015,8 @@ template <int HS, int OF_KEYS> __global__ void __launch_bounds__(TENSOR_THREADS,
                 for (int n = 0; n < OTHERS / 8; n++)
 #pragma unroll
                     for (int j = 0; j < 4; j++) {
-                        int i = OF_KEYS ? place * OTHERS + n * 8 + tile_column(j)
-                                        : warp * 16 * M + m * 16 + tile_row(j);
+                        int i = OF_KEYS ? place * OTHERS + n * 8 + lane % 4 * 2 + j % 2
+                                        : warp * 16 * M + m * 16 + lane / 4 + j / 2 * 8;
                         s[m][n][j] = power_of_two(s[m][n][j] * scale_log2 - of_lse[i]);
                         dp[m][n][j] -= of_D[i];
                     }
@@ -1037,7 +1027,8 @@ template <int HS, int OF_KEYS> __global__ void __launch_bounds__(TENSOR_THREADS,
                     for (int n = 0; n < OTHERS / 8; n++)
 #pragma unroll
                         for (int j = 0; j < 4; j++) {
-                            int own = first + m * 16 + tile_row(j), other = t0 + n * 8 + tile_column(j);
+                            int own = first + m * 16 + lane / 4 + j / 2 * 8;
+                            int other = t0 + n * 8 + lane % 4 * 2 + j % 2;
                             if (OF_KEYS ? own > other : other > own) s[m][n][j] = 0;
                         }
             }
@@ -1056,9 +1047,9 @@ template <int HS, int OF_KEYS> __global__ void __launch_bounds__(TENSOR_THREADS,
     for (int m = 0; m < M; m++)
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            int own = first + m * 16 + tile_row(2 * h);
+            int own = first + m * 16 + lane / 4 + 8 * h;
             if (own >= length) continue;
-            bf16 *to = dqkv + at + (size_t)own * 3 * C + (OF_KEYS ? C : 0) + tile_column(0);
+            bf16 *to = dqkv + at + (size_t)own * 3 * C + (OF_KEYS ? C : 0) + lane % 4 * 2;
 #pragma unroll
             for (int n = 0; n < HS / 8; n++) {
                 float *low = da[m][n] + 2 * h;
