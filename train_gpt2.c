@@ -3771,15 +3771,15 @@ static void compare_workers(const Run *run) {
 
 // Takes --out for this run alone, and clears what a run that was killed has left there.
 static void claim_folder(const char *out) {
-    const char *unfinished[] = {"model.bin.tmp", "model.new.tmp", "model.new", "state.bin.tmp",
-                                "log.csv.tmp", "tokenizer.txt.tmp", "tokenizer.bpe.tmp"};
+    const char *unfinished[] = {"model.bin.tmp", "model.new.tmp", "state.bin.tmp", "log.csv.tmp",
+                                "tokenizer.txt.tmp", "tokenizer.bpe.tmp"};
     make_folder(out);
     int folder = open(out, O_RDONLY | O_DIRECTORY);
     if (folder < 0) die("cannot open the folder %s: %s", out, strerror(errno));
     if (flock(folder, LOCK_EX | LOCK_NB))
         die(errno == EWOULDBLOCK ? "another run is writing to %s; choose another --out"
                                  : "cannot lock the folder %s; choose another --out", out);
-    for (int i = 0; i < 7; i++) unlink(path_in(out, unfinished[i]).s);
+    for (int i = 0; i < 6; i++) unlink(path_in(out, unfinished[i]).s);
 }
 
 // Loads the models that the command line names: what training starts from, and the teacher.

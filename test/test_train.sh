@@ -69,8 +69,7 @@ for ((i = 0; i < kills; i++)); do
 done
 for signal in INT TERM; do
     rm -rf "$work/stopped"
-    # a background process of a script ignores SIGINT unless it is put into a group of its own
-    setsid "$train" "${long[@]}" --save-every 0 --steps 100000 --out "$work/stopped" >"$work/stopped.out" 2>&1 &
+    "$train" "${long[@]}" --save-every 0 --steps 100000 --out "$work/stopped" >"$work/stopped.out" 2>&1 &
     await rows 1 "$work/stopped/log.csv"
     kill -s $signal $!
     wait $!
@@ -80,7 +79,7 @@ for signal in INT TERM; do
     ok "SIG$signal: a checkpoint" [ -s "$work/stopped/state.bin" ]
 done
 for i in 1 2 3 4 5 6 7 8; do for k in 1 2 3 4 5 6 7 8 9; do cat "$work/text.txt"; done; done >"$work/long.txt"
-setsid "$train" "${untuned[@]}" --layers 12 --val "$work/long.txt" --steps 0 --out "$work/slow" >/dev/null 2>&1 &
+"$train" "${untuned[@]}" --layers 12 --val "$work/long.txt" --steps 0 --out "$work/slow" >/dev/null 2>&1 &
 await [ -s "$work/slow/log.csv" ]
 kill -INT $!
 sleep 2.1

@@ -2,8 +2,8 @@
 # A student that reads nothing of its teacher but the loss on each batch: the rows of the paper's table (arXiv
 # 2504.01898), Adam and SGD with the best constant rate and with warmup and the best cosine, against SPS*, IAM and
 # IAM-Adam with nothing set (lambda 4 and a cap on their steps, which are ours; README's table of runs has the paper's
-# form), and IAM over Muon (ours); beside them soft labels, which read all probabilities. Two
-# teachers. FULL=1: 1000 steps instead of 400, and a second student.
+# form), and IAM over Muon (ours); beside them soft labels, which read all probabilities. Two teachers. FULL=1: 1000
+# steps instead of 400, and a second student.
 . dev/studies/driver.sh
 length 400 1000
 common --steps $steps --eval-tokens 20480
