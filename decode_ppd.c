@@ -144,6 +144,11 @@ typedef int32_t any_word __attribute__((may_alias));
 typedef int32_t any_words __attribute__((vector_size(4 * VEC), may_alias));
 
 #define CHUNK 128 // words
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define ACCUMULATORS 24 // of 32 registers
+#else
+#define ACCUMULATORS 12 // of 16
+#endif
 
 /* out (RB, ld) = or, with add, += products of `words` words of NV / 2 panels of weights, from w on, `panel`
 bytes apart, and RB rows of activations, from x on and `row` bytes apart; kind, RB and NV are constants. An
@@ -156,8 +161,8 @@ static inline __attribute__((always_inline)) void tile(const WeightKind kind, co
                                                        size_t panel, const char *x, size_t row,
                                                        const char *soon, size_t step) {
     const int parts = kind == WEIGHTS_BF16 ? 2 : 1;
-    vec c[6][4];
-    vec_i sums[6][4];
+    vec c[ACCUMULATORS / 2][4];
+    vec_i sums[ACCUMULATORS / 2][4];
     for (int r = 0; r < RB; r++)
         for (int j = 0; j < NV; j++) c[r][j] = (vec){0}, sums[r][j] = (vec_i){0};
 #pragma GCC unroll 2
@@ -165,15 +170,15 @@ static inline __attribute__((always_inline)) void tile(const WeightKind kind, co
         for (int j = 0; j < NV; j += VEC > 8 ? 1 : 2)
             __builtin_prefetch(soon + j / 2 * panel + j % 2 * sizeof(vec), 0, 2);
         for (int part = 0; part < parts; part++) {
-            vec_i inputs[6], weights[4];
+            vec_i inputs[ACCUMULATORS / 2], weights[4];
 // volatile: else GCC loads weights anew for every row
 #define INPUT(r) (inputs[r] = (vec_i){0} + *(const any_word *)(x + (r) * row + 4 * part))
 #define WEIGHTS(j) (weights[j] = *(const volatile any_words *)(w + (j) / 2 * panel + (j) % 2 * sizeof(vec)))
-#pragma GCC unroll 6
+#pragma GCC unroll 12
             for (int r = 0; r < RB && NV == 4; r++) INPUT(r);
 #pragma GCC unroll 2
             for (int j = 0; j < NV && NV == 2; j++) WEIGHTS(j);
-#pragma GCC unroll 12
+#pragma GCC unroll 24
             for (int i = 0; i < RB * NV; i++) {
                 const int r = NV == 4 ? i % RB : i / NV, j = NV == 4 ? i / RB : i % NV;
                 if (NV == 4 && r == 0) WEIGHTS(j);
@@ -197,23 +202,24 @@ static inline __attribute__((always_inline)) void tile(const WeightKind kind, co
 }
 
 // Panels first to last - 1 for all rows, into out (R, ld), a chunk at a time, which stays in L1 for the next
-// tile. A tile has 12 accumulators at most, of 16 registers: of two panels, which come from memory faster
-// than one does, where two such tiles are enough, else of one. Each of the tiles fetches its part of a later
-// chunk.
+// tile. Tiles are as tall as the accumulators allow (bf16 needs some registers to be widened in): of two panels,
+// which come from memory faster than one does, where the rows are few, else of one. Each of the tiles fetches
+// its part of a later chunk.
 static inline __attribute__((always_inline)) void panel_products(const WeightKind kind, Sum *out, int ld,
                                                                  const Linear *m, int first, int last,
                                                                  const char *x, size_t row, int rows) {
-    const int wide = kind == WEIGHTS_BF16 ? 2 : 3, tall = kind == WEIGHTS_BF16 ? 4 : 6; // rows of such tiles
+    const int bf16 = kind == WEIGHTS_BF16, wide = ACCUMULATORS / 4 - bf16 * ACCUMULATORS / 12,
+              tall = ACCUMULATORS / 2 - 2 * bf16; // rows of such tiles
     const size_t panel = (size_t)m->words * NR * 4;
     for (int p = first, taken; p < last; p += taken) {
-        taken = rows <= 2 * wide && p + 1 < last ? 2 : 1;
+        taken = rows <= (bf16 ? 4 : 6) && p + 1 < last ? 2 : 1;
         int most = taken == 2 ? wide : tall, tiles = (rows + most - 1) / most;
         for (int done = 0, words; done < m->words; done += words) {
             words = MIN(CHUNK, m->words - done);
             const char *w = m->data + p * panel + (size_t)done * NR * 4, *soon = w + 2 * CHUNK * NR * 4;
             for (int r = 0, t = 0, n; r < rows; r += n, t++) {
                 Sum *to = out + (size_t)r * ld + p * NR;
-                const char *from = x + r * row + (size_t)done * (kind == WEIGHTS_BF16 ? 8 : 4);
+                const char *from = x + r * row + (size_t)done * (bf16 ? 8 : 4);
                 n = (rows - r + tiles - t - 1) / (tiles - t);
 #define CASE(RB, NV)                                                                                         \
     case 10 * RB + NV:                                                                                       \
@@ -223,6 +229,10 @@ static inline __attribute__((always_inline)) void panel_products(const WeightKin
                 switch (10 * n + 2 * taken) {
                     CASE(1, 2) CASE(2, 2) CASE(3, 2) CASE(4, 2) CASE(5, 2) CASE(6, 2)
                     CASE(1, 4) CASE(2, 4) CASE(3, 4)
+#if ACCUMULATORS == 24
+                    CASE(7, 2) CASE(8, 2) CASE(9, 2) CASE(10, 2) CASE(11, 2) CASE(12, 2)
+                    CASE(4, 4) CASE(5, 4) CASE(6, 4)
+#endif
                 }
 #undef CASE
             }
