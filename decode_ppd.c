@@ -144,11 +144,6 @@ typedef int32_t any_word __attribute__((may_alias));
 typedef int32_t any_words __attribute__((vector_size(4 * VEC), may_alias));
 
 #define CHUNK 128 // words
-#if defined(__AVX512F__) || defined(__aarch64__)
-#define ACCUMULATORS 24 // of 32 registers
-#else
-#define ACCUMULATORS 12 // of 16
-#endif
 
 /* out (RB, ld) = or, with add, += products of `words` words of NV / 2 panels of weights, from w on, `panel`
 bytes apart, and RB rows of activations, from x on and `row` bytes apart; kind, RB and NV are constants. An
@@ -161,8 +156,8 @@ static inline __attribute__((always_inline)) void tile(const WeightKind kind, co
                                                        size_t panel, const char *x, size_t row,
                                                        const char *soon, size_t step) {
     const int parts = kind == WEIGHTS_BF16 ? 2 : 1;
-    vec c[ACCUMULATORS / 2][4];
-    vec_i sums[ACCUMULATORS / 2][4];
+    vec c[MR][4];
+    vec_i sums[MR][4];
     for (int r = 0; r < RB; r++)
         for (int j = 0; j < NV; j++) c[r][j] = (vec){0}, sums[r][j] = (vec_i){0};
 #pragma GCC unroll 2
@@ -170,7 +165,7 @@ static inline __attribute__((always_inline)) void tile(const WeightKind kind, co
         for (int j = 0; j < NV; j += VEC > 8 ? 1 : 2)
             __builtin_prefetch(soon + j / 2 * panel + j % 2 * sizeof(vec), 0, 2);
         for (int part = 0; part < parts; part++) {
-            vec_i inputs[ACCUMULATORS / 2], weights[4];
+            vec_i inputs[MR], weights[4];
 // volatile: else GCC loads weights anew for every row
 #define INPUT(r) (inputs[r] = (vec_i){0} + *(const any_word *)(x + (r) * row + 4 * part))
 #define WEIGHTS(j) (weights[j] = *(const volatile any_words *)(w + (j) / 2 * panel + (j) % 2 * sizeof(vec)))
@@ -202,14 +197,14 @@ static inline __attribute__((always_inline)) void tile(const WeightKind kind, co
 }
 
 // Panels first to last - 1 for all rows, into out (R, ld), a chunk at a time, which stays in L1 for the next
-// tile. Tiles are as tall as the accumulators allow (bf16 needs some registers to be widened in): of two panels,
-// which come from memory faster than one does, where the rows are few, else of one. Each of the tiles fetches
-// its part of a later chunk.
+// tile. A tile has 2 MR accumulators at most (bf16 needs registers to be widened in): of two panels, which
+// come from memory faster than one does, where rows are few, else of one. Each of the tiles fetches its part
+// of a later chunk.
 static inline __attribute__((always_inline)) void panel_products(const WeightKind kind, Sum *out, int ld,
                                                                  const Linear *m, int first, int last,
                                                                  const char *x, size_t row, int rows) {
-    const int bf16 = kind == WEIGHTS_BF16, wide = ACCUMULATORS / 4 - bf16 * ACCUMULATORS / 12,
-              tall = ACCUMULATORS / 2 - 2 * bf16; // rows of such tiles
+    const int bf16 = kind == WEIGHTS_BF16;
+    const int wide = MR / 2 - bf16 * MR / 6, tall = MR - 2 * bf16; // rows of such tiles
     const size_t panel = (size_t)m->words * NR * 4;
     for (int p = first, taken; p < last; p += taken) {
         taken = rows <= (bf16 ? 4 : 6) && p + 1 < last ? 2 : 1;
@@ -229,7 +224,7 @@ static inline __attribute__((always_inline)) void panel_products(const WeightKin
                 switch (10 * n + 2 * taken) {
                     CASE(1, 2) CASE(2, 2) CASE(3, 2) CASE(4, 2) CASE(5, 2) CASE(6, 2)
                     CASE(1, 4) CASE(2, 4) CASE(3, 4)
-#if ACCUMULATORS == 24
+#if MR == 12
                     CASE(7, 2) CASE(8, 2) CASE(9, 2) CASE(10, 2) CASE(11, 2) CASE(12, 2)
                     CASE(4, 4) CASE(5, 4) CASE(6, 4)
 #endif
@@ -289,11 +284,13 @@ static void linear_panels(Sum *sums, int sums_ld, const Scratch *x, const Linear
     for (int r = 0; r < rows; r++) {
         Sum *s = sums + (size_t)r * sums_ld;
         float *o = out + (size_t)r * ld;
-        if (m->kind == WEIGHTS_INT8)
-            for (int n = n0; n < n1; n++)
-                s[n].f = m->scale[n] * x->scale[r] * (float)(s[n].i - (ACTIVATION_OFFSET ? m->offset[n] : 0));
-        for (int n = n0; n < n1 && m->bias; n++) s[n].f += m->bias[n];
-        for (int n = n0; n < n1 && finish == ADD; n++) o[n] += s[n].f;
+#pragma omp simd
+        for (int n = n0; n < (m->kind == WEIGHTS_INT8 ? n1 : n0); n++)
+            s[n].f = m->scale[n] * x->scale[r] * (float)(s[n].i - (ACTIVATION_OFFSET ? m->offset[n] : 0));
+#pragma omp simd
+        for (int n = n0; n < (m->bias ? n1 : n0); n++) s[n].f += m->bias[n];
+#pragma omp simd
+        for (int n = n0; n < (finish == ADD ? n1 : n0); n++) o[n] += s[n].f;
 #pragma omp simd
         for (int n = n0; n < (finish == GELU ? n1 : n0); n++) o[n] = gelu(s[n].f);
     }
@@ -526,11 +523,12 @@ static void attention_rows(Decoder *d, const Batch *b, int layer, int (*ancestor
     for (int h = 0; h < NH; h++) {
         float *keys = d->keys + (size_t)(layer * NH + h) * HS * d->capacity;
         float *values = d->values + (size_t)(layer * NH + h) * d->capacity * d->head_stride;
-        for (int r = 0; r < b->rows; r++) {
-            const float *k = sums_row(d, r) + C + h * HS;
-            for (int c = 0; c < HS; c++) keys[(size_t)c * d->capacity + d->past + r] = k[c];
-            memcpy(values + (size_t)(d->past + r) * d->head_stride, k + C, HS * sizeof(float));
-        }
+        for (int c = 0; c < HS; c++)
+            for (int r = 0; r < b->rows; r++)
+                keys[(size_t)c * d->capacity + d->past + r] = sums_row(d, r)[C + h * HS + c];
+        for (int r = 0; r < b->rows; r++)
+            memcpy(values + (size_t)(d->past + r) * d->head_stride, sums_row(d, r) + 2 * C + h * HS,
+                   HS * sizeof(float));
         for (int r = 0; r < b->rows; r++)
             attend(d, d->hidden + (size_t)r * d->stride + h * HS, sums_row(d, r) + h * HS, keys, values,
                    ancestors[r], b->depth[r] + 1, d->scratch[omp_get_thread_num()].scores);
