@@ -2123,8 +2123,10 @@ static void check_outputs(const DecodeOptions *o) {
         if (same_file(o->model, o->out_model) || same_file(o->model, model.s))
             die("%s is --model's; --resume will need that as it is: give --out-model another folder",
                 model.s);
-        if (!strcmp(o->out, model.s)) die("%s will be --out-model's; --out names another file", o->out);
         make_folder(o->out_model);
+        const char *slash = strrchr(o->out, '/');
+        if (!strcmp(slash ? slash + 1 : o->out, "model.bin") && same_file(folder_of(o->out).s, o->out_model))
+            die("%s will be --out-model's; --out names another file", o->out);
         check_writable(model.s);
     }
     check_writable(o->out);

@@ -539,7 +539,7 @@ static void test_proposals(void) {
     generate(&truth.generator, begin, 30, 300), generator_text(own, begin, 30);
     double right = 0;
     for (int made = 1; own->length < 200; made = generator_step(own, 4)) {
-        own->guess[0][0] = truth.generator.text[own->length]; // if made is 1, the draft was wrong, and so was nobody else
+        own->guess[0][0] = truth.generator.text[own->length]; // prompts are always right; made is 1 if the draft was wrong
         right += made > 2;
     }
     check(own->proposed[0] > 5 && own->accepted[0] <= right, "of %.1f proposals %.1f were right, not %.1f or fewer",

@@ -44,7 +44,9 @@ ok "prompts beside the model that is to be" "$decode" train --model "$work/model
 cp "$work/model/model.bin" "$work/before"
 refuses 1 "for the prompts" "$decode" train --model "$work/model" "${tokens[@]}" --out "$work/model/model.bin"
 refuses 1 "for the prompts" "$decode" train --model "$work/model/model.bin" "${tokens[@]}" --out "$work/model/model.bin"
-refuses 1 "another file" "$decode" train --model "$work/model" "${tokens[@]}" --joint --out "$work/new/model.bin" --out-model "$work/new"
+for out in "$work/new/model.bin" "$work/new/../new/model.bin"; do
+    refuses 1 "another file" "$decode" train --model "$work/model" "${tokens[@]}" --joint --out "$out" --out-model "$work/new"
+done
 ok "the model is as it was" cmp "$work/before" "$work/model/model.bin"
 refuses 1 "is not a number; lower --lr" "$decode" train --model "$work/model" "${tokens[@]}" --steps 1 --lr 1e300 --warmup 0 --out "$work/x"
 ok "nothing is written" [ ! -e "$work/x" ]
