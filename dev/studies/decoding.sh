@@ -182,6 +182,7 @@ claim "A draft that itself decodes with prompts, against the draft alone" "1.22"
 claim "Prediction of the speedup, the largest error of the three, within 10% (ours)" "-" "$error%" "$(holds "$error <= 10")"
 claim "Trained numbers, at most 0.1% of the model (ours)" "0.0002% of 7B" "$(value all size deep percent)%" "$(holds "$(value all size deep percent) <= 0.1")"
 alone=$(value together loss model alone)
+[ "$alone" ] || die "$csv is of an older form of this study; call it without REPORT"
 for weight in "together 0.5" "light 0.1"; do
     read -r model weight <<<"$weight"
     x=$(value $model loss model together)
