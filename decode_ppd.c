@@ -841,6 +841,7 @@ typedef struct {
     int depth[MAX_ROWS];
     int chain[MAX_ROWS];     // prompt tokens behind the node
     double tokens;           // that a pass with it is expected to bring
+    double worth, later;     // tokens that its state is worth, against state 0, and the one that it leads to
 } Template;
 
 // A tree becoming a pass: rows of text, the last of which is the root, then the other nodes, then the chains.
@@ -850,6 +851,7 @@ typedef struct {
     int planned, most;       // rows of nodes and their chains, and that there may be
     int chain[MAX_ROWS];     // prompt tokens behind a node
     int guesses[MAX_ROWS];   // the first output of its chain or heads
+    int bare;                // nothing guesses
 } Tree;
 
 typedef enum { GUESS_NOTHING, GUESS_PROMPTS, GUESS_HEADS } GuessKind;
@@ -937,24 +939,32 @@ static double template_rows(const Template *t, const Latency *l, int heads) {
     return t->nodes + (t->rows - t->nodes + t->nodes * heads) * l->guess_cost;
 }
 
-/* How many proposals pay, and with which template: the state's own, or the smallest, a root and its chain.
-Proposals are right with the measured probability a if those before them are, so n of them bring
-1 + a + ... + a^n tokens, and if the first is wrong, what the template brings. That divided by the time is to
-be the largest. a begins high: what is never tried is never learned. */
+// The root alone: nothing guesses.
+static const Template bare = {.nodes = 1, .rows = 1, .parent = {-1}, .tokens = 1};
+
+/* How many proposals pay, and with which template: the state's own, the smallest, a root and its chain, or
+the bare root. Proposals are right with the measured probability a if those before them are, so n of them
+bring 1 + a + ... + a^n tokens, and if the first is wrong, what the template brings. Guesses for the next,
+behind the last proposal or the template's nodes, count as far as proposals will fail there, too. Tokens, less
+what the present guesses are worth, divided by the time are to be the most. a begins high: what is never tried
+is never learned. */
 static int plan_proposals(const Generator *g, int source, int prefix, int most, const Template **shape) {
-    double a = (g->accepted[source] + 3) / (g->proposed[source] + 4), best = 0;
-    const Template *shapes[] = {&g->templates[g->state], &g->templates[0]};
-    int count = 0, heads = heads_of(g);
-    double each = 1 + heads * g->latency->guess_cost, expected, power;
-    for (int i = 0; i < (g->kind ? 2 : 1); i++) {
-        double rows = prefix - 1 + (g->kind ? template_rows(shapes[i], g->latency, heads) : 1);
-        double others = g->kind ? shapes[i]->tokens - 1 : 0;
-        expected = power = 1;
-        for (int n = 0; n <= MIN(MAX_PROPOSALS, most); n++, expected += power *= a) {
-            double tokens = n ? expected + (1 - a) * others : 1 + others;
+    double a = (g->accepted[source] + 3) / (g->proposed[source] + 4), best = -INFINITY;
+    const Template *own = &g->templates[g->state], *smallest = &g->templates[0];
+    const Template *shapes[] = {own, smallest, &bare};
+    int count = 0;
+    for (int i = g->kind ? 0 : 2; i < 3; i++) {
+        const Template *t = shapes[i];
+        int heads = t == &bare ? 0 : heads_of(g);
+        double rows = prefix - 1 + template_rows(t, g->latency, heads);
+        double each = 1 + heads * g->latency->guess_cost, sum = 1, power = 1; // 1 + a + ... + a^n, a^n
+        double others = t->tokens - 1 + (1 - a) * t->later;
+        double behind = t == &bare ? 0 : (1 - a) * smallest->later;
+        for (int n = 0; n <= MIN(MAX_PROPOSALS, most); n++, sum += power *= a) {
+            double tokens = n ? sum + (1 - a) * others + power * behind : 1 + others;
             double seconds = pass_seconds(g->latency, rows + n * each) + (g->draft ? n * g->draft_cost : 0);
-            double rate = tokens / seconds;
-            if (rate > best && (n || !i)) best = rate, count = n, *shape = shapes[i];
+            double rate = (tokens - (1 - a) * own->worth) / seconds;
+            if (rate > best && (n || t == own || !g->kind)) best = rate, count = n, *shape = t;
         }
     }
     return MAX(count, g->passes % 16 == 0 && most); // now and then one anyway, to learn what it is worth
@@ -984,8 +994,9 @@ static const uint16_t *propose_by_draft(Generator *g, int count) {
 
 // Tokens that come as a text, from the draft or from an n-gram, join the tree as a path from the root.
 static void add_proposals(const Generator *g, Tree *t, const uint16_t *tokens, int count) {
+    int chain = g->kind == GUESS_PROMPTS && !t->bare ? g->n : 0;
     for (int i = 0, at = t->root; i < count && at >= 0; i++) // the chain at its end goes on from there
-        at = tree_add(t, at, tokens[i], i == count - 1 && g->kind == GUESS_PROMPTS ? g->n : 0, g->copies);
+        at = tree_add(t, at, tokens[i], i == count - 1 ? chain : 0, g->copies);
 }
 
 // Typical acceptance (Medusa, arXiv 2401.10774): the likeliest child whose probability is above
@@ -1025,9 +1036,9 @@ static void add_guesses(const Generator *g, const Template *shape, Tree *t, int 
 // the context, or of the heads.
 static void add_outputs(const Generator *g, Tree *t, int room) {
     Batch *b = &t->batch;
-    int end = b->rows;
+    int end = b->rows, heads = t->bare ? 0 : heads_of(g);
     for (int v = t->root; v < end; v++) batch_output(b, v, 1, -1);
-    for (int i = 0; i < heads_of(g); i++) // a head's stand together: node v's is guesses[v] + i nodes
+    for (int i = 0; i < heads; i++) // a head's stand together: node v's is guesses[v] + i nodes
         for (int v = t->root; v < end; v++) t->guesses[v] = batch_output(b, v, 1, i) - i * (end - t->root);
     for (int v = t->root; v < end && g->kind == GUESS_PROMPTS; v++) {
         t->chain[v] = MIN(t->chain[v], room - (b->depth[v] - b->depth[t->root]));
@@ -1074,6 +1085,7 @@ static int generator_step(Generator *g, int limit) {
     if (g->draft || found)
         proposals = plan_proposals(g, source, prefix, MIN(deepest, found ? g->length - found : MAX_PROPOSALS),
                                    &shape);
+    t.bare = shape == &bare;
     if (g->kind == GUESS_PROMPTS) t.chain[t.root] = shape->chain[0];
     t.planned += t.chain[t.root] * g->copies;
     add_guesses(g, shape, &t, deepest);
@@ -1097,7 +1109,7 @@ static int generator_step(Generator *g, int limit) {
         g->accepted[source] = g->accepted[source] * 0.97 + right;
         g->proposed[source] = g->proposed[source] * 0.97 + right + (right < tried);
     }
-    g->state = g->kind == GUESS_HEADS ? g->n : t.chain[v];
+    g->state = g->kind == GUESS_HEADS && !t.bare ? g->n : t.chain[v];
     for (int i = 0; i < g->state; i++) {
         int output = t.guesses[v] + i * (g->kind == GUESS_HEADS ? nodes : 1);
         top_guesses(d, output, RANKS, g->guess[i]);
@@ -1249,6 +1261,11 @@ static void search_trees(const TreeModel *model, int s, Template *trees) {
     for (int k = 0; k <= model->n; k++) {
         double odds[MAX_ROWS];
         trees[k].tokens = tree_odds(&trees[k], model, odds);
+        trees[k].worth = h[k];
+        for (int v = 0; v < trees[k].nodes; v++) { // it is the last one, unless a child is right
+            int above = trees[k].parent[v];
+            trees[k].later += odds[v] * (h[trees[k].chain[v]] - (v ? h[trees[k].chain[above]] : 0));
+        }
     }
 }
 

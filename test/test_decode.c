@@ -539,7 +539,7 @@ static void test_proposals(void) {
     generate(&truth.generator, begin, 30, 300), generator_text(own, begin, 30);
     double right = 0;
     for (int made = 1; own->length < 200; made = generator_step(own, 4)) {
-        own->guess[0][0] = truth.generator.text[own->length]; // prompts are always right; made is 1 if the draft was wrong
+        own->guess[0][0] = truth.generator.text[own->length]; // made is 1 only if the draft was wrong
         right += made > 2;
     }
     check(own->proposed[0] > 5 && own->accepted[0] <= right, "of %.1f proposals %.1f were right, not %.1f or fewer",
@@ -551,6 +551,23 @@ static void test_proposals(void) {
     engine_stop(&truth), engine_stop(&e), engine_stop(&draft);
     free(e.prompts.params);
     gpt2_free(&m), gpt2_free(&other);
+}
+
+// Where proposals are always right guesses only cost, and none are made; where they are wrong no proposal is.
+static void test_plan(void) {
+    Latency latency = some_latency(0.05);
+    TreeModel model = some_accuracies(3, 1, 0.7, 0.5);
+    Generator g = {.kind = GUESS_PROMPTS, .n = 3, .copies = 1, .state = 3, .latency = &latency, .passes = 1};
+    const Template *shape = NULL;
+    search_trees(&model, 12, g.templates);
+    check(g.templates[0].worth == 0 && g.templates[3].worth > 0.3 && g.templates[0].later > g.templates[3].later,
+          "guesses are worth %.2f tokens, and lead to %.2f", g.templates[3].worth, g.templates[3].later);
+    for (int right = 0; right <= 1; right++) {
+        g.proposed[4] = 1e6, g.accepted[4] = right ? 1e6 : 0;
+        int n = plan_proposals(&g, 4, 1, 10, &shape);
+        check(right ? n == 10 && shape == &bare : n == 0 && shape == &g.templates[3],
+              "%d proposals that are %s", n, right ? "right" : "wrong");
+    }
 }
 
 // ---- gradients
@@ -830,6 +847,7 @@ int main(int argc, char **argv) {
     test_end_of_text();
     test_texts();
     test_proposals();
+    test_plan();
     test_tree_search();
     test_gradients();
     test_interrupted();
