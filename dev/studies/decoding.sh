@@ -33,7 +33,7 @@ else
     draft=(--layers 2 --heads 4 --channels 64 --batch 12 --lr 4e-3 --steps "${STEPS:-1000}")
     prompts=(--steps "${STEPS:-600}")
     joint=(--steps "${STEPS:-600}" --batch 8 --lr 5e-4) looking_ahead=(--joint --deep)
-    bench=(--texts 16 --tokens 200)
+    bench=(--texts 64 --tokens 200)
 fi
 
 # ---- stages: each writes a file of its own, once
