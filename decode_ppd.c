@@ -944,10 +944,10 @@ static const Template bare = {.nodes = 1, .rows = 1, .parent = {-1}, .tokens = 1
 
 /* How many proposals pay, and with which template: the state's own, the smallest, a root and its chain, or
 the bare root. Proposals are right with the measured probability a if those before them are, so n of them
-bring 1 + a + ... + a^n tokens, and if the first is wrong, what the template brings. Guesses for the next,
-behind the last proposal or the template's nodes, count as far as proposals will fail there, too. Tokens, less
-what the present guesses are worth, divided by the time are to be the most. a begins high: what is never tried
-is never learned. */
+bring 1 + a + ... + a^n tokens, and if the first is wrong, what the template brings. What the pass guesses for
+the next one, behind the last proposal or the template's nodes, counts as far as proposals will fail there.
+The tokens, less what the guesses that led here are worth, divided by the time are to be the most. a begins
+high: what is never tried is never learned. */
 static int plan_proposals(const Generator *g, int source, int prefix, int most, const Template **shape) {
     double a = (g->accepted[source] + 3) / (g->proposed[source] + 4), best = -INFINITY;
     const Template *own = &g->templates[g->state], *smallest = &g->templates[0];
