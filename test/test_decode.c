@@ -568,6 +568,29 @@ static void test_plan(void) {
         check(right ? n == 10 && shape == &bare : n == 0 && shape == &g.templates[3],
               "%d proposals that are %s", n, right ? "right" : "wrong");
     }
+
+    // such a pass has the rows of text and of the proposals, 5 here, and leaves no guesses
+    GPT2Config config = {48, 61, 2, 2, 32};
+    GPT2 m = random_model(config, 3, 4);
+    for (int heads = 0; heads <= 1; heads++) {
+        Engine e = {0};
+        Generator *own = &e.generator;
+        uint16_t text[30];
+        engine_start(&e, &m, WEIGHTS_F32);
+        e.prompts.header = (PromptsHeader){"", heads, 2, 1, heads ? 0 : 1, 32, 2, 0};
+        e.prompts.params = random_floats(prompts_size(&e.prompts.header), 0.1f, 7);
+        engine_guess(&e);
+        own->latency = &latency, own->ngram = 1, own->passes = 1;
+        own->proposed[4] = own->accepted[4] = 1e6;
+        for (int i = 0; i < 30; i++) text[i] = (uint16_t)(i % 5);
+        generator_text(own, text, 30);
+        int rows = own->length - own->base - e.decoder.past + 5;
+        generator_step(own, 10);
+        check(own->rows == rows && own->state == 0, "%ld rows, not %d, and %d guesses", own->rows, rows, own->state);
+        engine_stop(&e);
+        free(e.prompts.params);
+    }
+    gpt2_free(&m);
 }
 
 // ---- gradients
