@@ -3,6 +3,7 @@
 # learning rate, and both write; at last the teacher writes the same text with several tokens a pass. Runs go to
 # runs/teacher and runs/student. Called from the project's folder.
 set -eu
+export LC_ALL=C # numbers have points, for awk, sort and printf
 data=$1
 start=$SECONDS
 small=(--data "$data" --context 64 --batch 12 --eval-tokens 40000)

@@ -7,6 +7,7 @@
 # Needs nvcc, cuBLAS and make; uses ncu and compute-sanitizer where they are installed, PyTorch beside us where python3
 # has it, and all GPUs of the machine where NCCL and Open MPI are.
 set -u
+export LC_ALL=C # numbers have points, for awk, sort and printf
 cd "$(dirname "$0")/.."
 report=${1:-gpu_report}
 mkdir -p "$report"

@@ -3,6 +3,7 @@
 # Above: training loss (smoothed) thin, validation loss thick, a teacher's loss on the same batches (smoothed) dotted.
 # Below: the rate of every step, so the schedule as it was taken, or what a method without a schedule chose.
 set -u
+export LC_ALL=C # numbers have points, for awk, sort and printf
 die() { echo "error: $1" >&2; exit "${2:-1}"; }
 [ $# -ge 2 ] || die 'give the runs to draw: make plot RUNS="runs/a runs/b"' 2
 command -v gnuplot >/dev/null || die "gnuplot is not installed; the package gnuplot-nox brings it"

@@ -6,6 +6,7 @@
 #   FULL=1             longer: thousands of damaged files, more kills
 #   JOBS=2             tests at a time
 set -u
+export LC_ALL=C # numbers have points, for awk, sort and printf
 cd "$(dirname "$0")/.."
 [[ ${JOBS:=2} =~ ^[1-9][0-9]*$ ]] || { echo "error: JOBS takes a whole number, not '$JOBS'" >&2; exit 2; }
 full=${FULL:-} kills=5 mutations=300 architectures=

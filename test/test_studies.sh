@@ -15,7 +15,7 @@ for name in "${names[@]}"; do
     ok "$name runs" study bash dev/studies/$name.sh
     ok "$name: the best of each grid is marked" grep -q -- '<- best' "$work/last"
     ok "$name: a CSV" grep -q '^seed,' "$work/results/$name.csv"
-    ok "$name: verdicts" grep -Eq '^\| .* \| (yes|no) \| ' "$work/results/$name.md"
+    ok "$name: verdicts" grep -Eq '^\| .* \| (yes|\*\*no\*\*) \|$' "$work/results/$name.md"
     cp "$work/results/$name.md" "$work/claims"
     ok "$name again" study bash dev/studies/$name.sh
     ok "$name: finished trainings are kept" bash -c "! grep -q trainings '$work/last'"
@@ -24,10 +24,16 @@ for name in "${names[@]}"; do
     if command -v gnuplot >/dev/null; then ok "$name: a picture" test -s "$work/results/$name.png"
     else skip "$name: a picture (gnuplot is not installed)"; fi
 done
+cp train_gpt2 "$work/other_build" && echo >>"$work/other_build"
+ok "another build" study env TRAIN="$work/other_build" STEPS=1 bash dev/studies/proxy.sh
+ok "trains anew" grep -q trainings "$work/last"
+ok "a trial" study env -u RESULTS FULL=0 TRAIN="$work/other_build" STEPS=1 bash dev/studies/proxy.sh
+ok "leaves the results alone" test -s runs/studies/results/proxy.csv
+refuses 2 "STEPS is at least 4" env DATA="$work/text.txt" STEPS=3 bash dev/studies/schedules.sh
 refuses 1 "cannot be read" env DATA=nowhere bash dev/studies/proxy.sh
 for steps in 0 abc; do refuses 2 "STEPS takes a whole number, not '$steps'" env DATA="$work/text.txt" STEPS=$steps bash dev/studies/proxy.sh; done
-for name in nothing driver; do
-    make -s -C "$project" study NAME=$name >"$work/out" 2>&1
+for name in nothing driver "averaging schedules"; do
+    make -s -C "$project" study NAME="$name" >"$work/out" 2>&1
     ok "make study NAME=$name names the studies" grep -q '^error: NAME is one of averaging ' "$work/out"
 done
 make -s -C "$project" demo DATA=/nope >"$work/out" 2>&1
@@ -126,7 +132,8 @@ done
 for file in dev/studies/results/*.md; do
     ok "README has the rows of $file" bash -c "! grep -vxF -f README.md $file"
 done
-grep '](dev/studies/results/' README.md >"$work/rows"
+awk '/^### Notes/ { exit } inside; /^## The papers/ { inside = 1 }' README.md | grep -E '^([|`]|### )' >"$work/rows"
 cat dev/studies/results/*.md >"$work/claims"
+ok "README has a table of each study" [ "$(grep -c '^### ' "$work/rows")" = "$(ls dev/studies/results/*.md | wc -l)" ]
 ok "README's rows are in dev/studies/results" bash -c "! grep -vxF -f '$work/claims' '$work/rows'"
 finish

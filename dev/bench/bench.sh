@@ -4,12 +4,13 @@
 # Where PyTorch or OpenBLAS is installed it runs in turns with ours: A B A B A B, medians. About ten minutes.
 # Called from the project's folder, after dev/bench/bench is built.
 set -u
+export LC_ALL=C # numbers have points, for awk, sort and printf
 bench=dev/bench/bench
 turns=${TURNS:-3}
 torch=
 python3 -c 'import torch' 2>/dev/null && torch=python3
 median() { sort -n | awk '{ x[NR] = $1 } END { print x[int((NR + 1) / 2)] }'; }
-ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf (b > 0 ? "%.2f" : "-"), b > 0 ? a / b : 0 }'; }
+ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf (b > 0 ? "%.2f" : "-"), (b > 0 ? a / b : 0) }'; }
 share() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.0f%%", 100 * a / b }'; }
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT

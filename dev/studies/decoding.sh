@@ -8,8 +8,8 @@
 # By default a model of 3 million parameters on the tales. FULL=1 is the paper's case, a model whose weights do not fit
 # in a cache: 34 million parameters, 8 layers, GPT-2's tokens, two hours on two cores (OMP_NUM_THREADS is yours; whatever
 # is finished is kept, what was interrupted goes on):
-#   cat kjv.txt tinyshakespeare.txt >both.txt        # dev/data/texts.sh fetches them, dev/data/gpt2.sh the merges
-#   make study NAME=decoding FULL=1 DATA=both.txt GPT2_MERGES=vocab.bpe
+#   cat data/kjv.txt data/tinyshakespeare.txt >both.txt      # dev/data/texts.sh fetches them, dev/data/gpt2.sh the merges
+#   make study NAME=decoding FULL=1 DATA=both.txt GPT2_MERGES=data/gpt2-124M/vocab.bpe
 #
 # The model looks ahead at a price. Trained so with FULL=1 from the middle of its training on, at the rates of its own
 # (3e-3 and 3e-2, 500 steps alone, 500 with the prompts), it guesses the next tokens but one, two, three right 77, 61 and
@@ -37,11 +37,12 @@ else
 fi
 
 # ---- stages: each writes a file of its own, once
-# stage FILE COMMAND...: unless FILE is there, made by the same command; its output goes to FILE.log.
+# stage FILE COMMAND...: unless FILE is there, made by the same command and program; its output goes to FILE.log.
 stage() {
-    local file=$1 command
+    local file=$1 command program=$train_sum
     shift
-    command="# text $data_sum"$'\n'"$(printf '%q ' "$@")"
+    [[ " $* " != *" $decode "* ]] || program=$decode_sum
+    command="# text $data_sum, program $program"$'\n'"$(printf '%q ' "$@")"
     [ -f "$file.done" ] && [ "$(cat "$file.done")" = "$command" ] && return
     rm -f "$file.done"
     [ "$(cat "$file.command" 2>/dev/null)" = "$command" ] || rm -rf "$file" "$file.state"
@@ -67,6 +68,7 @@ measured() { stage "$runs/$1" "$decode" bench --data "$data" "${bench[@]}" "${@:
 
 if [ ! "$report" ]; then
     make -s decode_ppd || die "decode_ppd does not compile"
+    decode_sum=$(sum_of "$decode")
     trained model "${model[@]}" && trained draft "${draft[@]}"
     guesses prompts model "${prompts[@]}" --temperature 1 # learn the model's distribution, as the paper's do
     guesses deep model "${prompts[@]}" --deep
@@ -154,8 +156,14 @@ for row in "paper PPD" "frozen PPD" "frozen heads" "together PPD" "together head
     printf '\n'
 done
 
-looped() { [[ $(value "$1" method plain speedup) =~ ^[0.]+$ ]] && echo ", all texts loop"; }
-best=$(grep '^PPD +' <<<"$methods" | while IFS= read -r method; do method_value together "$method" speedup; done | sort -g | tail -n 1)
+# looped MODEL METHOD: how many texts loop, and what METHOD has there; its figure is of the others where there are any
+looped() {
+    local loops single
+    loops=$(value "$1" texts bench loops) single=$(value "$1" texts bench single)
+    if [ "${single:-0}" = 0 ]; then echo ", all texts loop"
+    elif [ "${loops:-0}" != 0 ]; then echo " ($(value "$1" loops "$2" speedup) on the texts that loop, $loops of $((loops + single)))"; fi
+}
+read -r best best_method < <(grep '^PPD +' <<<"$methods" | while IFS= read -r method; do echo "$(method_value together "$method" speedup) $method"; done | sort -g | tail -n 1)
 different=$(awk -F, '$4 == "identical" { rows++; bad += $5 != "yes" } END { print rows ? bad + 0 : "nothing was compared" }' "$csv")
 far() { awk -v a="$(value "$1" accuracy PPD top1_$2)" -v b="$(value "$1" accuracy heads top1_$2)" 'BEGIN { printf("%+.0f%%", (b > 0 ? 100 * (a / b - 1) : 0)) }'; }
 # speedup MODEL METHOD: of all texts together, as predictions are
@@ -172,14 +180,14 @@ draft_gain=$(ratio "$(method_value frozen "draft with PPD" tokens_per_s)" "$(met
 claim "Every method writes what plain decoding writes" "yes" "$([ "$different" = 0 ] && echo yes || echo no)" "$([ "$different" = 0 ] && echo yes || echo no)"
 for name in "${names[@]}"; do
     x=$(method_value "${name%%:*}" PPD speedup)
-    claim "Parallel prompt decoding, ${name#*:}: speedup" "2.49" "$x$(looped "${name%%:*}")" "$(holds "$x >= 2.49")"
+    claim "Parallel prompt decoding, ${name#*:}: speedup" "2.49" "$x$(looped "${name%%:*}" PPD)" "$(holds "$x >= 2.49")"
 done
-claim "The best combination with PPD: speedup" "2.49" "${best:-0}$(looped together)" "$(holds "${best:-0} >= 2.49")"
+claim "The best combination with PPD: speedup" "2.49" "${best:-0}$(looped together "${best_method:-}")" "$(holds "${best:-0} >= 2.49")"
 claim "Guesses 2 and 3 tokens further, against independent heads (of as many steps, after the model's)" "+28%" \
     "frozen $(far frozen 2) and $(far frozen 3); together $(far together 2) and $(far together 3)" \
     "$(holds "$(far together 2 | tr -d '%+') >= 28 || $(far together 3 | tr -d '%+') >= 28")"
 claim "A draft that itself decodes with prompts, against the draft alone" "1.22" "$draft_gain" "$(holds "$draft_gain >= 1.22")"
-claim "Prediction of the speedup, the largest error of the three, within 10% (ours)" "-" "$error%" "$(holds "$error <= 10")"
+claim "Prediction of the speedup, the largest error of these models, within 10% (ours)" "-" "$error%" "$(holds "$error <= 10")"
 claim "Trained numbers, at most 0.1% of the model (ours)" "0.0002% of 7B" "$(value all size deep percent)%" "$(holds "$(value all size deep percent) <= 0.1")"
 alone=$(value together loss model alone)
 [ "$alone" ] || die "$csv is of an older form of this study; call it without REPORT"

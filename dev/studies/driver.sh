@@ -13,35 +13,29 @@
 #   claim "GPA needs fewer steps" "24%" "$(fewer GPA AdamW)" "$(holds "$(saved GPA AdamW) >= 24")"
 #   picture
 #
-# Every training goes to a folder of its own below runs/studies/, with the command that made it, and is kept: a study
-# that is called again, or was interrupted, goes on from there. `rm -r runs/studies/NAME` begins anew.
+# Every training goes to a folder of its own below runs/studies/, with text, program and command that made it, and is
+# kept: a study that is called again, or was interrupted, goes on from there. What another build of the trainer made is
+# made again.
 #
 #   DATA=FILE      the text (default: dev/data/tales.txt, which make writes)
 #   FULL=1         an hour or two instead of ten minutes on two cores
 #   JOBS=2         trainings at a time, of one thread each (default: one for each core)
 #   STEPS=N        another length
-#   EXTRA="..."    options behind those of every run
+#   EXTRA="..."    options behind those of every run; these two are trials, whose results go to runs/studies/results
 #   REPORT=1       no training: table, claims and picture once more from the CSV that is there
 #   RESULTS=DIR    where NAME.csv, NAME.md (the claims: rows of README's table) and NAME.png go, NAME-full with FULL=1
-set -u
-study=$(basename "$0" .sh)
+. "${BASH_SOURCE%/*}/claims.sh"
 data=${DATA:-dev/data/tales.txt}
-full=${FULL:-}
-report=${REPORT:-}
-jobs=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
-results=${RESULTS:-dev/studies/results}
 train=${TRAIN:-./train_gpt2}
-result=$results/$study${full:+-full} # the three files, without their endings
-csv=$result.csv
 tune_seed=0 second_seed=100 # used for nothing but tuning
 
-die() { echo "error: $1" >&2; exit "${2:-1}"; }
 [ -r "$data" ] || die "$data cannot be read; give a text with DATA=FILE"
-[[ $jobs =~ ^[1-9][0-9]*$ ]] || die "JOBS takes a whole number, not '$jobs'" 2
 text=$(basename "$data" | sed 's/\..*//')
 runs=runs/studies/$study/$text${full:+-full}
-mkdir -p "$results" "$runs" || die "cannot make $results and $runs"
-data_sum=$(cksum <"$data" | cut -d ' ' -f 1)
+mkdir -p "$runs" || die "cannot make $runs"
+sum_of() { cksum <"$1" | cut -d ' ' -f 1; }
+data_sum=$(sum_of "$data")
+train_sum=$([ "$report" ] || sum_of "$train") || die "$train is not built; make builds it"
 
 # The command that this study is, for the first line of its CSV.
 command_line() {
@@ -71,7 +65,7 @@ method() {
     options+=("$([ $# = 0 ] || printf '%q ' "$@")")
 }
 
-# of GRID at POINT ("lr=4e-3 schedule=linear"): its middle, the points beside it, at which ends it lies
+# of GRID at POINT ("lr=4e-3 schedule=linear"): its middle, the points beside it
 grid_functions='
     function axes(   i, k, part) {
         dimensions = split(grid, part, " ")
@@ -100,12 +94,6 @@ grid_functions='
         for (i = 1; i <= dimensions; i++)
             for (k = 1; k <= count[i]; k++)
                 if (k != at[i] && (!numbers[i] || (k - at[i]) ^ 2 == 1)) print point(i, k)
-    }
-    function ends(text,   i, s) {
-        axes(); read_point(text)
-        for (i = 1; i <= dimensions; i++)
-            if (numbers[i] && count[i] > 1 && (at[i] == 1 || at[i] == count[i])) s = s " " name[i] "=" value[i, at[i]]
-        return s
     }'
 
 # ---- trainings
@@ -118,7 +106,7 @@ folder() { printf '%s/%s' "$runs" "$(printf '%s %s seed %s' "$1" "$2" "$3" | tr 
 enqueue() {
     local dir=$1 command
     shift
-    command="# text $data_sum"$'\n'"OMP_NUM_THREADS=1 exec $(printf '%q ' "$train" --data "$data" "$@")--out $(printf '%q' "$dir") --resume"
+    command="# text $data_sum, program $train_sum"$'\n'"OMP_NUM_THREADS=1 exec $(printf '%q ' "$train" --data "$data" "$@")--out $(printf '%q' "$dir") --resume"
     [ -f "$dir/loss" ] && [ "$(cat "$dir/command")" = "$command" ] && return
     if [ "$(cat "$dir/command" 2>/dev/null)" != "$command" ]; then # --resume would refuse the state of another
         rm -f "$dir/loss" "$dir/state.bin" "$dir/log.csv"
@@ -259,17 +247,35 @@ tune() {
     tuned=${#labels[@]}
 }
 
+# at_end CSV LABEL SETTING: says which numbers of the best setting are the largest or smallest that were tried, as they are
+# at the end of their list, or where the second seed had the last word. (Zero has nothing below it.)
+at_end() {
+    awk -F, -v label="$2" -v best="$3" '
+        $1 == "tune" && $2 == label {
+            n = split($3, part, " ")
+            for (i = 1; i <= n; i++) if (split(part[i], x, "=") == 2 && x[2] ~ /^[-+.0-9]/) {
+                if (!(x[1] in low) || x[2] + 0 < low[x[1]]) low[x[1]] = x[2] + 0
+                if (!(x[1] in high) || x[2] + 0 > high[x[1]]) high[x[1]] = x[2] + 0
+            }
+        }
+        END {
+            n = split(best, part, " ")
+            for (i = 1; i <= n; i++)
+                if (split(part[i], x, "=") == 2 && x[2] != 0 && low[x[1]] < high[x[1]] && (x[2] == low[x[1]] || x[2] == high[x[1]])) s = s " " part[i]
+            if (s != "") print "    nothing was tried beyond it, " label ":" s
+        }' "$1"
+}
+
 # show_grid INDEX: prints what the search tried, best first, and collects it.
 show_grid() {
-    local i=$1 point seed ends
+    local i=$1 point seed
     printf '\n%s\n' "${labels[$i]}"
     printf '%s' "${tried[$i]}" | sort -u | while IFS= read -r point; do
         for seed in $(seeds_at $i "$point"); do collect tune $i "$point" $seed; done
     done
     printf '%s' "${tried[$i]}" | in_order $i |
-        awk -F'\t' -v best="${points[$i]}" '{ printf "    %-8s %s%s\n", $1, $2, $2 == best ? "   <- best" : "" }'
-    ends=$(awk -v grid="${grids[$i]}" -v here="${points[$i]}" "$grid_functions"'BEGIN { print ends(here) }')
-    [ "$ends" ] && echo "    the best lies at the end of its list:$ends"
+        awk -F'\t' -v best="${points[$i]}" '{ printf "    %-8s %s%s\n", $1, $2, ($2 == best ? "   <- best" : "") }'
+    at_end "$collected" "${labels[$i]}" "${points[$i]}"
 }
 
 # measure SEED...: every method at its best point. Writes the CSV.
@@ -327,38 +333,27 @@ curves() {
 }
 loss_of() { A=$1 B= curves 'print show(A)'; } # 1.890 ± 0.003: mean and deviation of the seeds' last losses
 mean_of() { A=$1 B= curves "printf \"%.4f\\n\", mean(A, ${2:-last[A]})"; } # mean_of METHOD [STEP]
-saved() { A=$1 B=$2 curves 's = saved(A, B); print s == "" ? -100 : s'; } # 24.2: A has B's final loss after 24.2% fewer steps
+saved() { A=$1 B=$2 curves 's = saved(A, B); print (s == "" ? -100 : s)'; } # 24.2: A has B's final loss after 24.2% fewer steps
 fewer() { # the same in words, with both losses
-    A=$1 B=$2 curves 's = saved(A, B); printf "%s (%s against %s)\n", s == "" ? "not reached" : s "%", show(A), show(B)'
+    A=$1 B=$2 curves 's = saved(A, B); printf "%s (%s against %s)\n", (s == "" ? "not reached" : s "%"), show(A), show(B)'
 }
 against() { A=$1 B=$2 curves 'printf "%+.3f (%s against %s)\n", final(A) - final(B), show(A), show(B)'; }
-holds() { awk "BEGIN { exit !($1) }" && echo yes || echo no; } # holds "1.83 <= 1.89 + 0.03": yes or no
 
 # table REFERENCE: all methods; "fewer" is what saved says of them.
 table() {
+    local label setting
     printf '\n'
     B=$1 curves '
         printf "%-28s %-17s %-8s %-8s %s\n", "", "validation loss", "fewer", "memory", "setting"
         for (i = 1; i <= methods; i++) {
             m = order[i]
             fewer = saved(m, B)
-            printf "%-28s %-18s %-8s %-8s %s\n", m, show(m), fewer == "" ? "-" : fewer "%", memory[m] " MB", setting[m]
+            printf "%-28s %-18s %-8s %-8s %s\n", m, show(m), (fewer == "" ? "-" : fewer "%"), memory[m] " MB", setting[m]
         }'
     echo "fewer: steps than $1 to its final loss; -: it is not reached"
+    curves 'for (i = 1; i <= methods; i++) printf "%s\t%s\n", order[i], setting[order[i]]' |
+        while IFS=$'\t' read -r label setting; do at_end "$csv" "$label" "$setting"; done
 }
-
-# claim WHAT PAPER HERE yes|no: a row of the claims, NAME.md.
-claims=0
-claim() {
-    [ -n "$3" ] && [[ $4 = yes || $4 = no ]] || die "no result for the claim: $1"
-    [ $claims = 0 ] && : >"$result.md.tmp"
-    claims=$((claims + 1))
-    printf '| %s | %s | %s | %s | `%s`, [picture](dev/studies/results/%s.png) |\n' "$1" "$2" "$3" "$4" \
-        "$(sed -n '1s/^# //p' "$csv")" "$(basename "$result")" >>"$result.md.tmp"
-    printf '\n%s\n    the paper: %s; here: %s; held: %s\n' "$1" "$2" "$3" "$4"
-}
-
-finish_claims() { mv "$result.md.tmp" "$result.md"; }
 
 # picture: validation loss over steps, mean of the seeds, up to 1.3 of the lowest. Ends the study.
 picture() {

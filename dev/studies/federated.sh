@@ -27,17 +27,14 @@
 #   JOBS=2         runs at a time, of one thread each (default: one for each core)
 #   REPORT=1       no runs: tables, claims and picture once more from the CSV that is there
 #   RESULTS=DIR    where federated.csv, federated.md (the claims) and federated.png go, federated-full with FULL=1
-set -u
 cd "$(dirname "$0")/../.." || exit 1
+. dev/studies/claims.sh
 set -f # patterns of tensors are words, too
-full=${FULL:-} results=${RESULTS:-dev/studies/results} jobs=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
 play=${DATA:-data/tinyshakespeare.txt} books=${BOOKS:-}
-result=$results/federated${full:+-full} # the three files, without their endings
-csv=$result.csv runs=runs/studies/federated${full:+-full}
+runs=runs/studies/federated${full:+-full}
 rounds=400 convex_rounds=600 seeds="1 2 3" tune_seeds="0 11"
 [ "$full" ] && rounds=1500
-die() { echo "error: $1" >&2; exit "${2:-1}"; }
-mkdir -p "$results" "$runs" || die "cannot make $results and $runs"
+mkdir -p "$runs" || die "cannot make $runs"
 
 # ---- runs
 program=dev/federated
@@ -86,13 +83,13 @@ times() { awk -v a="$1" -v b="$2" 'BEGIN { print a * b }'; }
 # folder PART SPLIT METHOD SETTING SEED
 folder() { printf '%s/%s' "$runs" "$(echo "$1 $2 $3 $4 $5" | tr -cs 'a-zA-Z0-9.\n-' '_')"; }
 
-# add PART SPLIT METHOD SETTING SEED OPTIONS...: queues a run, unless it was finished by the same command on the same
-# texts.
+# add PART SPLIT METHOD SETTING SEED OPTIONS...: queues a run, unless it was finished by the same command and program on
+# the same texts.
 add() {
     local dir command
     dir=$(folder "$1" "$2" "$3" "$4" "$5")
     printf '%s\t%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$4" "$5" >>"$rows"
-    command="$program $(on "$2") --seed $5 ${*:6} --out $dir"$'\n'"# texts $texts"
+    command="$program $(on "$2") --seed $5 ${*:6} --out $dir"$'\n'"# texts $texts, program $program_sum"
     [ -f "$dir/loss" ] && [ "$(cat "$dir/command")" = "$command" ] && return
     mkdir -p "$dir" && rm -f "$dir/loss" && printf '%s\n' "$command" >"$dir/command" &&
         printf '%s\0' "$dir" >>"$queue"
@@ -132,8 +129,9 @@ best() {
     done | sort -g | head -n 1 | cut -d ' ' -f 2
 }
 
-if [ ! "${REPORT:-}" ]; then
+if [ ! "$report" ]; then
     make -s dev/federated || die "dev/federated does not compile"
+    program_sum=$(cksum <$program | cut -d ' ' -f 1)
     [ -r "$play" ] || [ "${DATA:-}" ] || bash dev/data/texts.sh tinyshakespeare
     [ -r "$play" ] || die "$play cannot be read; give a play with DATA=FILE"
     [[ $play != *[[:space:]]* ]] || die "'$play': give a name without spaces" 2
@@ -237,6 +235,7 @@ if [ ! "${REPORT:-}" ]; then
     # One CSV. Every run has a row with its seed: its last losses, after --finetune. What a table or the
     # picture shows besides are means over the seeds: a curve of losses, and every client's last one.
     {
+        echo "# make study NAME=federated${books:+ BOOKS=FILE}${full:+ FULL=1}"
         echo "part,split,method,setting,seed,client,round,time,megabytes,stale,mean_loss,worst_loss"
         while IFS=$'\t' read -r part split method setting seed; do
             dir=$(folder "$part" "$split" "$method" "$setting" "$seed") clients=/dev/null
@@ -274,7 +273,7 @@ fi
 report() {
     awk -F, '
         function inf(x) { return x ~ /^inf/ ? 1e38 : x + 0 }
-        NR == 1 { next }
+        NR <= 2 { next }
         { key = $1 "," $2 "," $3 "," $4 }
         $5 != "mean" {
             if (!seeds[key]++) order[++keys] = key
@@ -294,17 +293,11 @@ report() {
         function say(ok) { printf "|%s", ok ? "yes" : "no" }
         END { '"$1"' }' "$csv" || die "the report of $csv fails"
 }
-command="make study NAME=federated$(grep -q '^text,both' "$csv" && echo ' BOOKS=FILE')${full:+ FULL=1}"
-: >"$result.md.tmp" || die "cannot write $result.md.tmp"
-# claim WHAT PAPER PROGRAM: a row of the table; the awk program prints what came out here, and says whether it
-# held.
-claim() {
+# claimed WHAT PAPER PROGRAM: a claim; the awk program prints what came out here, and says whether it held.
+claimed() {
     local here
     here=$(report "$3")
-    [[ $here = ?*'|yes' || $here = ?*'|no' ]] || die "no result for the claim: $1"
-    printf '| %s | %s | %s | %s | `%s`, [picture](dev/studies/results/%s.png) |\n' \
-        "$1" "$2" "${here%|*}" "${here##*|}" "$command" "$(basename "$result")" >>"$result.md.tmp"
-    printf '\n%s\n    the paper: %s; here: %s; held: %s\n' "$1" "$2" "${here%|*}" "${here##*|}"
+    claim "$1" "$2" "${here%|*}" "${here##*|}"
 }
 
 printf '\nThe convex problem: last loss (half the mean square of predictions less those of the solution)\n'
@@ -332,7 +325,7 @@ report 'for (i = 1; i <= keys; i++) if (order[i] ~ /^(attack|delay),speakers/) {
         print ""
     }'
 
-claim "FFGG finds the exact solution with 1, 5 and 20 local steps, where FedAvg stalls (largest loss; \
+claimed "FFGG finds the exact solution with 1, 5 and 20 local steps, where FedAvg stalls (largest loss; \
 FedAvg's smallest)" yes '
     least = 1e38
     for (i = 1; i <= keys; i++) {
@@ -342,7 +335,7 @@ FedAvg's smallest)" yes '
     }
     printf("%.1e; %.2g", most, least)
     say(most < 1e-8 && least > 1)'
-claim "FFGG is exact with 20% and 40% attackers, for every robust aggregator and attack (largest loss); the \
+claimed "FFGG is exact with 20% and 40% attackers, for every robust aggregator and attack (largest loss); the \
 mean does not (largest)" yes '
     for (i = 1; i <= keys; i++) if (order[i] ~ /^attack,convex,.*misfit 0.* 0\.[24]$/) {
         x = final(order[i])
@@ -351,7 +344,7 @@ mean does not (largest)" yes '
     }
     printf("%.1e; %.2g", most, broken)
     say(most < 1e-8 && broken > 1)'
-claim "FFGG is exact with answers up to 20 rounds late, asynchronous (loss; time to 1e-8 against waiting for \
+claimed "FFGG is exact with answers up to 20 rounds late, asynchronous (loss; time to 1e-8 against waiting for \
 all)" yes '
     late = "delay,convex,asynchronous,misfit 0 delay 20"
     ok = reach(late, 1e-8)
@@ -359,7 +352,7 @@ all)" yes '
     reach("delay,convex,synchronous,misfit 0 delay 20", 1e-8)
     printf("%.1e; %.0f against %.0f", final(late), t, reached_time)
     say(ok && t < reached_time)'
-claim "Where no w suits all (misfit 1), synchronous FFGG is exact, delays and attackers leave an error \
+claimed "Where no w suits all (misfit 1), synchronous FFGG is exact, delays and attackers leave an error \
 (losses: FFGG; delays; 20% sign-flip, median)" yes '
     f = final("exact,convex,FFGG,misfit 1 steps 1")
     d = final("delay,convex,asynchronous,misfit 1 delay 20")
@@ -368,7 +361,7 @@ claim "Where no w suits all (misfit 1), synchronous FFGG is exact, delays and at
     say(f < 1e-8 && d > 1e-6 && a > 1e-6)'
 for split in $(cut -d, -f2 "$csv" | grep -E '^(speakers|both)$' | sort -ru); do
     keys='f = "text,'$split',FFGG norms,best"; l = "text,'$split',local,best"; a = "text,'$split',FedAvg,best"'
-    claim "On text, $split: FFGG's mean and worst client loss (private: layer norms; the \
+    claimed "On text, $split: FFGG's mean and worst client loss (private: layer norms; the \
 mean of a round's gradients is sent) are below local training's and FedAvg's" yes "$keys"'
         last = f
         sub(/norms/, "last", last)
@@ -376,11 +369,11 @@ mean of a round's gradients is sent) are below local training's and FedAvg's" ye
             worst(f), worst(l), worst(a))
         printf("; the last gradient alone: %.3f, %.3f", final(last), worst(last))
         say(final(f) < final(l) && final(f) < final(a) && worst(f) < worst(l) && worst(f) < worst(a))'
-    claim "On text, $split: FFGG is below FedAvg with fine-tuning" yes "$keys"'
+    claimed "On text, $split: FFGG is below FedAvg with fine-tuning" yes "$keys"'
         sub(/FedAvg/, "FedAvg fine-tuned", a)
         printf("mean %.3f against %.3f, worst %.3f against %.3f", final(f), final(a), worst(f), worst(a))
         say(final(f) < final(a) && worst(f) < worst(a))'
-    claim "On text, $split: every client is better off with FFGG than alone" yes '
+    claimed "On text, $split: every client is better off with FFGG than alone" yes '
         for (c in clients) {
             split(c, part, ",")
             if (part[1] != "'$split'") continue
@@ -390,7 +383,7 @@ mean of a round's gradients is sent) are below local training's and FedAvg's" ye
         printf("%d of %d", better, n)
         say(better == n)'
 done
-claim "On text, 40% sign-flipping attackers cost rounds, not the loss, with a robust aggregator (the honest \
+claimed "On text, 40% sign-flipping attackers cost rounds, not the loss, with a robust aggregator (the honest \
 clients alone; the best aggregator in as many rounds; in 4 times as many; the mean)" "it converges" '
     alone = final("attack,speakers,mean,nan 0.4")
     best = best_long = 1e38
@@ -403,7 +396,7 @@ clients alone; the best aggregator in as many rounds; in 4 times as many; the me
     hurt = final("attack,speakers,mean,sign-flip 0.4")
     printf("%.3f; %.3f; %.3f (%s); %.3g", alone, best, best_long, who, hurt)
     say(best_long <= alone && hurt > best)'
-mv "$result.md.tmp" "$result.md"
+finish_claims
 
 if command -v gnuplot >/dev/null; then
     gnuplot -e "csv='$csv'; out='$result.png'" dev/studies/federated.gp ||

@@ -27,7 +27,7 @@ change_words() {
         END {
             for (row = 1; row <= NR; row++) {
                 n = split(text[row], here, " ")
-                for (i = 1; i <= n; i++) printf "%s%s", (draw(100) < percent ? word[1 + draw(words)] : here[i]), i < n ? " " : ""
+                for (i = 1; i <= n; i++) printf "%s%s", (draw(100) < percent ? word[1 + draw(words)] : here[i]), (i < n ? " " : "")
                 print ""
             }
         }'

@@ -12,8 +12,8 @@
 #
 # The target is the mean loss after $budget steps of AdamW, tuned in all it can be told, over 20 seeds; their standard
 # deviation stands for that of every run. An entry passes where (target - mean) sqrt(seeds) is at least 3.09 of them: were
-# it no better than the target, chance would let it pass once in a thousand times. Its seeds are 1 to SEEDS, and its
-# step count is the same for all. Other seeds tune AdamW's options, and with GRID the entry's (driver.sh's tune); `make
+# it no better than the target, chance would let it pass once in a thousand times, or some five times, as the target
+# deviates, too. Its seeds are 1 to SEEDS, and its step count is the same for all. Other seeds tune AdamW's options, and with GRID the entry's (driver.sh's tune); `make
 # race` of the same entry and GRID goes on where it was.
 . "$(dirname "$0")/driver.sh"
 budget=1000 adamw_seeds=20
@@ -87,8 +87,8 @@ fi
 grep -q "^$track,AdamW," "$csv" 2>/dev/null ||
     die "$csv has no row of AdamW on $track, which is the target; call the race without REPORT"
 
-# The table of a track: who passes, in order of steps, with the significance of the lead over the row above
-# ((its mean - this mean) / deviation / sqrt(1/n + 1/m)), then who does not.
+# The table of a track: who passes, in order of steps, then who does not; with the significance of the lead over the row
+# above, if that has as many steps: (its mean - this mean) / deviation / sqrt(1/n + 1/m).
 printf '\n'
 awk -F, -v track="$track" '
     $1 == track && $2 == "AdamW" { target = $5; deviation = $6; full = $3 }
@@ -97,7 +97,7 @@ awk -F, -v track="$track" '
         margin = (target - loss[i]) * sqrt(seeds[i]) / (deviation + 1e-12)
         verdict = name[i] == "AdamW" ? "target" : passes(i) ? "yes" : "no"
         reached = loss[i] < 1e20
-        lead = above && reached && loss[above] < 1e20 ? sprintf("%+.1f", (loss[above] - loss[i]) / (deviation + 1e-12) / sqrt(1 / seeds[i] + 1 / seeds[above])) : ""
+        lead = above && reached && loss[above] < 1e20 && steps[above] == steps[i] ? sprintf("%+.1f", (loss[above] - loss[i]) / (deviation + 1e-12) / sqrt(1 / seeds[i] + 1 / seeds[above])) : ""
         printf "%-24s %6d %7s %6d %9s %8s %-7s %8s %7s  %s\n", name[i], steps[i], sprintf("%.1f%%", 100 * (1 - steps[i] / full)), seeds[i],
             reached ? sprintf("%.4f", loss[i]) : "diverged", reached ? sprintf("%.1f", margin) : "", verdict, lead, memory[i], options[i]
         above = i

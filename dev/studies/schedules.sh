@@ -5,6 +5,7 @@
 . dev/studies/driver.sh
 length 500 2000
 quarter=$((steps / 4 / eval_every * eval_every)) # where Schedule-Free is measured, too
+[ $quarter -gt 0 ] || die "STEPS is at least 4" 2
 common --steps $steps --eval-tokens 20480
 rates=lr=1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2
 

@@ -17,18 +17,15 @@
 # everything takes c max(1, N/P) times as long, a link's bandwidth is an N-th of the memory's, and nothing
 # is hidden. t_micro and t_update come from runs of one worker; c, t_outer, the memory's bandwidth and a
 # message's time from runs of two; the runs of four test them all.
-set -u
 cd "$(dirname "$0")/../.." || exit 1
-results=${RESULTS:-dev/studies/results}
+unset FULL # it has one length
+. dev/studies/claims.sh
 networks=${NETWORKS:-1-Gbit-Ethernet:0.125:50 10-Gbit-Ethernet:1.25:50 200-Gbit-InfiniBand:25:2}
 machines=${MACHINES:-this-machine:0 100-TFLOP/s:100000}
-csv=$results/workers.csv
 new=$csv.tmp
 inner=5 # H of what is measured; 32 for what is computed
-die() { echo "error: $1" >&2; exit 1; }
-mkdir -p "$results" || die "cannot make $results"
 
-if [ ! "${REPORT:-}" ]; then
+if [ ! "$report" ]; then
     command -v mpirun >/dev/null || die "mpirun is not installed (packages libopenmpi-dev, openmpi-bin)"
     make -s train_gpt2_mpi dev/data/tales.txt || die "train_gpt2_mpi does not compile"
     export OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
@@ -219,18 +216,11 @@ counted() { awk -F, '
     $1 == "sent" { ours = $10 }
     $1 == "counted" { d = ours / $10 - 1; d = d < 0 ? -d : d; if (d > most) most = d; n++ }
     END { if (n) printf "%.4f\n", 100 * most; else print "-" }' "$csv"; }
-holds() { awk "BEGIN { exit !($1) }" && echo yes || echo no; }
-claim() {
-    printf '| %s | - | %s | %s | `make study NAME=workers`, [picture](dev/studies/results/workers.png) |\n' \
-        "$1" "$2" "$3" >>"$new"
-    printf '\n%s\n    here: %s; held: %s\n' "$1" "$2" "$3"
-}
-: >"$new"
 bytes=$(off 10 4) time=$(off 9 4) own=$(counted)
-claim "a worker sends 2 (N-1)/N numbers a parameter each time they meet" "off by at most $bytes%" \
+claim "a worker sends 2 (N-1)/N numbers a parameter each time they meet" - "off by at most $bytes%" \
     "$(holds "$bytes < 2")"
-[ "$own" = - ] || claim "bytes_sent is what MPI counts" "off by at most $own%" "$(holds "$own < 0.1")"
-claim "the model, fitted to 1 and 2 workers, says the times of 4 within 25%" "off by at most $time%" \
+[ "$own" = - ] || claim "bytes_sent is what MPI counts" - "off by at most $own%" "$(holds "$own < 0.1")"
+claim "the model, fitted to 1 and 2 workers, says the times of 4 within 25%" - "off by at most $time%" \
     "$(holds "$time <= 25")"
 names() { for name; do printf '%s ' "${name%%:*}"; done; }
 listed() { names "$@" | sed 's/ $//; s/ /, /g; s/-/ /g'; }
@@ -244,9 +234,9 @@ for machine in $(names $machines); do
     most="${most%, }; "
 done
 claim "124M (computed): DiLoCo keeps half of the ideal speedup up to at least as many workers as data does \
-(data / DiLoCo; on $(listed $networks); $(listed $machines))" "${most%; }" $held
-mv "$new" "$results/workers.md"
+(data / DiLoCo; on $(listed $networks); $(listed $machines))" - "${most%; }" $held
+finish_claims
 command -v gnuplot >/dev/null || { echo "no picture: gnuplot is not installed (gnuplot-nox)"; exit 0; }
-gnuplot -e "csv='$csv'; picture='$results/workers.png'; networks='$(names $networks)'; \
-    machines='$(names $machines)'" dev/studies/workers.gp || die "gnuplot cannot draw $results/workers.png"
-printf '\n%s\n%s\n%s\n' "$csv" "$results/workers.md" "$results/workers.png"
+gnuplot -e "csv='$csv'; picture='$result.png'; networks='$(names $networks)'; \
+    machines='$(names $machines)'" dev/studies/workers.gp || die "gnuplot cannot draw $result.png"
+printf '\n%s\n%s\n%s\n' "$csv" "$result.md" "$result.png"

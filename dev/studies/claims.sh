@@ -1,0 +1,36 @@
+# What every study shares, whether driver.sh trains for it or not: where results go, and the claims, NAME.md, which is
+# a section of the project's README. finish_claims ends it.
+set -u
+export LC_ALL=C # numbers have points, for awk, sort and printf
+die() { echo "error: $1" >&2; exit "${2:-1}"; }
+study=$(basename "$0" .sh)
+full=${FULL:-} report=${REPORT:-}
+[ "$full" != 0 ] || full=
+[ "$report" != 0 ] || report=
+results=${RESULTS:-dev/studies/results}
+if [ "${STEPS:-}${EXTRA:-}" ] && [ "$study" != race ]; then results=${RESULTS:-runs/studies/results}; fi # a trial
+result=$results/$study${full:+-full} # NAME.csv, NAME.md and NAME.png, without their endings
+csv=$result.csv
+jobs=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
+[[ $jobs =~ ^[1-9][0-9]*$ ]] || die "JOBS takes a whole number, not '$jobs'" 2
+mkdir -p "$results" || die "cannot make $results"
+
+holds() { awk "BEGIN { print ($1 ? \"yes\" : \"no\") }"; } # holds "1.83 <= 1.89 + 0.03": yes or no
+
+# claim WHAT PAPER HERE yes|no: a row.
+claims=0 claims_held=0 claim_rows=
+claim() {
+    local held="**no**"
+    [ -n "$3" ] && [[ $4 = yes || $4 = no ]] || die "no result for the claim: $1"
+    claims=$((claims + 1))
+    [ "$4" = no ] || held=yes claims_held=$((claims_held + 1))
+    claim_rows+="| $1 | $2 | $3 | $held |"$'\n'
+    printf '\n%s\n    the paper: %s; here: %s; held: %s\n' "$1" "$2" "$3" "$4"
+}
+finish_claims() { # the study's command is the first line of its CSV
+    {
+        printf '### %s: %d of %d hold\n\n' "$(basename "$result")" $claims_held $claims
+        printf '`%s`, [picture](dev/studies/results/%s.png)\n\n' "$(sed -n '1s/^# //p' "$csv")" "$(basename "$result")"
+        printf '| claim | paper | here | held |\n|---|---|---|---|\n%s\n' "$claim_rows"
+    } >"$result.md.tmp" && mv "$result.md.tmp" "$result.md" || die "cannot write $result.md"
+}
