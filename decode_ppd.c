@@ -385,6 +385,12 @@ static size_t decoder_bytes(const Decoder *d) {
     return sum;
 }
 
+// The bytes of its keys and values.
+static size_t cache_bytes(const Decoder *d) {
+    GPT2Config g = d->config;
+    return (size_t)g.num_layers * d->capacity * (g.channels + g.num_heads * d->head_stride) * sizeof(float);
+}
+
 static void decoder_init(Decoder *d, const GPT2 *m, WeightKind kind) {
     GPT2Config g = m->config;
     int C = g.channels, L = g.num_layers;
@@ -942,12 +948,13 @@ static double template_rows(const Template *t, const Latency *l, int heads) {
 // The root alone: nothing guesses.
 static const Template bare = {.nodes = 1, .rows = 1, .parent = {-1}, .tokens = 1};
 
-/* How many proposals pay, and with which template: the state's own, the smallest, a root and its chain, or
-the bare root. Proposals are right with the measured probability a if those before them are, so n of them
-bring 1 + a + ... + a^n tokens, and if the first is wrong, what the template brings. What the pass guesses for
-the next one, behind the last proposal or the template's nodes, counts as far as proposals will fail there.
-The tokens, less what the guesses that led here are worth, divided by the time are to be the most. a begins
-high: what is never tried is never learned. */
+/* How many proposals pay, and with which of three templates: the state's own; the smallest, which is a root
+with its chain; or the bare root, where nothing guesses. The last two only with proposals: without any, a
+state's own tree is the best there is. Proposals are right with the measured probability a if those before
+them are, so n of them bring 1 + a + ... + a^n tokens, and if the first is wrong, what the template brings.
+What the pass guesses for the next one, behind the last proposal or the template's nodes, counts as far as
+proposals will fail there. The tokens, less what the guesses that led here are worth, divided by the time are
+to be the most. a begins high: what is never tried is never learned. */
 static int plan_proposals(const Generator *g, int source, int prefix, int most, const Template **shape) {
     double a = (g->accepted[source] + 3) / (g->proposed[source] + 4), best = -INFINITY;
     const Template *own = &g->templates[g->state], *smallest = &g->templates[0];
@@ -976,16 +983,18 @@ static int generator_step(Generator *g, int limit);
 // back to where the texts part.
 static const uint16_t *propose_by_draft(Generator *g, int count) {
     Generator *s = g->draft;
-    int most = MIN(s->length, g->length), same = MIN(most, s->base), added;
-    double start = now();
+    int most = MIN(s->length, g->length), added;
+    int same = MIN(most, MAX(0, s->base - MAX_PROPOSALS)); // it was no further ahead of us when it slid there
     while (same < most && s->text[same] == g->text[same]) same++;
     added = same < s->length ? s->state : MIN(s->state, g->length - same); // distances: past now, or void
     s->state -= added;
     memmove(s->guess, s->guess + added, s->state * sizeof *s->guess);
-    if (s->base > same) s->base = 0, s->decoder->past = 0;
+    if (s->base > MIN(same, g->length - 1)) s->base = 0, s->decoder->past = 0;
     s->length = same;
     generator_append(s, g->text + same, g->length - same);
     s->decoder->past = MIN(s->decoder->past, MAX(0, MIN(same, s->length - 1) - s->base));
+    generator_prefill(s);
+    double start = now(); // catching up is no proposal's cost
     while (s->length < g->length + count) generator_step(s, g->length + count - s->length);
     double cost = (now() - start) / count;
     g->draft_cost = g->draft_cost > 0 ? 0.9 * g->draft_cost + 0.1 * cost : cost;
@@ -1076,7 +1085,6 @@ static int generator_step(Generator *g, int limit) {
     int room = d->config.max_seq_len - d->past - prefix; // positions left behind the root
     // the text before the root has rows, too; a node with heads has outputs for each
     Tree t = {.root = prefix - 1, .planned = 1, .most = MAX_ROWS - MAX_MISSING};
-    if (g->kind == GUESS_HEADS) t.most = MAX_ROWS / (1 + g->n);
     for (int i = 0; i < prefix; i++) batch_add(&t.batch, g->text[g->base + d->past + i], i - 1);
     const Template *shape = &g->templates[g->state];
     int proposals = 0, source = 0, deepest = MIN(room, limit - 1);
@@ -1086,6 +1094,7 @@ static int generator_step(Generator *g, int limit) {
         proposals = plan_proposals(g, source, prefix, MIN(deepest, found ? g->length - found : MAX_PROPOSALS),
                                    &shape);
     t.bare = shape == &bare;
+    if (g->kind == GUESS_HEADS && !t.bare) t.most = MAX_ROWS / (1 + g->n);
     if (g->kind == GUESS_PROMPTS) t.chain[t.root] = shape->chain[0];
     t.planned += t.chain[t.root] * g->copies;
     add_guesses(g, shape, &t, deepest);
@@ -1772,7 +1781,7 @@ static void measure_accuracy(Engine *e, const Dataset *data, int tokens) {
     Shard piece = longest_piece(data);
     double start = now();
     for (int text = 0; text < texts && now() - start < 40; text++) {
-        generator_text(g, piece.tokens + (piece.count - prompt) / (size_t)texts * text, prompt);
+        generator_text(g, piece.tokens + (piece.count - prompt) * (size_t)text / texts, prompt);
         for (int i = 0; i < length; i++) {
             generator_step(g, 1);
             memcpy(guesses[i], g->guess, sizeof *guesses);
@@ -1835,7 +1844,7 @@ static const OptionRow decode_rows[] = {
     {"top-p", 'd', AT(top_p), "1", 1e-6, 1, 2, "P", "draw among the likeliest that have P together"},
     {"typical", 'f', AT(typical), "0", 0, 0, 2, "", "accept typical guesses: faster, another distribution"},
     {"weights", 'c', AT(weights), "f32", 0, 0, 6, "f32|bf16|int8", "how weights are kept while decoding"},
-    {"tree", 'i', AT(tree), "0", 0, MAX_ROWS, 6, "S", "rows of a pass (0: what is fastest on this machine)"},
+    {"tree", 'i', AT(tree), "0", 0, MAX_TREE, 6, "S", "rows of a pass (0: what is fastest on this machine)"},
     {"texts", 'i', AT(texts), "8", 1, 1e6, 4, "N", "beginnings to go on from"},
     {"prompts", 'i', AT(prompts), "3", 1, MAX_PROMPTS, 9, "N", "prompt tokens, or heads"},
     {"copies", 'i', AT(copies), "1", 1, 16, 9, "N", "copies of each, averaged (EPT)"},
@@ -2108,11 +2117,6 @@ static int train_prompts(PromptRun *r, const Dataset *train, const DecodeOptions
     return r->now->step >= o->steps;
 }
 
-static int same_file(const char *a, const char *b) {
-    struct stat s, t;
-    return !stat(a, &s) && !stat(b, &t) && s.st_dev == t.st_dev && s.st_ino == t.st_ino;
-}
-
 // Dies where a file cannot be written: now, not after the last step.
 static void check_writable(const char *path) {
     fclose(write_begin(path));
@@ -2125,6 +2129,9 @@ static void check_train_options(const DecodeOptions *o) {
     if (is_folder(o->out)) die("%s is a folder; --out names the file to write", o->out);
     if (o->joint && o->heads) die_usage("--joint goes with prompt tokens only");
     if (o->joint && !*o->out_model) die_usage("--joint needs --out-model DIR, for the model that it trains");
+    if (!o->joint && *o->out_model) die_usage("--out-model goes with --joint; else the model stays as it is");
+    if (o->heads && (o->deep || o->copies > 1))
+        die_usage("--deep and --copies go with prompt tokens, not with --heads");
     if (o->prompts * o->copies > MAX_TREE)
         die_usage("%d prompts of %d copies do not fit a pass; %d rows at most", o->prompts, o->copies,
                   MAX_TREE);
@@ -2134,15 +2141,20 @@ static void check_train_options(const DecodeOptions *o) {
 
 static void check_outputs(const DecodeOptions *o) {
     Path model = path_in(o->out_model, "model.bin");
-    if (same_file(o->out, o->model) || same_file(o->out, path_in(o->model, "model.bin").s))
-        die("%s is --model's; --out names another file, for the prompts", o->out);
+    char magic[8];
+    FILE *f = fopen(o->out, "rb");
+    if (f && fread(magic, 1, 8, f) && memcmp(magic, PROMPTS_MAGIC, 7)) // older ones differ in the eighth
+        die("%s is something else; --out names another file, for the prompts", o->out);
+    if (f) fclose(f);
     if (o->joint) {
         if (same_file(o->model, o->out_model) || same_file(o->model, model.s))
             die("%s is --model's; --resume will need that as it is: give --out-model another folder",
                 model.s);
         make_folder(o->out_model);
-        const char *slash = strrchr(o->out, '/');
-        if (!strcmp(slash ? slash + 1 : o->out, "model.bin") && same_file(folder_of(o->out).s, o->out_model))
+        const char *slash = strrchr(o->out, '/'), *name = slash ? slash + 1 : o->out;
+        int taken = !strcmp(name, "model.bin") || !strcmp(name, "tokenizer.txt") ||
+                    !strcmp(name, "tokenizer.bpe");
+        if (taken && same_file(folder_of(o->out).s, o->out_model))
             die("%s will be --out-model's; --out names another file", o->out);
         check_writable(model.s);
     }
@@ -2299,7 +2311,7 @@ static void bench_kinds(const char *path, const uint16_t *tokens, int n, int mak
     GPT2 m;
     gpt2_map(&m, path);
     printf("weights  bytes a token   tokens/s   GB/s   share of %.1f GB/s read   perplexity (%d tokens)\n",
-           bandwidth / 1e9, n);
+           bandwidth / 1e9, n - 1);
     for (int kind = 0; kind < NUM_KINDS && !interrupted; kind++) {
         Engine e = {0};
         engine_start(&e, &m, kind);
@@ -2354,8 +2366,11 @@ static void method_print(const Method *w, const Method *plain_decoding, const En
         speedup[l] = plain_decoding->seconds[l] / fmax(w->seconds[l], 1e-12);
     }
     if (trained) added += trained * 4.0 + sizeof e->generator.templates;
-    if (w->uses & DRAFT) added += decoder_bytes(&draft->decoder);
-    if (w->uses & DRAFT_PPD) trained += prompts_size(&draft->prompts.header);
+    if (w->uses & DRAFT) added += decoder_bytes(&draft->decoder) + cache_bytes(&draft->decoder);
+    if (w->uses & DRAFT_PPD) {
+        size_t own = prompts_size(&draft->prompts.header);
+        trained += own, added += own * 4.0 + sizeof draft->generator.templates;
+    }
     printf("%-22s %8.1f (%7.1f) %8.2f (%7.2f) %6.2f (%5.2f) %9zu %8.3f %10s\n", w->name, rate[0], rate[1],
            speedup[0], speedup[1], passes[0], passes[1], trained, added / 1e6, w->differs ? "no" : "yes");
 }
@@ -2421,7 +2436,7 @@ static int bench_command(const DecodeOptions *o) {
     uint16_t *plain_text = resize(NULL, bytes);
     // text by text, in turns: what else the machine does hits all alike; an interrupted text does not count
     for (; texts < o->texts; texts++) {
-        const uint16_t *from = text.tokens + (text.count - prompt) / (size_t)o->texts * texts;
+        const uint16_t *from = text.tokens + (text.count - prompt) * (size_t)texts / o->texts;
         Method turn[sizeof methods / sizeof *methods];
         int loop = 0;
         memcpy(turn, methods, sizeof methods);

@@ -266,7 +266,7 @@ typedef struct {          // one tensor (of one layer) inside the flat parameter
     KEY(muon_lr, "muon-lr", "[0,inf)", "learning rate of the matrices, times the schedule")                 \
     KEY(muon_momentum, "muon-momentum", "[0,1)", "momentum of the matrices")                                \
     KEY(matrix_weight, "matrix-weight", "(0,inf)", "root mean square of the matrices' direction")           \
-    KEY(inner_steps, "inner-steps", "[1,inf)i", "steps from one outer step to the next (H)")                \
+    KEY(inner_steps, "inner-steps", "[1,1e9]i", "steps from one outer step to the next (H)")                \
     KEY(outer_lr, "outer-lr", "[0,inf)", "of the outer Nesterov step")                                      \
     KEY(outer_momentum, "outer-momentum", "[0,1)", "of the outer Nesterov step")                            \
     KEY(mu_x, "mu-x", "[0,1]", "weight of x in the new x")                                                  \
@@ -279,7 +279,7 @@ typedef struct {          // one tensor (of one layer) inside the flat parameter
     KEY(growth_rate, "growth-rate", "[1,inf]", "the estimate grows at most so much in a step")              \
     KEY(safeguard_warmup, "safeguard-warmup", "[0,1]i", "keep the rate out of the estimate's denominator")  \
     KEY(bias_correction, "bias-correction", "[0,1]i", "Adam's, in the rate")                                \
-    KEY(slice_p, "slice-p", "[1,inf)i", "estimate from every p-th entry of each tensor")                    \
+    KEY(slice_p, "slice-p", "[1,1e9]i", "estimate from every p-th entry of each tensor")                    \
     KEY(reps_rel, "reps-rel", "(0,inf)", "the first distance, relative to 1 + |x0|")                        \
     KEY(first_step, "first-step", "(0,inf)", "length of the first step")                                    \
     KEY(version, "version", "[1,2]i", "of the step rule")                                                   \
@@ -1121,8 +1121,9 @@ OPTIM_API int optim_start(Optimizer *o, float *params, size_t n, const OptimSegm
 }
 
 // One update of params. grad: the gradient there, multiplied by grad_scale on the way (clipping costs no
-// pass). lr_factor: the schedule's value, times "lr", "muon-lr" and "lr-cap". loss and loss_star:
-// f_t(x) and the teacher's f*_t on this batch (sps and iam; the others ignore them).
+// pass; for sps and iam it is 1, as a shorter gradient makes their step longer). lr_factor: the schedule's
+// value, times "lr", "muon-lr" and "lr-cap". loss and loss_star: f_t(x) and the teacher's f*_t on this batch
+// (sps and iam; the others ignore them).
 OPTIM_API void optim_step(Optimizer *o, const float *grad, float grad_scale, double lr_factor, double loss,
                           double loss_star) {
     const OptimInput in = { grad, grad_scale, o->h.lr * lr_factor, o->h.muon_lr * lr_factor,

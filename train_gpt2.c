@@ -68,8 +68,9 @@ static inline int omp_get_max_threads(void) { return 1; }
 // ===========================================================================================================
 // 1  Memory, errors, random numbers
 
-// A file being written, under its temporary name: die() removes it, so that no half-written file stays.
-static char unfinished_file[4096];
+// A file being written, under its temporary name, and a folder that this program made. die() removes both, the
+// folder if it is empty: nothing half done stays.
+static char unfinished_file[4096], new_folder[4096];
 
 static int line_open; // progress stands on the terminal, in a line without an end
 static void end_line(void) {
@@ -89,6 +90,7 @@ __attribute__((format(printf, 2, 3), noreturn)) static void end_with(int code, c
     fputc('\n', stderr);
     va_end(args);
     if (unfinished_file[0]) unlink(unfinished_file);
+    if (new_folder[0]) rmdir(new_folder);
     exit(code);
 }
 #define die(...) end_with(1, __VA_ARGS__)
@@ -1120,7 +1122,8 @@ static void gpt2_logits(const GPT2 *m, float *logits, int first, int n) {
 }
 
 // A teacher whose probabilities the student learns too (Hinton et al. 2015): the gradient is that of
-// (1 - weight) CE(labels) + weight temperature^2 KL(teacher || student), the KL's two at the temperature.
+// (1 - weight) CE(labels) + weight temperature^2 KL(teacher || student), the KL's two at the temperature. The
+// loss remains that of the labels, for sps and iam, too: their steps are for experiments then.
 typedef struct {
     GPT2 *teacher; // after its forward pass over the same batch; V and max_rows are the student's
     float temperature, weight;
@@ -1302,7 +1305,7 @@ static void make_folder(const char *path) {
     Path part = path_in(path, "");
     for (char *slash = strchr(part.s + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
         *slash = 0;
-        mkdir(part.s, 0777);
+        if (!mkdir(part.s, 0777)) memcpy(new_folder, part.s, sizeof new_folder);
         *slash = '/';
     }
     int error = mkdir(path, 0777) ? errno : 0;
@@ -1347,6 +1350,11 @@ static void compare_identity(const char *ours, const char *theirs, const char *p
                 printable(ours, n).s);
         ours += n + (ours[n] != 0), theirs += m + (theirs[m] != 0);
     }
+}
+
+static int same_file(const char *a, const char *b) {
+    struct stat s, t;
+    return !stat(a, &s) && !stat(b, &t) && s.st_dev == t.st_dev && s.st_ino == t.st_ino;
 }
 
 // Opens a file for reading; the size of a pipe is 0.
@@ -2614,7 +2622,7 @@ can come from elsewhere, from an API, too:
        1 4.1743872165679932        step 1, and the mean loss on its targets in nats per token
 
 Lines of losses may stand in any order; of two for one step, the first counts. A line is added in one write as
-soon as its loss is known: a run that is killed loses none, and several runs may add to one file. */
+soon as its loss is known: a run that is killed loses none, and several runs may begin a file and add to it. */
 #define CACHE_TITLE "teacher losses 1\nteacher "
 typedef struct {
     const char *path;
@@ -2663,10 +2671,15 @@ static void cache_open(TeacherCache *c, const char *path, const char *teacher, c
              (unsigned long long)l->data->hash, (unsigned long long)l->seed, l->T, B, accumulate);
     if (!file_exists(path)) {
         if (!*teacher && !t->vocab_size) die("%s is not there; --teacher FILE|DIR makes it", path);
-        FILE *f = write_begin(path);
+        Path own = path_in(path, ""); // where another run begins it meanwhile, the other's stays
+        snprintf(own.s + strlen(path), sizeof own.s - strlen(path), ".%ld", (long)getpid());
+        FILE *f = write_begin(own.s);
         fprintf(f, CACHE_TITLE "%s\n%s", *teacher ? teacher : "?", order);
         if (!*teacher) cache_request(f, t, *l, B * accumulate, steps);
-        write_commit(f, path);
+        write_commit(f, own.s);
+        int failed = link(own.s, path) && errno != EEXIST && rename(own.s, path);
+        unlink(own.s);
+        if (failed) write_failed(path);
         if (!*teacher) die("%s was not there; it has each step's text now: add lines `step loss`", path);
     }
     char *text = read_file(path, &n);
@@ -2737,9 +2750,9 @@ gradient of a batch of the objective f at x_t, and h the proxy,
 
        x_{t+1} ~ argmin_x <g_t - grad h(x_t), x> + h(x) + |x - x_t|^2 / (2 eta),
 
-by K steps of any optimizer on grad h(x) + (g_t - grad h(x_t)) + (x - x_t)/eta. The K batches of the proxy are
-drawn before, for grad h(x_t), and serve the K steps again, so that their noise cancels as long as x is near
-x_t. The steps are train_step's, in chapter 12. */
+by K steps of any optimizer on grad h(x) + (g_t - grad h(x_t)) + (x - x_t)/eta, but for sps and iam, which
+would need the loss at each x. The K batches of the proxy are drawn before, for grad h(x_t), and serve the K
+steps again, so that their noise cancels as long as x is near x_t. The steps are train_step's, in chapter 12. */
 typedef struct {
     Dataset data;
     DataLoader loader;
@@ -3206,7 +3219,7 @@ static const OptionRow option_rows[] = {
     {"grad-norm", 'c', FIELD(grad_norm), "l2", 0, 0, 1, "l1|l2",
         "in log.csv; for refined schedules Adam's kind wants l1"},
     {"clip", 'd', FIELD(clip), "-1", -1, 1e30, 1, "X",
-        "largest gradient norm; 0: none (-1: 1, none with Polyak steps)"},
+        "largest gradient norm; 0: none (-1: 1); never with Polyak steps"},
     {"teacher", 's', FIELD(teacher), "", 0, 0, 0, "FILE|DIR", "distil from this model"},
     {"teacher-weights", 'c', FIELD(teacher_weights), "f32", 0, 0, 0, "f32|bf16", "bf16: half the memory"},
     {"teacher-cache", 's', FIELD(teacher_cache), "", 0, 0, 0, "FILE",
@@ -3348,13 +3361,14 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
     o.diloco = !strcmp(o.workers, "diloco");
     if (o.diloco && !strcmp(o.optimizer, "adamw")) o.optimizer = "diloco";
     choose_optimizer(optimizer, o.optimizer, o.base);
-    // GPA's average reaches back over 1/(1 - mu_x) steps: a fifteenth of the run, long or short. It does the
+    // GPA's average reaches over 1/(1 - mu_x) updates: a fifteenth of the run, long or short. It does the
     // work of a falling rate, so the rate ends at a tenth; over few iterates it does less against steps that
     // are too long, so warmup takes a fifth of the run. The rate in a new model falls with the width, as
     // Adam's step moves a preactivation by up to its fan-in times the rate.
     int gpa = !strcmp(o.optimizer, "gpa");
     if (!strncmp(o.optimizer, "schedule-free", 13) && !is_given(&o, "schedule")) o.schedule = "constant";
-    optim_set(optimizer, "mu-x", 1 - 15.0 / MAX(o.steps, 16));
+    double updates = (double)o.steps * (*o.proxy ? o.proxy_steps : 1);
+    optim_set(optimizer, "mu-x", 1 - 15.0 / MAX(updates, 16));
     if (gpa && strcmp(o.base, "sgd") && !*o.model && !*o.student_from)
         optim_set(optimizer, "lr", 1.0 / o.channels);
     if (gpa && !is_given(&o, "schedule")) {
@@ -3373,6 +3387,8 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
     if (compressed && !o.diloco) die_usage("--compression goes with --workers diloco");
     if (o.diloco && strcmp(o.optimizer, "diloco"))
         die_usage("--workers diloco is an optimizer; --base chooses what takes its inner steps");
+    if (*o.proxy && optim_is_polyak(optimizer))
+        die_usage("--proxy does not go with %s, whose steps need the loss at each gradient", o.optimizer);
     if (o.diloco && *o.proxy) die_usage("--proxy goes with --workers data, not with diloco");
     if (o.diloco && *o.teacher_cache)
         die_usage("--workers diloco takes no step from a teacher's loss; --teacher-cache goes with data");
@@ -3797,9 +3813,14 @@ static void load_texts(Run *run) {
     Tokenizer *t = &run->tokenizer;
     size_t length = 0;
     char *text = is_shards(o->data) ? NULL : read_texts(o->data, &length);
-    if (*o->tokenizer || *o->merges)
+    if (*o->tokenizer || *o->merges) {
+        const char *start = *o->model ? o->model : o->student_from;
+        Tokenizer own = {0};
         tokenizer_init(t, *o->tokenizer ? o->tokenizer : "gpt2", text, length, o->merges);
-    else if (!(*o->model && tokenizer_load(t, o->model)) &&
+        if (*start && tokenizer_load(&own, start) && !same_tokens(&own, t))
+            die("%s has other tokens than --tokenizer and --merges make; leave them out", start);
+        tokenizer_free(&own);
+    } else if (!(*o->model && tokenizer_load(t, o->model)) &&
              !(*o->student_from && tokenizer_load(t, o->student_from)) &&
              !(*o->teacher && tokenizer_load(t, o->teacher)) && text)
         tokenizer_init(t, "chars", text, length, NULL);
@@ -3897,12 +3918,21 @@ static void prepare_proxy(Run *run) {
 static void print_plan(const Run *run, const char *device) {
     const Options *o = &run->options;
     GPT2Config g = run->model.config;
-    size_t optimizer_bytes = optim_bytes(&run->optimizer);
+    const Optimizer *opt = &run->optimizer;
+    size_t optimizer_bytes = optim_bytes(opt);
+#ifndef GPT2_DEVICE // of what is frozen the zeros are never touched
+    optimizer_bytes = (size_t)((double)optimizer_bytes * opt->moving / opt->n);
+#endif
     printf("model      %d layers, %d heads, %d channels, context %d, %d tokens: %zu parameters\n",
            g.num_layers, g.num_heads, g.channels, g.max_seq_len, g.vocab_size, run->model.num_parameters);
     printf("data       %zu training tokens, %zu for validation\n", dataset_tokens(&run->train),
            dataset_tokens(&run->val));
     printf("step       %s, %d x %d x %d tokens, %s\n", o->optimizer, o->accumulate, run->B, run->T, device);
+    if (optim_is_polyak(opt) && is_given(o, "clip"))
+        printf("clip       none: %s's steps would be longer for it\n", o->optimizer);
+    if ((*o->teacher || *o->teacher_cache) && strcmp(o->distill, "soft") && !optim_is_polyak(opt))
+        printf("teacher    for the log alone: %s takes no step from its loss; --distill soft would\n",
+               o->optimizer);
     if (*o->workers)
         printf("workers    %d, %s, %d micro-batches a step each\n", workers.count, o->workers,
                o->accumulate / workers.count);
@@ -3920,15 +3950,19 @@ static void prepare(Run *run) {
     load_texts(run);
     prepare_model(run);
     prepare_teacher(run);
-    if (o->clip < 0) o->clip = optim_is_polyak(&run->optimizer) ? 0 : 1;
+    if (optim_is_polyak(&run->optimizer)) o->clip = 0; // they would be longer for a shorter gradient
+    if (o->clip < 0) o->clip = 1;
     start_optimizer(&run->optimizer, &run->model, o->freeze);
     prepare_sums(run);
     if (*o->teacher)
         snprintf(teacher, sizeof teacher, "%016llx", (unsigned long long)model_hash(&run->teacher));
     prepare_cache(run, teacher);
     prepare_proxy(run);
-    if (!strncmp(o->schedule, "refined:", 8))
+    if (!strncmp(o->schedule, "refined:", 8)) {
+        if (*o->out && same_file(o->schedule + 8, path_in(o->out, "log.csv").s))
+            die("--out %s would replace the log that the schedule comes from; choose another", o->out);
         run->schedule = refined_schedule(o->schedule + 8, o->steps, &run->optimizer);
+    }
     run->now.val_loss = NAN;
     run->identity = describe_run(o, &run->optimizer, run->model.config,
                                  hash_bytes(run->train.hash, &run->proxy.data.hash, sizeof run->train.hash),
@@ -3939,6 +3973,12 @@ static void prepare(Run *run) {
 
 // ---- a step, and the loop
 
+// What to do where a number is none.
+static const char *advice(const Run *run) {
+    if (isnan(optim_get(&run->optimizer, "lr"))) return "; try another optimizer or schedule";
+    return "; lower --lr";
+}
+
 // Writes DIR/model.bin (the evaluation point), the tokenizer and DIR/state.bin; until then the model of an
 // earlier run stays there. All workers come here: each may have a part of what worker 0 writes.
 static void save_checkpoint(Run *run) {
@@ -3948,7 +3988,7 @@ static void save_checkpoint(Run *run) {
     swap_evaluation_point(run, 1);
     if (!workers.rank) {
         if (!all_finite(m->params_memory, m->num_parameters))
-            die("after step %ld a weight is not a number; lower --lr", run->now.step);
+            die("after step %ld a weight is not a number%s", run->now.step, advice(run));
         Path model = path_in(out, "model.bin"), first = path_in(out, "model.new");
         gpt2_save(m->config, m->params_memory, run->saved ? model.s : first.s);
         if (!run->saved) { // an old model goes only now, and before its tokenizer does
@@ -3967,7 +4007,7 @@ static double validate(Run *run, GPT2 *m) {
     if (!isfinite(loss) && m == &run->teacher) die("the teacher's validation loss is not a number");
     if (!isfinite(loss))
         die("after step %ld the validation loss is not a number%s", run->now.step,
-            run->now.step ? "; lower --lr" : "; look at the model");
+            run->now.step ? advice(run) : "; look at the model");
     return loss;
 }
 
@@ -4015,8 +4055,8 @@ static void update(Run *run, StepResult *r) {
     double norm = sqrt(norms.s0);
     r->grad_norm = strcmp(o->grad_norm, "l1") ? norm : norms.s1;
     if (!isfinite(r->loss) || !isfinite(norm))
-        die("the loss or its gradient is not a number at step %ld; lower --lr, or look at the data",
-            step + 1);
+        die("the loss or its gradient is not a number at step %ld%s, or look at the data", step + 1,
+            advice(run));
     float clip = o->clip > 0 && norm > o->clip ? (float)(o->clip / norm) : 1.0f;
     double factor = run->schedule ? run->schedule[step]
                                   : optim_schedule(o->schedule, step, o->steps, o->warmup, o->final_lr);
@@ -4129,7 +4169,10 @@ int main(int argc, char **argv) {
     run.options = parse_command_line(argc, argv, &run.optimizer);
     const Options *o = &run.options;
     prepare(&run);
-    if (o->resume && load_state(&run)) printf("resumed    at step %ld of %d\n", run.now.step, o->steps);
+    if (o->resume) {
+        if (load_state(&run)) printf("resumed    at step %ld of %d\n", run.now.step, o->steps);
+        else printf("resumed    nothing: %s has no checkpoint, the run begins\n", o->out);
+    }
     catch_interrupts();
     if (*o->out && !workers.rank) {
         run.saved = run.now.step > 0;

@@ -27,9 +27,10 @@ which is known when the GPU has half of the work still before it, and the norm o
 step (and the sums of optimizers that find their own rate); logits, evaluation points, checkpoints. And it
 waits before it writes where the GPU may still read: with the targets until the GPU begins the forward pass,
 which stays in its queue. So the CPU sorts the next tokens while the GPU is in backward, and in a step only
-the norm (or such a sum) leaves the GPU without work. There are no CUDA graphs: a step of 124M is 470
-launches, 2 ms of the CPU's time at 4 us each, hidden behind tens of ms of the GPU's; only models of a few MB
-would gain, and a graph would hide that wte_backward's grid comes from the batch.
+the norm (or such a sum) leaves the GPU without work, and a teacher's loss in each micro-batch. There are no
+CUDA graphs: a step of 124M is 470 launches, 2 ms of the CPU's time at 4 us each, hidden behind tens of ms of
+the GPU's; only models of a few MB would gain, and a graph would hide that wte_backward's grid comes from the
+batch.
 
 What to expect, on paper. With R = B*length rows, a step of GPT-2 124M (L 12, C 768, V 50257, n = 124M
 parameters) in bf16 with B 32, length 1024 has these floating-point operations, and these bytes to and from
@@ -152,16 +153,23 @@ static void check_cublas(cublasStatus_t status, int line) {
 
 static size_t gpu_allocated;
 
+// Fails where the GPU has no room for so many bytes more. CUDA would give unified memory beyond it, which
+// wanders between CPU and GPU in every step; and what the CPU has written is not on the GPU yet.
+static void check_room(size_t bytes) {
+    size_t left, total;
+    CUDA(cudaMemGetInfo(&left, &total));
+    left = MIN(left, total - MIN(total, gpu_allocated));
+    if (bytes > left)
+        fail("the GPU has %zu of its %zu MiB left, %zu more are needed; use a smaller model or --batch",
+             left >> 20, total >> 20, bytes >> 20);
+}
+
 // n elements of memory that only the GPU reaches.
 template <typename T> static T *device_memory(size_t n) {
     void *p = NULL;
-    size_t bytes = n * sizeof(T), available = 0, total = 0;
-    if (cudaMalloc(&p, bytes) != cudaSuccess) {
-        cudaMemGetInfo(&available, &total);
-        fail("the GPU has %zu of its %zu MiB left, %zu more are needed; use a smaller --batch",
-             available >> 20, total >> 20, bytes >> 20);
-    }
-    gpu_allocated += bytes;
+    check_room(n * sizeof(T));
+    CUDA(cudaMalloc(&p, n * sizeof(T)));
+    gpu_allocated += n * sizeof(T);
     return (T *)p;
 }
 
@@ -761,7 +769,7 @@ __device__ inline void commit_copies(void) { asm volatile("cp.async.commit_group
 template <int GROUPS> __device__ inline void wait_copies(void) {
     asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
 }
-#else // never reached: there is no bf16 training on such a GPU
+#else // never reached: gpu_open says that there is no bf16 for such code
 __device__ inline void mma(float (&)[4], const uint32_t (&)[4], uint32_t, uint32_t) {}
 __device__ inline void copy_async(bf16 *, const bf16 *, int) {}
 __device__ inline void commit_copies(void) {}
@@ -1605,12 +1613,16 @@ static void all_gather(float *, size_t) {}
 const char *gpu_open(int device, int *has_bf16) {
     static cudaDeviceProp properties;
     int count = 0, major;
-    if (cudaGetDeviceCount(&count) != cudaSuccess || count <= device)
+    cudaError_t error = cudaGetDeviceCount(&count);
+    if (count == 1 && getenv("CUDA_VISIBLE_DEVICES")) device = 0; // each worker sees one, its own
+    if (error != cudaSuccess || count <= device)
         fail("no GPU number %d that CUDA knows: %d are there; ./train_gpt2 trains on the CPU", device, count);
     CUDA(cudaSetDevice(device));
     CUDA(cudaGetDeviceProperties(&properties, device));
     CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    *has_bf16 = major >= 8;
+    cudaFuncAttributes code; // built for older GPUs alone, it has no bf16 either
+    CUDA(cudaFuncGetAttributes(&code, attention_forward_tensor<64>));
+    *has_bf16 = major >= 8 && code.ptxVersion >= 80;
     CUBLAS(cublasLtCreate(&cublas));
     workspace = device_memory<char>(workspace_bytes);
     optim_matmul = muon_matmul;
@@ -1621,8 +1633,9 @@ size_t gpu_bytes(void) { return gpu_allocated; }
 
 static size_t with_room(size_t n) { return (n / ranks + 4) * ranks; } // for shards of the same size
 float *gpu_share(size_t n) {
+    check_room(with_room(n) * sizeof(float));
     float *p = (float *)optim_allocate(with_room(n), sizeof(float));
-    if (!p) fail("the GPU has no room for %zu more MiB; use a smaller model or --batch", with_room(n) >> 18);
+    if (!p) fail("CUDA gives no %zu MiB of unified memory", with_room(n) >> 18);
     gpu_allocated += with_room(n) * sizeof(float);
     return p;
 }
@@ -1708,6 +1721,8 @@ int gpu_optim_start(Optimizer *o, float *params, size_t n, const OptimSegment *s
         parts[i].offset = from - begin, parts[i].size = to - from;
     }
     OnGpu on(o, n);
+    o->n = o->num_slices = end - begin; // for optim_bytes
+    check_room(optim_bytes(o));
     int error = optim_start(o, params + begin, end - begin, parts, count);
     free(parts);
     gpu_wait();

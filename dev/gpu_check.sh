@@ -35,7 +35,8 @@ peak=${PEAK:-$peak}
 
 # ---- build
 gpus=$(nvidia-smi --query-gpu=name --format=csv,noheader | wc -l) several=
-if [ "$gpus" -gt 1 ] && command -v mpirun >/dev/null && command -v mpicxx >/dev/null; then several="USE_NCCL=1 USE_MPI=1"; fi
+if [ "$gpus" -gt 1 ] && command -v mpirun >/dev/null && command -v mpicxx >/dev/null &&
+    echo '#include <nccl.h>' | "${NVCC:-nvcc}" -x cu -E - >/dev/null 2>&1; then several="USE_NCCL=1 USE_MPI=1"; fi
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
 if ! make -j CUDA_ARCH="$arch" $several train_gpt2 train_gpt2cu test/test_gpt2_cuda_gpu dev/data/tales.txt >"$report/build.txt" 2>&1; then
@@ -74,7 +75,7 @@ if [ "$several" ]; then
     difference=$(largest_difference "$work/one" "$work/all")
     say "$gpus GPUs     largest difference of a step's loss from one GPU's: $difference"
     awk -v d="$difference" 'BEGIN { exit !(d < 0.001) }' || fail "the losses of $gpus GPUs"
-elif [ "$gpus" -gt 1 ]; then say "$gpus GPUs     one is measured: Open MPI is not installed"
+elif [ "$gpus" -gt 1 ]; then say "$gpus GPUs     one is measured: NCCL or Open MPI is not installed"
 fi
 
 # ---- speed for 124M. Tokens: the bytes of an ASCII text, two a token, all below 32640; header: llm.c's magic, version, count
@@ -86,7 +87,8 @@ shard=$work/tokens.bin count=$(($(wc -c <dev/data/tales.txt) / 2))
     head -c $((2 * count)) dev/data/tales.txt
 } >"$shard"
 model="--data $shard --layers 12 --heads 12 --channels 768 --context 1024 --eval-tokens 1024 --warmup 10 --lr 6e-4"
-# measure BATCH STEPS [OPTION...]: sets speed (tokens/s after the first third), seconds (of a step), memory (MiB); 1: it does not fit
+# measure BATCH STEPS [OPTION...]: sets speed (tokens/s after the first third), seconds (of a step), memory (MiB); 1: it
+# does not fit, or failed, which is counted
 measure() {
     local batch=$1 steps=$2
     shift 2
@@ -98,7 +100,11 @@ measure() {
     kill $sampler
     wait $sampler 2>/dev/null
     memory=$(sort -n "$work/memory" | tail -n 1)
-    [ $code = 0 ] || { cat "$work/run.txt" >>"$report/speed.txt"; return 1; }
+    if [ $code != 0 ]; then
+        cat "$work/run.txt" >>"$report/speed.txt"
+        grep -q 'smaller model or --batch' "$work/run.txt" || fail "124M, batch $batch $*: exit $code; see speed.txt"
+        return 1
+    fi
     read -r speed seconds < <(awk -F, -v third=$((steps / 3)) -v last=$((steps - 1)) '
         $1 == third { t = $2; s = $3 } $1 == last { print ($2 - t) / ($3 - s), ($3 - s) / (last - third) }' "$work/run/log.csv")
     echo "batch $batch $*: $speed tokens/s, $seconds s a step, $memory MiB" >>"$report/speed.txt"
@@ -109,7 +115,7 @@ best=
 for batch in 32 64 128 16 8 4 2; do
     [ "$(left)" -gt 150 ] || break
     [ -n "$best" ] && [ $batch -lt 32 ] && break
-    measure $batch 30 || { say "124M       B $batch does not fit"; [ $batch -gt 32 ] && break; continue; }
+    measure $batch 30 || { say "124M       B $batch does not fit"; [ -n "$best" ] && break; continue; }
     best=$batch
     say "124M       B $batch x 1024: $(awk -v s="$speed" -v f=$flops -v p="${peak:-0}" 'BEGIN {
         printf "%.0f tokens/s, %.1f TFLOP/s", s, s * f / 1e12; if (p > 0) printf ", %.1f%% of the peak", s * f / p / 1e10 }'), $memory MiB"

@@ -405,9 +405,10 @@ enum { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaDevAttrComputeCapabilityMajor = 75 };
 struct cudaDeviceProp { char name[256]; };
 
-// Bytes that may still be allocated: $CUDA_ON_CPU_MEMORY at the start.
-static size_t cuda_on_cpu_memory =
+// Bytes of memory, $CUDA_ON_CPU_MEMORY, and those that may still be allocated.
+static const size_t cuda_on_cpu_total =
     getenv("CUDA_ON_CPU_MEMORY") ? strtoull(getenv("CUDA_ON_CPU_MEMORY"), NULL, 10) : (size_t)1 << 40;
+static size_t cuda_on_cpu_memory = cuda_on_cpu_total;
 
 template <typename P> static cudaError_t cudaMalloc(P **p, size_t bytes) {
     if (bytes > cuda_on_cpu_memory) return cudaErrorMemoryAllocation;
@@ -441,7 +442,7 @@ static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, 
     return cpu_ask([=] { memcpy(to, from, n); }), cudaSuccess;
 }
 static inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
-    return *available = *total = cuda_on_cpu_memory, cudaSuccess;
+    return *available = cuda_on_cpu_memory, *total = cuda_on_cpu_total, cudaSuccess;
 }
 static inline cudaError_t cudaDeviceSynchronize() { return cuda_on_cpu_drains++, cpu_drain(), cudaSuccess; }
 static inline cudaError_t cudaGetLastError() { return cudaSuccess; }
@@ -461,6 +462,10 @@ static inline cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     return cuda_on_cpu_drains += *e == cpu_asked, cpu_do_until(*e), cudaSuccess;
 }
 template <typename Kernel> static cudaError_t cudaFuncSetAttribute(Kernel, int, int) { return cudaSuccess; }
+struct cudaFuncAttributes { int ptxVersion; };
+template <typename Kernel> static cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, Kernel) {
+    return a->ptxVersion = 80, cudaSuccess;
+}
 
 // -----------------------------------------------------------------------------------------------------------
 // cuBLASLt: column-major D = epilogue(alpha op(A) op(B) + beta C), D is C

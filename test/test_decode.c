@@ -553,6 +553,35 @@ static void test_proposals(void) {
     gpt2_free(&m), gpt2_free(&other);
 }
 
+// A draft of so short a context slides among proposals of its own, which then are taken back.
+static void test_short_draft(void) {
+    GPT2Config g = {48, 5, 2, 2, 32};
+    GPT2 m = random_model(g, 3, 4);
+    Latency latency = some_latency(0.001);
+    for (int context = 2; context <= 24; context += 2) {
+        GPT2Config small = {context, 5, 1, 2, 16};
+        GPT2 s = random_model(small, 3, context);
+        Engine truth = {0}, e = {0}, draft = {0};
+        uint16_t begin = 1;
+        int differ = 0, strays = 0;
+        engine_start(&truth, &m, WEIGHTS_F32), engine_start(&e, &m, WEIGHTS_F32), engine_start(&draft, &s, WEIGHTS_F32);
+        Generator *own = &e.generator, *of = &draft.generator;
+        own->draft = of, own->latency = &latency;
+        own->sampling = truth.generator.sampling = (Sampling){.temperature = 1, .top_p = 1, .seed = context};
+        generate(&truth.generator, &begin, 1, 400), generator_text(own, &begin, 1);
+        while (own->length < 400) {
+            int before = own->length, made = generator_step(own, 400 - before);
+            for (int i = 0; i < before && of->length > before; i++) strays += of->text[i] != own->text[i];
+            strays += of->base + of->decoder->past >= of->length || made < 1;
+        }
+        for (int i = 0; i < 400; i++) differ += own->text[i] != truth.generator.text[i];
+        check(!differ && !strays, "a draft of context %d: %d tokens differ, %d times it lost its way", context, differ, strays);
+        engine_stop(&truth), engine_stop(&e), engine_stop(&draft);
+        gpt2_free(&s);
+    }
+    gpt2_free(&m);
+}
+
 // Where proposals are always right guesses only cost, and none are made; where they are wrong no proposal is.
 static void test_plan(void) {
     Latency latency = some_latency(0.05);
@@ -870,6 +899,7 @@ int main(int argc, char **argv) {
     test_end_of_text();
     test_texts();
     test_proposals();
+    test_short_draft();
     test_plan();
     test_tree_search();
     test_gradients();

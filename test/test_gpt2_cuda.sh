@@ -78,7 +78,8 @@ refuses 1 "cannot" "$gpu" $options --out text.txt/here
 refuses 1 "not a number" "$gpu" $options --lr 1e30 --clip 0 --steps 20
 if ldd "$gpu" | grep -q cublas; then skip "a GPU without memory: a real one has it"
 else
-    refuses 1 "smaller --batch" env CUDA_ON_CPU_MEMORY=40000000 "$gpu" $options --batch 2000
+    refuses 1 "smaller model or --batch" env CUDA_ON_CPU_MEMORY=40000000 "$gpu" $options --batch 2000
+    refuses 1 "smaller model or --batch" env CUDA_ON_CPU_MEMORY=58000000 "$gpu" $options --channels 256 # the optimizer
 fi
 
 # several processes: the losses of one, checkpoints for any number

@@ -123,6 +123,12 @@ for optimizer in sps iam iam-adam "iam --base muon"; do
     ok "$optimizer logs the teacher's loss" awk -F, 'NR > 1 && $6 == "" { bad = 1 } END { exit bad }' "$work/$optimizer/log.csv"
     ok "$optimizer learns" awk -F, 'NR == 2 { first = $4 } { last = $4 } END { exit !(last < first) }' "$work/$optimizer/log.csv"
 done
+ok "a clipped student" "$train" "${student[@]}" --optimizer sps --clip 1e-3 --out "$work/clipped"
+ok "is told that it is not" grep -q '^clip  *none: ' "$work/last"
+ok "and has the same bits" cmp "$work/sps/model.bin" "$work/clipped/model.bin"
+refuses 2 "proxy does not go with iam" "$train" "${student[@]}" --optimizer iam --proxy "$work/text.txt"
+ok "adamw beside a teacher" "$train" "${student[@]}"
+ok "says that the teacher is for the log" grep -q '^teacher  *for the log alone' "$work/last"
 ok "soft labels" "$train" "${student[@]}" --distill soft --lr 1e-2
 ok "says how far the student is from the teacher" grep -q 'teacher val loss' "$work/last"
 refuses 2 "needs --teacher" "$train" "${small[@]:0:2}" --optimizer iam
@@ -151,6 +157,13 @@ ok "gives the same run" same_run "$work/c4" "$work/c5"
 { head -n 4 "$work/losses" && echo '# a remark' && tail -n +200 "$work/losses" | tac; } >"$work/holes"
 ok "holes are filled, in any order" "$train" "${taught[@]}" --teacher-cache "$work/holes" --steps 400 --out "$work/c6"
 ok "with the same losses" diff <(tail -n +5 "$work/losses") <(tail -n +6 "$work/holes" | sort -n)
+for i in 1 2 3 4; do # several runs may begin one list
+    for run in 1 2 3; do "$train" "${taught[@]}" --teacher-cache "$work/begun" --steps 3 >"$work/begun.$run" 2>&1 & done
+    wait
+    ok "three runs begin a list, all end" [ "$(cat "$work"/begun.? | grep -c '^final val loss')" = 3 ]
+    ok "and all losses are there" [ "$(grep -c '^[1-3] ' "$work/begun")" -ge 3 ]
+    rm -f "$work"/begun*
+done
 for line in "7" "7 x" "7 nan" "7 -1" "7 1 1" "0 1" "1.5 1" "x"; do
     { cat "$work/losses" && echo "$line"; } >"$work/wrong"
     refuses 1 "'$line' is not a step and its loss" "$train" "${cached[@]}" --teacher-cache "$work/wrong"
@@ -187,6 +200,9 @@ refuses 2 "give one" "$train" "${small[@]}" --student-from "$work/five" --model 
 ok "frozen tensors" "$train" "${small[@]:0:2}" --model "$work/three" --freeze 'wte,h.[02].*' --optimizer gpa --steps 20 --out "$work/frozen"
 ok "wte stays" cmp -n $((1024 + 128 * 32 * 4)) "$work/three/model.bin" "$work/frozen/model.bin"
 ok "not all stays" bash -c "! cmp '$work/three/model.bin' '$work/frozen/model.bin'"
+plan() { awk '$1 == "memory" { print $NF }' "$work/last"; } # MB of the optimizer
+ok "few trained tensors" "$train" "${small[@]}" --channels 512 --steps 1 --freeze 'wte,wpe,h.*'
+ok "take little memory" [ "$(plan)" -lt 2 ]
 refuses 1 "nothing to train" "$train" "${small[@]}" --freeze '*'
 refuses 1 "fcww: no tensor" "$train" "${small[@]}" --freeze 'wte,fcww'
 refuses 1 "the teacher knows" "$train" "${student[@]}" --tokenizer bytes
@@ -194,12 +210,17 @@ refuses 1 "the teacher's context" "$train" "${student[@]}" --context 32
 tr 'a-z' 'b-za' <"$work/text.txt" >"$work/shifted.txt" # as many characters, others
 ok "a teacher of other characters" "$train" "${small[@]}" --data "$work/shifted.txt" --steps 1 --out "$work/shifted"
 refuses 1 "other tokens than the student" "$train" "${student[@]}" --tokenizer chars --teacher "$work/shifted"
+refuses 1 "other tokens than --tokenizer" "$train" --data "$work/text.txt" --tokenizer chars --model "$work/shifted"
+refuses 1 "other tokens than --tokenizer" "$train" --data "$work/text.txt" --tokenizer chars --student-from "$work/shifted"
+ok "the same characters once more" "$train" "${small[@]:0:2}" --tokenizer chars --model "$work/teacher" --steps 0
 cp "$work/text.txt" "$work/notes[1].txt"
 ok "a file named like a pattern" "$train" "${small[@]}" --data "$work/notes[1].txt" --steps 1
 
 # ---- refused
 refuses 2 "unexpected argument" "$train" text.txt
 refuses 2 "no option" "$train" "${small[@]}" --colour 3
+refuses 2 "out of range" "$train" "${small[@]}" --optimizer prodigy --slice-p 2e19
+refuses 1 "would replace the log" "$train" "${small[@]}" --schedule "refined:$work/a/log.csv" --out "$work/../$(basename "$work")/a"
 refuses 2 "dataset x.txt is no option" "$train" "${small[@]}" --dataset x.txt
 refuses 2 "mu-x" "$train" "${small[@]}" --mu-x 0.9
 ok "an option's range may have no end" "$train" "${small[@]}" --steps 1 --optimizer prodigy --growth-rate inf
@@ -217,7 +238,8 @@ refuses 2 "takes one of loss|soft" "$train" --distill hard
 refuses 2 "takes one of bytes|chars|gpt2" "$train" --tokenizer words
 refuses 2 "needs --out" "$train" --resume
 refuses 1 "heads" "$train" "${small[@]}" --heads 5
-refuses 1 "no file matches" "$train" --data "$work/missing.txt"
+refuses 1 "no file matches" "$train" --data "$work/missing.txt" --out "$work/not"
+ok "no folder stays" [ ! -e "$work/not" ]
 mkdir "$work/folder"
 refuses 1 "folder" "$train" --data "$work/folder"
 : >"$work/empty.txt"
@@ -265,14 +287,14 @@ ok "a text that is its own proxy" "$train" "${same[@]}" --data "$work/both.txt" 
 head -c 9000 "$work/text.txt" >"$work/both.txt"
 refuses 1 "belongs to another run" "$train" "${same[@]}" --data "$work/both.txt" --proxy "$work/both.txt" --resume
 # a schedule refined from the log that the run itself overwrites
-cp -r "$work/a" "$work/refined"
-refined=("${small[@]}" --schedule "refined:$work/refined/log.csv" --out "$work/refined")
 ok "--grad-norm l1" "$train" "${small[@]}" --steps 60 --grad-norm l1 --out "$work/l1"
 ok "is another number, of the same run" awk -F, 'NR == FNR { l2[$1] = $8; loss[$1] = $4; next }
     FNR > 1 && ($8 < 3 * l2[$1] || $4 != loss[$1]) { bad = 1 } END { exit bad }' "$work/a/log.csv" "$work/l1/log.csv"
 refuses 2 "takes one of l1|l2" "$train" --grad-norm l3
-ok "refined from its own folder's log" "$train" "${refined[@]}" --steps 30 --save-every 10
-head -n 12 "$work/a/log.csv" >"$work/refined/log.csv"
+refined=("${small[@]}" --schedule "refined:$work/norms.csv" --out "$work/refined")
+cp "$work/a/log.csv" "$work/norms.csv"
+ok "a refined schedule" "$train" "${refined[@]}" --steps 30 --save-every 10
+head -n 12 "$work/a/log.csv" >"$work/norms.csv"
 refuses 1 "belongs to another run: 'refined" "$train" "${refined[@]}" --steps 30 --save-every 10 --resume
 ok "a refined schedule of one step" "$train" "${small[@]}" --schedule "refined:$work/a/log.csv" --steps 1 --out "$work/one"
 ok "whose rate is not 0" [ "$(tail -n 1 "$work/one/log.csv" | cut -d, -f7)" = 0.01 ]
