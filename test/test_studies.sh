@@ -132,7 +132,7 @@ done
 for file in dev/studies/results/*.md; do
     ok "README has the rows of $file" bash -c "! grep -vxF -f README.md $file"
 done
-awk '/^### Notes/ { exit } inside; /^## The papers/ { inside = 1 }' README.md | grep -E '^([|`]|### )' >"$work/rows"
+awk '/^### Notes/ { exit } /^## The papers/ { here = 1 } here && /^### / { inside = 1 } inside && NF' README.md >"$work/rows"
 cat dev/studies/results/*.md >"$work/claims"
 ok "README has a table of each study" [ "$(grep -c '^### ' "$work/rows")" = "$(ls dev/studies/results/*.md | wc -l)" ]
 ok "README's rows are in dev/studies/results" bash -c "! grep -vxF -f '$work/claims' '$work/rows'"

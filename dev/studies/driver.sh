@@ -211,44 +211,54 @@ in_order() {
     sort -u | while IFS= read -r point; do printf '%s\t%s\n' "$(loss_at "$1" "$point")" "$point"; done | sort -s -g -k 1,1
 }
 
-# Each method that has a grid: from its middle to the neighbour with the lowest loss, until none is lower. So every
-# point next to the best was tried; where the best is at the grid's end, that is said. One seed's best is partly luck:
-# the three best are tried with a second seed, and the lowest mean wins.
+# Each method that has a grid: from its middle to the neighbour with the lowest loss, until none is lower. One seed's
+# best is partly luck: the three best are tried with a second seed, and the lowest mean wins. So every point next to the
+# best is tried; where it is at the grid's end, that is said.
 tune() {
-    local i point best moved=1 round=0
+    local i point best moved=1 round=0 searched=()
     [ "$report" ] && return
+    for ((i = tuned; i < ${#labels[@]}; i++)); do [ ! "${grids[$i]}" ] || searched+=($i); done
     while [ $moved = 1 ]; do
         round=$((round + 1)) moved=0
-        for ((i = tuned; i < ${#labels[@]}; i++)); do
-            [ "${grids[$i]}" ] || continue
-            while IFS= read -r point; do
-                enqueue_method $i "$point" $tune_seed 0
-                tried[$i]=${tried[$i]:-}$point$'\n'
-            done < <(beside $i)
-        done
-        run_queue "$study, tuning, round $round"
-        for ((i = tuned; i < ${#labels[@]}; i++)); do
-            [ "${grids[$i]}" ] || continue
+        try_beside "$study, tuning, round $round"
+        for i in ${searched[@]+"${searched[@]}"}; do
             best=$(beside $i | in_order $i | sed 1q | cut -f 2)
             [ "$best" = "${points[$i]}" ] || { points[$i]=$best && moved=1; }
         done
     done
-    for ((i = tuned; i < ${#labels[@]}; i++)); do
-        [ "${grids[$i]}" ] || continue
-        finalists[$i]=$(printf '%s' "${tried[$i]}" | in_order $i | sed 3q | cut -f 2)
-        while IFS= read -r point; do enqueue_method $i "$point" $second_seed 0; done <<<"${finalists[$i]}"
+    moved=1
+    while [ $moved = 1 ]; do
+        moved=0
+        for i in ${searched[@]+"${searched[@]}"}; do
+            best=$(printf '%s' "${tried[$i]}" | in_order $i | sed 3q | cut -f 2)
+            finalists[$i]=$(printf '%s\n' "${finalists[$i]:-$best}" "$best" | sort -u)
+            while IFS= read -r point; do enqueue_method $i "$point" $second_seed 0; done <<<"${finalists[$i]}"
+        done
+        run_queue "$study, the best with a second seed"
+        for i in ${searched[@]+"${searched[@]}"}; do
+            points[$i]=$(in_order $i <<<"${finalists[$i]}" | sed 1q | cut -f 2)
+        done
+        try_beside "$study, beside the best"
     done
-    run_queue "$study, the best with a second seed"
-    for ((i = tuned; i < ${#labels[@]}; i++)); do
-        [ "${grids[$i]}" ] || continue
-        points[$i]=$(in_order $i <<<"${finalists[$i]}" | sed 1q | cut -f 2)
-        show_grid $i
-    done
+    for i in ${searched[@]+"${searched[@]}"}; do show_grid $i; done
     tuned=${#labels[@]}
 }
 
-# at_end CSV LABEL SETTING: says which numbers of the best setting are the largest or smallest that were tried, as they are
-# at the end of their list, or where the second seed had the last word. (Zero has nothing below it.)
+# try_beside WHAT: trains at the methods' points and beside them, for tune; moved=1 where one of them is new.
+try_beside() {
+    local i point
+    for i in ${searched[@]+"${searched[@]}"}; do
+        while IFS= read -r point; do
+            grep -Fqx -- "$point" <<<"${tried[$i]:-}" && continue
+            enqueue_method $i "$point" $tune_seed 0
+            tried[$i]=${tried[$i]:-}$point$'\n' moved=1
+        done < <(beside $i)
+    done
+    run_queue "$1"
+}
+
+# at_end CSV LABEL SETTING: says which numbers of the best setting are the largest or smallest that were tried: as what is
+# beside it was tried, they are at the end of their list. (Zero has nothing below it.)
 at_end() {
     awk -F, -v label="$2" -v best="$3" '
         $1 == "tune" && $2 == label {
