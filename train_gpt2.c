@@ -68,8 +68,8 @@ static inline int omp_get_max_threads(void) { return 1; }
 // ===========================================================================================================
 // 1  Memory, errors, random numbers
 
-// A file being written, under its temporary name, and a folder that this program made. die() removes both, the
-// folder if it is empty: nothing half done stays.
+// A file being written, under its temporary name, and a folder that was made for it: die() removes the file,
+// and the folder if it is empty.
 static char unfinished_file[4096], new_folder[4096];
 
 static int line_open; // progress stands on the terminal, in a line without an end
@@ -468,7 +468,7 @@ static void multiply(float *C, long ldc, const float *a, long a_row, long a_col,
     static _Thread_local float strips[MC * KC] __attribute__((aligned(64)));
     vec tile[2 * MR];
     const int most = most_columns(K);
-    for (; N > most; N -= most, b += most * b_col, C += most) // wide heads and Muon's: no epilogue
+    for (; N > most; N -= most, b += most * b_col, C += most) // wide heads and Muon's: e has no pointers
         multiply(C, ldc, a, a_row, a_col, b, b_row, b_col, M, most, K, e);
     for (int k0 = 0; k0 < K; k0 += KC) {
         int kc = MIN(KC, K - k0), first = k0 == 0, last = k0 + kc == K;
@@ -1483,6 +1483,7 @@ static void load_llmc(GPT2 *m, const char *path, int map) {
     if (header[7] < g.vocab_size || header[7] > 1 << 20)
         die("%s pads a vocabulary of %d to %d: the file is damaged", path, g.vocab_size, header[7]);
     size_t width = header[1] == 3 ? 4 : 2, expected = sizeof header + width * count_parameters(padded);
+    if (!size) die("%s is a pipe; give a model as a file", path);
     if (size != expected)
         die("%s has %zu bytes, a model of its shape %zu: it is damaged; copy it again", path, size, expected);
     if (map && width == 4) {
@@ -1686,7 +1687,8 @@ static GPT2Config read_hf_config(const char *path) {
         {"is_encoder_decoder", "false"}, {"quantization_config", "null"}};
     for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
         size_t value = json_get(&j, 0, rules[i][0]);
-        if (value && j.nodes[value].type == '[' && j.nodes[value].length) value++; // its first member
+        if (value && j.nodes[value].type == '[' && !j.nodes[value].length) continue;
+        if (value && j.nodes[value].type == '[') value++; // its first member
         int other = rules[i][2] && json_is(&j, value, rules[i][2]);
         if (!value || other || json_is(&j, value, rules[i][1])) continue;
         JsonNode n = j.nodes[value];
@@ -1805,7 +1807,7 @@ static void load_hf(GPT2 *m, const char *folder) {
         for (int l = 0; l < MAX(tensor_shape(g, i).layers, 1); l++) {
             char name[64];
             snprintf(name, sizeof name, tensor_shape(g, i).hf_name, l);
-            if (!seen[i * g.num_layers + l]) die("%s lacks %s; download it again", folder, name);
+            if (!seen[i * g.num_layers + l]) die("%s lacks %s; use save_pretrained", folder, name);
         }
     free(seen);
     json_free(&j);
@@ -2229,8 +2231,11 @@ static void load_tokenizer_json(Tokenizer *t, const char *path) {
     Json j = json_read(path);
     size_t model = json_get(&j, 0, "model"), merges = json_get(&j, model, "merges"), next;
     size_t vocabulary = json_get(&j, model, "vocab"), pattern = json_get(&j, 0, "pre_tokenizer");
+    size_t changed = json_get(&j, 0, "normalizer"), pieces = json_get(&j, pattern, "use_regex");
     if (!json_is(&j, json_get(&j, model, "type"), "BPE") || j.nodes[merges].type != '[' || !vocabulary ||
-        !json_is(&j, json_get(&j, pattern, "type"), "ByteLevel"))
+        !json_is(&j, json_get(&j, pattern, "type"), "ByteLevel") ||
+        json_is(&j, json_get(&j, pattern, "add_prefix_space"), "true") ||
+        (changed && !json_is(&j, changed, "null")) || (pieces && !json_is(&j, pieces, "true")))
         die("%s is not GPT-2's tokenizer, the only one of this format that is read", path);
     bpe_begin(t);
     for (size_t i = merges + 1; i < j.nodes[merges].next; i = next) { // "left right", or ["left", "right"]
@@ -2362,7 +2367,11 @@ static void gpt2_export_hf(GPT2Config g, const float *params, const Tokenizer *t
     if (t && t->kind == TOKENIZER_GPT2) snprintf(end, sizeof end, "%d", t->vocab_size - 1);
     make_folder(dir);
     export_safetensors(g, params, path_in(dir, "model.safetensors"));
+    const char *others[] = {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+                            "tokenizer.txt"};
     if (t) export_tokenizer(t, g.max_seq_len, dir);
+    else
+        for (int i = 0; i < 5; i++) unlink(path_in(dir, others[i]).s); // another model's
     Path path = path_in(dir, "generation_config.json");
     FILE *f = write_begin(path.s);
     fprintf(f, "{\"bos_token_id\": %s, \"eos_token_id\": %s}\n", end, end);
@@ -2622,7 +2631,7 @@ can come from elsewhere, from an API, too:
        1 4.1743872165679932        step 1, and the mean loss on its targets in nats per token
 
 Lines of losses may stand in any order; of two for one step, the first counts. A line is added in one write as
-soon as its loss is known: a run that is killed loses none, and several runs may begin a file and add to it. */
+soon as its loss is known: a run that is killed loses none, and several may begin one file and add to it. */
 #define CACHE_TITLE "teacher losses 1\nteacher "
 typedef struct {
     const char *path;
@@ -2752,7 +2761,7 @@ gradient of a batch of the objective f at x_t, and h the proxy,
 
 by K steps of any optimizer on grad h(x) + (g_t - grad h(x_t)) + (x - x_t)/eta, but for sps and iam, which
 would need the loss at each x. The K batches of the proxy are drawn before, for grad h(x_t), and serve the K
-steps again, so that their noise cancels as long as x is near x_t. The steps are train_step's, in chapter 12. */
+steps again, so that their noise cancels as long as x is near x_t. train_step, in chapter 12, takes them. */
 typedef struct {
     Dataset data;
     DataLoader loader;

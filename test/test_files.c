@@ -496,10 +496,9 @@ static void test_no_room(float *params) {
     check_params(in_test("kept.bin").s, params, small, "the old file, after a failed write");
     check(!file_exists(in_test("kept.bin.tmp").s), "a half-written file stays");
     check_refused(export_limited, params, "make room");
-    check(!file_exists(in_test("kept/model.safetensors").s) &&
-              !file_exists(in_test("kept/model.safetensors.tmp").s),
-          "a half-written export stays");
+    check(!file_exists(in_test("kept").s), "a half-written export stays");
     check_refused(save_nowhere, params, "cannot write");
+    make_folder(in_test("kept").s);
     check_refused(save_over_folder, params, "cannot write");
     check(!file_exists(in_test("kept.tmp").s), "a half-written file stays beside a folder");
 }
@@ -557,6 +556,19 @@ static void test_hf_tokenizers(void) {
     check_refused(load_tokenizer, gpt2.s, "1 tokens, but the merges make 265");
     unlink(in_test("tok_gpt2/vocab.json").s);
     unlink(in_test("tok_gpt2/merges.txt").s);
+    const char *const other_ways[] = { // of cutting a text into pieces
+        "{\"normalizer\": {\"type\": \"Lowercase\"}, \"pre_tokenizer\": {\"type\": \"ByteLevel\"}",
+        "{\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"use_regex\": false}",
+        "{\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": true}"};
+    const char *model = ", \"model\": {\"type\": \"BPE\", \"merges\": [], \"vocab\": {}}}";
+    Path written = in_test("tok_gpt2/tokenizer.json"), kept = in_test("tok_gpt2/kept");
+    rename(written.s, kept.s);
+    for (int i = 0; i < 3; i++) {
+        char text[300];
+        put("tok_gpt2/tokenizer.json", text, (size_t)sprintf(text, "%s%s", other_ways[i], model));
+        check_refused(load_tokenizer, gpt2.s, "is not GPT-2's tokenizer");
+    }
+    rename(kept.s, written.s);
     check(tokenizer_load(&u, gpt2.s) == 1 && u.text_size == t.text_size &&
               !memcmp(u.text, t.text, t.text_size),
           "tokenizer.json alone comes back otherwise");

@@ -307,7 +307,9 @@ token_shard "$work/one.bin" 3000
 token_shard "$work/two.bin" 2000
 shards=(--data "$work/[ot]*.bin" --layers 1 --heads 2 --channels 16 --context 16 --batch 4)
 cp -r "$work/a" "$work/shards"
+mkdir "$work/hf_shards" && cp "$work/hf/tokenizer.json" "$work/hf/tokenizer.txt" "$work/hf_shards"
 ok "token shards by a pattern" "$train" "${shards[@]}" --steps 3 --eval-tokens 64 --out "$work/shards" --export-hf "$work/hf_shards"
+ok "another model's tokenizer is gone" [ "$(cd "$work/hf_shards" && ls | tr '\n' ' ')" = "config.json generation_config.json model.safetensors " ]
 ok "no tokenizer of an earlier run stays" [ ! -e "$work/shards/tokenizer.txt" ]
 ok "nor is one exported" [ -z "$(ls "$work/hf_shards" | grep token)" ]
 refuses 1 "no tokenizer" "$train" "${shards[@]}" --steps 3 --val "$work/text.txt"

@@ -975,7 +975,7 @@ static void score(const char *path) {
     }
     // The error of a ratio of sums, as if each tale's distance from it were drawn independently.
     double ratio = sum_s / length;
-    double error = sqrt(sum_ss - 2 * ratio * sum_sl + ratio * ratio * sum_ll) / length;
+    double error = sqrt(fmax(0, sum_ss - 2 * ratio * sum_sl + ratio * ratio * sum_ll)) / length;
     printf("%.4f nats per character (standard error %.4f): %s characters, %s tales, ", ratio, error,
            with_commas(length, a), with_commas(count, b));
     if (ambiguous) printf("%zu of them with several derivations\n", ambiguous);

@@ -72,12 +72,17 @@ static void show(Output *o, int last) {
     if (last) fputc('\n', stderr);
 }
 
-// Where the text may be cut: before white space that follows a printing ASCII character. No piece of the
-// encoding's reaches across (chapter 7 of train_gpt2.c): white space begins a piece, or is the one space that
-// opens a word, and never ends one that began with something else. 0: nowhere.
-static size_t last_cut(const char *text, size_t n) {
-    for (size_t i = n; i-- > 1;)
-        if ((text[i] == ' ' || text[i] == '\n') && text[i - 1] > 32 && text[i - 1] < 127) return i;
+// Where the text may be cut: before white space that follows another character. No piece of the encoding's
+// reaches across (chapter 7 of train_gpt2.c): white space begins a piece, or is the one space that opens a
+// word, and never ends one that began with something else. 0: nowhere.
+static size_t last_cut(const Tokenizer *t, const char *text, size_t n) {
+    int length;
+    for (size_t i = n; i-- > 1;) {
+        if (text[i] != ' ' && text[i] != '\n' && text[i] != '\r') continue;
+        size_t p = i - 1;
+        while (p > 0 && i - p < 4 && (text[p] & 0xC0) == 0x80) p--; // to the character's first byte
+        if (class_at(t, text + p, text + i, &length) != 3 && p + length == i) return i;
+    }
     return 0;
 }
 
@@ -90,7 +95,7 @@ static void put_file(Output *o, const char *path) {
     do {
         got = fread(block + n, 1, room - n, f);
         n += got;
-        cut = got && n == room ? last_cut(block, n) : n; // the text's end is a cut, too
+        cut = got && n == room ? last_cut(o->tokenizer, block, n) : n; // the text's end is a cut, too
         char *p = block, *end = block + cut, *next;
         for (; (next = memmem(p, (size_t)(end - p), end_of_text, length)); p = next + length) {
             put_text(o, p, (size_t)(next - p));
@@ -133,11 +138,14 @@ int main(int argc, char **argv) {
     if (file_exists(shard_path(&o, 0).s))
         die("%s is there already; remove these shards, or choose another --out", shard_path(&o, 0).s);
     make_folder(folder_of(o.name).s);
-    for (int k = i; k < argc; k++) {
+    int pipes = 0;
+    for (int k = i; k < argc; k++) { // all of them can be opened, before anything is written
         size_t size;
-        fclose(open_file(argv[k], &size)); // all of them can be opened, before anything is written
-        o.all_bytes += size;
+        struct stat s;
+        if (!stat(argv[k], &s) && S_ISFIFO(s.st_mode)) pipes = 1; // whose writer would see it closed again
+        else fclose(open_file(argv[k], &size)), o.all_bytes += size;
     }
+    if (pipes) o.all_bytes = 0;
     o.began = now();
     for (; i < argc; i++) put_file(&o, argv[i]);
     end_shard(&o);
