@@ -1334,7 +1334,7 @@ as long as they learned from the training text, 51%, 33%, 22%. */
 // What is trained, as its file begins: n prompt tokens of copies*depth vectors, or n heads instead (arXiv
 // 2401.10774).
 typedef struct {
-    char magic[8];
+    char magic[8] = "";
     int32_t heads, n, copies, depth, channels, layers;
     uint64_t model; // its hash
 } PromptsHeader;
@@ -2141,7 +2141,7 @@ static void check_train_options(const DecodeOptions *o) {
 
 static void check_outputs(const DecodeOptions *o) {
     Path model = path_in(o->out_model, "model.bin");
-    char magic[8];
+    char magic[8] = "";
     FILE *f = fopen(o->out, "rb");
     if (f && fread(magic, 1, 8, f) && memcmp(magic, PROMPTS_MAGIC, 7)) // older ones differ in the eighth
         die("%s is something else; --out names another file, for the prompts", o->out);
