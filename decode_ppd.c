@@ -1334,7 +1334,7 @@ as long as they learned from the training text, 51%, 33%, 22%. */
 // What is trained, as its file begins: n prompt tokens of copies*depth vectors, or n heads instead (arXiv
 // 2401.10774).
 typedef struct {
-    char magic[8] = "";
+    char magic[8];
     int32_t heads, n, copies, depth, channels, layers;
     uint64_t model; // its hash
 } PromptsHeader;
