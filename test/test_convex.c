@@ -84,6 +84,56 @@ static void test_norms(void) {
     data_free(&p.data);
 }
 
+// Gradients are the loss's differences; at the optimum the subgradient is 0; who finds it says how far he is.
+static void test_optimum(void) {
+    Problem p = {.data = data_make(), .l2 = 0.01, .box = INFINITY};
+    int batch[3] = {4, 9, 4};
+    double *w = vector(&p), *g = vector(&p), off = 0, residual, f = 0, loss[2];
+    p.residual = (double *)grow(NULL, p.data.rows, sizeof(double));
+    for (long j = 0; j < p.data.cols; j++) w[j] = 0.1 * normal();
+    for (int part = 0; part < 2; part++)
+        for (long j = 0; j < p.data.cols; j++) {
+            const double at = w[j];
+            loss_gradient(&p, w, part ? batch : NULL, 3, g);
+            for (int up = 0; up < 2; up++) {
+                w[j] = up ? at + 1e-5 : at - 1e-5;
+                loss[up] = loss_gradient(&p, w, part ? batch : NULL, 3, NULL);
+            }
+            w[j] = at;
+            off = fmax(off, fabs((loss[1] - loss[0]) / 2e-5 - g[j]));
+        }
+    check(off < 1e-7, "the gradient is off by %g", off);
+    for (int j = 0; j < p.data.cols; j++) f += 0.5 * 0.01 * w[j] * w[j];
+    for (long i = 0; i < p.data.rows; i++)
+        f += log1p(exp(-p.data.y[i] * row_times(&p.data, i, w))) / p.data.rows;
+    check(fabs(f - objective(&p, w)) < 1e-12, "F is %g, not %g", objective(&p, w), f);
+    for (int kind = 0; kind < 3; kind++) {
+        p.l1 = kind ? 0.02 : 0, p.box = kind == 2 ? 0.2 : INFINITY;
+        memset(w, 0, p.data.cols * sizeof *w);
+        Setting s = {.p = &p, .x_star = w, .budget = 2000, .steps = 2000};
+        s.f_star = optimum(&p, w, &residual);
+        s.first_step = first_step(&p, &s.search);
+        loss_gradient(&p, w, NULL, 0, g);
+        off = 0;
+        int low = 0, high = 0, zero = 0;
+        for (long j = 0; j < p.data.cols; j++) { // -g is in the subgradient of l1 |w| and the box
+            double least = w[j] > 0 ? p.l1 : -p.l1, most = w[j] < 0 ? -p.l1 : p.l1;
+            if (w[j] >= p.box) most = INFINITY, high++;
+            if (w[j] <= -p.box) least = -INFINITY, low++;
+            zero += w[j] == 0;
+            off = fmax(off, fmax(least + g[j], -g[j] - most));
+        }
+        check(off < 1e-9, "l1 %g, box %g: the optimum's subgradient is %g", p.l1, p.box, off);
+        check(kind == 0 || (zero && (kind == 1 || (low && high))), "%d zeros, %d and %d at the box", zero, low, high);
+        double gap = run(&s, &methods[5], NAN, NULL);
+        check(!strcmp(methods[5].label, "adproxgd") && fabs(gap) < 1e-6, "adproxgd ends %g above", gap);
+        double l1 = 0;
+        for (long j = 0; j < p.data.cols; j++) l1 += fabs(w[j]);
+        check(fabs(loss_gradient(&p, w, NULL, 0, NULL) + p.l1 * l1 - s.f_star) < 1e-12, "F* is another");
+    }
+    data_free(&p.data);
+}
+
 int main(int argc, char **argv) {
     int times = argc == 3 && !strcmp(argv[1], "--mutations") ? atoi(argv[2]) : 300, file = mkstemp(path);
     if (file < 0) abort();
@@ -91,6 +141,7 @@ int main(int argc, char **argv) {
     test_reading();
     test_options();
     test_norms();
+    test_optimum();
     put("# made for this\n+1 1:0.5 3:-2e0 1000:1\n-1 2:1 # a remark\n+1 3:4 17:0.25 18:-1\n-1 1:1 2:2 3:3\n");
     test_damaged("LIBSVM", path, load, NULL, SIZE_MAX, times);
     unlink(path);

@@ -723,6 +723,50 @@ static float *trained(const GPT2Config g, const Dataset *data, const int *stops,
     return run.params;
 }
 
+// What prompts and heads guess in decoding is what they were trained to guess: the same logits.
+static void test_guesses(void) {
+    enum { T = 14, V = 23, CUT = 5 };
+    GPT2Config g = {20, V, 2, 2, 12};
+    uint16_t tokens[T];
+    for (int i = 0; i < T; i++) tokens[i] = (uint16_t)(random_u64(3, i) % V);
+    for (int mode = 0; mode < 3; mode++) { // prompts; copies in two layers; heads
+        GPT2 m;
+        gpt2_allocate(&m, g), gpt2_initialize(&m, 1);
+        for (size_t i = 0; i < m.num_parameters; i++) m.params_memory[i] *= 5;
+        PromptTrainer t = {.m = &m, .h = {.heads = mode == 2, .n = 3, .copies = mode == 1 ? 2 : 1,
+                           .depth = mode == 1 ? 2 : 1, .channels = 12, .layers = 2},
+                           .cuts = 1, .B = 1, .T = T, .temperature = 1, .weight = 1};
+        size_t n = prompts_size(&t.h);
+        t.params = allocate_floats(n), random_normal(t.params, n, 0.3f, 3), t.grads = allocate_floats(n);
+        trainer_allocate(&t);
+        int cut = CUT;
+        prompt_forward(&t, tokens, &cut);
+        prompt_loss(&t);
+        m.extra = (ExtraRows){0};
+        float want[3 * V];
+        linear_forward(want, t.student, m.params.wte, 3, 12, V, plain);
+        Engine e = {0};
+        engine_start(&e, &m, WEIGHTS_F32);
+        e.prompts.header = t.h, e.prompts.params = t.params;
+        engine_guess(&e);
+        decoder_prefill(&e.decoder, tokens, CUT, NULL);
+        Tree tree = {.root = 0};
+        batch_add(&tree.batch, tokens[CUT], -1);
+        tree.chain[0] = 3;
+        add_outputs(&e.generator, &tree, 10);
+        decoder_pass(&e.decoder, &tree.batch);
+        double off = 0, largest = 0;
+        for (int i = 0; i < 3; i++)
+            for (int v = 0; v < V; v++) {
+                off = fmax(off, fabs(decoder_logits(&e.decoder, tree.guesses[0] + i)[v] - want[i * V + v]));
+                largest = fmax(largest, fabs(want[i * V + v]));
+            }
+        check(off < 1e-4 * largest, "mode %d: guesses in decoding are off by %g of %g", mode, off, largest);
+        e.prompts.params = NULL;
+        engine_stop(&e), gpt2_free(&m);
+    }
+}
+
 static void test_interrupted(void) {
     GPT2Config g = {32, 29, 1, 2, 16};
     uint16_t text[400];
@@ -903,6 +947,7 @@ int main(int argc, char **argv) {
     test_plan();
     test_tree_search();
     test_gradients();
+    test_guesses();
     test_interrupted();
     test_identity();
     test_likely();

@@ -116,7 +116,12 @@ static void test_layout(const char *path) {
     Message *out = f.peers[0].reply[WORKING], *in = f.peers[0].request[WORKING];
     *in = (Message){.kind = WORK, .rate = 1, .count = l->num_shared};
     memcpy(in->payload, f.w, l->num_shared * sizeof(float));
+    DataLoader before = c->loader;
     client_answer(&f, c, t, in, out);
+    c->loader = before, loader_skip(&c->loader, f.options.trainer.batch); // behind the local step's batch
+    client_gradient(&f, c, t, c->x, f.w);
+    check(!memcmp(out->payload, t->g + l->num_private, l->num_shared * sizeof(float)),
+          "the answer is another gradient");
     float eps = 1e-2f;
     for (size_t at = l->num_private, tried = 0; tried < 5; tried++, at += l->num_shared / 6) {
         DataLoader again = c->loader; // the answer's batch is not drawn any more: another one, three times

@@ -458,6 +458,57 @@ static void test_bf16(void) {
     gpt2_free(&m), gpt2_free(&half);
 }
 
+// Tokens that say where they stand, in two shards: the split, an epoch's windows, the mean loss, the segments.
+static void test_data(void) {
+    enum { N = 1003, T = 7, FIRST = 400 };
+    uint16_t text[N], x[T], y[T];
+    Dataset d = {0}, val = {0};
+    for (int i = 0; i < N; i++) text[i] = (uint16_t)i;
+    dataset_add(&d, text, FIRST), dataset_add(&d, text + FIRST, N - FIRST);
+    dataset_split(&d, &val);
+    check(dataset_tokens(&d) == 902 && dataset_tokens(&val) == 101 && val.shards[0].tokens[0] == 902,
+          "validation is on another part than the last tenth");
+    DataLoader l = {&d, T, 5, 0, 0};
+    int offsets = 0, in_order = 0, wrong = 0, n = 0;
+    for (uint64_t epoch = 0; epoch < 8; epoch++) {
+        int seen[N] = {0}, least = N, last = -1;
+        for (n = 0; l.epoch == epoch; n++) {
+            loader_next(&l, x, y, 1);
+            for (int i = 0; i < T; i++) wrong += seen[x[i]]++ || y[i] != x[0] + i + 1 || x[i] != x[0] + i;
+            wrong += (x[0] < FIRST) != (y[T - 1] < FIRST);
+            in_order += x[0] == last + T, last = x[0], least = MIN(least, x[0]);
+        }
+        wrong += n < (902 - 2 * (T + 1)) / T - 1;
+        offsets |= 1 << least;
+    }
+    check(!wrong, "%d tokens come twice in an epoch, or not in a row; %d windows", wrong, n);
+    check(in_order < 40 && (offsets & (offsets - 1)), "%d windows in order, offsets %x", in_order, offsets);
+    GPT2Config g = {T, N, 1, 1, 8};
+    GPT2 m;
+    gpt2_allocate(&m, g), gpt2_initialize(&m, 1), gpt2_allocate_activations(&m, 3, T, 0);
+    for (size_t most = 0; most <= 40; most += 40) {
+        double sum = 0;
+        size_t count = most ? most : 100;
+        for (size_t at = 0; at < count; at += T) {
+            int t = (int)MIN((size_t)T, count - at);
+            gpt2_forward(&m, val.shards[0].tokens + at, 1, t);
+            sum += gpt2_loss(&m, val.shards[0].tokens + at + 1) * t;
+        }
+        double loss = evaluate(&m, &val, T, most);
+        check(fabs(loss - sum / count) < 1e-6, "validation loss %g, window by window %g", loss, sum / count);
+    }
+    OptimSegment s[NUM_TENSORS];
+    check(model_segments(g, "", s) == NUM_TENSORS, "segments");
+    size_t place = 0;
+    for (int i = 0; i < NUM_TENSORS; place += s[i++].size) {
+        const char *name = tensor_shape(g, i).hf_name;
+        int decays = !strstr(name, "bias") && !strstr(name, "ln_"), inside = decays && !strncmp(name, "h.", 2);
+        check(s[i].offset == place && s[i].decay == decays && (s[i].rows > 0) == inside,
+              "%s: decays %d, a matrix of %d rows", name, s[i].decay, s[i].rows);
+    }
+    gpt2_free(&m);
+}
+
 int main(int argc, char **argv) {
     test_functions();
     test_matmul();
@@ -487,6 +538,7 @@ int main(int argc, char **argv) {
     test_attention(1, 64, 64, 2);
     test_model();
     test_bf16();
+    test_data();
     test_threads();
     for (int i = 1; i < argc; i++) test_golden(argv[i]);
     if (argc == 1) test_golden("test/golden/gpt2_tiny");

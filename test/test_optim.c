@@ -374,7 +374,8 @@ static const char *golden_run(const Golden *g, long restart, Run *run) {
         }
         const double loss = quadratic(g, o.params, t, grad);
         for (size_t i = 0; i < n && adgd(g); i++) { rule.x[i] = o.params[i]; rule.g[i] = grad[i]; }
-        optim_step(&o, grad, 1, optim_schedule("constant", t, g->steps, warmup, 1), loss, g->fstar[t]);
+        for (size_t i = 0; i < n; i++) grad[i] *= 2;       // and halved again by grad_scale
+        optim_step(&o, grad, 0.5f, optim_schedule("constant", t, g->steps, warmup, 1), loss, g->fstar[t]);
         if (adgd(g)) {
             double off = 0, largest = 0;
             adgd_step(g, &rule, t);
