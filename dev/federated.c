@@ -1034,7 +1034,10 @@ static void prepare_text(Federation *f) {
 
     GPT2 *m = &f->rooms[0].model;
     Tokenizer *t = &f->tokenizer;
-    if (*trainer->model) gpt2_load(m, trainer->model);
+    if (*trainer->model) {
+        gpt2_load(m, trainer->model);
+        check_asked_shape(trainer, m->config, trainer->model, 0);
+    }
     if (!*trainer->model || !tokenizer_load(t, trainer->model))
         tokenizer_init(t, o->tokenizer, text, length, NULL);
     free(text);
@@ -1154,7 +1157,8 @@ static void prepare_federation(Federation *f) {
     if (mpi_rank) return;
     print_federation(f, attackers);
     if (!*o->out) return;
-    make_folder(o->out);
+    claim_folder(o->out);
+    if (file_exists(path_in(o->out, "model.bin").s)) die("%s holds a model; choose another --out", o->out);
     Path path = path_in(o->out, "log.csv");
     f->log = fopen(path.s, "w");
     if (!f->log || fputs(log_header, f->log) < 0) die("cannot write %s: %s", path.s, strerror(errno));
@@ -1273,7 +1277,16 @@ static FedOptions fed_options(int argc, char **argv) {
         }
         set_option(&o, row, row->initial);
     }
-    read_options(&o, fed_rows, NUM_FED, argc, argv, rest, fed_help);
+    uint64_t given = read_options(&o, fed_rows, NUM_FED, argc, argv, rest, fed_help);
+    const char *of_texts = "data clients min-bytes tokenizer model layers heads channels context batch";
+    for (int i = 0; i < NUM_FED; i++) {
+        const char *name = fed_rows[i].name;
+        if (!(given >> i & 1)) continue;
+        if (o.convex && optim_word(of_texts, name)) die_usage("--%s is for texts, not for --convex", name);
+        if (!o.convex && !strcmp(name, "misfit")) die_usage("--misfit is for --convex");
+        for (int k = 0; k < NUM_OPTIONS; k++) // is_given's bits
+            if (i >= NUM_OWN && !strcmp(option_rows[k].name, name)) rest->given |= 1ull << k;
+    }
     for (int i = 0; i < rest->num_hyper; i++)
         if (strncmp(rest->hyper_name[i], "server-", 7) && strncmp(rest->hyper_name[i], "client-", 7))
             die_usage("--%s is no option; see --help", rest->hyper_name[i]);
@@ -1296,6 +1309,8 @@ static FedOptions fed_options(int argc, char **argv) {
     int averages = o.method == FEDAVG;
     set_hyper(&o.server, &o.server_optimizer, averages ? "sgd" : usual, averages ? 1 : rate, "server-", rest);
     set_hyper(&o.client, &o.client_optimizer, usual, rate, "client-", rest);
+    if (o.async && isnan(optim_get(&o.server, "lr")))
+        die_usage("--async weighs an answer by the server's rate, and %s has none", o.server_optimizer);
     if (averages && remembers_place(&o.client))
         die_usage("%s remembers where it was, and FedAvg moves its clients; take adamw, sgd or muon for them",
                   o.client_optimizer);

@@ -158,6 +158,9 @@ refuses 2 "give a text" "$federated"
 refuses 2 "takes one of" "$federated" --convex --aggregate mode
 refuses 2 "takes one of" "$federated" --convex --attack bribe
 refuses 2 "real needs MPI" "$federated" --convex --clock real
+refuses 2 "clients is for texts" "$federated" --convex --clients books
+refuses 2 "misfit is for --convex" "$federated" --data "$work/play.txt" --misfit 1
+refuses 2 "dowg has none" "$federated" --convex --async 1 --server-optimizer dowg
 refuses 2 "is for --method ffgg" "$federated" --convex --method fedavg --mean-gradient
 refuses 2 "not between" "$federated" --convex --attackers 2
 refuses 2 "no optimizer" "$federated" --convex --server-optimizer newton

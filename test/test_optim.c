@@ -580,6 +580,60 @@ static void rule_iam_muon(Reference *r, const Optimizer *o, const double *g, lon
     }
 }
 
+static void rule_iam(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
+    Arrays *a = &r->a;
+    double d[N], numerator = gap, gd = 0;
+    const double l = o->h.lambda;
+    for (int i = 0; i < N; i++) {
+        a->v[i] = o->h.beta2 * a->v[i] + (1 - o->h.beta2) * g[i] * g[i];
+        d[i] = o->row->base == OPTIM_SGD ? g[i]
+                                         : g[i] / (sqrt(a->v[i] / (1 - pow(o->h.beta2, t + 1))) + o->h.eps);
+        numerator += g[i] * (a->z[i] - a->x[i]);
+        gd += g[i] * d[i];
+    }
+    const double step = fmin(gd > 0 ? fmax(numerator, 0) / gd : 0, o->h.lr_cap);
+    for (int i = 0; i < N; i++) {
+        a->z[i] -= step * (d[i] + (is_matrix(i) ? o->h.weight_decay : 0) * a->x[i]);
+        a->eval[i] = a->x[i] = l / (1 + l) * a->x[i] + 1 / (1 + l) * a->z[i];
+    }
+}
+
+static void rule_schedule_free(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
+    Arrays *a = &r->a;                                     // x is eval, y is x
+    const double weight = pow(t + 1, o->h.r), c = weight / (r->grad_sum += weight);
+    (void)gap;
+    for (int i = 0; i < N; i++) {
+        a->v[i] = o->h.beta2 * a->v[i] + (1 - o->h.beta2) * g[i] * g[i];
+        const double u = g[i] / (sqrt(a->v[i] / (1 - pow(o->h.beta2, t + 1))) + o->h.eps);
+        a->z[i] -= o->h.lr * (u + (is_matrix(i) ? o->h.weight_decay : 0) * a->x[i]);
+        a->eval[i] = (1 - c) * a->eval[i] + c * a->z[i];
+        a->x[i] = o->h.beta1 * a->eval[i] + (1 - o->h.beta1) * a->z[i];
+    }
+}
+
+static void rule_prodigy(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
+    Arrays *a = &r->a;                                     // distance: the largest estimate so far
+    const OptimHyper *h = &o->h;
+    const double d = r->d = t ? r->d : h->d0, dlr = d * h->lr, b3 = sqrt(h->beta2);
+    double dot = 0, sum = 0;
+    (void)gap;
+    for (int i = 0; i < N; i++) {
+        dot += g[i] * (a->x0[i] - a->x[i]);
+        sum += fabs(a->s[i] = b3 * a->s[i] + d / h->d0 * dlr * g[i]);
+    }
+    r->numerator = b3 * r->numerator + d / h->d0 * dlr * dot;
+    const double estimate = h->d_coef * r->numerator / sum;
+    r->distance = fmax(t ? r->distance : h->d0, estimate);
+    r->d = fmin(r->distance, h->growth_rate * (d == h->d0 ? fmax(d, estimate) : d));
+    for (int i = 0; i < N; i++) {
+        a->m[i] = h->beta1 * a->m[i] + d * (1 - h->beta1) * g[i];
+        a->v[i] = h->beta2 * a->v[i] + d * d * (1 - h->beta2) * g[i] * g[i];
+        a->x[i] = (1 - dlr * (is_matrix(i) ? h->weight_decay : 0)) * a->x[i] -
+                  dlr * a->m[i] / (sqrt(a->v[i]) + r->d * h->eps);
+        a->eval[i] = a->x[i];
+    }
+}
+
 static void rule_resetting(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
     Arrays *a = &r->a;
     double g2 = 0, s2 = 0;
@@ -682,8 +736,10 @@ static void reference_test(const char *what, const char *name, const char *base,
             star += 0.5 * h[i] * s[t][i] * s[t][i];
             gap += 0.5 * h[i] * (e * e - s[t][i] * s[t][i]);
         }
-        optim_step(&o, grad, 0.5f, 1, loss, star);
-        rule(&r, &o, g, t, gap);
+        Optimizer scheduled = o;                           // at half of its rates
+        scheduled.h.lr /= 2, scheduled.h.muon_lr /= 2, scheduled.h.lr_cap /= 2;
+        optim_step(&o, grad, 0.5f, 0.5, loss, star);
+        rule(&r, &scheduled, g, t, gap);
         optim_eval_params(&o, out);
         for (int i = 0; i < N; i++) {
             largest = fmax(largest, fabs(r.a.eval[i]));
@@ -733,6 +789,14 @@ static void reference_tests(void) {
     reference_test("iam over muon", "iam", "muon", "muon-momentum 0.5", rule_iam_muon, 0.3);
     reference_test("iam over muon, capped, decayed", "iam", "muon", "lr-cap 0.1 weight-decay 0.1",
                    rule_iam_muon, 0.3);
+    reference_test("iam over sgd, capped, decayed", "iam", "sgd", "lr-cap 0.4 weight-decay 0.1", rule_iam,
+                   0.3);
+    reference_test("iam-adam, capped, decayed", "iam-adam", NULL, "lr-cap 0.1 weight-decay 0.1", rule_iam,
+                   0.3);
+    reference_test("schedule-free, r 1", "schedule-free", NULL, "lr 0.1 r 1 weight-decay 0.1",
+                   rule_schedule_free, 0.3);
+    reference_test("prodigy, d-coef 2, slowly", "prodigy", NULL,
+                   "d0 1e-3 d-coef 2 growth-rate 1.1 weight-decay 0.1", rule_prodigy, 0.3);
     reference_test("resetting", "resetting", NULL, "", rule_resetting, 0.3);
     reference_test("resetting, d0 0.1", "resetting", NULL, "d0 0.1", rule_resetting, 0.3);
     reference_test("cdowg", "cdowg", NULL, "", rule_cdowg, 0.3);
