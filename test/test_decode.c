@@ -553,6 +553,27 @@ static void test_proposals(void) {
     gpt2_free(&m), gpt2_free(&other);
 }
 
+// What followed the longest of 4, 3, 2 last tokens, where they stood last; which children are typical.
+static void test_candidates(void) {
+    const uint16_t text[] = {1, 2, 3, 4, 9, 7, 3, 4, 8, 3, 4, 6, 1, 2, 3, 4};
+    const struct { int length, size, followed; } cases[] = {{16, 4, 4}, {11, 2, 8}, {8, 2, 4}, {5, 1, 0}};
+    for (int i = 0; i < 4; i++) {
+        int size, at = find_ngram(text, cases[i].length, &size);
+        check(at == cases[i].followed && size == cases[i].size, "of %d tokens the last %d were before %d",
+              cases[i].length, size, at);
+    }
+    Decoder d = {.config = {.vocab_size = 4}};
+    Generator g = {.decoder = &d, .sampling = {.temperature = 1, .typical = 1}};
+    const float logits[] = {3, 2.5f, -3, 0};
+    for (int likely = 0; likely < 2; likely++) {
+        Tree t = {.root = 0};
+        batch_add(&t.batch, 0, -1);
+        for (int token = 2 * !likely; token < 4; token += 1 + likely) batch_add(&t.batch, token, 0);
+        int child = typical_child(&g, &t, 0, logits); // of 0 and 2, or of 2 and 3, which are rare
+        check(likely ? child == 1 : child < 0, "child %d is typical", child);
+    }
+}
+
 // A draft of so short a context slides among proposals of its own, which then are taken back.
 static void test_short_draft(void) {
     GPT2Config g = {48, 5, 2, 2, 32};
@@ -942,6 +963,7 @@ int main(int argc, char **argv) {
     test_writer();
     test_end_of_text();
     test_texts();
+    test_candidates();
     test_proposals();
     test_short_draft();
     test_plan();

@@ -55,6 +55,12 @@ ok "nor with FedAvg" same_loss "--method fedavg" "--method fedavg --server-optim
 ok "another has its own rate, which is not ours" same_loss "--server-optimizer prodigy" \
     "--server-optimizer prodigy --server-lr 1"
 ok "nor is the clients'" same_loss "--client-optimizer adamw --client-lr 1e-3" "--client-optimizer adamw"
+ok "clipped to nothing nobody moves" same_loss "--clip 1e-12" "--client-lr 1e-30 --server-lr 1e-30"
+other_loss() { ! same_loss "$@"; }
+ok "a rate that falls is another" other_loss "--rounds 3" "--rounds 3 --schedule linear"
+ok "the rate of fine-tuning counts" other_loss "--rounds 2 --finetune 3 --finetune-lr 0.1" "--rounds 2 --finetune 3 --finetune-lr 0.2"
+ok "an average is evaluated where it is" other_loss "--server-optimizer schedule-free-sgd --server-lr 0.1" \
+    "--server-optimizer schedule-free-sgd --server-lr 0.1 --server-beta1 0.5"
 ok "a client alone does not find it" loss 0.1 inf convex --rounds 300 --method local --local-steps 5
 ok "where no w suits all, synchronous FFGG is exact" loss 0 1e-11 convex --rounds 300 --misfit 1
 ok "but not with delays" loss 1e-4 inf convex --rounds 300 --misfit 1 --delay 20 --async 1
@@ -97,6 +103,9 @@ ok "six of them" grep -q '^clients    6,' "$work/a.out"
 header=round,time,steps,bytes_up,bytes_down,stale_mean,stale_max,refused,missed,mean_loss,worst_loss
 ok "log.csv's header" [ "$(head -n 1 "$work/a/log.csv")" = $header ]
 ok "a row at the start and every 20 rounds" [ "$(wc -l <"$work/a/log.csv")" = 4 ]
+ok "the worst loss is the largest" awk -F, 'FILENAME ~ /clients/ && FNR > 1 { n++; sum += $4; if ($4 > most) most = $4 }
+    FILENAME ~ /log/ { mean = $10; worst = $11 }
+    END { exit !(most > sum / n && (most / worst - 1) ^ 2 < 1e-8 && (sum / n / mean - 1) ^ 2 < 1e-8) }' "$work/a/log.csv" "$work/a/clients.csv"
 ok "each client's loss" [ "$(grep -cE '^SPEAKER [0-5],[0-9]+,0,[0-9.]+$' "$work/a/clients.csv")" = 6 ]
 shared=$(sed -n 's/^parameters \([0-9]*\) shared.*/\1/p' "$work/a.out")
 ok "bytes are counted: a head of 24 and 4 for each shared number, 6 clients, 40 rounds" \

@@ -374,8 +374,9 @@ static const char *golden_run(const Golden *g, long restart, Run *run) {
         }
         const double loss = quadratic(g, o.params, t, grad);
         for (size_t i = 0; i < n && adgd(g); i++) { rule.x[i] = o.params[i]; rule.g[i] = grad[i]; }
-        for (size_t i = 0; i < n; i++) grad[i] *= 2;       // and halved again by grad_scale
-        optim_step(&o, grad, 0.5f, optim_schedule("constant", t, g->steps, warmup, 1), loss, g->fstar[t]);
+        const float scale = t % 2 ? 0.5f : 0.125f;         // exact, as a clipping that changes
+        for (size_t i = 0; i < n; i++) grad[i] /= scale;
+        optim_step(&o, grad, scale, optim_schedule("constant", t, g->steps, warmup, 1), loss, g->fstar[t]);
         if (adgd(g)) {
             double off = 0, largest = 0;
             adgd_step(g, &rule, t);
@@ -728,9 +729,10 @@ static void reference_test(const char *what, const char *name, const char *base,
     ok = ok && !optim_start(&o, x, N, reference_segments, 3);
     for (long t = 0; t < STEPS && ok; t++) {
         double loss = 0, star = 0, gap = 0, largest = 0, off = 0;
+        const float scale = t % 2 ? 0.5f : 0.125f;
         for (int i = 0; i < N; i++) {
             const double d = x[i] - c[i] - s[t][i], e = r.a.x[i] - c[i] - s[t][i];
-            grad[i] = (float)(2 * h[i] * d);               // halved by grad_scale
+            grad[i] = (float)(h[i] * d) / scale;
             g[i] = h[i] * e;
             loss += 0.5 * h[i] * d * d;
             star += 0.5 * h[i] * s[t][i] * s[t][i];
@@ -738,7 +740,7 @@ static void reference_test(const char *what, const char *name, const char *base,
         }
         Optimizer scheduled = o;                           // at half of its rates
         scheduled.h.lr /= 2, scheduled.h.muon_lr /= 2, scheduled.h.lr_cap /= 2;
-        optim_step(&o, grad, 0.5f, 0.5, loss, star);
+        optim_step(&o, grad, scale, 0.5, loss, star);
         rule(&r, &scheduled, g, t, gap);
         optim_eval_params(&o, out);
         for (int i = 0; i < N; i++) {
