@@ -13,8 +13,8 @@
 # The target is the mean loss after $budget steps of AdamW, tuned in all it can be told, over 20 seeds; their standard
 # deviation stands for that of every run. An entry passes where (target - mean) sqrt(seeds) is at least 3.09 of them: were
 # it no better than the target, chance would let it pass once in a thousand times, or some five times, as the target
-# deviates, too. Its seeds are 1 to SEEDS, and its step count is the same for all. Other seeds tune AdamW's options, and with GRID the entry's (driver.sh's tune); `make
-# race` of the same entry and GRID goes on where it was.
+# deviates, too. Its seeds are 1 to SEEDS, and its step count is the same for all. Other seeds tune AdamW's options, and
+# with GRID the entry's (driver.sh's tune); `make race` of the same entry and GRID goes on where it was.
 . "$(dirname "$0")/driver.sh"
 budget=1000 adamw_seeds=20
 track=${TRACK:-tales} seeds=${SEEDS:-5} steps=${STEPS:-$budget}
