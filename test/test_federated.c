@@ -183,6 +183,44 @@ static void test_fedavg(void) {
     check(largest < 1e-5, "the server's w is the mean of the clients' (%g)", largest);
 }
 
+// By the virtual clock client m's answer takes 1 to 1 + D m/(M-1): the first is always quick, the last comes
+// both early and late. An asynchronous step with n of M answers is n/M of a full one; staleness counts steps.
+static void test_async(void) {
+    static Federation f;
+    START(&f, "--convex", "--rounds", "500", "--delay", "8", "--async", "3", "--max-clients", "9");
+    int late[9] = {0}, early[9] = {0}, short_steps = 0, wrong = 0, steps = 0, M = f.num_clients;
+    size_t d = f.layout.num_shared;
+    for (int turn = 0; turn < 400; turn++) {
+        int answered = 0;
+        long stale = f.stale_sum;
+        ask(&f);
+        for (int m = 0; m < M; m++) {
+            double takes = f.peers[m].arrives - f.peers[m].asked;
+            late[m] = MAX(late[m], (int)takes), early[m] |= takes == 1;
+        }
+        wait_for_answers(&f);
+        for (int m = 0; m < M; m++) answered += f.peers[m].state == ANSWERED;
+        if (answered < 3) continue;
+        double moved[TERM_W] = {0}, largest = 0, expected_stale = 0;
+        for (int m = 0; m < M; m++) {
+            if (f.peers[m].state != ANSWERED) continue;
+            expected_stale += f.steps - f.peers[m].version;
+            for (size_t i = 0; i < d; i++)
+                moved[i] -= f.optimizer.h.lr * f.peers[m].reply[WORKING]->payload[i] / M;
+        }
+        for (size_t i = 0; i < d; i++) moved[i] += f.w[i];
+        server_step(&f);
+        for (size_t i = 0; i < d; i++) largest = fmax(largest, fabs(f.w[i] - moved[i]));
+        wrong += largest > 1e-5 || f.stale_sum - stale != expected_stale;
+        short_steps += answered < M, steps++;
+    }
+    check(steps > 100 && short_steps > steps / 2, "%d of %d steps have not all answers", short_steps, steps);
+    check(!wrong, "%d of %d asynchronous steps are not n/M of a full one", wrong, steps);
+    for (int m = 0; m < M; m++)
+        check(early[m] && late[m] == 1 + m, "client %d's answers take 1 (%d) to %d, expected %d", m, early[m],
+              late[m], 1 + m);
+}
+
 // Clients whose optimizer averages are measured at the average, and train on from it.
 static void test_measured(void) {
     static Federation f;
@@ -273,6 +311,15 @@ static void test_aggregators(void) {
         worst = fmax(worst, fabs(a - b));
     }
     check(count == 5 && worst < 1e-5, "%d buckets of 2 have the mean of all 10 (%g)", count, worst);
+    // what is left over is a bucket of its own, another one in every step
+    int alone[N] = {0}, different = 0;
+    for (int key = 0; key < 40; key++) {
+        for (int m = 0; m < N; m++) h[m] = g[m];
+        count = bucketing(&memory[N][0], h, N, D, 2, key);
+        for (int m = 0; m < N; m++) alone[m] += count == 6 && !memcmp(h[5], g[m], sizeof memory[0]);
+    }
+    for (int m = 0; m < N; m++) different += alone[m] > 0, count += alone[m];
+    check(count == 6 + 40 && different > 5, "one of 11 is left over, %d of them in 40 steps", different);
 }
 
 // "A little is enough" hides among the honest ones: with 20 clients of whom 8 attack, Phi(z) = 9/12.
@@ -294,6 +341,7 @@ int main(void) {
     test_layout(path);
     test_convex();
     test_fedavg();
+    test_async();
     test_measured();
     test_books();
     test_aggregators();
