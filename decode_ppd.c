@@ -2078,7 +2078,7 @@ static void check_trained(const PromptRun *r) {
 
 static void save_prompts_state(PromptRun *r) {
     check_trained(r);
-    write_state(r->state, r->identity, r->now, r->now_bytes, r->params, &r->optimizer);
+    write_state(r->state, r->identity, r->now, r->now_bytes, r->params, NULL, &r->optimizer);
 }
 
 // The steps from r->now on. Returns whether they came to their end. At a step that needs new text of the
@@ -2255,7 +2255,7 @@ static int train_command(const DecodeOptions *o) {
     snprintf(run.identity + length, sizeof run.identity - length, "model %016llx\ndata %016llx\n",
              (unsigned long long)model, (unsigned long long)train.hash);
     if (o->resume) {
-        if (!read_state(run.state, run.identity, run.now, run.now_bytes, &run.optimizer))
+        if (!read_state(run.state, run.identity, run.now, run.now_bytes, NULL, &run.optimizer))
             die("cannot open %s: %s; start without --resume", run.state, strerror(ENOENT));
         run.guessed.epoch = run.now->guessed_epoch, run.guessed.index = run.now->guessed_index;
         run.text.epoch = run.now->epoch, run.text.index = run.now->index;

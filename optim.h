@@ -1265,15 +1265,23 @@ OPTIM_API int optim_refined(const double *grad_norms, long steps, const char *wh
 }
 
 // -----------------------------------------------------------------------------------------------------------
-// A cheaper proxy's gradient, corrected: of <g_t - grad fh(x_t), x> + fh(x) + |x-x_t|^2/(2 eta), 2302.03542
-OPTIM_PASS(optim_proxy_pass, (float *out, const float *proxy, const float *g, const float *proxy_t,
-                              const float *x, const float *xt, float c),
-    out[i] = proxy[i] + (g[i] - proxy_t[i]) + c * (x[i] - xt[i]);)
+// A cheaper proxy's gradient, corrected: of <c, x> + fh(x) + |x-x_t|^2/(2 eta), c = g_t - grad fh(x_t),
+// arXiv 2302.03542; averaged over the steps, c = a c + (1-a) (g_t - grad fh(x_t)), as in 2206.00395
+OPTIM_PASS(optim_correction_pass, (float *c, const float *g, const float *proxy_t, float a),
+    c[i] = a * c[i] + (1 - a) * (g[i] - proxy_t[i]);)
 
-OPTIM_API void optim_proxy_gradient(float *out, const float *grad_proxy, const float *g,
-                                    const float *grad_proxy_at_xt, const float *x, const float *xt,
-                                    double eta, size_t n) {
-    optim_proxy_pass(optim_flat(n, NULL), out, grad_proxy, g, grad_proxy_at_xt, x, xt, (float)(1 / eta));
+OPTIM_PASS(optim_proxy_pass, (float *out, const float *proxy, const float *c, const float *x, const float *xt,
+                              float pull),
+    out[i] = proxy[i] + c[i] + pull * (x[i] - xt[i]);)
+
+OPTIM_API void optim_proxy_correction(float *c, const float *g, const float *grad_proxy_at_xt, double average,
+                                      size_t n) {
+    optim_correction_pass(optim_flat(n, NULL), c, g, grad_proxy_at_xt, (float)average);
+}
+
+OPTIM_API void optim_proxy_gradient(float *out, const float *grad_proxy, const float *c, const float *x,
+                                    const float *xt, double eta, size_t n) {
+    optim_proxy_pass(optim_flat(n, NULL), out, grad_proxy, c, x, xt, (float)(1 / eta));
 }
 
 #endif

@@ -2759,14 +2759,27 @@ gradient of a batch of the objective f at x_t, and h the proxy,
 
        x_{t+1} ~ argmin_x <g_t - grad h(x_t), x> + h(x) + |x - x_t|^2 / (2 eta),
 
-by K steps of any optimizer on grad h(x) + (g_t - grad h(x_t)) + (x - x_t)/eta, but for sps and iam, which
-would need the loss at each x. The K batches of the proxy are drawn before, for grad h(x_t), and serve the K
-steps again, so that their noise cancels as long as x is near x_t. train_step, in chapter 12, takes them. */
+by K steps of any optimizer on grad h(x) + c + (x - x_t)/eta, c = g_t - grad h(x_t), but for sps and iam,
+which would need the loss at each x. The K batches of the proxy are drawn before, for grad h(x_t), and serve
+the K steps again, so that their noise cancels as long as x is near x_t. That of g_t is in all K steps; what
+takes it away is of Chayti and Karimireddy (2022, arXiv 2206.00395): c is averaged over the steps
+(--proxy-average), and both its gradients are of one batch (--proxy-paired), where the proxy is the data with
+other words or labels, token for token, and each of the K steps has a batch of its own. train_step, in chapter
+12, takes them. */
 typedef struct {
     Dataset data;
     DataLoader loader;
-    float *x_t, *g_t, *h_t; // (num_parameters): the point, the gradients of objective and proxy there
+    float *x_t, *g_t, *correction; // (num_parameters): the point, the objective's gradient there, c
 } Proxy;
+
+// Dies unless a token of the one stands for every token of the other.
+static void check_pairs(const Dataset *proxy, const Dataset *data) {
+    int same = proxy->num_shards == data->num_shards;
+    for (int s = 0; same && s < data->num_shards; s++) same = proxy->shards[s].count == data->shards[s].count;
+    if (!same)
+        die("--proxy-paired: the proxy has %zu tokens, the training data %zu (with --val, all of --data)",
+            dataset_tokens(proxy), dataset_tokens(data));
+}
 
 // ===========================================================================================================
 // 10  Workers: processes that train one model together, by MPI: mpirun -n N ./train_gpt2_mpi --workers ...
@@ -3171,8 +3184,8 @@ typedef struct {
     const char *teacher, *teacher_weights, *distill, *teacher_cache;
     double temperature, soft_weight;
     const char *proxy;
-    int proxy_steps;
-    double proxy_eta;
+    int proxy_steps, proxy_paired;
+    double proxy_average, proxy_eta;
     const char *workers, *compression;
     int diloco; // --workers diloco
     int eval_every, eval_tokens, sample_every, save_every, resume, f32;
@@ -3241,6 +3254,10 @@ static const OptionRow option_rows[] = {
         "cheaper data: most steps are taken on it (arXiv 2302.03542)"},
     {"proxy-steps", 'i', FIELD(proxy_steps), "4", 1, 1e6, 1, "K",
         "optimizer steps on it for each gradient of --data"},
+    {"proxy-paired", 'f', FIELD(proxy_paired), "0", 0, 0, 1, "",
+        "its token i is the data's token i, changed or not; see chapter 9"},
+    {"proxy-average", 'd', FIELD(proxy_average), "0", 0, 0.9999, 1, "X",
+        "its correction keeps X of what it was; see chapter 9"},
     {"proxy-eta", 'd', FIELD(proxy_eta), "0", 0, 1e9, 1, "X", "pull back to x_t by (x - x_t)/eta; 0: none"},
     {"workers", 'c', FIELD(workers), "", 0, 0, 0, "data|diloco",
         "mpirun's processes share a step's micro-batches, or meet every --inner-steps"},
@@ -3534,8 +3551,8 @@ static void swap_evaluation_point(Run *run, int enter) {
 
 /* DIR/state.bin holds all that a run needs to go on as if it had not stopped:
 
-       "GPT2RUN1", what the run is (describe_run), run->now, the training point, the optimizer's blocks, a
-   hash
+       "GPT2RUN1", what the run is (describe_run), run->now, the training point, a proxy's correction, the
+   optimizer's blocks, a hash
 
    Each part but the first and the last is preceded by its length in bytes, which is known before it is read.
    Workers of --workers diloco go on from x_outer, where they last met, each with worker 0's inner moments;
@@ -3561,7 +3578,7 @@ static void read_part(FILE *f, uint64_t *hash, void *part, uint64_t bytes, const
 }
 
 static void write_state(const char *path, const char *identity, const void *now, size_t now_bytes,
-                        const float *params, Optimizer *o) {
+                        const float *params, const float *correction, Optimizer *o) {
     FILE *f = workers.rank ? NULL : write_begin(path);
     uint64_t hash = 0;
     const char *name;
@@ -3571,6 +3588,7 @@ static void write_state(const char *path, const char *identity, const void *now,
     write_part(f, &hash, identity, strlen(identity));
     write_part(f, &hash, now, now_bytes);
     write_part(f, &hash, params, o->n * sizeof(float));
+    if (correction) write_part(f, &hash, correction, o->n * sizeof(float));
     for (int i = 0; optim_state(o, i, &block, &bytes, &name); i++) write_part(f, &hash, block, bytes);
     if (!f) return;
     write_bytes(f, &hash, sizeof hash);
@@ -3579,7 +3597,8 @@ static void write_state(const char *path, const char *identity, const void *now,
 
 // Takes up what write_state wrote, if it is of the same run. Returns 0 where there is no file. Only worker
 // 0's machine need have it.
-static int read_state(const char *path, const char *identity, void *now, size_t now_bytes, Optimizer *o) {
+static int read_state(const char *path, const char *identity, void *now, size_t now_bytes, float *correction,
+                      Optimizer *o) {
     FILE *f = workers.rank ? NULL : fopen(path, "rb");
     char magic[8], theirs[1 << 14] = {0};
     uint64_t hash = 0, length, stored;
@@ -3601,6 +3620,7 @@ static int read_state(const char *path, const char *identity, void *now, size_t 
     }
     read_part(f, &hash, now, now_bytes, path);
     read_part(f, &hash, o->params, o->n * sizeof(float), path);
+    if (correction) read_part(f, &hash, correction, o->n * sizeof(float), path);
     for (int i = 0; optim_state(o, i, &block, &bytes, &name); i++) read_part(f, &hash, block, bytes, path);
     if (f && (fread(&stored, sizeof stored, 1, f) != 1 || stored != hash))
         die("%s is damaged; start anew without --resume", path);
@@ -3615,13 +3635,13 @@ static void save_state(Run *run) {
     float *point = o->params;
     if (run->options.diloco) optim_eval_params(o, point = run->model.grads_memory); // x_outer and the frozen
     write_state(path_in(run->options.out, "state.bin").s, run->identity, &run->now, sizeof run->now, point,
-                o);
+                run->proxy.correction, o);
 }
 
 // A run killed before its first checkpoint starts again. Returns whether there was one.
 static int load_state(Run *run) {
     if (!read_state(path_in(run->options.out, "state.bin").s, run->identity, &run->now, sizeof run->now,
-                    &run->optimizer))
+                    run->proxy.correction, &run->optimizer))
         return 0;
     run->loader.epoch = run->now.epoch, run->loader.index = run->now.index;
     run->proxy.loader.epoch = run->now.proxy_epoch, run->proxy.loader.index = run->now.proxy_index;
@@ -3920,8 +3940,9 @@ static void prepare_proxy(Run *run) {
     if (!*o->proxy) return;
     check_dataset(&p->data, "proxy", run->model.config.vocab_size, run->T);
     p->loader = (DataLoader){&p->data, run->T, (uint64_t)o->seed + 1, 0, 0};
-    p->x_t = allocate_floats(n), p->g_t = allocate_floats(n), p->h_t = allocate_floats(n);
-    allocate_sums(&run->sum, &run->model, 0, o->proxy_steps);
+    if (o->proxy_paired) check_pairs(&p->data, &run->train);
+    p->x_t = allocate_floats(n), p->g_t = allocate_floats(n), p->correction = allocate_floats(n);
+    allocate_sums(&run->sum, &run->model, 0, o->proxy_paired ? o->accumulate : o->proxy_steps);
 }
 
 static void print_plan(const Run *run, const char *device) {
@@ -4079,6 +4100,7 @@ static void update(Run *run, StepResult *r) {
 static StepResult train_step(Run *run) {
     const Options *o = &run->options;
     StepResult r = {0};
+    DataLoader pair = run->loader;
     const double *cached = run->cache.loss ? &run->cache.loss[run->now.step] : NULL;
     int known = cached && !isnan(*cached), has_teacher = known || run->teacher.params_memory;
     r.loss = gradient(run, &run->loader, o->accumulate, has_teacher && !known ? &r.teacher_loss : NULL);
@@ -4095,11 +4117,14 @@ static StepResult train_step(Run *run) {
         double eta = o->proxy_eta > 0 ? o->proxy_eta : INFINITY;
         optim_copy(flat, p->g_t, m->grads_memory);
         optim_copy(flat, p->x_t, m->params_memory);
-        gradient(run, &p->loader, o->proxy_steps, NULL);
-        optim_copy(flat, p->h_t, m->grads_memory);
+        pair.data = &p->data;
+        if (o->proxy_paired) gradient(run, &pair, o->accumulate, NULL);
+        else gradient(run, &p->loader, o->proxy_steps, NULL);
+        optim_proxy_correction(p->correction, p->g_t, m->grads_memory, run->now.step ? o->proxy_average : 0,
+                               n);
         for (int k = 0; k < o->proxy_steps; k++) {
-            gradient(run, &again, 1, NULL);
-            optim_proxy_gradient(m->grads_memory, m->grads_memory, p->g_t, p->h_t, m->params_memory, p->x_t,
+            gradient(run, o->proxy_paired ? &p->loader : &again, 1, NULL);
+            optim_proxy_gradient(m->grads_memory, m->grads_memory, p->correction, m->params_memory, p->x_t,
                                  eta, n);
             update(run, &r);
         }

@@ -119,8 +119,9 @@ size_t gpu_optim_bytes(const Optimizer *o); // of this process's shard
 void gpu_optim_free(Optimizer *o);
 OptimSums gpu_gradient_norms(const Optimizer *o, const float *g);
 void gpu_copy(OptimSpan span, float *out, const float *x);
-void gpu_proxy_gradient(float *out, const float *proxy, const float *g, const float *proxy_t, const float *x,
-                        const float *xt, double eta, size_t n);
+void gpu_proxy_correction(float *c, const float *g, const float *proxy_t, double average, size_t n);
+void gpu_proxy_gradient(float *out, const float *proxy, const float *c, const float *x, const float *xt,
+                        double eta, size_t n);
 #ifdef __cplusplus
 }
 
@@ -1781,9 +1782,12 @@ OptimSums gpu_gradient_norms(const Optimizer *optimizer, const float *g) {
     return norms;
 }
 void gpu_copy(OptimSpan span, float *out, const float *x) { optim_copy(span, out, x); }
-void gpu_proxy_gradient(float *out, const float *proxy, const float *g, const float *proxy_t, const float *x,
-                        const float *xt, double eta, size_t n) {
-    optim_proxy_gradient(out, proxy, g, proxy_t, x, xt, eta, n);
+void gpu_proxy_correction(float *c, const float *g, const float *proxy_t, double average, size_t n) {
+    optim_proxy_correction(c, g, proxy_t, average, n);
+}
+void gpu_proxy_gradient(float *out, const float *proxy, const float *c, const float *x, const float *xt,
+                        double eta, size_t n) {
+    optim_proxy_gradient(out, proxy, c, x, xt, eta, n);
 }
 
 #elif !defined GPT2_DEVICE_WORKERS // the C part within train_gpt2.c, at the end of its chapter 5
@@ -1881,6 +1885,7 @@ static double gpt2_backward_gpu(GPT2 *m, const uint16_t *targets, float grad_sca
 #define optim_bytes gpu_optim_bytes
 #define optim_gradient_norms gpu_gradient_norms
 #define optim_copy gpu_copy
+#define optim_proxy_correction gpu_proxy_correction
 #define optim_proxy_gradient gpu_proxy_gradient
 
 #else // and at the end of chapter 10: micro-batches are added where they are computed, by NCCL across workers

@@ -1074,12 +1074,14 @@ static void schedule_tests(void) {
 }
 
 static void proxy_test(void) {
-    float a[6][100], out[100];
-    double error = 0;
+    float a[6][100], out[100], c[100] = {0};
+    double error = 0, average[] = {0, 0.75};
     for (int j = 0; j < 5; j++) for (int i = 0; i < 100; i++) a[j][i] = (float)uniform();
-    optim_proxy_gradient(out, a[0], a[1], a[2], a[3], a[4], 0.05, 100);
+    for (int t = 0; t < 2; t++) optim_proxy_correction(c, a[1 + t], a[2 + t], average[t], 100);
+    optim_proxy_gradient(out, a[0], c, a[3], a[4], 0.05, 100);
     for (int i = 0; i < 100; i++) {
-        const double want = a[0][i] + ((double)a[1][i] - a[2][i]) + ((double)a[3][i] - a[4][i]) / 0.05;
+        const double want = a[0][i] + 0.75 * (a[1][i] - (double)a[2][i]) +
+                            0.25 * (a[2][i] - (double)a[3][i]) + (a[3][i] - (double)a[4][i]) / 0.05;
         error = fmax(error, fabs(out[i] - want) / 40);
     }
     check(error < 1e-6, "the proxy's corrected gradient", error);

@@ -108,7 +108,9 @@ refuses 1 "log.csv" "$train" "${small[@]}" --schedule "refined:$work/text.txt" -
 refuses 1 "missing" "$train" "${small[@]}" --schedule "refined:$work/missing/log.csv" --steps 40
 
 # ---- every optimizer resumes to the same bits, and so does a run with a proxy
-for optimizer in sgd gpa muon diloco schedule-free prodigy dadapt-adam resetting dog dowg adgd "adamw --proxy $work/text.txt"; do
+tr e a <"$work/text.txt" >"$work/changed.txt"
+for optimizer in sgd gpa muon diloco schedule-free prodigy dadapt-adam resetting dog dowg adgd "adamw --proxy $work/text.txt" \
+    "adamw --val $work/text.txt --proxy $work/changed.txt --proxy-paired --proxy-average 0.5"; do
     ok "$optimizer" "$train" "${untuned[@]}" --optimizer $optimizer --steps 40 --out "$work/o"
     rm -rf "$work/p"
     "$train" "${untuned[@]}" --optimizer $optimizer --steps 40 --save-every 1 --out "$work/p" >/dev/null 2>&1 &
@@ -146,6 +148,15 @@ bottles | tac >"$work/proxy.txt"
 ok "one step on a proxy" "$train" "${small[@]}" --steps 60 --tokenizer bytes --proxy "$work/proxy.txt" --proxy-steps 1 --out "$work/proxied"
 ok "and none" "$train" "${small[@]}" --steps 60 --tokenizer bytes --out "$work/unproxied"
 ok "are one" agree "$work/unproxied/log.csv" "$work/proxied/log.csv"
+proxied=("$train" "${small[@]}" --tokenizer bytes --steps 1 --proxy-steps 2 --proxy)
+ok "a first correction" "${proxied[@]}" "$work/proxy.txt" --out "$work/proxied"
+ok "has nothing to be averaged with" "${proxied[@]}" "$work/proxy.txt" --proxy-average 0.9 --out "$work/averaged"
+ok "and is the same" agree "$work/proxied/log.csv" "$work/averaged/log.csv"
+proxied=("$train" "${small[@]}" --steps 6 --proxy "$work/text.txt" --proxy-paired --val)
+ok "a proxy that is the data" "${proxied[@]}" "$work/text.txt" --out "$work/paired"
+ok "needs no correction" "${proxied[@]}" "$work/text.txt" --proxy-average 0.9 --out "$work/averaged"
+ok "so there is none to average" same_run "$work/paired" "$work/averaged"
+refuses 1 "proxy-paired: the proxy has" "${proxied[@]:0:$((${#proxied[@]} - 1))}"
 refuses 2 "proxy does not go with iam" "$train" "${student[@]}" --optimizer iam --proxy "$work/text.txt"
 ok "adamw beside a teacher" "$train" "${student[@]}"
 ok "says that the teacher is for the log" grep -q '^teacher  *for the log alone' "$work/last"

@@ -38,7 +38,9 @@ ok "7 workers" mpi 7 "$train_mpi" "${small[@]}" --accumulate 7 --steps 4 --worke
 cp "$work/last" "$work/data7.out"
 ok "7 workers: the same bits" same_run "$work/seven" "$work/data7"
 ok "only worker 0 prints" [ "$(grep -c '^final val loss' "$work/data7.out")" = 1 ]
-for how in "--optimizer iam-adam --teacher $work/one --layers 1" "--proxy $work/text.txt --proxy-steps 3"; do
+tr e a <"$work/text.txt" >"$work/changed.txt"
+for how in "--optimizer iam-adam --teacher $work/one --layers 1" "--proxy $work/text.txt --proxy-steps 3" \
+    "--val $work/text.txt --proxy $work/changed.txt --proxy-paired --proxy-average 0.5"; do
     ok "one process, $how" "$train" "${small[@]}" --accumulate 4 --steps 6 $how --out "$work/how"
     ok "two workers, $how" mpi 2 "$train_mpi" "${small[@]}" --accumulate 4 --steps 6 $how --workers data \
         --out "$work/how2"
