@@ -3255,9 +3255,9 @@ static const OptionRow option_rows[] = {
     {"proxy-steps", 'i', FIELD(proxy_steps), "4", 1, 1e6, 1, "K",
         "optimizer steps on it for each gradient of --data"},
     {"proxy-paired", 'f', FIELD(proxy_paired), "0", 0, 0, 1, "",
-        "its token i is the data's token i, changed or not; see chapter 9"},
+        "its token i stands for the data's token i: less noise (train_gpt2.c, chapter 9)"},
     {"proxy-average", 'd', FIELD(proxy_average), "0", 0, 0.9999, 1, "X",
-        "its correction keeps X of what it was; see chapter 9"},
+        "keep so much of the last correction: less noise, more lag"},
     {"proxy-eta", 'd', FIELD(proxy_eta), "0", 0, 1e9, 1, "X", "pull back to x_t by (x - x_t)/eta; 0: none"},
     {"workers", 'c', FIELD(workers), "", 0, 0, 0, "data|diloco",
         "mpirun's processes share a step's micro-batches, or meet every --inner-steps"},
@@ -4100,7 +4100,7 @@ static void update(Run *run, StepResult *r) {
 static StepResult train_step(Run *run) {
     const Options *o = &run->options;
     StepResult r = {0};
-    DataLoader pair = run->loader;
+    DataLoader pair = run->loader; // for the proxy, where it has a batch like the data's
     const double *cached = run->cache.loss ? &run->cache.loss[run->now.step] : NULL;
     int known = cached && !isnan(*cached), has_teacher = known || run->teacher.params_memory;
     r.loss = gradient(run, &run->loader, o->accumulate, has_teacher && !known ? &r.teacher_loss : NULL);
