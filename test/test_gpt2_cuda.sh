@@ -49,7 +49,8 @@ refuses 1 "another run" "$gpu" $options --steps 9 --f32 --out r --resume
 
 cp c/log.csv "$work/reference.csv"
 tr e a <text.txt >changed.txt
-for student in "--proxy text.txt --proxy-steps 2 --proxy-eta 5" "--val text.txt --proxy changed.txt --proxy-paired --proxy-average 0.5" "--schedule refined:reference.csv" "--distill soft" \
+for student in "--proxy text.txt --proxy-steps 2 --proxy-eta 5" "--schedule refined:reference.csv" "--distill soft" \
+    "--val text.txt --proxy changed.txt --proxy-paired --proxy-average 0.5" \
     "--optimizer iam-adam" "--optimizer iam-adam --teacher-cache losses" "--optimizer gpa --accumulate 2" \
     "--optimizer muon" "--student-from c --layers 1 --freeze wte,h.0.ln* --clip 0.1"; do
     name=${student##*[ :]}

@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
-# Two losses (arXiv 2302.03542): gradients of the objective are dear, those of a proxy cheap; how many of the dear ones
-# does a run need to AdamW's last loss if each is followed by several steps on a proxy? The objective is the text but for
-# its last tenth, on which all are validated. Two proxies, tokenized alike:
+# Two losses (arXiv 2302.03542): gradients of the objective are dear, those of a proxy cheap; how many of the dear
+# ones does a run need to AdamW's last loss if each is followed by several steps on a proxy? The objective is the text
+# but for its last tenth, on which all are validated. Two proxies, tokenized alike:
 #   noisy      the same text with one word in five replaced by another of its length: close to the objective
 #   shuffled   the same words in another order: what a word is made of can be learnt from it, and no more
-# A step is one gradient of the objective; the picture's axis counts those. After each come 4 steps on the proxy, the best
-# of 2, 4, 8. Every one of them repeats the noise of g_t. With the noisy proxy, which is the objective's token for token,
-# most of that can be taken away (arXiv 2206.00395): both gradients of the correction are of one batch, and it is averaged
-# over the steps; then come 8 steps. Beside them, as many steps on the proxy alone, by AdamW as it is best on the objective.
-# FULL=1 takes 400 gradients of 48 sequences instead of 120 of 12.
+# A step is one gradient of the objective; the picture's axis counts those. After each come 4 steps on the proxy, the
+# best of 2, 4, 8. Every one of them repeats the noise of g_t. With the noisy proxy, which is the objective's token
+# for token, most of that can be taken away (arXiv 2206.00395): both gradients of the correction are of one batch, and
+# it is averaged over the steps; then come 8 steps (of one seed, 2.16 instead of 2.28 with 4). Beside them, as many
+# steps on the proxy alone, by AdamW as it is best on the objective. FULL=1 takes 400 gradients of 48 sequences
+# instead of 120 of 12.
 #
-# Neither is enough by itself: with the noisy proxy AdamW's loss was reached with 30% fewer gradients in pairs, and not at
-# all averaged (one seed, one rate). With the shuffled proxy an average makes it worse, 2.60 instead of 2.49: it lags
-# behind x. AdamW has to be tuned in warmup and beta1: by its rate alone, with 200 gradients, it ended where runs with a
-# proxy were with 46% and 42% fewer.
+# Neither is enough by itself: with the noisy proxy AdamW's loss was reached with 30% fewer gradients in pairs, and
+# not at all averaged (one seed, one rate). With the shuffled proxy an average makes it worse, 2.60 instead of 2.49:
+# it lags behind x. AdamW has to be tuned in warmup and beta1: by its rate alone, with 200 gradients, it ended where
+# runs with a proxy were with 46% and 42% fewer.
 . dev/studies/driver.sh
 length 120 400
 sequences=12
