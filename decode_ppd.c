@@ -667,19 +667,20 @@ static double pass_seconds(const Latency *l, double rows) {
     return l->seconds[below - 1] + (rows - below) * (l->seconds[above - 1] - l->seconds[below - 1]);
 }
 
-// Measures latencies behind a quarter of a context; between the measured sizes, the line through the
-// neighbours.
-static void measure_latency(Decoder *d, int heads, Latency *l) {
+// Measures latencies behind a quarter of a context, in at most so many rounds; between the measured sizes,
+// the line through the neighbours.
+#define LATENCY_ROUNDS 8
+static void measure_latency(Decoder *d, int heads, Latency *l, int rounds) {
     static const int sizes[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64};
-    enum { SIZES = sizeof sizes / sizeof *sizes, NODES = 8, GUESSES = 16, ROUNDS = 8 };
+    enum { SIZES = sizeof sizes / sizeof *sizes, NODES = 8, GUESSES = 16 };
     int context = d->config.max_seq_len, saved = d->past;
-    double took[SIZES + 1][ROUNDS], median[SIZES + 1], begin = now();
+    double took[SIZES + 1][LATENCY_ROUNDS], median[SIZES + 1], begin = now();
     d->past = context / 4;
     // All sizes in turns, so that what else the machine does hits them alike; the median of the rounds is
     // taken: the best would be of moments in which the machine did nothing else. Each size has some
     // passes before it is timed: one of many rows is so slow that others evict the weights from a shared
     // cache, and the next few pay for it. The last pass is of some rows and guesses.
-    for (int round = 0; round < 3 || (round < ROUNDS && now() - begin < 2); round++)
+    for (int round = 0; round < rounds && (round < 3 || now() - begin < 2); round++)
         for (int i = 0; i <= SIZES; i++) {
             Batch b = {0};
             int guesses = i == SIZES ? GUESSES : 0, nodes = guesses ? NODES : sizes[i];
@@ -1719,7 +1720,8 @@ static void engine_latency(Engine *e) {
     int kind = e->decoder.kind;
     PromptsTables *t = &e->prompts.tables;
     uint64_t here = machine_hash(e->decoder.threads);
-    if (t->machine[kind] != here) measure_latency(&e->decoder, heads_of(&e->generator), &t->latency[kind]);
+    if (t->machine[kind] != here)
+        measure_latency(&e->decoder, heads_of(&e->generator), &t->latency[kind], LATENCY_ROUNDS);
     t->machine[kind] = here;
     e->generator.latency = &t->latency[kind];
 }
@@ -2375,27 +2377,39 @@ static void method_print(const Method *w, const Method *plain_decoding, const En
            speedup[0], speedup[1], passes[0], passes[1], trained, added / 1e6, w->differs ? "no" : "yes");
 }
 
-// How trees of some sizes would do: the prediction from which the best one is chosen.
+// What the trees that were used should have brought, and how those of other sizes would do.
 static void print_trees(const char *name, const Engine *e) {
     int n = e->generator.n;
     const Latency *l = e->generator.latency;
     if (!e->prompts.params) return;
-    printf("\n%s: %.2f tokens a pass and speedup %.2f predicted\n", name, e->tau, e->speedup);
+    double seconds, tau = long_run(e->generator.templates, &e->odds, l, &seconds);
+    printf("\n%s: %.2f tokens a pass and speedup %.2f predicted\n", name, tau, tau * l->seconds[0] / seconds);
     print_accuracy(&e->prompts.tables, n);
     for (int s = 1; s <= engine_most_rows(e); s += s < 4 ? 1 : s / 2) {
         Template trees[MAX_PROMPTS + 1];
-        double tau, speedup = plan_trees(&e->odds, l, s, trees, &tau);
+        double speedup = plan_trees(&e->odds, l, s, trees, &tau);
         double rows = template_rows(&trees[n], l, e->odds.copies ? 0 : n);
         printf("tree of %2d rows  %.2f tokens in %.3f ms, a pass of all rows %.3f ms  speedup %.2f\n", s, tau,
                1e3 * tau * l->seconds[0] / speedup, 1e3 * pass_seconds(l, rows), speedup);
     }
 }
 
-// Latencies of now, and the trees that go with them: a prediction, and what it predicts, of the same minutes.
+// Latencies of now, and the trees that go with them.
 static void engine_refresh(Engine *e, int rows) {
     e->prompts.tables.machine[e->decoder.kind] = 0;
     engine_latency(e);
     if (e->prompts.params) engine_trees(e, rows);
+}
+
+// Latencies of now go into the mean of those that were measured `times` before: a shared memory is now fast,
+// now slow, and a prediction and what it predicts should be of the same minutes. The trees stay. An engine
+// that is not used has none.
+static void engine_latency_again(Engine *e, int times) {
+    if (!e->generator.latency) return;
+    Latency l, *mean = &e->prompts.tables.latency[e->decoder.kind];
+    measure_latency(&e->decoder, heads_of(&e->generator), &l, 3);
+    for (int r = 0; r < MAX_ROWS; r++) mean->seconds[r] += (l.seconds[r] - mean->seconds[r]) / (times + 1);
+    mean->guess_cost += (l.guess_cost - mean->guess_cost) / (times + 1);
 }
 
 static int bench_command(const DecodeOptions *o) {
@@ -2438,7 +2452,9 @@ static int bench_command(const DecodeOptions *o) {
     for (; texts < o->texts; texts++) {
         const uint16_t *from = text.tokens + (text.count - prompt) * (size_t)texts / o->texts;
         Method turn[sizeof methods / sizeof *methods];
-        int loop = 0;
+        int loop = 0, between = MAX(o->texts / 8, 1), times = texts / between;
+        for (int i = 0; i < 3 && times && texts % between == 0; i++)
+            engine_latency_again((Engine *[]){&engine, &heads, &draft}[i], times);
         memcpy(turn, methods, sizeof methods);
         for (Method *w = turn; w < turn + count; w++) {
             if (w->uses & ~have) continue;
