@@ -84,25 +84,27 @@ NVCC_FLAGS = -std=c++17 -O3 --extended-lambda -Xcompiler -Wall,-Wextra \
 	$(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) \
 	-gencode arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH))
 NVCC_LIBS = -lcublasLt $(if $(OPENMP),-lgomp) $(LIBS)
-ON_GPU = $(CC) $(FLAGS) -DGPT2_DEVICE='"train_gpt2.cu"'
+COMPILE = $(CC)
+ON_GPU = $(COMPILE) $(FLAGS) -DGPT2_DEVICE='"train_gpt2.cu"'
 SHIM = $(CXX)
 ifneq ($(USE_NCCL)$(USE_MPI),)
 NCCL = _nccl# behind the names of what is built with it
 NVCC_FLAGS += -DUSE_NCCL
 NVCC_LIBS += -ccbin mpicxx -lnccl
-ON_GPU = OMPI_CC="$(CC)" MPICH_CC="$(CC)" mpicc $(FLAGS) -DGPT2_DEVICE='"train_gpt2.cu"' -DUSE_MPI -DUSE_NCCL
+COMPILE = OMPI_CC="$(CC)" MPICH_CC="$(CC)" mpicc
+ON_GPU += -DUSE_MPI -DUSE_NCCL
 SHIM = OMPI_CXX="$(CXX)" MPICH_CXX="$(CXX)" mpicxx -DUSE_NCCL
 endif
 
-# What nvcc was told, as build/flags.
-ifneq ($(shell cat build/nvcc$(NCCL) 2>/dev/null),$(strip $(NVCC) $(NVCC_FLAGS)))
-.PHONY: build/nvcc$(NCCL)
+# What nvcc was told, as build/flags. With NCCL all is made anew: the programs' names are the same.
+ifneq ($(shell cat build/nvcc 2>/dev/null),$(strip $(NVCC) $(NVCC_FLAGS)))
+.PHONY: build/nvcc
 endif
-build/nvcc$(NCCL):
+build/nvcc:
 	@mkdir -p build
 	@printf '%s\n' '$(strip $(NVCC) $(NVCC_FLAGS))' >$@
 
-build/gpu$(NCCL).o: train_gpt2.cu optim.h build/nvcc$(NCCL)
+build/gpu$(NCCL).o: train_gpt2.cu optim.h build/nvcc
 	$(NVCC) $(NVCC_FLAGS) -c $< -o $@
 
 build/gpu_program$(NCCL).o: $(TRAINER) train_gpt2.cu
@@ -126,10 +128,10 @@ test/test_gpt2_cuda_gpu: build/gpu$(NCCL).o build/gpu_test$(NCCL).o
 	$(NVCC) $^ -o $@ $(NVCC_LIBS)
 
 test/test_gpt2_cuda$(NCCL): build/shim$(NCCL).o build/shim_test$(NCCL).o
-	$(SHIM) $(OPTIMIZE) $^ -o $@ $(LIBS)
+	$(COMPILE) $(OPTIMIZE) $^ -o $@ -lstdc++ $(LIBS)
 
 test/test_train_gpt2_cuda$(NCCL): build/shim$(NCCL).o build/gpu_program$(NCCL).o
-	$(SHIM) $(OPTIMIZE) $^ -o $@ $(LIBS)
+	$(COMPILE) $(OPTIMIZE) $^ -o $@ -lstdc++ $(LIBS)
 
 test/test_decode: decode_ppd.c
 test/test_tokenizer: dev/data/tokenize.c
@@ -158,8 +160,8 @@ study: train_gpt2 dev/data/tales.txt
 	@[ "$(if $(word 2,$(NAME)),,$(filter $(STUDIES),$(NAME)))" ] || { echo "error: NAME is one of" $(STUDIES) >&2; exit 2; }
 	bash dev/studies/$(NAME).sh
 
-# An optimizer against all others: make race ENTRY="--optimizer gpa --lr 8e-3" STEPS=800 SEEDS=5 [TRACK=tales]. Some
-# systems have a NAME of their own in the environment.
+# An optimizer against all others: make race ENTRY="--optimizer gpa --lr 8e-3" NAME=mine STEPS=800 [TRACK=tales].
+# Some systems have a NAME of their own in the environment.
 race: train_gpt2 dev/data/tales.txt
 	@NAME='$(if $(findstring command,$(origin NAME)),$(NAME))' bash dev/studies/race.sh
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # `make demo [DATA=text.txt]`: a teacher learns a text, a smaller student learns from the teacher's loss without any
-# learning rate, and both write; at last the teacher writes the same text with several tokens a pass. Runs go to
+# learning rate, and both write; finally the teacher writes the same text with several tokens a pass. Runs go to
 # runs/teacher and runs/student. Called from the project's folder.
 set -eu
 export LC_ALL=C # numbers have points, for awk, sort and printf

@@ -70,7 +70,7 @@ cmp -s "$work/gpu/model.bin" "$work/again/model.bin" && say "twice      the same
 # ---- all GPUs: the losses of one
 if [ "$several" ]; then
     on_all="mpirun -n $gpus $gpu --workers data"
-    $gpu $options --f32 --accumulate "$gpus" --out "$work/one" >/dev/null 2>&1
+    $gpu $options --f32 --accumulate "$gpus" --out "$work/one" >/dev/null 2>&1 || fail "one GPU"
     $on_all $options --f32 --accumulate "$gpus" --out "$work/all" >"$report/steps_all.txt" 2>&1 || fail "$gpus GPUs"
     difference=$(largest_difference "$work/one" "$work/all")
     say "$gpus GPUs     largest difference of a step's loss from one GPU's: $difference"

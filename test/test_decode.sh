@@ -84,6 +84,7 @@ refuses 1 "tokenizer has 256 tokens" "${bare[@]}"
 for kind in f32 bf16 int8; do
     for sampling in "--temperature 0" "--temperature 0.8 --seed 4"; do
         text --prompt "7 green" --tokens 150 $sampling --weights $kind >"$work/expected"
+        ok "$kind $sampling: plain" [ "$(wc -c <"$work/expected")" = 158 ]
         for with in "--ppd $work/p" "--ppd $work/p --tree 30" "--ppd $work/copies" "--ppd $work/heads" "--ppd $work/heads --ngram" "--ngram" "--ppd $work/p --ngram" "--draft $work/draft" \
             "--draft $work/draft --draft-ppd $work/draft.p" "--ppd $work/p --draft $work/draft --draft-ppd $work/draft.p"; do
             ok "$kind $sampling ${with//$work\//}: the same text" diff <(text --prompt "7 green" --tokens 150 $sampling --weights $kind $with) "$work/expected"
@@ -162,7 +163,8 @@ refuses 1 "no such\|cannot open\|No such" "$decode" train --model "$work/model" 
 # ---- the study: its report from a CSV; with FULL=1 all of it, on a few steps
 if [ -f dev/studies/driver.sh ]; then
     result=$work/decoding${FULL:+-full}
-    study() { env RESULTS="$work" DATA="$work/text.txt" STEPS=6 DECODE="$decode" TRAIN="$train" "$@" bash dev/studies/decoding.sh; }
+    mkdir "$work/study" && ln -s "$PWD"/* "$work/study" && rm -f "$work/study/runs" # what it trains stays there
+    study() { cd "$work/study" && env RESULTS="$work" DATA="$work/text.txt" STEPS=6 DECODE="$decode" TRAIN="$train" "$@" bash dev/studies/decoding.sh; }
     printf '%s\n' "# make study" model,part,name,measure,value together,method,PPD,speedup,2.60 together,predicted,PPD,speedup,2.50 \
         together,method,n-gram,speedup,3.00 "together,method,PPD + n-gram,speedup,2.40" paper,loops,PPD,speedup,1.20 \
         paper,method,plain,speedup,0.00 together,method,PPD,identical,yes together,loss,model,alone,1.5 together,loss,model,together,1.6 \
@@ -180,7 +182,6 @@ if [ -f dev/studies/driver.sh ]; then
     elif [ "${FULL:-}" ]; then
         OMP_NUM_THREADS=2 ok "the study" study # of minutes, the last of which it is alone
         ok "has all methods" grep -q '^together,method,PPD + draft with PPD,identical,yes' "$result.csv"
-        rm -rf runs/studies/decoding/text-full
     fi
 fi
 ok "no temporary file stays" [ -z "$(find "$work" -name '*.tmp')" ]

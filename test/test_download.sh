@@ -44,6 +44,7 @@ await [ -s "$work/port" ]
 port=$(cat "$work/port")
 [ -n "$port" ] || { echo "FAILED: the server does not start"; failed=1; finish; exit; }
 url=http://127.0.0.1:$port
+export no_proxy=127.0.0.1
 
 # What the server has: two texts, and a model whose files claim the checksums that gpt2.sh asks for, since the
 # true ones are too large for a test; $work/claims/sha256sum believes them.

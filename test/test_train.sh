@@ -7,8 +7,7 @@ train=${1:-./train_gpt2}
 kills=${KILLS:-5}
 export OMP_NUM_THREADS=1
 
-# A text of 12 kB without any file: numbers and words.
-awk 'BEGIN { for (i = 0; i < 900; i++) printf "%d green bottles, %s\n", i * 7919 % 1000, i % 3 ? "hanging" : "on the wall" }' >"$work/text.txt"
+bottles >"$work/text.txt"
 small=(--data "$work/text.txt" --layers 2 --heads 2 --channels 32 --context 16 --batch 4 --lr 1e-2 --eval-every 20)
 # Two logs agree in all but the seconds.
 same_log() { diff <(cut -d, -f1,2,4- "$1/log.csv") <(cut -d, -f1,2,4- "$2/log.csv"); }

@@ -39,10 +39,11 @@ fi
 # ---- stages: each writes a file of its own, once
 # stage FILE COMMAND...: unless FILE is there, made by the same command and program; its output goes to FILE.log.
 stage() {
-    local file=$1 command program=$train_sum
+    local file=$1 command program=$train_sum words=()
     shift
+    for word; do [ "$word" = "$file" ] || words+=("$word"); done
     [[ " $* " != *" $decode "* ]] || program=$decode_sum
-    command="# text $data_sum, program $program"$'\n'"$(printf '%q ' "$@")"
+    command="# text $data_sum, program $program$(sums_of "${words[@]}")"$'\n'"$(printf '%q ' "$@")"
     [ -f "$file.done" ] && [ "$(cat "$file.done")" = "$command" ] && return
     rm -f "$file.done"
     [ "$(cat "$file.command" 2>/dev/null)" = "$command" ] || rm -rf "$file" "$file.state"

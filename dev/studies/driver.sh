@@ -33,7 +33,14 @@ tune_seed=0 second_seed=100 # used for nothing but tuning
 text=$(basename "$data" | sed 's/\..*//')
 runs=runs/studies/$study/$text${full:+-full}
 mkdir -p "$runs" || die "cannot make $runs"
-sum_of() { cksum <"$1" | cut -d ' ' -f 1; }
+sum_of() { local sum; { sum=$(cksum <"$1") && echo "${sum%% *}"; } 2>/dev/null; }
+# of what the words of a command name: files, and runs, whose commands say what they are
+sums_of() {
+    local word named
+    for word; do
+        for named in "$word.command" "$word/command" "$word"; do [ -f "$named" ] && { printf ' %s' "$(sum_of "$named")"; break; }; done
+    done
+}
 data_sum=$(sum_of "$data")
 train_sum=$([ "$report" ] || sum_of "$train") || die "$train is not built; make builds it"
 
@@ -106,7 +113,7 @@ folder() { printf '%s/%s' "$runs" "$(printf '%s %s seed %s' "$1" "$2" "$3" | tr 
 enqueue() {
     local dir=$1 command
     shift
-    command="# text $data_sum, program $train_sum"$'\n'"OMP_NUM_THREADS=1 exec $(printf '%q ' "$train" --data "$data" "$@")--out $(printf '%q' "$dir") --resume"
+    command="# text $data_sum, program $train_sum$(sums_of "$@")"$'\n'"OMP_NUM_THREADS=1 exec $(printf '%q ' "$train" --data "$data" "$@")--out $(printf '%q' "$dir") --resume"
     [ -f "$dir/loss" ] && [ "$(cat "$dir/command")" = "$command" ] && return
     if [ "$(cat "$dir/command" 2>/dev/null)" != "$command" ]; then # --resume would refuse the state of another
         rm -f "$dir/loss" "$dir/state.bin" "$dir/log.csv"

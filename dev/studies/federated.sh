@@ -134,6 +134,7 @@ if [ ! "$report" ]; then
     program_sum=$(cksum <$program | cut -d ' ' -f 1)
     [ -r "$play" ] || [ "${DATA:-}" ] || bash dev/data/texts.sh tinyshakespeare
     [ -r "$play" ] || die "$play cannot be read; give a play with DATA=FILE"
+    [ ! "$books" ] || [ -r "$books" ] || die "$books cannot be read; BOOKS=FILE is a text as dev/data/texts.sh kjv fetches"
     [[ $play != *[[:space:]]* ]] || die "'$play': give a name without spaces" 2
     texts=$(cat "$play" ${books:+"$books"} | cksum | cut -d ' ' -f 1)
     : >"$queue" && : >"$rows"

@@ -2,15 +2,15 @@
 # The race: which optimizer reaches tuned AdamW's loss in the fewest steps?
 #
 #   make race TRACK=tales                                             the table, and AdamW's own row where it is missing
-#   make race TRACK=tales ENTRY="--optimizer muon --lr 8e-3" STEPS=700 SEEDS=5 [NAME="my optimizer"]
-#   make race TRACK=tales ENTRY="--optimizer muon" GRID="muon-lr=1e-2,2e-2,4e-2 lr=4e-3,8e-3" STEPS=700   tunes first
+#   make race TRACK=tales ENTRY="--optimizer muon --lr 8e-3" STEPS=700 SEEDS=5 NAME="my muon"
+#   make race TRACK=tales ENTRY="--optimizer muon" GRID="muon-lr=1e-2,2e-2,4e-2" STEPS=700 NAME=mine   tunes first
 #   make race TRACK=tales REPORT=1                            the table alone
 #
 # Fixed: text, tokenizer, model (4 layers, 128 wide), batch (12 x 64 tokens), validation, one forward and one backward
 # pass a step. An entry is free to choose its optimizer, all that the optimizer can be told, schedule, warmup and
 # clipping. TRACK is tales, or tinyshakespeare with DATA=FILE (dev/data/texts.sh fetches it).
 #
-# The target is the mean loss after $budget steps of AdamW, tuned in all it can be told, over 20 seeds; their standard
+# The target is the mean loss after $budget steps of AdamW, tuned in seven options, over 20 seeds; their standard
 # deviation stands for that of every run. An entry passes where (target - mean) sqrt(seeds) is at least 3.09 of them: were
 # it no better than the target, chance would let it pass once in a thousand times, or some five times, as the target
 # deviates, too. Its seeds are 1 to SEEDS, and its step count is the same for all. Other seeds tune AdamW's options, and
@@ -70,7 +70,7 @@ enter() {
     tail -q -n 1 "${dirs[@]/%//log.csv}" | awk -F, '{ s += $3 / $1 } END { printf "%.1f ms a step (the last validation included)\n", 1000 * s / NR }'
 }
 
-# AdamW's row is the target: a coordinate search over all that it can be told, then 20 seeds.
+# AdamW's row is the target: a coordinate search over seven options, then 20 seeds.
 if [ ! "$report" ] && ! grep -q "^$track,AdamW," "$csv" 2>/dev/null; then
     common "${fixed[@]}" --steps $budget
     method AdamW "lr=2e-3,4e-3,8e-3,1.6e-2,3.2e-2 beta1=0.6,0.7,0.8,0.9,0.95 beta2=0.95,0.98,0.99,0.995 weight-decay=0.03,0.1,0.3,1 warmup=25,50,100,200 schedule=linear,cosine,wsd clip=0.5,1,2"

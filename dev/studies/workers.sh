@@ -30,7 +30,7 @@ if [ ! "$report" ]; then
     make -s train_gpt2_mpi dev/data/tales.txt || die "train_gpt2_mpi does not compile"
     export OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
     work=$(mktemp -d) || exit 1
-    trap 'rm -rf "$work"' EXIT
+    trap 'rm -rf "$work" "$new" "$new.rows"' EXIT
 
     # run NAME LAYERS CHANNELS STEPS WORKERS MODE MICRO_BATCHES: rows for the steps after which workers meet
     # (of data's, all) and for the others: the lower quartile of the times, for other programs only ever make
@@ -202,7 +202,7 @@ awk -F, '
 # scales NETWORK MODE: the most workers that keep half of the ideal speedup
 scales() { awk -F, -v network="$1" -v mode="$2" '$1 == "scaling" && $2 == network && $6 == mode {
     if ($5 == 1) one = $9; if (one / $9 / $5 >= 0.5) most = $5 } END { print most }' "$csv"; }
-# off COLUMN STEP WORKERS: by how many percent the model is off, at most
+# off COLUMN WORKERS: by how many percent the model is off, at most
 off() { awk -F, -v column="$1" -v workers="$2" '
     { key = $2 "," $5 "," $6 "," $8 }
     $1 == "measured" { x[key] = $column }
