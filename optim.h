@@ -100,7 +100,7 @@ typedef struct {          // a run of elements of one segment
     float decay;          // 1: weight decay applies, 0: it does not
 } OptimChunk;
 
-typedef struct { double s0, s1, s2; } OptimSums;
+typedef struct { double s0, s1; } OptimSums;
 
 typedef struct {          // what a pass runs over: a table of chunks, or (NULL) n elements cut by length
     const OptimChunk *chunk;
@@ -128,8 +128,8 @@ static inline OptimSpan optim_flat(size_t n, OptimSums *sums) {
 }
 
 static inline OptimSums optim_add(const OptimSums *sums, int count) {
-    OptimSums s = { 0, 0, 0 };
-    for (int k = 0; k < count; k++) { s.s0 += sums[k].s0; s.s1 += sums[k].s1; s.s2 += sums[k].s2; }
+    OptimSums s = { 0, 0 };
+    for (int k = 0; k < count; k++) { s.s0 += sums[k].s0; s.s1 += sums[k].s1; }
     return s;
 }
 
@@ -140,7 +140,7 @@ static inline OptimSums optim_add(const OptimSums *sums, int count) {
 #endif
 #if defined(_OPENMP) && (!defined(__clang__) || defined(__NO_MATH_ERRNO__))
 #define OPTIM_SIMD     _Pragma("omp simd")
-#define OPTIM_SIMD_SUM _Pragma("omp simd reduction(+:s0,s1,s2)")
+#define OPTIM_SIMD_SUM _Pragma("omp simd reduction(+:s0,s1)")
 #else                     // clang warns of loops that a sqrtf which sets errno keeps from SIMD
 #define OPTIM_SIMD
 #define OPTIM_SIMD_SUM
@@ -148,7 +148,7 @@ static inline OptimSums optim_add(const OptimSums *sums, int count) {
 #define OPTIM_LIST(...) __VA_ARGS__
 
 // OPTIM_PASS(name, (arguments), body): `body` for every element i of the span; it may use chunk.
-// OPTIM_SUM: the same, and `body` adds to s0, s1, s2, whose totals are returned. They are of `type` over a
+// OPTIM_SUM: the same, and `body` adds to s0 and s1, whose totals are returned. They are of `type` over a
 // block of elements (float loops read memory a third faster) and double over blocks and chunks.
 #ifndef OPTIM_CUDA
 #define OPTIM_PASS(name, arguments, ...)                                                                    \
@@ -163,12 +163,12 @@ static inline OptimSums optim_add(const OptimSums *sums, int count) {
     OPTIM_API OptimSums name(OptimSpan span, OPTIM_LIST arguments) {                                        \
         OPTIM_PARALLEL for (int k = 0; k < span.count; k++) {                                               \
             const OptimChunk chunk = optim_chunk(span, k);                                                  \
-            OptimSums sum = { 0, 0, 0 };                                                                    \
+            OptimSums sum = { 0, 0 };                                                                       \
             for (size_t j = chunk.begin, end; j < chunk.end; j = end) {                                     \
-                type s0 = 0, s1 = 0, s2 = 0;                                                                \
+                type s0 = 0, s1 = 0;                                                                        \
                 end = chunk.end - j < OPTIM_BLOCK ? chunk.end : j + OPTIM_BLOCK;                            \
                 OPTIM_SIMD_SUM for (size_t i = j; i < end; i++) { __VA_ARGS__ }                             \
-                sum.s0 += s0; sum.s1 += s1; sum.s2 += s2;                                                   \
+                sum.s0 += s0; sum.s1 += s1;                                                                 \
             }                                                                                               \
             span.sums[k] = sum;                                                                             \
         }                                                                                                   \
@@ -189,18 +189,18 @@ __global__ void __launch_bounds__(OPTIM_THREADS) optim_pass_kernel(OptimSpan spa
 template <typename Real, typename Body>
 __global__ void __launch_bounds__(OPTIM_THREADS)
 optim_sum_kernel(OptimSpan span, OptimSums *sums, Body body) {
-    __shared__ double part[3][OPTIM_THREADS];
+    __shared__ double part[2][OPTIM_THREADS];
     const OptimChunk chunk = optim_chunk(span, blockIdx.x);
     const int thread = threadIdx.x;
-    Real s0 = 0, s1 = 0, s2 = 0;
-    for (size_t i = chunk.begin + thread; i < chunk.end; i += OPTIM_THREADS) body(i, chunk, s0, s1, s2);
-    part[0][thread] = s0; part[1][thread] = s1; part[2][thread] = s2;
+    Real s0 = 0, s1 = 0;
+    for (size_t i = chunk.begin + thread; i < chunk.end; i += OPTIM_THREADS) body(i, chunk, s0, s1);
+    part[0][thread] = s0; part[1][thread] = s1;
     for (int half = OPTIM_THREADS / 2; half > 0; half /= 2) {
         __syncthreads();
-        for (int j = 0; j < 3 && thread < half; j++) part[j][thread] += part[j][thread + half];
+        for (int j = 0; j < 2 && thread < half; j++) part[j][thread] += part[j][thread + half];
     }
     if (thread > 0) return;
-    sums[blockIdx.x].s0 = part[0][0]; sums[blockIdx.x].s1 = part[1][0]; sums[blockIdx.x].s2 = part[2][0];
+    sums[blockIdx.x].s0 = part[0][0]; sums[blockIdx.x].s1 = part[1][0];
 }
 
 // Where several processes have a shard of the parameters each: makes a shard's sums those of all.
@@ -210,7 +210,7 @@ static void (*optim_across)(OptimSums *sums);
 template <typename Real, typename Body> static OptimSums optim_sum_on_gpu(OptimSpan span, Body body) {
     static OptimSums *sums;
     static int room;
-    const OptimSums failed = { NAN, NAN, NAN };
+    const OptimSums failed = { NAN, NAN };
     if (span.count > room) {
         if (sums) cudaFreeHost(sums);
         room = cudaMallocHost(&sums, span.count * sizeof *sums) == cudaSuccess ? span.count : 0;
@@ -231,8 +231,8 @@ template <typename Real, typename Body> static OptimSums optim_sum_on_gpu(OptimS
     }
 #define OPTIM_SUM(type, name, arguments, ...)                                                               \
     OPTIM_API OptimSums name(OptimSpan span, OPTIM_LIST arguments) {                                        \
-        auto body = [=] __device__ (size_t i, const OptimChunk &chunk, type &s0, type &s1, type &s2) {      \
-            (void)chunk; (void)s0; (void)s1; (void)s2; __VA_ARGS__ };                                       \
+        auto body = [=] __device__ (size_t i, const OptimChunk &chunk, type &s0, type &s1) {                \
+            (void)chunk; (void)s0; (void)s1; __VA_ARGS__ };                                                 \
         return optim_sum_on_gpu<type>(span, body);                                                          \
     }
 #endif
@@ -366,9 +366,9 @@ OPTIM_API void optim_matmul_plain(float *C, const float *A, const float *B, int 
         }
         for (int j = 0; j < N && transB; j++) {
             const float *b = B + (size_t)j * K;
-            float s0 = 0, s1 = 0, s2 = 0;
+            float s0 = 0, s1 = 0;
             OPTIM_SIMD_SUM for (int k = 0; k < K; k++) s0 += a[k * a_col] * b[k];
-            c[j] = s0 + s1 + s2;
+            c[j] = s0 + s1;
         }
     }
     (void)symmetric;
@@ -827,7 +827,7 @@ static void optim_step_iam(Optimizer *o, const OptimInput *in) {
     const int sgd = o->row->base == OPTIM_SGD;
     const OptimAdam adam = optim_adam(o);
     const float wd = (float)o->h.weight_decay;
-    OptimSums s = { in->gap, 0, 0 }, t;
+    OptimSums s = { in->gap, 0 }, t;
     if (sgd) {
         t = optim_iam_sum_sgd(o->all, x, z, in->g, in->scale);
     } else {

@@ -2463,8 +2463,10 @@ static char *read_texts(const char *pattern, size_t *length) {
     char *all = NULL;
     *length = 0;
     for (size_t i = 0; i < g.gl_pathc; i++) {
+        const char *path = g.gl_pathv[i];
         size_t n;
-        char *text = read_file(g.gl_pathv[i], &n);
+        if (is_shards(path)) die("%s: %s is of tokens; end the pattern in .bin", pattern, path);
+        char *text = read_file(path, &n);
         all = resize(all, *length + n + 1);
         memcpy(all + *length, text, n + 1);
         *length += n;
@@ -2715,7 +2717,8 @@ static void cache_open(TeacherCache *c, const char *path, const char *teacher, c
     free(text);
     while (known < steps && !isnan(c->loss[known])) known++;
     if (known == steps) return;
-    if (!*teacher) die("%s lacks the loss of step %d; --teacher FILE|DIR adds it", path, known + 1);
+    if (!*teacher)
+        die("%s lacks the loss of step %d: add it, or give the teacher of its second line", path, known + 1);
     c->file = fopen(path, "a");
     if (!c->file) die("cannot add to %s: %s", path, strerror(errno));
     signal(SIGXFSZ, SIG_IGN); // as in write_begin
@@ -3366,7 +3369,11 @@ static uint64_t read_options(void *options, const OptionRow *rows, int n, int ar
             rest->hyper_name[rest->num_hyper] = name;
             char *end; // the range, in which inf may be, is for optim_set
             rest->hyper_value[rest->num_hyper++] = strtod(value, &end);
-            if (end == value || *end) die_usage("--%s %s is no option; see --help", name, value);
+            int key = 0;
+            while (key < OPTIM_COUNT(optim_keys) && strcmp(optim_keys[key].name, name)) key++;
+            if (end == value || *end)
+                die_usage(key < OPTIM_COUNT(optim_keys) ? "--%s takes a number, not '%s'"
+                                                        : "--%s %s is no option; see --help", name, value);
         }
         i += !flag;
     }
@@ -3415,6 +3422,18 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
         die_usage("--workers diloco is an optimizer; --base chooses what takes its inner steps");
     if (*o.proxy && optim_is_polyak(optimizer))
         die_usage("--proxy does not go with %s, whose steps need the loss at each gradient", o.optimizer);
+    int hard = strcmp(o.distill, "soft"), refined = !strncmp(o.schedule, "refined:", 8);
+    const struct { const char *name; int idle; const char *why; } given[] = {
+        {"proxy-steps", !*o.proxy, "goes with --proxy FILE"},
+        {"proxy-eta", !*o.proxy, "goes with --proxy FILE"},
+        {"proxy-average", !*o.proxy, "goes with --proxy FILE"},
+        {"proxy-paired", !*o.proxy, "goes with --proxy FILE"},
+        {"temperature", hard, "goes with --distill soft"},
+        {"soft-weight", hard, "goes with --distill soft"},
+        {"warmup", refined, "does not go with a refined schedule, which begins as that says"},
+        {"final-lr", refined, "does not go with a refined schedule, which ends as that says"}};
+    for (size_t i = 0; i < sizeof given / sizeof *given; i++)
+        if (given[i].idle && is_given(&o, given[i].name)) die_usage("--%s %s", given[i].name, given[i].why);
     if (o.diloco && *o.proxy) die_usage("--proxy goes with --workers data, not with diloco");
     if (o.diloco && *o.teacher_cache)
         die_usage("--workers diloco takes no step from a teacher's loss; --teacher-cache goes with data");
@@ -3528,7 +3547,7 @@ static void start_optimizer(Optimizer *o, GPT2 *m, const char *frozen) {
 #ifndef GPT2_DEVICE // which has memory of its own
     o->n = 0; // until optim_start sets it, what is trained: the rest takes no memory
     for (int i = 0; i < n; i++) o->n += segments[i].size;
-    o->num_slices = o->n;
+    o->num_slices = o->n / MAX(1, o->h.slice_p); // about so many
     check_memory(optim_bytes(o));
 #endif
     if (optim_start(o, m->params_memory, m->num_parameters, segments, n))
@@ -3657,7 +3676,8 @@ static int load_state(Run *run) {
 static void open_log(Run *run) {
     Path path = path_in(run->options.out, "log.csv");
     size_t n = 0;
-    char *old = run->now.step ? read_file(path.s, &n) : NULL, *row = old ? strchr(old, '\n') : NULL;
+    char *old = run->now.step && file_exists(path.s) ? read_file(path.s, &n) : NULL;
+    char *row = old ? strchr(old, '\n') : NULL;
     FILE *f = write_begin(path.s);
     fprintf(f, "%s%s\n", LOG_HEADER, *run->options.workers ? ",bytes_sent" : "");
     for (char *end; row && (end = strchr(++row, '\n')) && atol(row) <= run->now.step; row = end) {
@@ -3800,11 +3820,17 @@ static void start_student(GPT2 *m, const Options *o) {
     allocated_bytes = before + m->num_parameters * sizeof(float);
 }
 
-// Workers that did not read the same data, start from the same model or compute alike would drift apart.
-static void compare_workers(const Run *run) {
+// Workers that did not read the same data, start from the same model or compute alike would drift apart, and
+// those that meet at other steps wait for each other.
+static void compare_workers(const Run *run, const char *device) {
     const GPT2 *m = &run->model;
+    const Options *o = &run->options;
+    const char *arithmetic = strrchr(device, ',');
+    int meet[] = {o->eval_every, o->eval_tokens, o->save_every, o->sample_every};
     double *hashes = allocate(workers.count, sizeof(double));
-    uint64_t hash = hash_bytes(VEC, run->identity, strlen(run->identity));
+    uint64_t hash = hash_bytes(0, run->identity, strlen(run->identity));
+    hash = hash_bytes(hash, arithmetic, strlen(arithmetic)) ^ hash_bytes(1, meet, sizeof meet);
+    hash = hash_bytes(hash, o->compression, strlen(o->compression));
     hash = hash_bytes(hash ^ run->val.hash, m->params_memory, m->num_parameters * sizeof(float));
     hashes[workers.rank] = (double)(hash >> 12);
     sum_over_workers(hashes, workers.count);
@@ -3827,9 +3853,14 @@ static void claim_folder(const char *out) {
     for (int i = 0; i < 6; i++) unlink(path_in(out, unfinished[i]).s);
 }
 
-// Loads the models that the command line names: what training starts from, and the teacher.
+// Loads the models that the command line names: what training starts from, and the teacher. A folder that is
+// read anew by --resume cannot be written to.
 static void load_models(Run *run) {
     const Options *o = &run->options;
+    const char *read[] = {o->teacher, o->student_from};
+    for (int i = 0; i < 2 && *o->out; i++)
+        if (same_file(read[i], o->out) || same_file(read[i], path_in(o->out, "model.bin").s))
+            die("--out %s would replace %s; choose another", o->out, read[i]);
     if (*o->model) gpt2_load(&run->model, o->model), check_asked_shape(o, run->model.config, o->model, 0);
     if (*o->student_from) start_student(&run->model, o);
     if (*o->teacher) gpt2_load(&run->teacher, o->teacher);
@@ -3851,8 +3882,11 @@ static void load_texts(Run *run) {
         tokenizer_free(&own);
     } else if (!(*o->model && tokenizer_load(t, o->model)) &&
              !(*o->student_from && tokenizer_load(t, o->student_from)) &&
-             !(*o->teacher && tokenizer_load(t, o->teacher)) && text)
+             !(*o->teacher && tokenizer_load(t, o->teacher)) && text) {
         tokenizer_init(t, "chars", text, length, NULL);
+        if (*o->model || *o->student_from)
+            printf("tokenizer  the text's %d characters: the model has none beside it\n", t->vocab_size);
+    }
     dataset_load(&run->train, o->data, t, text, length);
     free(text);
     if (*o->val) dataset_load(&run->val, o->val, t, NULL, 0);
@@ -3975,6 +4009,7 @@ static void prepare(Run *run) {
     Options *o = &run->options;
     char teacher[20] = "";
     const char *device = open_device(o->f32);
+    if (*o->export_hf && !workers.rank) make_folder(o->export_hf); // now, not after the last step
     if (*o->out && !workers.rank) claim_folder(o->out);
     load_models(run);
     load_texts(run);
@@ -3997,7 +4032,7 @@ static void prepare(Run *run) {
     run->identity = describe_run(o, &run->optimizer, run->model.config,
                                  hash_bytes(run->train.hash, &run->proxy.data.hash, sizeof run->train.hash),
                                  *teacher ? teacher : run->cache.teacher, run->schedule);
-    compare_workers(run);
+    compare_workers(run, device);
     print_plan(run, device);
 }
 
@@ -4006,7 +4041,7 @@ static void prepare(Run *run) {
 // What to do where a number is none.
 static const char *advice(const Run *run) {
     if (isnan(optim_get(&run->optimizer, "lr"))) return "; try another optimizer or schedule";
-    return "; lower --lr";
+    return isnan(optim_get(&run->optimizer, "muon-lr")) ? "; lower --lr" : "; lower --muon-lr and --lr";
 }
 
 // Writes DIR/model.bin (the evaluation point), the tokenizer and DIR/state.bin; until then the model of an

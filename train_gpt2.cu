@@ -109,6 +109,7 @@ void gpu_ticket(char *ticket);
 void gpu_join(const char *ticket, int rank, int ranks);
 void gpu_sum_gradients(float *grads, size_t n); // over the processes, as far as the optimizer here needs it
 void gpu_average(float *x, size_t n);           // x = its mean over the processes
+void gpu_sent(double bytes);                    // the C part's: so many went from here to the others
 // As optim.h's.
 int gpu_optim_start(Optimizer *o, float *params, size_t n, const OptimSegment *segments, int count);
 void gpu_optim_step(Optimizer *o, const float *grad, float scale, double factor, double loss,
@@ -152,14 +153,14 @@ static void check_cublas(cublasStatus_t status, int line) {
 #define CUDA(call) check_cuda(call, __LINE__)
 #define CUBLAS(call) check_cublas(call, __LINE__)
 
-static size_t gpu_allocated;
+static size_t gpu_allocated, optimizer_bytes;
 
 // Fails where the GPU has no room for so many bytes more. CUDA would give unified memory beyond it, which
 // wanders between CPU and GPU in every step; and what the CPU has written is not on the GPU yet.
 static void check_room(size_t bytes) {
     size_t left, total;
     CUDA(cudaMemGetInfo(&left, &total));
-    left = MIN(left, total - MIN(total, gpu_allocated));
+    left = MIN(left, total - MIN(total, gpu_allocated + optimizer_bytes));
     if (bytes > left)
         fail("the GPU has %zu of its %zu MiB left, %zu more are needed; use a smaller model or --batch",
              left >> 20, total >> 20, bytes >> 20);
@@ -174,7 +175,7 @@ template <typename T> static T *device_memory(size_t n) {
     return (T *)p;
 }
 
-// More than 48 KB of shared memory have to be asked for; only attention over large heads takes so much. A
+// More than 48 KB of shared memory have to be asked for; only attention takes so much. A
 // block may have 99 KB or more from sm_80 on, but 64 on sm_75: there heads of 198 to 256 channels do not fit.
 template <typename Kernel> static void allow_shared(Kernel kernel, size_t bytes) {
     if (bytes <= 48 << 10) return;
@@ -1567,21 +1568,30 @@ static void check_nccl(ncclResult_t result, int line) {
 }
 #define NCCL(call) check_nccl(call, __LINE__)
 
+// A shard of n / ranks floats goes to each of the others: once to be summed up or gathered, twice for both.
+static void count_sent(size_t n, int times) {
+    gpu_sent(times * (double)(ranks - 1) / ranks * (double)n * sizeof(float));
+}
+
 static void all_gather(float *x, size_t n) {
     size_t size = shard_size(n);
-    if (sharded) NCCL(ncclAllGather(x + rank * size, x, size, ncclFloat, nccl, 0));
+    if (!sharded) return;
+    NCCL(ncclAllGather(x + rank * size, x, size, ncclFloat, nccl, 0));
+    count_sent(n, 1);
 }
 
 void gpu_sum_gradients(float *g, size_t n) {
     size_t size = shard_size(n);
     if (sharded) NCCL(ncclReduceScatter(g, g + rank * size, size, ncclFloat, ncclSum, nccl, 0));
     else if (ranks > 1) NCCL(ncclAllReduce(g, g, n, ncclFloat, ncclSum, nccl, 0));
+    count_sent(n, sharded ? 1 : 2);
 }
 
 OPTIM_PASS(divide, (float *x, float by), x[i] /= by;)
 
 void gpu_average(float *x, size_t n) {
     NCCL(ncclAllReduce(x, x, n, ncclFloat, ncclSum, nccl, 0));
+    count_sent(n, 2);
     divide(optim_flat(n, NULL), x, (float)ranks);
 }
 
@@ -1591,7 +1601,8 @@ static void add_shards(OptimSums *s) {
     if (!sharded) return;
     if (!shared) shared = cpu_memory<OptimSums>(1);
     *shared = *s;
-    NCCL(ncclAllReduce(shared, shared, 3, ncclDouble, ncclSum, nccl, 0));
+    const size_t count = sizeof *shared / sizeof(double);
+    NCCL(ncclAllReduce(shared, shared, count, ncclDouble, ncclSum, nccl, 0));
     gpu_wait();
     *s = *shared;
 }
@@ -1722,9 +1733,10 @@ int gpu_optim_start(Optimizer *o, float *params, size_t n, const OptimSegment *s
         parts[i].offset = from - begin, parts[i].size = to - from;
     }
     OnGpu on(o, n);
-    o->n = o->num_slices = end - begin; // for optim_bytes
+    o->n = end - begin, o->num_slices = o->n / MAX(1, o->h.slice_p); // about so many, for optim_bytes
     check_room(optim_bytes(o));
     int error = optim_start(o, params + begin, end - begin, parts, count);
+    optimizer_bytes = optim_bytes(o);
     free(parts);
     gpu_wait();
     return error;
@@ -1772,7 +1784,7 @@ size_t gpu_optim_bytes(const Optimizer *optimizer) {
     return optim_bytes(&o);
 }
 
-void gpu_optim_free(Optimizer *o) { optim_free(o); }
+void gpu_optim_free(Optimizer *o) { optim_free(o), optimizer_bytes = 0; }
 
 OptimSums gpu_gradient_norms(const Optimizer *optimizer, const float *g) {
     Optimizer o = *optimizer;
@@ -1784,6 +1796,7 @@ OptimSums gpu_gradient_norms(const Optimizer *optimizer, const float *g) {
 void gpu_copy(OptimSpan span, float *out, const float *x) { optim_copy(span, out, x); }
 void gpu_proxy_correction(float *c, const float *g, const float *proxy_t, double average, size_t n) {
     optim_proxy_correction(c, g, proxy_t, average, n);
+    all_gather(c, n); // of g this process has the sum in its shard alone; a checkpoint holds all of c
 }
 void gpu_proxy_gradient(float *out, const float *proxy, const float *c, const float *x, const float *xt,
                         double eta, size_t n) {
@@ -1907,19 +1920,14 @@ static void prepare_workers_gpu(GPT2 *m, const float *x_outer, int n, int width)
     connect_workers(&mpi.for_sums);
 }
 
-// A shard of n / N goes to each of the N - 1 others to be summed up, and as many come back.
-static void count_bytes(size_t n) {
-    workers.bytes_sent += 2.0 * (workers.count - 1) / workers.count * (double)n * sizeof(float);
-}
+void gpu_sent(double bytes) { workers.bytes_sent += bytes; }
+
 static void receive_layers_gpu(int wait) {
     (void)wait;
     gpu_sum_gradients(mpi.model->grads_memory, mpi.model->num_parameters);
-    count_bytes(mpi.model->num_parameters);
 }
 static void diloco_average_gpu(float *x, size_t n) {
-    if (workers.count == 1) return;
-    gpu_average(x, n);
-    count_bytes(n);
+    if (workers.count > 1) gpu_average(x, n);
 }
 #define prepare_workers prepare_workers_gpu
 #define receive_layers receive_layers_gpu

@@ -92,7 +92,8 @@ if [ "$nccl" ] && command -v mpirun >/dev/null; then
     without_bytes() { cut -d, -f 1-8 "$1/log.csv" >"$1/log" && mv "$1/log" "$1/log.csv"; }
     "$gpu" $shared --out one >/dev/null
     on 3 "$nccl" $shared --workers data --out three >three.txt
-    ok "the bytes that three processes send" grep -q "^sent  *0.23" three.txt
+    # 6 gradients there and parameters back; 3 points of evaluation and 2 moments gathered
+    ok "the bytes that three processes send" grep -q "^sent  *0.337" three.txt
     without_bytes three
     ok "three processes: another log than one's" logs_agree one three 1e-5
     # kill_saved NAME COMMAND...: kills a run, and its processes, when it has saved
@@ -107,13 +108,16 @@ if [ "$nccl" ] && command -v mpirun >/dev/null; then
     }
     resumes() { "$@" --resume | grep '^resumed  *at step' | grep -v -q 'step 16'; }
     long="${shared/--steps 6/--steps 16} --accumulate 2"
-    for optimizer in adamw gpa; do
-        "$gpu" $long --optimizer $optimizer --out whole_$optimizer >/dev/null
-    done
+    averaged="--proxy text.txt --proxy-average 0.5"
+    for how in "--optimizer adamw" "--optimizer gpa" "$averaged"; do "$gpu" $long $how --out "whole_${how##* }" >/dev/null; done
     kill_saved two on 2 "$nccl" $long --workers data
     ok "one process goes on from what two left" resumes "$gpu" $long --out two
     without_bytes two
     ok "resumed by one process: another log" logs_agree whole_adamw two 1e-5
+    kill_saved proxied on 2 "$nccl" $long $averaged --workers data
+    ok "one process goes on from what two left, with a proxy" resumes "$gpu" $long $averaged --out proxied
+    without_bytes proxied
+    ok "resumed by one process, with a proxy: another log" logs_agree whole_0.5 proxied 1e-5
     kill_saved one_gpa "$gpu" $long --optimizer gpa
     ok "two processes go on from what one left" resumes on 2 "$nccl" $long --optimizer gpa --workers data --out one_gpa
     without_bytes one_gpa

@@ -253,6 +253,13 @@ refuses 2 "unexpected argument" "$train" text.txt
 refuses 2 "no option" "$train" "${small[@]}" --colour 3
 refuses 2 "out of range" "$train" "${small[@]}" --optimizer prodigy --slice-p 2e19
 refuses 1 "would replace the log" "$train" "${small[@]}" --schedule "refined:$work/a/log.csv" --out "$work/../$(basename "$work")/a"
+refuses 1 "would replace $work/a" "$train" "${small[@]}" --teacher "$work/a" --out "$work/a"
+refuses 1 "would replace $work/a/model.bin" "$train" "${small[@]:0:2}" --student-from "$work/a/model.bin" --out "$work/a/."
+refuses 2 "proxy-paired goes with --proxy" "$train" "${small[@]}" --proxy-paired
+refuses 2 "temperature goes with --distill soft" "$train" "${small[@]}" --teacher "$work/a" --temperature 2
+refuses 2 "warmup does not go with a refined" "$train" "${small[@]}" --schedule "refined:$work/a/log.csv" --warmup 9
+refuses 1 "cannot make the folder" "$train" "${small[@]}" --steps 1000000 --export-hf "$work/text.txt/hf"
+refuses 2 "lr takes a number, not 'fast'" "$train" "${small[@]}" --lr fast
 refuses 2 "dataset x.txt is no option" "$train" "${small[@]}" --dataset x.txt
 refuses 2 "mu-x" "$train" "${small[@]}" --mu-x 0.9
 ok "an option's range may have no end" "$train" "${small[@]}" --steps 1 --optimizer prodigy --growth-rate inf
@@ -286,6 +293,7 @@ refuses 1 "UTF-8" "$train" --data "$work/latin1.txt"
 head -c 3000 "$work/a/model.bin" >"$work/cut.bin"
 refuses 1 "" "$train" --data "$work/text.txt" --model "$work/cut.bin"
 refuses 1 "not a number" "$train" "${small[@]}" --steps 200 --clip 0 --optimizer sgd --lr 1e30
+refuses 1 "not a number.*; lower --muon-lr and --lr" "$train" "${small[@]}" --optimizer muon --muon-lr 1e39 --warmup 0
 untuned_step=(--warmup 0 --clip 0 --optimizer sgd --lr 1e39)
 refuses 1 "after step 1 .* not a number" "$train" "${small[@]}" --steps 1 "${untuned_step[@]}"
 refuses 1 "after step 1 .* not a number" "$train" "${small[@]}" --steps 5 "${untuned_step[@]}" --eval-every 0 --save-every 1 --out "$work/nan"
@@ -308,6 +316,12 @@ for part in cut wrong changed; do
     [ $part = changed ] && printf 'x' | dd of="$work/broken/state.bin" bs=1 seek=20000 conv=notrunc status=none
     refuses 1 "state.bin" "$train" "${long[@]}" --out "$work/broken" --resume
 done
+cp -r "$work/whole" "$work/logless" && rm "$work/logless/log.csv"
+ok "a run goes on without its log" "$train" "${long[@]}" --out "$work/logless" --resume
+ok "and writes another" grep -q '^step,' "$work/logless/log.csv"
+mkdir "$work/nameless" && cp "$work/whole/model.bin" "$work/nameless"
+ok "a model without a tokenizer" "$train" "${small[@]:0:2}" --model "$work/nameless" --steps 0
+ok "takes the text's characters, and says so" grep -q '^tokenizer  .* the model has none' "$work/last"
 refuses 1 "belongs to another run" "$train" "${long[@]}" --out "$work/whole" --resume --seed 8
 refuses 1 "belongs to another run" "$train" "${long[@]}" --out "$work/whole" --resume --beta1 0.5
 head -c 8000 "$work/text.txt" >"$work/other.txt"
@@ -345,6 +359,7 @@ ok "another model's tokenizer is gone" [ "$(cd "$work/hf_shards" && ls | tr '\n'
 ok "no tokenizer of an earlier run stays" [ ! -e "$work/shards/tokenizer.txt" ]
 ok "nor is one exported" [ -z "$(ls "$work/hf_shards" | grep token)" ]
 refuses 1 "no tokenizer" "$train" "${shards[@]}" --steps 3 --val "$work/text.txt"
+refuses 1 "one.bin is of tokens; end the pattern in .bin" "$train" "${small[@]}" --data "$work/[ot]*.bi*" --tokenizer bytes
 refuses 1 "holds token" "$train" "${shards[@]:0:2}" --steps 3 --model "$work/a"
 if [ -x dev/data/tokenize ]; then # and shards of a text
     printf '#version: 0.2\nb o\nbo t\nt l\n' >"$work/vocab.bpe"
