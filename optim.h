@@ -16,7 +16,7 @@
        optim_start(&o, params, n, segments, count);       // NULL, 0: one vector without weight decay
        for (long t = 0; t < steps; t++) {
            double loss = loss_and_gradient(params, grad); // params is the training point
-           float clip = fmin(1, 1 / sqrt(optim_norm2(grad, n)));
+           float clip = fmin(1, 1 / sqrt(optim_gradient_norms(&o, grad).s0));
            optim_step(&o, grad, clip, optim_schedule("cosine", t, steps, 100, 0.1), loss, 0);
        }
        optim_eval_params(&o, out);          // the point to evaluate and save, into an array of the caller's
@@ -26,7 +26,8 @@
    optim_eval_params computes it into `out` and leaves params alone, so training goes on bit for bit.
    optim_state lists what a checkpoint holds besides params, optim_bytes its size. sps and iam use the losses
    given to optim_step: f_t(x) and the teacher's loss on the same batch. The schedule multiplies "lr",
-   "muon-lr" and "lr-cap"; optimizers without any of these ignore it.
+   "muon-lr" and "lr-cap"; optimizers without any of these ignore it. Numbers are read with points: who calls
+   setlocale leaves LC_NUMERIC at "C".
 
    name               paper                     buffers besides parameters and gradients   bytes a parameter
    adamw              arXiv 1711.05101          m v                                        8
@@ -273,10 +274,10 @@ typedef struct {          // one tensor (of one layer) inside the flat parameter
     KEY(mu_y, "mu-y", "(0,1]", "weight of x in y")                                                          \
     KEY(r, "r", "[0,inf)", "power of t in the average's weights")                                           \
     KEY(lambda, "lambda", "[0,inf)", "weight of the past in the average; 0: t = 1, 2, ..")                  \
-    KEY(lr_cap, "lr-cap", "[-1,inf)", "longest step, times the schedule; 0: no cap; -1: 1/fan-in")          \
+    KEY(lr_cap, "lr-cap", "[-1,inf)", "longest step, times the schedule; 0: none; -1: matrices' 1/fan-in") \
     KEY(d0, "d0", "(0,inf)", "first estimate of the distance to the solution")                              \
     KEY(d_coef, "d-coef", "(0,inf)", "factor of the estimate")                                              \
-    KEY(growth_rate, "growth-rate", "[1,inf]", "the estimate grows at most so much in a step")              \
+    KEY(growth_rate, "growth-rate", "[1,inf]", "the most that the estimate grows by, after its first step") \
     KEY(safeguard_warmup, "safeguard-warmup", "[0,1]i", "keep the rate out of the estimate's denominator")  \
     KEY(bias_correction, "bias-correction", "[0,1]i", "Adam's, in the rate")                                \
     KEY(slice_p, "slice-p", "[1,1e9]i", "estimate from every p-th entry of each tensor")                    \
@@ -341,7 +342,8 @@ struct Optimizer {
     size_t n, moving;     // moving: those that the segments cover
     size_t num_slices;
     OPTIM_BUFFERS(OPTIM_POINTER)                         // those of the row are allocated, the others NULL
-    void (*average)(float *x, size_t n); // diloco among workers: x = its mean over them; NULL: one worker
+    void (*average)(float *x, size_t n); // diloco among workers: x = its mean over them (and to the bit
+                                         // what it was where no segment is); NULL: one worker
     OptimSegment *segments;
     int num_segments;
     OptimChunk *chunks;   // the rest's, the matrices' where Muon moves them, prodigy's slices
@@ -383,7 +385,7 @@ static const char optim_maths_adamw[] =
     "u = m/(1-b1^(t+1)) / (sqrt(v/(1-b2^(t+1))) + eps)\n"
     "x = (1 - lr wd) x - lr u\n";
 static const char optim_maths_sgd[] =
-    "m = momentum m + (1-dampening) g, the first m = g                 torch.optim.SGD\n"
+    "m = momentum m + (1-dampening) g, the first m = g; momentum 0: m = g       torch.optim.SGD\n"
     "x = (1 - lr wd) x - lr m\n";
 static const char optim_maths_muon[] =
     "matrices: m = momentum m + g                                      kellerjordan.github.io/posts/muon\n"
@@ -414,8 +416,11 @@ OPTIM_PASS(optim_sgd, (float *x, const float *g, float scale, float *m, float mo
     m[i] = momentum * m[i] + a * (scale * g[i]);
     x[i] = (1 - lr * wd * chunk.decay) * x[i] - lr * m[i];)
 
-// The gradient's weight in SGD's momentum: torch starts the momentum at the first gradient, undampened.
-static float optim_undampened(const Optimizer *o) { return o->s.t == 0 ? 1 : (float)(1 - o->h.dampening); }
+// The gradient's weight in SGD's momentum: torch starts the momentum at the first gradient, undampened, and
+// dampens nothing where there is no momentum.
+static float optim_undampened(const Optimizer *o) {
+    return o->s.t == 0 || o->h.momentum == 0 ? 1 : (float)(1 - o->h.dampening);
+}
 
 OPTIM_SUM(float, optim_muon_momentum, (const float *g, float scale, float *m, float *u, float momentum),
     m[i] = momentum * m[i] + scale * g[i];
@@ -524,7 +529,8 @@ static void optim_eval_diloco(const Optimizer *o, float *out) {
 static const char optim_maths_gpa[] =
     "y = mu_y x + (1-mu_y) z, g at y;  u: the base's step         arXiv 2512.17131, facebookresearch gpa/\n"
     "z = (1 - lr wd) z - lr u,  x = mu_x x + (1-mu_x) z;  DiLoCo's H steps: mu_x = momentum^(1/H)\n"
-    "stored: y = (1-c) y + c z + lr (mu_y (1-c) - 1) u, c = 1-mu_x, and z;  x = y + (1 - 1/mu_y) (z - y)\n"
+    "stored: z, which decays first, and y = (1-c) y + c z + lr (mu_y (1-c) - 1) u, c = 1-mu_x;\n"
+    "x = y + (1 - 1/mu_y) (z - y).  Over sgd and muon y goes along with z's decay, by 1-mu_y of it\n"
     "train_gpt2 sets mu-x = 1 - 15/steps and, in a new model over adamw or muon, lr = 1/width\n";
 
 // Weight decay moves z before the step. The authors' AdamW in place leaves y where it is, so the x that y and
@@ -721,8 +727,8 @@ static const char optim_maths_cdowg[] =
     "v = v + r2 g^2\n"
     "x = x - r2 g/(sqrt v + eps)\n";
 
-OPTIM_ELEMENT float optim_max(float a, float b) { return a > b ? a : b; }
-OPTIM_ELEMENT float optim_min(float a, float b) { return a < b ? a : b; }
+OPTIM_ELEMENT float optim_max(float a, float b) { return a < b ? b : a; } // a, if it is not a number
+OPTIM_ELEMENT float optim_min(float a, float b) { return a > b ? b : a; }
 
 OPTIM_SUM(float, optim_distance, (const float *x, const float *x0, const float *g, float scale),
     const float d = x[i] - x0[i], grad = scale * g[i];
@@ -998,7 +1004,8 @@ OPTIM_API int optim_set_base(Optimizer *o, const char *base) {
     return 0;
 }
 
-// Sets a hyperparameter; 0, -1 if this optimizer has no such one, -2 if the value is out of its range.
+// Sets a hyperparameter; 0, -1 if this optimizer has no such one, -2 if the value is out of its range, or if
+// optim_start has made of slice-p, or an lr-cap of -1, what it makes of them.
 OPTIM_API int optim_set(Optimizer *o, const char *name, double value) {
     const int key = optim_key(o, name);
     char open, close, whole = 0;
@@ -1007,6 +1014,7 @@ OPTIM_API int optim_set(Optimizer *o, const char *name, double value) {
     if (sscanf(optim_keys[key].range, "%c%lf,%lf%c%c", &open, &low, &high, &close, &whole) < 4) return -2;
     if (!(open == '[' ? value >= low : value > low)) return -2;
     if (!(close == ']' ? value <= high : value < high) || (whole && value != floor(value))) return -2;
+    if (o->chunks && (!strcmp(name, "slice-p") || (!strcmp(name, "lr-cap") && value < 0))) return -2;
     if (value == 0 && o->row->eval == optim_eval_schedule_free && !strcmp(name, "beta1")) return -2; // y = z
     *optim_value(o, key) = value;
     return 0;
@@ -1116,6 +1124,7 @@ OPTIM_API int optim_start(Optimizer *o, float *params, size_t n, const OptimSegm
         else optim_copy(o->all, buffer, params);
     }
     if (missing) { optim_free(o); return -1; }
+    memset(&o->s, 0, sizeof o->s);
     o->s.d = o->s.d_max = o->h.d0;
     return 0;
 }

@@ -121,11 +121,10 @@ static const char *golden_line(Golden *g, char *line, int *tensors, int *hypers,
         if (sscanf(rest, "%d", hypers) != 1 || *hypers < 0 || *hypers > MAX_HYPER)
             return "bad number of hyperparameters";
     } else if (g->num_hyper < *hypers) {
-        double *value = numbers(rest, 1);
-        if (!value) return "a hyperparameter without a number";
-        strcpy(g->hyper[g->num_hyper].name, key);
-        g->hyper[g->num_hyper++].value = *value;
-        free(value);
+        char *end; // inf is a growth rate, too
+        g->hyper[g->num_hyper].value = strtod(rest, &end);
+        if (end == rest || end[strspn(end, " \t\r")]) return "a hyperparameter without a number";
+        strcpy(g->hyper[g->num_hyper++].name, key);
     } else if (!g->n || !g->steps || g->num_tensors != *tensors || *hypers < 0) {
         return "steps, tensors and hyper must come before it";
     } else if (vector) {
@@ -977,6 +976,7 @@ static void interface_tests(void) {
     ok &= optim_state(&o, 3, &ptr, &bytes, &name) && !strcmp(name, "x0") && bytes == 2 * sizeof(float);
     ok &= ((float *)ptr)[0] == 1 && ((float *)ptr)[1] == 3 && !optim_state(&o, 5, &ptr, &bytes, &name);
     ok &= optim_bytes(&o) == sizeof o.s + (3 + 3 + 2 + 2) * sizeof(float);
+    ok &= optim_set(&o, "slice-p", 1) == -2 && !optim_set(&o, "d-coef", 2); // x0 is of every second entry
     optim_free(&o);
     ok &= !optim_init(&o, "schedule-free") && optim_set(&o, "beta1", 0) == -2;
     check(ok, "prodigy's slices", 0);
@@ -984,6 +984,19 @@ static void interface_tests(void) {
     o.average = halve;
     for (int t = 0; t < 5; t++) optim_step(&o, g, 1, 1, 0, 0);
     check(ok && averaged == 2 && x[0] < 1, "diloco averages among workers", 0);
+    optim_free(&o);
+    float y[2] = { 0, 0 }, one[2] = { 1, -1 };
+    ok = !optim_init(&o, "sgd") && !optim_set(&o, "momentum", 0) && !optim_set(&o, "lr", 0.25);
+    for (int round = 0; round < 2; round++) { // an optimizer may start anew
+        ok &= !optim_start(&o, y, 2, NULL, 0) && o.s.t == 0;
+        for (int t = 0; t < 4; t++) optim_step(&o, one, 1, 1, 0, 0);
+        optim_free(&o);
+    }
+    check(ok && y[0] == -2 && y[1] == 2, "sgd without momentum dampens nothing", 0);
+    one[0] = NAN;
+    ok = !optim_init(&o, "adproxgd") && !optim_start(&o, y, 2, NULL, 0);
+    optim_step(&o, one, 1, 1, 0, 0);
+    check(ok && isnan(y[0]) && y[1] > 2, "a gradient that is not a number is not hidden by a prox", 0);
     optim_free(&o);
     FILE *f = fopen("/dev/null", "w");
     for (int j = 0; j < OPTIM_COUNT(optim_rows) && f; j++) optim_print_help(f, optim_rows[j].name);
