@@ -1658,13 +1658,16 @@ static void prompts_load(Prompts *p, const char *path, GPT2Config g, uint64_t mo
     fclose(f);
 }
 
-// A number for this machine and its threads, so that latencies of another one are not believed.
+// A number for this machine, build and number of threads, so that latencies of others are not believed.
 static uint64_t machine_hash(int threads) {
     char line[256] = "";
+    uint64_t hash = hash_bytes(threads, &(int){VEC}, sizeof(int));
     FILE *f = fopen("/proc/cpuinfo", "r");
-    while (f && fgets(line, sizeof line, f) && strncmp(line, "model name", 10)) {}
+    while (f && fgets(line, sizeof line, f) && *line != '\n') // of the first core; ARM's lines begin with CPU
+        if (!strncmp(line, "model name", 10) || !strncmp(line, "CPU ", 4))
+            hash = hash_bytes(hash, line, strlen(line));
     if (f) fclose(f);
-    return hash_bytes(threads, line, strlen(line)) | 1;
+    return hash | 1;
 }
 
 // A model ready to write text.
@@ -1869,7 +1872,7 @@ static const OptionRow decode_rows[] = {
     {"clip", 'd', AT(clip), "1", 0, 1e30, 9, "X", "largest gradient norm; 0: none"},
     {"save-every", 'i', AT(save_every), "100", 0, 1e9, 1, "N", "steps between checkpoints (PROMPTS.state)"},
     {"resume", 'f', AT(resume), "0", 0, 0, 1, "", "go on from PROMPTS.state"},
-    {"seed", 'i', AT(seed), "1337", 0, 1e9, 15, "N", "of what is drawn"},
+    {"seed", 'i', AT(seed), "1337", 0, 1e9, 11, "N", "of what is drawn"},
 };
 #define NUM_DECODE ((int)(sizeof decode_rows / sizeof *decode_rows))
 static const char *const commands[] = {"train", "run", "bench"};
@@ -1895,7 +1898,15 @@ static DecodeOptions decode_options(int argc, char **argv, int command) {
         set_option(&o, &decode_rows[i], decode_rows[i].initial);
         if (decode_rows[i].identity >> command & 1) rows[n++] = decode_rows[i];
     }
-    read_options(&o, rows, n, argc - 1, argv + 1, &o.rest, decode_help);
+    uint64_t given = read_options(&o, rows, n, argc - 1, argv + 1, &o.rest, decode_help);
+    int schedule = 0;
+    for (int i = 0; i < n && given >> i; i++) {
+        if (!(given >> i & 1)) continue;
+        schedule |= !strcmp(rows[i].name, "schedule");
+        if (!o.joint && !strcmp(rows[i].name, "prompt-weight"))
+            die_usage("--prompt-weight goes with --joint");
+    }
+    if (!strncmp(o.optimizer, "schedule-free", 13) && !schedule) o.schedule = "constant";
     if (command != 0 && o.rest.num_hyper)
         die_usage("--%s is no option of %s; see --help", o.rest.hyper_name[0], commands[command]);
     if (!*o.model) die_usage("%s needs --model; see --help", commands[command]);
@@ -2031,6 +2042,8 @@ static void start_prompts(PromptRun *r, const DecodeOptions *o) {
         m->grads_memory = r->grads, m->grads = point_parameters(r->grads, g);
     }
     optim_matmul = muon_matmul;
+    r->optimizer.n = r->optimizer.num_slices = r->count;
+    check_memory(optim_bytes(&r->optimizer));
     if (optim_start(&r->optimizer, r->params, r->count, segments, n)) die("out of memory for the optimizer");
     free(segments);
 }
@@ -2103,7 +2116,8 @@ static int train_prompts(PromptRun *r, const Dataset *train, const DecodeOptions
         double loss = prompt_step(t, guessed, x, y), norm = sqrt(optim_norm2(r->grads, r->count));
         if (!isfinite(norm) || !isfinite(t->kl))
             die("the loss is not a number at step %ld; lower --lr", r->now->step + 1);
-        optim_step(&r->optimizer, r->grads, o->clip > 0 && norm > o->clip ? (float)(o->clip / norm) : 1,
+        int clipped = o->clip > 0 && norm > o->clip && !optim_is_polyak(&r->optimizer);
+        optim_step(&r->optimizer, r->grads, clipped ? (float)(o->clip / norm) : 1,
                    optim_schedule(o->schedule, r->now->step, o->steps, o->warmup, o->final_lr),
                    t->joint ? loss : t->kl, 0);
         r->now->step++;
@@ -2128,7 +2142,6 @@ static void check_writable(const char *path) {
 
 static void check_train_options(const DecodeOptions *o) {
     if (!*o->out) die_usage("train needs --out PROMPTS, the file to write");
-    if (is_folder(o->out)) die("%s is a folder; --out names the file to write", o->out);
     if (o->joint && o->heads) die_usage("--joint goes with prompt tokens only");
     if (o->joint && !*o->out_model) die_usage("--joint needs --out-model DIR, for the model that it trains");
     if (!o->joint && *o->out_model) die_usage("--out-model goes with --joint; else the model stays as it is");
@@ -2143,6 +2156,8 @@ static void check_train_options(const DecodeOptions *o) {
 
 static void check_outputs(const DecodeOptions *o) {
     Path model = path_in(o->out_model, "model.bin");
+    if (o->joint && !same_file(o->model, o->out_model)) make_folder(o->out_model);
+    if (is_folder(o->out)) die("%s is a folder; --out names the file to write", o->out);
     char magic[8] = "";
     FILE *f = fopen(o->out, "rb");
     if (f && fread(magic, 1, 8, f) && memcmp(magic, PROMPTS_MAGIC, 7)) // older ones differ in the eighth
@@ -2152,7 +2167,6 @@ static void check_outputs(const DecodeOptions *o) {
         if (same_file(o->model, o->out_model) || same_file(o->model, model.s))
             die("%s is --model's; --resume will need that as it is: give --out-model another folder",
                 model.s);
-        make_folder(o->out_model);
         const char *slash = strrchr(o->out, '/'), *name = slash ? slash + 1 : o->out;
         int taken = !strcmp(name, "model.bin") || !strcmp(name, "tokenizer.txt") ||
                     !strcmp(name, "tokenizer.bpe");
@@ -2190,7 +2204,7 @@ static void finish_prompts(PromptRun *r, Engine *e, const Dataset *train, const 
     float *evaluated = allocate_floats(r->count);
     optim_eval_params(&r->optimizer, evaluated);
     memcpy(r->params, evaluated, r->count * sizeof(float));
-    free(evaluated);
+    free(evaluated), optim_free(&r->optimizer);
     check_trained(r);
     if (o->joint) printf("val loss %.4f after\n", evaluate(m, val, t->T, 50000));
     t->h.model = model_hash(m);
@@ -2225,7 +2239,11 @@ static int train_command(const DecodeOptions *o) {
     if (snprintf(run.state, sizeof run.state, "%s.state", o->out) >= (int)sizeof run.state)
         die("the path %.60s... is too long", o->out);
     choose_optimizer(&run.optimizer, o->optimizer, o->base);
-    optim_set(&run.optimizer, "lr", o->joint ? 3e-4 : o->heads ? 1e-3 : 3e-2);
+    if (o->joint && optim_is_polyak(&run.optimizer)) // the gradient is of more than the text's loss
+        die_usage("--joint does not go with %s, whose steps need the loss of each gradient", o->optimizer);
+    if (optim_get(&run.optimizer, "lr") != 1) // where it is a factor of what is found
+        optim_set(&run.optimizer, "lr", o->joint ? 3e-4 : o->heads ? 1e-3 : 3e-2);
+    optim_set(&run.optimizer, "mu-x", 1 - 15.0 / MAX(o->steps, 16)); // as train_gpt2's
     set_hyperparameters(&run.optimizer, o->rest.num_hyper, o->rest.hyper_name, o->rest.hyper_value);
     gpt2_load(&m, o->model);
     load_tokenizer(&engine.tokenizer, o->model, m.config.vocab_size,

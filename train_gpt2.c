@@ -22,8 +22,8 @@ Read it top to bottom. Data flows one way through the chapters:
 
 Shapes: B sequences of T tokens, C channels, NH heads of HS = C/NH channels, L layers, V tokens in the
 vocabulary; rows = B*T. Every array is row-major float32. (B,T,C) stands for float x[B][T][C].
-Results are the same to the last bit for any number of threads: each sum is one thread's work, or is cut into
-pieces of fixed size which are added in order. */
+Results are the same to the last bit for any number of threads (but with BLAS=1): each sum is one thread's
+work, or is cut into pieces of fixed size which are added in order. */
 
 #include <ctype.h>
 #include <errno.h>
@@ -68,9 +68,11 @@ static inline int omp_get_max_threads(void) { return 1; }
 // ===========================================================================================================
 // 1  Memory, errors, random numbers
 
-// A file being written, under its temporary name, and a folder that was made for it: die() removes the file,
-// and the folder if it is empty.
-static char unfinished_file[4096], new_folder[4096];
+// A file being written, under its temporary name, and the last folders that were made: die() removes the
+// file, and of the folders those that are empty.
+#define NEW_FOLDERS 8
+static char unfinished_file[4096], new_folders[NEW_FOLDERS][4096];
+static int num_new_folders;
 
 static int line_open; // progress stands on the terminal, in a line without an end
 static void end_line(void) {
@@ -90,7 +92,8 @@ __attribute__((format(printf, 2, 3), noreturn)) static void end_with(int code, c
     fputc('\n', stderr);
     va_end(args);
     if (unfinished_file[0]) unlink(unfinished_file);
-    if (new_folder[0]) rmdir(new_folder);
+    for (int i = 0; i < MIN(num_new_folders, NEW_FOLDERS); i++)
+        rmdir(new_folders[(num_new_folders - 1 - i) % NEW_FOLDERS]);
     exit(code);
 }
 #define die(...) end_with(1, __VA_ARGS__)
@@ -468,8 +471,10 @@ static void multiply(float *C, long ldc, const float *a, long a_row, long a_col,
     static _Thread_local float strips[MC * KC] __attribute__((aligned(64)));
     vec tile[2 * MR];
     const int most = most_columns(K);
-    for (; N > most; N -= most, b += most * b_col, C += most) // wide heads and Muon's: e has no pointers
+    for (; N > most; N -= most, b += most * b_col, C += most) { // wide heads and Muon's: e has no pointers
         multiply(C, ldc, a, a_row, a_col, b, b_row, b_col, M, most, K, e);
+        if (e.omit == ABOVE_C) a += most * a_row, C += most * ldc, M -= most; // rows above the next columns
+    }
     for (int k0 = 0; k0 < K; k0 += KC) {
         int kc = MIN(KC, K - k0), first = k0 == 0, last = k0 + kc == K;
         if (e.bf16) pack_panels_bf16(panels, (const uint16_t *)b + k0, b_col, kc, N);
@@ -1034,7 +1039,7 @@ static void gpt2_allocate_activations(GPT2 *m, int B, int T, int training) {
     size_t rows = (size_t)B * T, C = g.channels, kept = training ? g.num_layers : 1;
     m->max_rows = (int)rows;
     m->keep = training;
-    m->residual = allocate_floats((kept + 1) * rows * C);
+    m->residual = allocate_floats((kept + (training != 0)) * rows * C);
     m->residual2 = allocate_floats(kept * rows * C);
     m->ln1_mean = allocate_floats(kept * rows), m->ln1_rstd = allocate_floats(kept * rows);
     m->ln2_mean = allocate_floats(kept * rows), m->ln2_rstd = allocate_floats(kept * rows);
@@ -1255,7 +1260,12 @@ static double flops_per_token(GPT2Config g, int T) {
 // What the model runs on, in words. f32: no bf16 where a GPU has it.
 static const char *open_device(UNUSED int f32) {
     static char name[64];
-    snprintf(name, sizeof name, "%d threads, vectors of %d floats", omp_get_max_threads(), VEC);
+    int blas = 0;
+#ifdef USE_BLAS
+    blas = 1;
+#endif
+    snprintf(name, sizeof name, "%d threads, vectors of %d floats%s", omp_get_max_threads(), VEC,
+             blas ? " and BLAS" : "");
     return name;
 }
 
@@ -1305,7 +1315,7 @@ static void make_folder(const char *path) {
     Path part = path_in(path, "");
     for (char *slash = strchr(part.s + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
         *slash = 0;
-        if (!mkdir(part.s, 0777)) memcpy(new_folder, part.s, sizeof new_folder);
+        if (!mkdir(part.s, 0777)) memcpy(new_folders[num_new_folders++ % NEW_FOLDERS], part.s, sizeof part.s);
         *slash = '/';
     }
     int error = mkdir(path, 0777) ? errno : 0;
@@ -1988,7 +1998,7 @@ static void load_merges(Tokenizer *t, const char *path) {
     bpe_begin(t);
     for (char *end = text + size; line < end; line = next + 1) {
         next = memchr(line, '\n', (size_t)(end - line));
-        if (!next) next = end;
+        if (!next) die("%s ends within a line: it is cut short, or its last line needs an end", path);
         char *stop = next > line && next[-1] == '\r' ? next - 1 : next;
         char *space = memchr(line, ' ', (size_t)(stop - line));
         if (stop == line || (line == text && !strncmp(line, "#version", 8))) continue;
@@ -2092,7 +2102,8 @@ static size_t join_pairs(const Tokenizer *t, Joiner *s, const char *p, uint32_t 
     return count;
 }
 
-// Most pieces of a natural text are tokens as they stand, to which joining would lead as well.
+// Most pieces of a natural text are tokens as they stand, to which joining would lead as well: training makes
+// a token of what was joined before.
 static uint16_t *bpe_encode(const Tokenizer *t, const char *text, size_t n, size_t *count) {
     Joiner joiner = {0};
     size_t capacity = n / 4 + 16;
@@ -3861,6 +3872,11 @@ static void load_models(Run *run) {
     for (int i = 0; i < 2 && *o->out; i++)
         if (same_file(read[i], o->out) || same_file(read[i], path_in(o->out, "model.bin").s))
             die("--out %s would replace %s; choose another", o->out, read[i]);
+    for (int i = 0; i < 2 && *o->export_hf; i++)
+        if (same_file(read[i], o->export_hf)) die("--export-hf would replace %s; choose another", read[i]);
+    const char *hf = o->export_hf;
+    if (*hf && !same_file(hf, o->out) && file_exists(path_in(hf, "model.bin").s))
+        die("--export-hf %s has a model.bin, which would be read in its place; choose another", hf);
     if (*o->model) gpt2_load(&run->model, o->model), check_asked_shape(o, run->model.config, o->model, 0);
     if (*o->student_from) start_student(&run->model, o);
     if (*o->teacher) gpt2_load(&run->teacher, o->teacher);

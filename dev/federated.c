@@ -43,7 +43,6 @@ order, so a run's numbers depend neither on threads nor on ranks (with --clock r
 first). */
 #define TRAIN_GPT2_NO_MAIN
 #include "../train_gpt2.c"
-#include <fnmatch.h>
 #ifdef FEDERATED_MPI
 #include <mpi.h>
 #endif
@@ -866,7 +865,8 @@ static void server_step(Federation *f) {
 // the mean. By the real clock those that have gone are left out.
 static double measure(Federation *f, MessageKind kind, double *worst) {
     int count = 0, answers = 0, *to = f->asked;
-    double sum = 0;
+    double sum = 0, wait = patience(f); // for a step or an evaluation
+    if (kind == FINETUNE) wait *= 1 + f->options.finetune;
     for (int m = 0; m < f->num_clients; m++)
         if (!f->clients[m].attacker && !f->peers[m].gone && mpi_taken(f, m, MEASURING)) to[count++] = m;
     optim_eval_params(&f->optimizer, f->point);
@@ -874,13 +874,14 @@ static double measure(Federation *f, MessageKind kind, double *worst) {
     *worst = -INFINITY;
     for (int i = 0; i < count; i++) {
         Peer *p = &f->peers[to[i]];
-        p->gone = mpi_take(f, to[i], MEASURING, real_clock(f) ? patience(f) : INFINITY) < 0;
+        p->gone = mpi_take(f, to[i], MEASURING, real_clock(f) ? wait : INFINITY) < 0;
         if (p->gone) continue;
         p->loss = p->reply[MEASURING]->payload[0];
         sum += p->loss, answers++;
         *worst = fmax(*worst, p->loss);
     }
     if (!answers) die("no client says its loss; are their ranks alive?");
+    if (answers < count) printf("of %d clients %d say their loss in time\n", count, answers);
     if (!isfinite(sum))
         die("the loss is not a number after %ld server steps: the run diverges; lower --server-lr", f->steps);
     return sum / answers;
@@ -1038,8 +1039,11 @@ static void prepare_text(Federation *f) {
         gpt2_load(m, trainer->model);
         check_asked_shape(trainer, m->config, trainer->model, 0);
     }
-    if (!*trainer->model || !tokenizer_load(t, trainer->model))
+    if (!*trainer->model || !tokenizer_load(t, trainer->model)) {
         tokenizer_init(t, o->tokenizer, text, length, NULL);
+        if (*trainer->model && !mpi_rank)
+            printf("tokenizer  %d %s: the model has none beside it\n", t->vocab_size, o->tokenizer);
+    }
     free(text);
     f->config = *trainer->model ? m->config
         : (GPT2Config){trainer->context, t->vocab_size, trainer->layers, trainer->heads, trainer->channels};
@@ -1049,7 +1053,7 @@ static void prepare_text(Federation *f) {
     add_model_tensors(&f->layout, f->config);
     for (int i = 0; i < f->num_clients; i++) {
         Client *c = &f->clients[i];
-        if (i < kept && is_here(i)) tokenize_client(f, c, trainer->seed + 1000003ull * i);
+        if (i < kept && (is_here(i) || !mpi_rank)) tokenize_client(f, c, trainer->seed + 1000003ull * i);
         free(c->text), c->text = NULL;
     }
     f->num_clients = kept;
@@ -1129,7 +1133,9 @@ static void prepare_federation(Federation *f) {
     int M = f->num_clients, attackers = (int)(o->attackers * M + 0.5);
     make_private(l, o->patterns);
     if (attackers == M) die("all of %d clients would be attackers", M);
-    if (mpi_size > 1 && l->num_shared > 1u << 29) die("the shared tensors do not fit a message of MPI's");
+    if (o->attackers > 0 && !attackers) die("--attackers %g of %d clients is none", o->attackers, M);
+    if (mpi_size > 1 && l->num_shared > (INT_MAX - sizeof(Message)) / sizeof(float))
+        die("the shared tensors do not fit a message of MPI's");
     if (mpi_size - 1 > M) die("%d ranks for %d clients and the server; start fewer", mpi_size, M);
     for (int i = 0; i < attackers; i++)
         f->clients[permute(i, M, (uint64_t)o->trainer.seed + 99)].attacker = 1;
@@ -1160,6 +1166,7 @@ static void prepare_federation(Federation *f) {
     claim_folder(o->out);
     if (file_exists(path_in(o->out, "model.bin").s)) die("%s holds a model; choose another --out", o->out);
     Path path = path_in(o->out, "log.csv");
+    unlink(path_in(o->out, "clients.csv").s); // of an earlier run
     f->log = fopen(path.s, "w");
     if (!f->log || fputs(log_header, f->log) < 0) die("cannot write %s: %s", path.s, strerror(errno));
 }
@@ -1174,7 +1181,7 @@ static void write_clients(const Federation *f) {
         for (const char *p = c->name; *p; p++)
             fputc(*p == ',' ? ';' : *p, file); // a comma would be another cell
         fprintf(file, ",%zu,%d,", c->bytes, c->attacker);
-        log_number(file, c->attacker ? NAN : f->peers[m].loss, "%.9g", '\n');
+        log_number(file, c->attacker || f->peers[m].gone ? NAN : f->peers[m].loss, "%.9g", '\n');
     }
     write_commit(file, path.s);
 }
@@ -1296,6 +1303,13 @@ static FedOptions fed_options(int argc, char **argv) {
     if (!o.convex && !*o.data) die_usage("give a text with --data FILE, or --convex; see --help");
     if (!strcmp(o.clock, "real") && mpi_size == 1)
         die_usage("--clock real needs MPI's ranks (make federated_mpi)");
+    const struct { const char *name; int idle; const char *where; } useful[] = {
+        {"attack", !o.attackers, "--attackers"}, {"trim", o.aggregator != TRIMMED, "--aggregate trimmed"},
+        {"finetune-lr", !o.finetune, "--finetune"}};
+    for (int i = 0; i < NUM_FED; i++)
+        for (int k = 0; k < OPTIM_COUNT(useful) && given >> i & 1; k++)
+            if (useful[k].idle && !strcmp(useful[k].name, fed_rows[i].name))
+                die_usage("--%s goes with %s", useful[k].name, useful[k].where);
     if (o.mean_gradient && o.method != FFGG) die_usage("--mean-gradient is for --method ffgg");
     if (!*o.patterns && o.method == FFGG) o.patterns = o.convex ? "b" : "h.*.ln_*,ln_f.*";
     if (!*o.schedule) o.schedule = o.convex ? "constant" : "cosine";

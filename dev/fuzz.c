@@ -125,6 +125,7 @@ static void read_it(void *unused) {
     uint16_t x[16], y[16];
     (void)unused;
     dataset_add_shard(&d, path_in(folder, FILE_NAME).s);
+    check_dataset(&d, "shard", 1 << 16, 8);
     DataLoader l = {&d, 8, 1, 0, 0};
     for (int i = 0; i < 5; i++) loader_next(&l, x, y, 2);
 }

@@ -36,7 +36,7 @@ ok "no checkpoint stays" [ ! -e "$work/p.state" ]
 ok "copies and layers" "$decode" train --model "$work/model" "${tokens[@]}" --prompts 2 --copies 3 --deep --out "$work/copies"
 ok "heads" "$decode" train --model "$work/model" "${tokens[@]}" --heads --out "$work/heads"
 ok "the draft's" "$decode" train --model "$work/draft" "${tokens[@]}" --out "$work/draft.p"
-ok "another optimizer" "$decode" train --model "$work/model" "${tokens[@]}" --optimizer prodigy --lr 1 --out "$work/prodigy"
+ok "another optimizer" "$decode" train --model "$work/model" "${tokens[@]}" --optimizer prodigy --out "$work/prodigy"
 ok "joint" "$decode" train --model "$work/model" "${tokens[@]}" --joint --lr 1e-3 --out "$work/joint.p" --out-model "$work/joint"
 ok "the joint model's text" "$decode" run --model "$work/joint" --ppd "$work/joint.p" --prompt 12 --tokens 20
 ok "prompts beside the model that is to be" "$decode" train --model "$work/model" "${tokens[@]}" --joint --steps 1 \
@@ -49,6 +49,12 @@ refuses 1 "for the prompts" "$decode" train --model "$work/model" "${tokens[@]}"
 refuses 1 "for the prompts" "$decode" train --model "$work/model" "${tokens[@]}" --out "$work/model/tokenizer.txt"
 ok "the text is as it was" cmp "$work/text.txt" "$work/text.copy"
 refuses 2 "goes with --joint" "$decode" train --model "$work/model" "${tokens[@]}" --out "$work/x" --out-model "$work/not"
+refuses 2 "prompt-weight goes with --joint" "$decode" train --model "$work/model" "${tokens[@]}" --out "$work/x" --prompt-weight 1
+refuses 2 "does not go with sps" "$decode" train --model "$work/model" "${tokens[@]}" --joint --out "$work/x" --out-model "$work/not" \
+    --optimizer sps
+refuses 1 "is a folder" "$decode" train --model "$work/model" "${tokens[@]}" --joint --out "$work/not" --out-model "$work/not"
+ok "no folder stays" [ ! -e "$work/not" ]
+ok "Polyak's steps are not clipped" "$decode" train --model "$work/model" "${tokens[@]}" --optimizer sps --clip 1e-6 --out "$work/sps"
 refuses 2 "not with --heads" "$decode" train --model "$work/model" "${tokens[@]}" --heads --deep --out "$work/x"
 for name in model.bin tokenizer.txt; do
     refuses 1 "another file" "$decode" train --model "$work/model" "${tokens[@]}" --joint --out "$work/not/$name" --out-model "$work/not"

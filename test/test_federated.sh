@@ -167,6 +167,9 @@ refuses 2 "needs a value" "$federated" --rounds
 refuses 2 "give a text" "$federated"
 refuses 2 "takes one of" "$federated" --convex --aggregate mode
 refuses 2 "takes one of" "$federated" --convex --attack bribe
+refuses 2 "attack goes with --attackers" "$federated" --convex --attack noise
+refuses 2 "trim goes with --aggregate trimmed" "$federated" --convex --trim 0.1
+refuses 1 "of 20 clients is none" "$federated" --convex --attackers 0.02
 refuses 2 "real needs MPI" "$federated" --convex --clock real
 refuses 2 "clients is for texts" "$federated" --convex --clients books
 refuses 2 "misfit is for --convex" "$federated" --data "$work/play.txt" --misfit 1

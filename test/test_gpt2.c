@@ -95,9 +95,9 @@ static void test_matmul(void) {
         }
 }
 
-// Products that are symmetric: as the whole product is, and both halves alike to the last bit.
+// Products that are symmetric: as the whole product is; both halves, and any threads', alike to the last bit.
 static void test_symmetric_matmul(void) {
-    int sizes[][2] = {{1, 1}, {5, 3}, {16, 40}, {37, 300}, {130, 70}};
+    int sizes[][2] = {{1, 1}, {5, 3}, {16, 40}, {37, 300}, {130, 70}, {900, 400}}; // the last in parts
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
         for (int trans = 0; trans < 2; trans++) {
             int N = sizes[s][0], K = sizes[s][1], halves_alike = 1;
@@ -108,6 +108,16 @@ static void test_symmetric_matmul(void) {
             double error = relative_error(C, expected, (size_t)N * N);
             for (int i = 0; i < N; i++)
                 for (int j = 0; j < i; j++) halves_alike &= C[(size_t)i * N + j] == C[(size_t)j * N + i];
+#if defined(_OPENMP) && !defined(NO_THREAD_CHECK)
+            int most = omp_get_max_threads();
+            memcpy(expected, C, (size_t)N * N * sizeof(float));
+            for (int threads = 1; threads <= 5; threads++) {
+                omp_set_num_threads(threads);
+                symmetric_matmul(C, A, A, N, K, trans, !trans);
+                halves_alike &= !memcmp(expected, C, (size_t)N * N * sizeof(float));
+            }
+            omp_set_num_threads(most);
+#endif
             check(error < 1e-6 && halves_alike, "symmetric %d x %d, K %d, transposed %d: error %g, alike %d", N,
                   N, K, trans, error, halves_alike);
             free(A), free(C), free(expected);
@@ -262,10 +272,12 @@ static void test_model(void) {
     gpt2_initialize(&m, 5), gpt2_initialize(&teacher, 6);
     for (size_t i = 0; i < m.num_parameters; i++) m.params_memory[i] *= 3, teacher.params_memory[i] *= 4;
     gpt2_allocate_activations(&m, B, T, 1), gpt2_allocate_activations(&teacher, B, T, 0);
+    m.logit_rows = teacher.logit_rows = 17; // the classifier's chunks: four for 60 rows
     gpt2_forward(&teacher, x, B, T);
     SoftLabels soft = {&teacher, 2.0f, 0.6f};
     float *direction = allocate_floats(m.num_parameters), *start = allocate_floats(m.num_parameters);
     float *teacher_logits = allocate_floats((size_t)B * T * 31);
+    float *logits = allocate_floats((size_t)B * T * 31);
     gpt2_logits(&teacher, teacher_logits, 0, B * T);
     memcpy(start, m.params_memory, m.num_parameters * sizeof(float));
     for (int with_soft = 0; with_soft < 2; with_soft++)
@@ -285,10 +297,10 @@ static void test_model(void) {
                     m.params_memory[offset + i] = start[offset + i] + h * direction[i];
                 gpt2_forward(&m, x, B, T);
                 gpt2_loss(&m, y);
-                gpt2_logits(&m, m.logits, 0, B * T);
+                gpt2_logits(&m, logits, 0, B * T);
                 for (int r = 0; r < B * T; r++) {
                     double ce = m.losses[r], kl = 0, zs = 0, zt = 0, *which = &loss[side];
-                    float *s = m.logits + r * 31, *t = teacher_logits + r * 31;
+                    float *s = logits + r * 31, *t = teacher_logits + r * 31;
                     for (int i = 0; i < 31; i++) zs += exp(s[i] / 2.0), zt += exp(t[i] / 2.0);
                     for (int i = 0; i < 31; i++)
                         kl += exp(t[i] / 2.0) / zt * (t[i] / 2.0 - log(zt) - s[i] / 2.0 + log(zs));
@@ -314,8 +326,27 @@ static void test_model(void) {
     memcpy(teacher.params_memory, m.params_memory, m.num_parameters * sizeof(float));
     check(loss == (gpt2_forward(&teacher, x, B, T), gpt2_loss(&teacher, y)),
           "forward without kept activations differs");
-    free(direction), free(start), free(teacher_logits);
+    free(direction), free(start), free(teacher_logits), free(logits);
     gpt2_free(&m), gpt2_free(&teacher);
+}
+
+// GPT-2's: weights N(0, 0.02), those that are added to the residual over sqrt(2 L), layer norms 1, biases 0.
+static void test_initialization(void) {
+    GPT2Config g = {64, 97, 3, 4, 64};
+    GPT2 m;
+    gpt2_allocate(&m, g), gpt2_initialize(&m, 11);
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        TensorShape t = tensor_shape(g, i);
+        const float *w = ((float **)&m.params)[i];
+        double n = tensor_size(t), mean = 0, square = 0;
+        for (size_t k = 0; k < n; k++) mean += w[k] / n, square += w[k] * w[k] / n;
+        int added = i == TENSOR(attprojw) || i == TENSOR(fcprojw), norm = !t.cols && strchr(t.name, 'w');
+        double std = t.cols ? 0.02 / (added ? sqrt(6) : 1) : 0, found = sqrt(fabs(square - mean * mean));
+        double error = fmax(fabs(mean - norm), fabs(found - std));
+        check(error <= 4 * std / sqrt(n) + 1e-6,
+              "%s begins with mean %g and deviation %g, not %d and %g", t.name, mean, found, norm, std);
+    }
+    gpt2_free(&m);
 }
 
 #if defined(_OPENMP) && !defined(NO_THREAD_CHECK) // which OpenBLAS does not promise
@@ -512,6 +543,7 @@ static void test_data(void) {
 int main(int argc, char **argv) {
     test_functions();
     test_matmul();
+    test_initialization();
     test_symmetric_matmul();
     test_layer("encoder", (Case){.B = 3, .T = 5, .C = 19, .size = {7 * 19, 5 * 19}, .out_size = 3 * 5 * 19},
                embed_forward, embed_backward);

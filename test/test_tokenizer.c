@@ -218,6 +218,7 @@ static void test_broken_merges(void) {
                                     {"#version: 0.2\na b\nab cd\n", "merge 2 is not of two tokens before it"},
                                     {"a b\na b\n", "merge 2 is there already"},
                                     {"", "has no merges"},
+                                    {"a b\na c", "ends within a line"},
                                     {"a \n", "merge 1 is not"},
                                     {" a\n", "merge 1 is not"},
                                     {"a b c\n", "merge 1 is not"},

@@ -255,6 +255,8 @@ refuses 2 "out of range" "$train" "${small[@]}" --optimizer prodigy --slice-p 2e
 refuses 1 "would replace the log" "$train" "${small[@]}" --schedule "refined:$work/a/log.csv" --out "$work/../$(basename "$work")/a"
 refuses 1 "would replace $work/a" "$train" "${small[@]}" --teacher "$work/a" --out "$work/a"
 refuses 1 "would replace $work/a/model.bin" "$train" "${small[@]:0:2}" --student-from "$work/a/model.bin" --out "$work/a/."
+refuses 1 "hf would replace $work/hf" "$train" "${small[@]:0:2}" --student-from "$work/hf" --export-hf "$work/hf"
+refuses 1 "has a model.bin, which would be read" "$train" "${small[@]:0:2}" --model "$work/a" --export-hf "$work/a"
 refuses 2 "proxy-paired goes with --proxy" "$train" "${small[@]}" --proxy-paired
 refuses 2 "temperature goes with --distill soft" "$train" "${small[@]}" --teacher "$work/a" --temperature 2
 refuses 2 "warmup does not go with a refined" "$train" "${small[@]}" --schedule "refined:$work/a/log.csv" --warmup 9
@@ -371,6 +373,9 @@ if [ -x dev/data/tokenize ]; then # and shards of a text
     refuses 1 "cannot open" "${tokenize[@]}" --out "$work/t" "$work/text.txt" "$work/missing"
     refuses 1 "cannot write" bash -c 'ulimit -f 8; exec "$@"' _ "${tokenize[@]}" --out "$work/t" "$work/text.txt"
     ok "and leaves nothing" [ -z "$(ls "$work"/t_* 2>/dev/null)" ]
+    mkdir "$work/t_000002.bin.tmp"
+    refuses 1 "cannot write" "${tokenize[@]}" --out "$work/t" --shard-tokens 1000 "$work/text.txt"
+    ok "nor some of its shards" [ "$(cd "$work" && echo t_*)" = t_000002.bin.tmp ]
     refuses 2 "are needed" "${tokenize[@]}" "$work/text.txt"
     refuses 2 "no option" "${tokenize[@]}" --input "$work/text.txt"
     refuses 2 "takes 1 to" "${tokenize[@]}" --shard-tokens 0

@@ -35,7 +35,7 @@ for model in 124M medium small; do
     memory=$(cut -d' ' -f3 "$work/ours" | median)
     peer=$(cut -d' ' -f1 "$work/torch" | median) peer_memory=$(cut -d' ' -f2 "$work/torch" | median)
     printf '%-32s %8.0f  %8.1f  %7s  %6.0f | %13s %8s   %s\n' "$model" "$speed" "$flops" "$(share "$flops" "$peak")" "$memory" \
-        "${peer:-not installed}" "${peer_memory:--}" "$(ratio "$speed" "${peer:-0}")"
+        "${peer:-$([ "$torch" ] && echo failed || echo not installed)}" "${peer_memory:--}" "$(ratio "$speed" "${peer:-0}")"
 done
 
 echo

@@ -84,7 +84,7 @@ def main():
         if end == math.inf and len(times) == 2:  # warmed up, and compiled
             times, end = [], time.perf_counter() + seconds
     times.sort()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if device == "cuda":
         peak = torch.cuda.max_memory_allocated()
     print(f"{B * T / times[len(times) // 2]:.1f} {peak / 1e6:.0f}")

@@ -31,6 +31,12 @@ static Path shard_path(const Output *o, int number) {
     return p;
 }
 
+// Some of the shards would look like all of them: whoever exits before the last is done leaves none.
+static Output *unended;
+static void drop_shards(void) {
+    for (int k = 0; unended && k < unended->number; k++) unlink(shard_path(unended, k).s);
+}
+
 // Gives the shard its header, which has the count, and its name.
 static void end_shard(Output *o) {
     int32_t header[256] = {20240520, 1, (int32_t)o->in_shard};
@@ -135,8 +141,11 @@ int main(int argc, char **argv) {
     }
     if (!merges || !o.name || i == argc) die_usage("--merges, --out and a text are needed; see --help");
     tokenizer_init(&tokenizer, "gpt2", NULL, 0, merges);
-    if (file_exists(shard_path(&o, 0).s))
-        die("%s is there already; remove these shards, or choose another --out", shard_path(&o, 0).s);
+    glob_t there;
+    char pattern[5000];
+    snprintf(pattern, sizeof pattern, "%s_[0-9]*.bin", o.name);
+    if (!glob(pattern, 0, NULL, &there))
+        die("%s is there already; remove these shards, or choose another --out", there.gl_pathv[0]);
     make_folder(folder_of(o.name).s);
     int pipes = 0;
     for (int k = i; k < argc; k++) { // all of them can be opened, before anything is written
@@ -147,8 +156,10 @@ int main(int argc, char **argv) {
     }
     if (pipes) o.all_bytes = 0;
     o.began = now();
+    unended = &o, atexit(drop_shards);
     for (; i < argc; i++) put_file(&o, argv[i]);
     end_shard(&o);
+    unended = NULL;
     show(&o, 1);
     printf("%zu tokens of %zu bytes in %d shards, from %s on\n", o.total, o.bytes, o.number,
            shard_path(&o, 0).s);
