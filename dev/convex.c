@@ -19,10 +19,14 @@
 #include "../optim.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdint.h>
+
+static char unfinished[4096]; // the CSV until it is whole
 
 static void die(const char *what, const char *where, int code) {
     fprintf(stderr, "error: %s%s%s\n", where ? where : "", where ? ": " : "", what);
+    if (*unfinished) remove(unfinished);
     exit(code);
 }
 
@@ -526,7 +530,11 @@ int main(int argc, char **argv) {
     s.steps = (long)((double)s.budget * p.data.rows / (s.batch ? s.batch : p.data.rows));
     s.norms = (double *)grow(NULL, s.steps, sizeof(double));
     s.refined = (double *)grow(NULL, s.steps, sizeof(double));
-    FILE *csv = path ? fopen(path, "w") : stdout;
+    if (path && data && !strcmp(path, data)) die("is --data; choose another --out", path, 2);
+    if (path && snprintf(unfinished, sizeof unfinished, "%s.tmp", path) >= (int)sizeof unfinished)
+        die("the path is too long", "--out", 2);
+    signal(SIGXFSZ, SIG_IGN); // a file larger than is allowed: the write fails, and says so
+    FILE *csv = path ? fopen(unfinished, "w") : stdout;
     if (!csv) die(strerror(errno), path, 1);
     double *x_star = vector(&p);
     s.x_star = x_star;
@@ -551,7 +559,8 @@ int main(int argc, char **argv) {
         if (is(m, 't')) fprintf(stderr, "  lr %g of 2^-14..2^10", lr);
         fprintf(stderr, "\n");
     }
-    if (fflush(csv) || ferror(csv) || (path && fclose(csv))) die(strerror(errno), path ? path : "stdout", 1);
+    if (fflush(csv) || ferror(csv) || (path && (fclose(csv) || rename(unfinished, path))))
+        die(strerror(errno), path ? path : "stdout", 1);
     data_free(&p.data);
     free(p.residual); free(x_star); free(s.norms); free(s.refined);
     return 0;
