@@ -667,15 +667,15 @@ static double pass_seconds(const Latency *l, double rows) {
     return l->seconds[below - 1] + (rows - below) * (l->seconds[above - 1] - l->seconds[below - 1]);
 }
 
-// Measures latencies behind a quarter of a context, in at most so many rounds; between the measured sizes,
-// the line through the neighbours.
+// Measures latencies behind 128 tokens, or half a context, in at most so many rounds; between the measured
+// sizes, the line through the neighbours.
 #define LATENCY_ROUNDS 8
 static void measure_latency(Decoder *d, int heads, Latency *l, int rounds) {
     static const int sizes[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64};
     enum { SIZES = sizeof sizes / sizeof *sizes, NODES = 8, GUESSES = 16 };
     int context = d->config.max_seq_len, saved = d->past;
     double took[SIZES + 1][LATENCY_ROUNDS], median[SIZES + 1], begin = now();
-    d->past = context / 4;
+    d->past = MIN(context / 2, 128);
     // All sizes in turns, so that what else the machine does hits them alike; the median of the rounds is
     // taken: the best would be of moments in which the machine did nothing else. Each size has some
     // passes before it is timed: one of many rows is so slow that others evict the weights from a shared
