@@ -170,7 +170,7 @@ refuses 1 "no such\|cannot open\|No such" "$decode" train --model "$work/model" 
 if [ -f dev/studies/driver.sh ]; then
     result=$work/decoding${FULL:+-full}
     mkdir "$work/study" && ln -s "$PWD"/* "$work/study" && rm -f "$work/study/runs" # what it trains stays there
-    study() { cd "$work/study" && env RESULTS="$work" DATA="$work/text.txt" STEPS=6 DECODE="$decode" TRAIN="$train" "$@" bash dev/studies/decoding.sh; }
+    study() (cd "$work/study" && env RESULTS="$work" DATA="$work/text.txt" STEPS=6 DECODE="$decode" TRAIN="$train" "$@" bash dev/studies/decoding.sh)
     printf '%s\n' "# make study" model,part,name,measure,value together,method,PPD,speedup,2.60 together,predicted,PPD,speedup,2.50 \
         together,method,n-gram,speedup,3.00 "together,method,PPD + n-gram,speedup,2.40" paper,loops,PPD,speedup,1.20 \
         paper,method,plain,speedup,0.00 together,method,PPD,identical,yes together,loss,model,alone,1.5 together,loss,model,together,1.6 \

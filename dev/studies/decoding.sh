@@ -11,10 +11,11 @@
 #   cat data/kjv.txt data/tinyshakespeare.txt >both.txt      # dev/data/texts.sh fetches them, dev/data/gpt2.sh the merges
 #   make study NAME=decoding FULL=1 DATA=both.txt GPT2_MERGES=data/gpt2-124M/vocab.bpe
 #
-# The model looks ahead at a price. Trained so with FULL=1 from the middle of its training on, at the rates of its own
-# (3e-3 and 3e-2, 500 steps alone, 500 with the prompts), it guesses the next tokens but one, two, three right 77, 61 and
-# 55% of the time instead of 47, 34 and 24, and makes 2.08 tokens a pass instead of 1.81; but its loss is 0.20 above that
-# of 1000 steps alone, and its text loops less, so that with n-grams it is only 1.62 times as fast as plain decoding.
+# The model looks ahead at a price. By an older build: trained so with FULL=1 from the middle of its training on, at
+# the rates of its own (3e-3 and 3e-2, 500 steps alone, 500 with the prompts), it guesses the next tokens but one,
+# two, three right 77, 61 and 55% of the time instead of 47, 34 and 24, and makes 2.08 tokens a pass instead of 1.81;
+# but its loss is 0.20 above that of 1000 steps alone, and its text loops less, so that with n-grams it is only 1.62
+# times as fast as plain decoding.
 . dev/studies/driver.sh
 decode=${DECODE:-./decode_ppd}
 if [ "$full" ]; then
