@@ -66,6 +66,8 @@ static inline char *weight_at(const Linear *m, int n, int k) {
     return m->data + ((size_t)(n / NR) * m->words + k / inputs) * NR * 4 + n % NR * 4 + k % inputs * bytes;
 }
 
+// Packs w (N,K) as `kind`, with int8 a scale for each row; bias (N), and the norm (K) of the input, are kept
+// by pointer, NULL without.
 static Linear linear_pack(const float *w, int N, int K, WeightKind kind, const float *bias,
                           const float *norm_w, const float *norm_b) {
     int inputs = 4 / kinds[kind].bytes, panels = round_up(N, NR) / NR;
@@ -256,7 +258,7 @@ typedef struct {
 
 // Sets s->x to rows x (R, ld) as the kind of weights needs them: f32 as they stand, or bytes with the row's
 // largest number at 127.
-static void quantize_rows(Scratch *s, const float *x, int ld, int rows, int K, WeightKind kind) {
+static void prepare_rows(Scratch *s, const float *x, int ld, int rows, int K, WeightKind kind) {
     s->x = kind == WEIGHTS_INT8 ? s->bytes : (const char *)x;
     s->row = kind == WEIGHTS_INT8 ? (size_t)round_up(K, 64) : ld * sizeof(float);
     for (int r = 0; r < rows && kind == WEIGHTS_INT8; r++) {
@@ -369,12 +371,10 @@ typedef struct {
     int threads;
 } Decoder;
 
-// What the last matrix product left of a row: q, k, v, or a head's outputs; of an output at last its logits.
-static inline const float *sums_row(const Decoder *d, int r) {
+// What the last matrix product left of a row: q, k, v, or a head's outputs; after a pass, an output's logits.
+static inline const float *product_row(const Decoder *d, int r) {
     return (const float *)(d->sums + (size_t)r * d->logits_stride);
 }
-
-static inline const float *decoder_logits(const Decoder *d, int output) { return sums_row(d, output); }
 
 // The bytes of weights that a pass streams.
 static size_t decoder_bytes(const Decoder *d) {
@@ -391,6 +391,7 @@ static size_t cache_bytes(const Decoder *d) {
     return (size_t)g.num_layers * d->capacity * (g.channels + g.num_heads * d->head_stride) * sizeof(float);
 }
 
+// Copies all that it needs of m.
 static void decoder_init(Decoder *d, const GPT2 *m, WeightKind kind) {
     GPT2Config g = m->config;
     int C = g.channels, L = g.num_layers;
@@ -452,7 +453,7 @@ static void decoder_linear(Decoder *d, const Linear *m, const float *x, int x_ld
     for (int r = 0; r < rows && m->norm_w; r++)
         layernorm_row(s->normed + (size_t)r * d->stride, &mean, &rstd, x + (size_t)r * x_ld, m->norm_w,
                       m->norm_b, m->K);
-    quantize_rows(s, m->norm_w ? s->normed : x, m->norm_w ? d->stride : x_ld, rows, m->K, d->kind);
+    prepare_rows(s, m->norm_w ? s->normed : x, m->norm_w ? d->stride : x_ld, rows, m->K, d->kind);
     linear_rows(d->sums, d->logits_stride, s, m, rows, finish, out, ld);
 }
 
@@ -482,7 +483,7 @@ static void classify(Decoder *d, const Batch *b) {
         decoder_linear(d, &d->wte, d->hidden, d->stride, b->outputs, STAY, NULL, 0);
         return;
     }
-    quantize_rows(s, d->hidden, d->stride, b->outputs, d->wte.K, d->kind);
+    prepare_rows(s, d->hidden, d->stride, b->outputs, d->wte.K, d->kind);
     for (int from = omp_get_thread_num() * TURN; from < panels; from += omp_get_num_threads() * TURN)
         for (int p = from, to = MIN(panels, from + TURN), end; p < to; p = end) {
             end = likely_end(d, p, to);
@@ -531,12 +532,12 @@ static void attention_rows(Decoder *d, const Batch *b, int layer, int (*ancestor
         float *values = d->values + (size_t)(layer * NH + h) * d->capacity * d->head_stride;
         for (int c = 0; c < HS; c++)
             for (int r = 0; r < b->rows; r++)
-                keys[(size_t)c * d->capacity + d->past + r] = sums_row(d, r)[C + h * HS + c];
+                keys[(size_t)c * d->capacity + d->past + r] = product_row(d, r)[C + h * HS + c];
         for (int r = 0; r < b->rows; r++)
-            memcpy(values + (size_t)(d->past + r) * d->head_stride, sums_row(d, r) + 2 * C + h * HS,
+            memcpy(values + (size_t)(d->past + r) * d->head_stride, product_row(d, r) + 2 * C + h * HS,
                    HS * sizeof(float));
         for (int r = 0; r < b->rows; r++)
-            attend(d, d->hidden + (size_t)r * d->stride + h * HS, sums_row(d, r) + h * HS, keys, values,
+            attend(d, d->hidden + (size_t)r * d->stride + h * HS, product_row(d, r) + h * HS, keys, values,
                    ancestors[r], b->depth[r] + 1, d->scratch[omp_get_thread_num()].scores);
     }
 }
@@ -556,7 +557,7 @@ static void apply_heads(Decoder *d, const Batch *b) {
 #pragma omp for schedule(static)
         for (int r = 0; r < rows; r++)
             for (int c = 0; c < C; c++) {
-                float z = sums_row(d, r)[c];
+                float z = product_row(d, r)[c];
                 h[(size_t)r * d->stride + c] += z * sigmoid(z);
             }
     }
@@ -573,7 +574,7 @@ static void add_prompts(Decoder *d, const Batch *b, int l) {
     }
 }
 
-// The rows' keys and values into the cache, the outputs' logits to decoder_logits.
+// The rows' keys and values into the cache, the outputs' logits to product_row.
 static void decoder_pass(Decoder *d, const Batch *b) {
     GPT2Config g = d->config;
     ParameterTensors p = d->small;
@@ -648,8 +649,8 @@ static double decoder_prefill(Decoder *d, const uint16_t *tokens, int n, const u
         }
         decoder_pass(d, &b);
         for (int r = 0; r < b.outputs; r++)
-            sum += log_sum_exp(decoder_logits(d, r), d->config.vocab_size, 1) -
-                   decoder_logits(d, r)[next[first + r]];
+            sum += log_sum_exp(product_row(d, r), d->config.vocab_size, 1) -
+                   product_row(d, r)[next[first + r]];
         d->past += b.rows;
     }
     return sum;
@@ -657,7 +658,7 @@ static double decoder_prefill(Decoder *d, const uint16_t *tokens, int n, const u
 
 // What passes take on this machine.
 typedef struct {
-    float seconds[MAX_ROWS]; // of 1 .. rows, each with an output of its own
+    float seconds[MAX_ROWS]; // [r-1]: of a pass of r rows, each with an output
     float guess_cost;        // of such a row, the part that a prompt token's row takes, or a head's output
 } Latency;
 
@@ -742,7 +743,7 @@ static int top_tokens(const float *x, int from, int n, int k, int *ids, int coun
 
 // The k tokens that an output guesses.
 static void top_guesses(const Decoder *d, int output, int k, int *ids) {
-    const float *logits = decoder_logits(d, output);
+    const float *logits = product_row(d, output);
     int V = d->config.vocab_size, panels = d->likely ? round_up(V, NR) / NR : 0;
     int count = d->likely ? 0 : top_tokens(logits, 0, V, k, ids, 0);
     for (int p = 0, end; p < panels; p = end) {
@@ -848,7 +849,7 @@ typedef struct {
     int depth[MAX_ROWS];
     int chain[MAX_ROWS];     // prompt tokens behind the node
     double tokens;           // that a pass with it is expected to bring
-    double worth, later;     // tokens that its state is worth, against state 0, and the one that it leads to
+    double worth, later;     // tokens that its state is worth, against state 0; mean worth of what follows
 } Template;
 
 // A tree becoming a pass: rows of text, the last of which is the root, then the other nodes, then the chains.
@@ -1065,7 +1066,7 @@ static void add_outputs(const Generator *g, Tree *t, int room) {
 // Rows whose tokens stay in the text go to path[*n ..). Returns the last of them.
 static int follow_tree(Generator *g, const Tree *t, int limit, int *path, int *n) {
     for (int v = t->root, made = 1;; made++) {
-        const float *logits = decoder_logits(g->decoder, v - t->root);
+        const float *logits = product_row(g->decoder, v - t->root);
         int child = g->sampling.typical ? typical_child(g, t, v, logits) : -1;
         uint16_t token = (uint16_t)(child >= 0 ? t->batch.token[child]
                                                : choose(&g->sampling, g->candidates, logits,
@@ -1355,16 +1356,18 @@ typedef struct {
     float *params, *grads;              // (n,copies,depth,C), or heads (n,C,C) and then (n,C)
     int *cuts_of_step;                  // (B,cuts)
     const int *cut;                     // (cuts) of the text that is in the model
-    float *student, *teacher, *dstudent, *own, *z; // (n*cuts,C) hidden states of guesses; for heads
+    float *student, *teacher, *dstudent; // (n*cuts,C) hidden states: of guesses, of what they guess; gradient
+    float *inputs, *z;                  // (n*cuts,C) heads: the hidden states that they read, and products
     float *teacher_logits;              // (logit_rows,V)
     float *attention;                   // (threads,2,P,R) of P prompt rows over all R = T+P
-    double kl;                          // of the last step, weighted
+    double kl;                          // of the last step, without `weight`
     double top1[MAX_PROMPTS], top5[MAX_PROMPTS]; // shares of cuts whose likeliest token is among the guesses
 } PromptTrainer;
 
 // P, of a text.
 static int prompt_rows(const PromptTrainer *t) { return t->h.heads ? 0 : t->cuts * t->h.n * t->h.copies; }
 
+// Activations for a text and its prompts; without joint the gradients of t->m are freed, for it is frozen.
 static void trainer_allocate(PromptTrainer *t) {
     GPT2 *m = t->m;
     int C = m->config.channels, P = prompt_rows(t), R = t->T + P, guesses = t->h.n * t->cuts;
@@ -1374,7 +1377,7 @@ static void trainer_allocate(PromptTrainer *t) {
         memset(&m->grads, 0, sizeof m->grads);
     }
     t->cuts_of_step = allocate((size_t)t->B * t->cuts, sizeof(int));
-    float **buffers[] = {&t->student, &t->teacher, &t->dstudent, &t->own, &t->z};
+    float **buffers[] = {&t->student, &t->teacher, &t->dstudent, &t->inputs, &t->z};
     for (int i = 0; i < 5; i++) *buffers[i] = allocate_floats((size_t)guesses * C);
     t->teacher_logits = allocate_floats((size_t)m->logit_rows * m->config.vocab_size);
     t->attention = allocate_floats((size_t)omp_get_max_threads() * 2 * P * R);
@@ -1480,13 +1483,13 @@ static void prompt_forward(PromptTrainer *t, const uint16_t *tokens, const int *
     gpt2_forward(t->m, tokens, 1, t->T);
 }
 
-// Heads: t->student = x + silu(z), z = x W' + bias, from the hidden states x of the cuts, kept in t->own.
+// Heads: t->student = x + silu(z), z = x W' + bias, from the hidden states x of the cuts, kept in t->inputs.
 static void heads_forward(PromptTrainer *t) {
     int C = t->m->config.channels, cuts = t->cuts, n = t->h.n * cuts * C;
-    memcpy(t->own, t->student, (size_t)n * sizeof(float));
+    memcpy(t->inputs, t->student, (size_t)n * sizeof(float));
     for (int i = 0; i < t->h.n; i++) {
         size_t rows = (size_t)i * cuts * C, w = (size_t)i * C * C, bias = (size_t)t->h.n * C * C + i * C;
-        linear_forward(t->z + rows, t->own + rows, t->params + w, cuts, C, C,
+        linear_forward(t->z + rows, t->inputs + rows, t->params + w, cuts, C, C,
                        (Epilogue){.bias = t->params + bias});
     }
 #pragma omp parallel for simd schedule(static)
@@ -1503,7 +1506,7 @@ static void heads_backward(PromptTrainer *t) {
     }
     for (int i = 0; i < t->h.n; i++) {
         size_t rows = (size_t)i * t->cuts * C, w = (size_t)i * C * C;
-        matmul(t->grads + w, t->z + rows, t->own + rows, C, C, t->cuts, 1, 0, accumulate);
+        matmul(t->grads + w, t->z + rows, t->inputs + rows, C, C, t->cuts, 1, 0, accumulate);
     }
     for (int q = 0; q < guesses; q++)
         for (int c = 0; c < C; c++)
@@ -1629,6 +1632,7 @@ static void prompts_save(const Prompts *p, const char *path) {
     write_commit(f, path);
 }
 
+// Dies unless the file is whole and of that shape and model (its hash).
 static void prompts_load(Prompts *p, const char *path, GPT2Config g, uint64_t model) {
     size_t size;
     FILE *f = open_file(path, &size);
@@ -1718,7 +1722,8 @@ static void engine_guess(Engine *e) {
                        .parent = {-1}, .tokens = 1};
 }
 
-// Latencies from the prompts where they have this machine's, or measured now.
+// Latencies from the prompts where they have those of this machine and number of threads, or measured now, at
+// every start: only `train` writes the file.
 static void engine_latency(Engine *e) {
     int kind = e->decoder.kind;
     PromptsTables *t = &e->prompts.tables;
@@ -1752,7 +1757,7 @@ static void load_tokenizer(Tokenizer *t, const char *path, int V, int needed) {
 // Loads a model and, if given, its prompts or heads, with trees of some rows (0: the best).
 static void engine_load(Engine *e, const char *path, const char *prompts, WeightKind kind, int rows) {
     GPT2 m;
-    gpt2_map(&m, path);
+    gpt2_open(&m, path, 1);
     load_tokenizer(&e->tokenizer, path, m.config.vocab_size, 1);
     engine_start(e, &m, kind);
     if (*prompts) {
@@ -1836,13 +1841,13 @@ static const OptionRow decode_rows[] = {
     {"data", 's', AT(data), DEFAULT_DATA, 0, 0, 5, "FILE|GLOB", "text, or token shards"},
     {"val", 's', AT(val), "", 0, 0, 5, "FILE|GLOB", "held-out text; without it, the last tenth of --data"},
     {"out", 's', AT(out), "", 0, 0, 1, "PROMPTS", "the file to write"},
-    {"ppd", 's', AT(ppd), "", 0, 0, 6, "PROMPTS", "prompt tokens (or heads) that `train` made"},
+    {"ppd", 's', AT(ppd), "", 0, 0, 6, "PROMPTS", "prompt tokens that `train` made (run: or heads)"},
     {"heads-file", 's', AT(heads_file), "", 0, 0, 4, "HEADS", "heads to compare with (train --heads)"},
     {"draft", 's', AT(draft), "", 0, 0, 6, "FILE|DIR", "a smaller model of the same tokens, which proposes"},
     {"draft-ppd", 's', AT(draft_ppd), "", 0, 0, 6, "PROMPTS", "the draft's own prompt tokens"},
     {"ngram", 'f', AT(ngram), "0", 0, 0, 2, "", "propose what followed the last tokens before"},
     {"prompt", 's', AT(prompt), "", 0, 0, 2, "TEXT", "without it: standard input, each line a prompt"},
-    {"tokens", 'i', AT(tokens), "100", 1, 1e9, 6, "N", "tokens to write"},
+    {"tokens", 'i', AT(tokens), "100", 1, 1e9, 6, "N", "tokens to write; a full context slides by half"},
     {"temperature", 'd', AT(temperature), "0", 0, 1e3, 11, "X",
         "of the text; below 1e-4 the likeliest token"},
     {"top-k", 'i', AT(top_k), "0", 0, 65536, 2, "K", "draw among the K likeliest (0: all)"},
@@ -1852,20 +1857,21 @@ static const OptionRow decode_rows[] = {
     {"tree", 'i', AT(tree), "0", 0, MAX_TREE, 6, "S", "rows of a pass (0: what is fastest on this machine)"},
     {"texts", 'i', AT(texts), "8", 1, 1e6, 4, "N", "beginnings to go on from"},
     {"prompts", 'i', AT(prompts), "3", 1, MAX_PROMPTS, 9, "N", "prompt tokens, or heads"},
-    {"copies", 'i', AT(copies), "1", 1, 16, 9, "N", "copies of each, averaged (EPT)"},
+    {"copies", 'i', AT(copies), "1", 1, 16, 9, "N", "copies of each, averaged: ensemble prompt tokens"},
     {"deep", 'f', AT(deep), "0", 0, 0, 9, "", "a vector for every layer, not just an embedding"},
     {"heads", 'f', AT(heads), "0", 0, 0, 9, "", "train Medusa-like heads instead"},
     {"joint", 'f', AT(joint), "0", 0, 0, 9, "", "train the model on, together with its prompts"},
     {"own-tokens", 'i', AT(own_tokens), "20000", 0, 1e9, 9, "N",
         "learn from tokens of the model's own (0: --data)"},
     {"out-model", 's', AT(out_model), "", 0, 0, 1, "DIR", "where --joint writes the model"},
-    {"prompt-weight", 'd', AT(prompt_weight), "0.3", 0, 1e3, 9, "X", "of the prompts' loss with --joint"},
+    {"prompt-weight", 'd', AT(prompt_weight), "0.1", 0, 1e3, 9, "X", "of the prompts' loss with --joint"},
     {"steps", 'i', AT(steps), "600", 0, 1e9, 9, "N", "optimizer steps"},
     {"batch", 'i', AT(batch), "4", 1, 4096, 9, "B", "texts of a step"},
     {"seq-len", 'i', AT(seq_len), "0", 0, 1 << 20, 9, "T", "tokens of a text (0: the context, at most 256)"},
     {"cuts", 'i', AT(cuts), "32", 1, 4096, 9, "N", "cuts of a text"},
-    {"optimizer", 's', AT(optimizer), "adamw", 0, 0, 9, "NAME", "any of train_gpt2 --help, with its options"},
-    {"base", 'c', AT(base), "", 0, 0, 9, "adamw|sgd|muon", "what gpa, iam and diloco are built on"},
+    {"optimizer", 's', AT(optimizer), "adamw", 0, 0, 9, "NAME",
+        "any of train_gpt2 --help, with its options; --lr is 3e-2, of heads 1e-3, jointly 3e-4"},
+    {"base", 'c', AT(base), "", 0, 0, 9, "adamw|sgd|muon", "of gpa and diloco (adamw), and iam (sgd)"},
     {"schedule", 's', AT(schedule), "cosine", 0, 0, 9, "NAME", "constant, cosine, linear, wsd"},
     {"warmup", 'i', AT(warmup), "20", 0, 1e9, 9, "N", "steps of linear warmup"},
     {"final-lr", 'd', AT(final_lr), "0", 0, 1, 9, "FRACTION", "of the rate at the end"},
@@ -1879,10 +1885,12 @@ static const char *const commands[] = {"train", "run", "bench"};
 
 static void decode_help(UNUSED const char *of) {
     printf("decode_ppd: text from a GPT-2, several tokens a pass.\n\n"
-           "  ./decode_ppd run   --model run --prompt \"Once upon a time\" --tokens 200\n"
-           "  ./decode_ppd train --model run --data text.txt --out run/prompts.ppd\n"
-           "  ./decode_ppd run   --model run --ppd run/prompts.ppd --prompt \"Once upon a time\"\n"
-           "  ./decode_ppd bench --model run --ppd run/prompts.ppd --data text.txt\n");
+           "  ./decode_ppd run   --model runs/a --prompt \"Once upon a time\" --tokens 200\n"
+           "  ./decode_ppd train --model runs/a --data text.txt --out runs/a/prompts.ppd\n"
+           "  ./decode_ppd run   --model runs/a --ppd runs/a/prompts.ppd --prompt \"Once upon a time\"\n"
+           "  ./decode_ppd bench --model runs/a --ppd runs/a/prompts.ppd --data text.txt\n\n"
+           "Prompts hold the latencies of the machine and threads that trained them; elsewhere, and for a draft\n"
+           "or n-grams alone, run measures for a second or two before it writes.\n");
     for (int c = 0; c < 3; c++) {
         printf("\n%s\n", commands[c]);
         for (int i = 0; i < NUM_DECODE; i++)
@@ -1899,13 +1907,19 @@ static DecodeOptions decode_options(int argc, char **argv, int command) {
         if (decode_rows[i].identity >> command & 1) rows[n++] = decode_rows[i];
     }
     uint64_t given = read_options(&o, rows, n, argc - 1, argv + 1, &o.rest, decode_help);
-    int schedule = 0;
+    int schedule = 0, greedy = o.temperature < 1e-4;
     for (int i = 0; i < n && given >> i; i++) {
+        const char *name = rows[i].name;
         if (!(given >> i & 1)) continue;
-        schedule |= !strcmp(rows[i].name, "schedule");
-        if (!o.joint && !strcmp(rows[i].name, "prompt-weight"))
-            die_usage("--prompt-weight goes with --joint");
+        schedule |= !strcmp(name, "schedule");
+        if (!o.joint && !strcmp(name, "prompt-weight")) die_usage("--prompt-weight goes with --joint");
+        if (greedy && (!strcmp(name, "top-k") || !strcmp(name, "top-p")))
+            die_usage("--%s needs a --temperature; without, the likeliest token is taken", name);
+        if (!*o.prompt && !strcmp(name, "prompt"))
+            die("the prompt is empty; give --prompt TEXT, or lines on standard input");
     }
+    if (o.typical && !*o.ppd && !*o.draft && !o.ngram)
+        die_usage("--typical accepts guesses: give --ppd, --draft or --ngram");
     if (!strncmp(o.optimizer, "schedule-free", 13) && !schedule) o.schedule = "constant";
     if (command != 0 && o.rest.num_hyper)
         die_usage("--%s is no option of %s; see --help", o.rest.hyper_name[0], commands[command]);
@@ -2154,6 +2168,7 @@ static void check_train_options(const DecodeOptions *o) {
         die_usage("no schedule is called '%s' here; see --help", o->schedule);
 }
 
+// Makes --out-model's folder. Dies where an output would replace something else, or cannot be written.
 static void check_outputs(const DecodeOptions *o) {
     Path model = path_in(o->out_model, "model.bin");
     if (o->joint && !same_file(o->model, o->out_model)) make_folder(o->out_model);
@@ -2241,6 +2256,8 @@ static int train_command(const DecodeOptions *o) {
     choose_optimizer(&run.optimizer, o->optimizer, o->base);
     if (o->joint && optim_is_polyak(&run.optimizer)) // the gradient is of more than the text's loss
         die_usage("--joint does not go with %s, whose steps need the loss of each gradient", o->optimizer);
+    if (!o->joint && run.optimizer.row->base == OPTIM_MUON)
+        die_usage("Muon is for the model's matrices: prompts and heads alone would be AdamW's; give --joint");
     if (optim_get(&run.optimizer, "lr") != 1) // where it is a factor of what is found
         optim_set(&run.optimizer, "lr", o->joint ? 3e-4 : o->heads ? 1e-3 : 3e-2);
     optim_set(&run.optimizer, "mu-x", 1 - 15.0 / MAX(o->steps, 16)); // as train_gpt2's
@@ -2329,7 +2346,7 @@ static double plain_seconds(Engine *e, const uint16_t *tokens, int make) {
 static void bench_kinds(const char *path, const uint16_t *tokens, int n, int make) {
     double bandwidth = read_bandwidth(1), base = 0;
     GPT2 m;
-    gpt2_map(&m, path);
+    gpt2_open(&m, path, 1);
     printf("weights  bytes a token   tokens/s   GB/s   share of %.1f GB/s read   perplexity (%d tokens)\n",
            bandwidth / 1e9, n - 1);
     for (int kind = 0; kind < NUM_KINDS && !interrupted; kind++) {
@@ -2412,13 +2429,6 @@ static void print_trees(const char *name, const Engine *e) {
     }
 }
 
-// Latencies of now, and the trees that go with them.
-static void engine_refresh(Engine *e, int rows) {
-    e->prompts.tables.machine[e->decoder.kind] = 0;
-    engine_latency(e);
-    if (e->prompts.params) engine_trees(e, rows);
-}
-
 // Latencies of now go into the mean of those that were measured `times` before: a shared memory is now fast,
 // now slow, and a prediction and what it predicts should be of the same minutes. The trees stay. An engine
 // that is not used has none.
@@ -2430,6 +2440,9 @@ static void engine_latency_again(Engine *e, int times) {
     mean->guess_cost += (l.guess_cost - mean->guess_cost) / (times + 1);
 }
 
+// Trees are chosen from latencies of so many moments before the texts: one moment's may be of a busy machine.
+#define PLANNING 4
+
 static int bench_command(const DecodeOptions *o) {
     static Engine engine, heads, draft;
     Dataset train = {0}, val = {0};
@@ -2438,15 +2451,17 @@ static int bench_command(const DecodeOptions *o) {
     if (engine.prompts.header.heads || draft.prompts.header.heads ||
         (*o->heads_file && !heads.prompts.header.heads))
         die("bench takes prompt tokens as --ppd and --draft-ppd, heads as --heads-file: files change places");
-    engine_refresh(&engine, o->tree);
-    if (draft.prompts.params) engine_refresh(&draft, 0);
-    if (*o->heads_file) engine_refresh(&heads, 0);
+    Engine *engines[] = {&engine, &heads, &draft};
     GPT2Config g = engine.decoder.config;
     int prompt = held_out_prompt(g), tokens = o->tokens;
     load_data(o, &engine.tokenizer, g, &train, 0, &val, prompt + 8);
     Shard text = longest_piece(&val);
     bench_kinds(o->model, text.tokens, (int)MIN(text.count, (size_t)MIN(512, g.max_seq_len)),
                 MIN(tokens, g.max_seq_len / 2));
+    if (!engine.generator.latency) engine_latency(&engine); // for n-grams, too
+    for (int i = 0; i < 3 * PLANNING && !interrupted; i++) engine_latency_again(engines[i % 3], i / 3);
+    for (int i = 0; i < 3; i++)
+        if (engines[i]->prompts.params) engine_trees(engines[i], i == 0 ? o->tree : 0);
 
     Method methods[] = {
         {.name = "plain"},
@@ -2470,9 +2485,9 @@ static int bench_command(const DecodeOptions *o) {
     for (; texts < o->texts; texts++) {
         const uint16_t *from = text.tokens + (text.count - prompt) * (size_t)texts / o->texts;
         Method turn[sizeof methods / sizeof *methods];
-        int loop = 0, between = MAX(o->texts / 8, 1), times = texts / between;
+        int loop = 0, between = MAX(o->texts / 16, 1), times = texts / between;
         for (int i = 0; i < 3 && times && texts % between == 0; i++)
-            engine_latency_again((Engine *[]){&engine, &heads, &draft}[i], times);
+            engine_latency_again(engines[i], PLANNING - 1 + times);
         memcpy(turn, methods, sizeof methods);
         for (Method *w = turn; w < turn + count; w++) {
             if (w->uses & ~have) continue;
@@ -2501,7 +2516,8 @@ static int bench_command(const DecodeOptions *o) {
     return 0;
 }
 
-static UNUSED int main_decode(int argc, char **argv) {
+#ifndef DECODE_NO_MAIN
+int main(int argc, char **argv) {
     int command = 0;
     if (argc < 2) die_usage("give a command: train, run or bench; see --help");
     if (!strcmp(argv[1], "--help")) return decode_help(NULL), 0;
@@ -2514,7 +2530,4 @@ static UNUSED int main_decode(int argc, char **argv) {
     if (fflush(stdout) || ferror(stdout)) die("cannot write all of the output; make room");
     return status;
 }
-
-#ifndef DECODE_NO_MAIN
-int main(int argc, char **argv) { return main_decode(argc, argv); }
 #endif

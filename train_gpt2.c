@@ -960,7 +960,7 @@ typedef struct {
     size_t num_parameters;
     float *params_memory, *grads_memory; // flat, (num_parameters); grads_memory is NULL for inference
     ParameterTensors params, grads;
-    void *mapping;               // gpt2_map's: the file that holds the parameters; params_memory is NULL
+    void *mapping;               // gpt2_open's: the file that holds the parameters; params_memory is NULL
     size_t mapped;               // bytes
     // of a model in bfloat16 (gpt2_to_bf16), which makes forward passes only; elsewhere NULL
     uint16_t *bf16_memory;       // (bf16_count)
@@ -1823,7 +1823,8 @@ static void load_hf(GPT2 *m, const char *folder) {
     json_free(&j);
 }
 
-// A model from llm.c's .bin, a run's folder (with its model.bin), or a Hugging Face folder.
+// A model from llm.c's .bin, a run's folder (with its model.bin), or a Hugging Face folder. With `map` it can
+// only be read from: float32 parameters of llm.c's are mapped, not copied.
 static void gpt2_open(GPT2 *m, const char *path, int map) {
     if (!is_folder(path)) load_llmc(m, path, map);
     else if (file_exists(path_in(path, "model.bin").s)) load_llmc(m, path_in(path, "model.bin").s, map);
@@ -1832,9 +1833,6 @@ static void gpt2_open(GPT2 *m, const char *path, int map) {
 }
 
 static void gpt2_load(GPT2 *m, const char *path) { gpt2_open(m, path, 0); }
-
-// The same for a model that is only read from: float32 parameters of llm.c's are mapped, not copied.
-static UNUSED void gpt2_map(GPT2 *m, const char *path) { gpt2_open(m, path, 1); }
 
 // ===========================================================================================================
 // 7  Tokenizers: bytes, the characters of a text, or GPT-2's byte-pair encoding

@@ -44,7 +44,7 @@ static void test_products(void) {
             Scratch s = {.scale = allocate_floats(rows), .bytes = allocate((size_t)rows * ld, 1)};
             Linear m = linear_pack(w, N, K, kind, bias, NULL, NULL);
             for (int r = 0; r < rows; r++) random_normal(x + (size_t)r * ld, K, 1, 10 + r);
-            quantize_rows(&s, x, ld, rows, K, kind);
+            prepare_rows(&s, x, ld, rows, K, kind);
             linear_rows(out, ld, &s, &m, rows, STAY, NULL, 0);
             double error = 0;
             for (int r = 0; r < rows; r++) {
@@ -53,14 +53,14 @@ static void test_products(void) {
                     for (int k = 0; k < K; k++) sum += (double)x[(size_t)r * ld + k] * w[(size_t)n * K + k];
                     error = fmax(error, fabs(sum - out[(size_t)r * ld + n].f) / sqrt(K));
                 }
-                quantize_rows(&s, x + (size_t)r * ld, ld, 1, K, kind);
+                prepare_rows(&s, x + (size_t)r * ld, ld, 1, K, kind);
                 linear_rows(alone, ld, &s, &m, 1, STAY, NULL, 0);
                 changed += memcmp(alone, out + (size_t)r * ld, N * sizeof(float)) != 0;
             }
             float row[K];
             for (int some = 2; some < 14; some++) { // tiles of every shape
                 Sum *few = allocate((size_t)rows * ld, sizeof *few);
-                quantize_rows(&s, x, ld, some, K, kind);
+                prepare_rows(&s, x, ld, some, K, kind);
                 linear_rows(few, ld, &s, &m, some, STAY, NULL, 0);
                 for (int r = 0; r < some; r++)
                     changed += memcmp(few + (size_t)r * ld, out + (size_t)r * ld, N * sizeof(float)) != 0;
@@ -102,7 +102,7 @@ static void test_tree_attention(int HS) {
             int n = 9 + b.depth[r] + 1;
             memcpy(path, tokens, 9 * sizeof *path);
             for (int v = r; v >= 0; v = b.parent[v]) path[9 + b.depth[v]] = (uint16_t)b.token[v];
-            const float *logits = decoder_logits(&d, r);
+            const float *logits = product_row(&d, r);
             if (kind == WEIGHTS_F32) {
                 gpt2_forward(&m, path, 1, n);
                 gpt2_logits(&m, m.logits, n - 1, 1);
@@ -118,7 +118,7 @@ static void test_tree_attention(int HS) {
                 decoder_pass(&plain_decoder, &one);
                 plain_decoder.past++;
             }
-            changed += memcmp(logits, decoder_logits(&plain_decoder, 0), g.vocab_size * sizeof(float)) != 0;
+            changed += memcmp(logits, product_row(&plain_decoder, 0), g.vocab_size * sizeof(float)) != 0;
         }
         if (kind == WEIGHTS_F32)
             check(error < 2e-5 * largest, "logits of a tree are off by %g of %g", error, largest);
@@ -244,12 +244,12 @@ static void test_likely(void) {
             float all[5][V];
             int changed = 0, wrong = 0, guess[RANKS], best[V];
             decoder_pass(d, &b);
-            for (int o = 0; o < 5; o++) memcpy(all[o], decoder_logits(d, o), sizeof all[o]);
+            for (int o = 0; o < 5; o++) memcpy(all[o], product_row(d, o), sizeof all[o]);
             memset(d->sums, 0xff, (size_t)MAX_ROWS * d->logits_stride * sizeof(Sum));
             decoder_likely(d, groups, 3);
             decoder_pass(d, &b);
             for (int o = 0; o < b.complete; o++)
-                changed += memcmp(all[o], decoder_logits(d, o), sizeof all[o]) != 0;
+                changed += memcmp(all[o], product_row(d, o), sizeof all[o]) != 0;
             for (int o = 3; o < 5; o++) {
                 top_tokens(all[o], 0, V, V, best, 0);
                 top_guesses(d, o, RANKS, guess);
@@ -779,7 +779,7 @@ static void test_guesses(void) {
         double off = 0, largest = 0;
         for (int i = 0; i < 3; i++)
             for (int v = 0; v < V; v++) {
-                off = fmax(off, fabs(decoder_logits(&e.decoder, tree.guesses[0] + i)[v] - want[i * V + v]));
+                off = fmax(off, fabs(product_row(&e.decoder, tree.guesses[0] + i)[v] - want[i * V + v]));
                 largest = fmax(largest, fabs(want[i * V + v]));
             }
         check(off < 1e-4 * largest, "mode %d: guesses in decoding are off by %g of %g", mode, off, largest);
@@ -814,7 +814,7 @@ static void test_interrupted(void) {
 // ---- the tree search against all trees there are
 
 #define BRUTE_RANKS 2
-static Template all_trees[4096];
+static Template all_trees[16384];
 static int num_trees;
 
 // Every set of children and chains: nodes are added in order, each under a node that is not before the last
@@ -840,9 +840,9 @@ static void enumerate(Template t, const TreeModel *m, int k, int s, int parent, 
 }
 
 static void test_tree_search(void) {
-    for (int trial = 0; trial < 6; trial++) {
-        int s = 3 + trial % 3, first[4], best_of[3] = {0};
-        TreeModel m = {.n = 2, .copies = 1};
+    for (int trial = 0; trial < 10; trial++) { // prompts, prompts of two copies, heads
+        int s = 3 + (trial < 8 ? trial % 3 : trial % 2), first[4], best_of[3] = {0};
+        TreeModel m = {.n = 2, .copies = trial < 5 ? 1 : trial < 8 ? 2 : 0};
         for (int d = 0; d < 2; d++) {
             m.accuracy[d][0] = 0.2 + 0.5 * random_uniform(trial, d);
             m.accuracy[d][1] = (1 - m.accuracy[d][0]) * random_uniform(trial, 4 + d);
@@ -874,8 +874,9 @@ static void test_tree_search(void) {
         double tau = long_run(found, &m, NULL, NULL);
         int fits = 1;
         for (int k = 0; k <= 2; k++) fits &= found[k].rows <= s;
-        check(fits && tau > best - 1e-4, "%d rows, %d trees: found %.5f tokens a pass, brute force %.5f", s,
-              num_trees, tau, best);
+        check(fits && tau > best - 1e-4 && num_trees < 16384,
+              "%d rows, %d copies, %d trees: found %.5f tokens a pass, brute force %.5f", s, m.copies, num_trees,
+              tau, best);
     }
     TreeModel m = some_accuracies(3, 1, 0.9, 0.55);
     Latency latency = some_latency(0.03);

@@ -25,6 +25,9 @@ ok "two lines, two texts" [ "$(printf '12 green\n\nhang\n' | text --tokens 5 | w
 ok "another seed, another text" bash -c '! diff -q "$1" "$2"' _ <(text --prompt 1 --temperature 1 --seed 1) <(text --prompt 1 --temperature 1 --seed 2)
 ok "past the end of the context" [ "$(text --prompt 12 --tokens 200 | wc -c)" = 203 ]
 ok "a prompt longer than the context" text --prompt "$(head -c 300 "$work/text.txt")" --tokens 3
+refuses 2 "top-k needs a --temperature" "${run[@]}" --prompt 12 --top-k 4
+refuses 2 "top-p needs a --temperature" "${run[@]}" --prompt 12 --top-p 0.9 --temperature 0
+refuses 2 "typical accepts guesses" "${run[@]}" --prompt 12 --temperature 1 --typical
 ok "top-k 1 is greedy" diff <(text --prompt "12 green" --tokens 40 --temperature 1 --top-k 1) "$work/plain"
 ok "a tiny top-p is greedy" diff <(text --prompt "12 green" --tokens 40 --temperature 1 --top-p 0.000001) "$work/plain"
 
@@ -55,6 +58,8 @@ refuses 2 "does not go with sps" "$decode" train --model "$work/model" "${tokens
 refuses 1 "is a folder" "$decode" train --model "$work/model" "${tokens[@]}" --joint --out "$work/not" --out-model "$work/not"
 ok "no folder stays" [ ! -e "$work/not" ]
 ok "Polyak's steps are not clipped" "$decode" train --model "$work/model" "${tokens[@]}" --optimizer sps --clip 1e-6 --out "$work/sps"
+refuses 2 "give --joint" "$decode" train --model "$work/model" "${tokens[@]}" --optimizer muon --out "$work/x"
+refuses 2 "give --joint" "$decode" train --model "$work/model" "${tokens[@]}" --optimizer gpa --base muon --out "$work/x"
 refuses 2 "not with --heads" "$decode" train --model "$work/model" "${tokens[@]}" --heads --deep --out "$work/x"
 for name in model.bin tokenizer.txt; do
     refuses 1 "another file" "$decode" train --model "$work/model" "${tokens[@]}" --joint --out "$work/not/$name" --out-model "$work/not"
@@ -132,6 +137,7 @@ ok "a bench tells of the texts that were written" grep -qE '^[1-9][0-9]{0,5} tex
 
 # ---- refused
 refuses 1 empty "${run[@]}"
+refuses 1 "prompt is empty" bash -c 'echo 12 | exec "$@"' _ "${run[@]}" --prompt "" # it is not read
 refuses 1 "not in the tokenizer" "${run[@]}" --prompt "Ω"
 refuses 1 "cannot open" "$decode" run --model "$work/none" --prompt 1
 refuses 1 "cannot open" "${run[@]}" --ppd "$work/none" --prompt 1
