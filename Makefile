@@ -4,9 +4,10 @@
 #   ARCH=generic    for every machine of this kind, not just for this one (native)
 #   BLAS=1          matrix products by the installed OpenBLAS instead of ours
 #   OPENMP=         one thread
+#   CUDA_ARCH=90    the GPUs that train_gpt2cu is for (else all that nvcc knows, from 75 on)
 
 ifeq ($(origin CC),default)
-CC := $(if $(shell command -v gcc),gcc,cc)
+CC := $(if $(shell command -v gcc 2>/dev/null),gcc,cc)
 endif
 ARCH ?= native
 works = $(shell echo 'int main(void) { return 0; }' | $(CC) $(1) -x c - -o /dev/null 2>/dev/null && echo '$(1)')
@@ -45,7 +46,14 @@ train_gpt2: $(TRAINER)
 
 # Several processes: mpirun -n N ./train_gpt2_mpi --workers ...; mpicc calls the compiler that FLAGS are for.
 MPICC ?= mpicc
-train_gpt2_mpi: $(TRAINER)
+ifneq ($(shell cat build/mpi 2>/dev/null),$(MPICC))
+.PHONY: build/mpi
+endif
+build/mpi:
+	@mkdir -p build
+	@printf '%s\n' '$(MPICC)' >$@
+
+train_gpt2_mpi: $(TRAINER) build/mpi
 	OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(FLAGS) -DUSE_MPI $< -o $@ $(LIBS)
 
 decode_ppd: decode_ppd.c $(TRAINER)
@@ -67,7 +75,7 @@ dev/federated: dev/federated.c $(TRAINER)
 	$(CC) $(FLAGS) $< -o $@ $(LIBS)
 
 # The same with clients as MPI's ranks: mpirun -n 4 dev/federated_mpi ...
-federated_mpi dev/federated_mpi: dev/federated.c $(TRAINER)
+federated_mpi dev/federated_mpi: dev/federated.c $(TRAINER) build/mpi
 	OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(FLAGS) -DFEDERATED_MPI $< -o dev/federated_mpi $(LIBS)
 
 dev/bench/bench: dev/bench/bench.c decode_ppd.c $(TRAINER)
@@ -79,7 +87,11 @@ dev/bench/bench_blas: dev/bench/bench.c decode_ppd.c $(TRAINER)
 # The GPU's trainer: nvcc takes train_gpt2.cu's kernels; train_gpt2.c includes the rest of it. test/cuda_on_cpu.h stands
 # for a GPU. With USE_NCCL=1 USE_MPI=1 for several processes: mpirun -n N ./train_gpt2cu --workers data
 NVCC ?= nvcc
-CUDA_ARCH ?= 75 80 86 89 90 100 120
+ifndef CUDA_ARCH
+CUDA_ARCH := $(patsubst sm_%,%,$(filter sm_75 sm_80 sm_86 sm_89 sm_90 sm_100 sm_120,\
+	$(shell $(NVCC) --list-gpu-code 2>/dev/null)))
+CUDA_ARCH := $(or $(CUDA_ARCH),80)
+endif
 NVCC_FLAGS = -std=c++17 -O3 --extended-lambda -Xcompiler -Wall,-Wextra \
 	$(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) \
 	-gencode arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH))

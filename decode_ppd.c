@@ -950,13 +950,21 @@ static double template_rows(const Template *t, const Latency *l, int heads) {
 // The root alone: nothing guesses.
 static const Template bare = {.nodes = 1, .rows = 1, .parent = {-1}, .tokens = 1};
 
+// Rows of nodes and their chains that a pass can have, each node with so many heads.
+static int most_nodes(int heads) { return heads ? MAX_ROWS / (1 + heads) : MAX_ROWS - MAX_MISSING; }
+
+// The prompt tokens behind the last proposal.
+static int proposals_chain(const Generator *g) {
+    return g->kind == GUESS_PROMPTS ? g->templates[0].chain[0] : 0;
+}
+
 /* How many proposals pay, and with which of three templates: the state's own; the smallest, which is a root
 with its chain; or the bare root, where nothing guesses. The last two only with proposals: without any, a
 state's own tree is the best there is. Proposals are right with the measured probability a if those before
 them are, so n of them bring 1 + a + ... + a^n tokens, and if the first is wrong, what the template brings.
-What the pass guesses for the next one, behind the last proposal or the template's nodes, counts as far as
-proposals will fail there. The tokens, less what the guesses that led here are worth, divided by the time are
-to be the most. a begins high: what is never tried is never learned. */
+What the pass guesses for the next one, behind the last proposal (a chain as behind a lone root) or the
+template's nodes, counts as far as proposals will fail there. The tokens, less what the guesses that led here
+are worth, divided by the time are to be the most. a begins high: what is never tried is never learned. */
 static int plan_proposals(const Generator *g, int source, int prefix, int most, const Template **shape) {
     double a = (g->accepted[source] + 3) / (g->proposed[source] + 4), best = -INFINITY;
     const Template *own = &g->templates[g->state], *smallest = &g->templates[0];
@@ -964,14 +972,17 @@ static int plan_proposals(const Generator *g, int source, int prefix, int most, 
     int count = 0;
     for (int i = g->kind ? 0 : 2; i < 3; i++) {
         const Template *t = shapes[i];
-        int heads = t == &bare ? 0 : heads_of(g);
+        int heads = t == &bare ? 0 : heads_of(g), chain = t == &bare ? 0 : proposals_chain(g) * g->copies;
+        int room = most_nodes(heads) - t->rows - chain; // rows that the pass can still have
         double rows = prefix - 1 + template_rows(t, g->latency, heads);
         double each = 1 + heads * g->latency->guess_cost, sum = 1, power = 1; // 1 + a + ... + a^n, a^n
         double others = t->tokens - 1 + (1 - a) * t->later;
         double behind = t == &bare ? 0 : (1 - a) * smallest->later;
-        for (int n = 0; n <= MIN(MAX_PROPOSALS, most); n++, sum += power *= a) {
+        for (int n = 0; n <= MIN(MIN(MAX_PROPOSALS, most), MAX(room, 0)); n++, sum += power *= a) {
             double tokens = n ? sum + (1 - a) * others + power * behind : 1 + others;
-            double seconds = pass_seconds(g->latency, rows + n * each) + (g->draft ? n * g->draft_cost : 0);
+            double behind_them = n ? chain * g->latency->guess_cost : 0;
+            double seconds = pass_seconds(g->latency, rows + n * each + behind_them) +
+                             (g->draft ? n * g->draft_cost : 0);
             double rate = (tokens - (1 - a) * own->worth) / seconds;
             if (rate > best && (n || t == own || !g->kind)) best = rate, count = n, *shape = t;
         }
@@ -1005,7 +1016,7 @@ static const uint16_t *propose_by_draft(Generator *g, int count) {
 
 // Tokens that come as a text, from the draft or from an n-gram, join the tree as a path from the root.
 static void add_proposals(const Generator *g, Tree *t, const uint16_t *tokens, int count) {
-    int chain = g->kind == GUESS_PROMPTS && !t->bare ? g->n : 0;
+    int chain = t->bare ? 0 : proposals_chain(g);
     for (int i = 0, at = t->root; i < count && at >= 0; i++) // the chain at its end goes on from there
         at = tree_add(t, at, tokens[i], i == count - 1 ? chain : 0, g->copies);
 }
@@ -1086,7 +1097,7 @@ static int generator_step(Generator *g, int limit) {
     int prefix = g->length - g->base - d->past;          // tokens that the cache lacks; the last is the root
     int room = d->config.max_seq_len - d->past - prefix; // positions left behind the root
     // the text before the root has rows, too; a node with heads has outputs for each
-    Tree t = {.root = prefix - 1, .planned = 1, .most = MAX_ROWS - MAX_MISSING};
+    Tree t = {.root = prefix - 1, .planned = 1};
     for (int i = 0; i < prefix; i++) batch_add(&t.batch, g->text[g->base + d->past + i], i - 1);
     const Template *shape = &g->templates[g->state];
     int proposals = 0, source = 0, deepest = MIN(room, limit - 1);
@@ -1096,7 +1107,7 @@ static int generator_step(Generator *g, int limit) {
         proposals = plan_proposals(g, source, prefix, MIN(deepest, found ? g->length - found : MAX_PROPOSALS),
                                    &shape);
     t.bare = shape == &bare;
-    if (g->kind == GUESS_HEADS && !t.bare) t.most = MAX_ROWS / (1 + g->n);
+    t.most = most_nodes(t.bare ? 0 : heads_of(g));
     if (g->kind == GUESS_PROMPTS) t.chain[t.root] = shape->chain[0];
     t.planned += t.chain[t.root] * g->copies;
     add_guesses(g, shape, &t, deepest);
@@ -1889,12 +1900,12 @@ static void decode_help(UNUSED const char *of) {
            "  ./decode_ppd train --model runs/a --data text.txt --out runs/a/prompts.ppd\n"
            "  ./decode_ppd run   --model runs/a --ppd runs/a/prompts.ppd --prompt \"Once upon a time\"\n"
            "  ./decode_ppd bench --model runs/a --ppd runs/a/prompts.ppd --data text.txt\n\n"
-           "Prompts hold the latencies of the machine and threads that trained them; elsewhere, and for a draft\n"
+           "Prompts hold latencies of the machine and threads that trained them. Elsewhere, and for a draft\n"
            "or n-grams alone, run measures for a second or two before it writes.\n");
     for (int c = 0; c < 3; c++) {
         printf("\n%s\n", commands[c]);
         for (int i = 0; i < NUM_DECODE; i++)
-            if (decode_rows[i].identity >> c & 1) print_option(&decode_rows[i]);
+            if (decode_rows[i].marks >> c & 1) print_option(&decode_rows[i]);
     }
 }
 
@@ -1904,7 +1915,7 @@ static DecodeOptions decode_options(int argc, char **argv, int command) {
     int n = 0;
     for (int i = 0; i < NUM_DECODE; i++) {
         set_option(&o, &decode_rows[i], decode_rows[i].initial);
-        if (decode_rows[i].identity >> command & 1) rows[n++] = decode_rows[i];
+        if (decode_rows[i].marks >> command & 1) rows[n++] = decode_rows[i];
     }
     uint64_t given = read_options(&o, rows, n, argc - 1, argv + 1, &o.rest, decode_help);
     int schedule = 0, greedy = o.temperature < 1e-4;
@@ -2147,13 +2158,6 @@ static int train_prompts(PromptRun *r, const Dataset *train, const DecodeOptions
     return r->now->step >= o->steps;
 }
 
-// Dies where a file cannot be written: now, not after the last step.
-static void check_writable(const char *path) {
-    fclose(write_begin(path));
-    unlink(unfinished_file);
-    unfinished_file[0] = 0;
-}
-
 static void check_train_options(const DecodeOptions *o) {
     if (!*o->out) die_usage("train needs --out PROMPTS, the file to write");
     if (o->joint && o->heads) die_usage("--joint goes with prompt tokens only");
@@ -2169,15 +2173,20 @@ static void check_train_options(const DecodeOptions *o) {
 }
 
 // Makes --out-model's folder. Dies where an output would replace something else, or cannot be written.
-static void check_outputs(const DecodeOptions *o) {
+static void check_outputs(const DecodeOptions *o, const char *state) {
     Path model = path_in(o->out_model, "model.bin");
     if (o->joint && !same_file(o->model, o->out_model)) make_folder(o->out_model);
+    struct stat s;
     if (is_folder(o->out)) die("%s is a folder; --out names the file to write", o->out);
-    char magic[8] = "";
-    FILE *f = fopen(o->out, "rb");
-    if (f && fread(magic, 1, 8, f) && memcmp(magic, PROMPTS_MAGIC, 7)) // older ones differ in the eighth
-        die("%s is something else; --out names another file, for the prompts", o->out);
-    if (f) fclose(f);
+    if (!stat(o->out, &s) && !S_ISREG(s.st_mode)) die("%s is no file; --out names the file to write", o->out);
+    const char *written[] = {o->out, state}, *magics[] = {PROMPTS_MAGIC, STATE_MAGIC};
+    for (int i = 0; i < 2; i++) { // older ones differ in the eighth character
+        char magic[8] = "";
+        FILE *f = fopen(written[i], "rb");
+        if (f && fread(magic, 1, 8, f) && memcmp(magic, magics[i], 7))
+            die("%s is something else; --out names another file, for the prompts", written[i]);
+        if (f) fclose(f);
+    }
     if (o->joint) {
         if (same_file(o->model, o->out_model) || same_file(o->model, model.s))
             die("%s is --model's; --resume will need that as it is: give --out-model another folder",
@@ -2233,8 +2242,10 @@ static void finish_prompts(PromptRun *r, Engine *e, const Dataset *train, const 
     }
     measure_accuracy(e, val, 4000);
     if (o->joint) {
-        gpt2_save(g, m->params_memory, path_in(o->out_model, "model.bin").s);
-        tokenizer_save(&e->tokenizer, o->out_model);
+        Path model = path_in(o->out_model, "model.bin"), new = path_in(o->out_model, "model.new");
+        gpt2_save(g, m->params_memory, new.s); // an old model goes before its tokenizer does
+        unlink(model.s), tokenizer_save(&e->tokenizer, o->out_model);
+        if (rename(new.s, model.s)) write_failed(model.s);
     }
     prompts_save(&e->prompts, o->out);
     unlink(r->state);
@@ -2271,7 +2282,7 @@ static int train_command(const DecodeOptions *o) {
             m.config.max_seq_len);
     load_data(o, &engine.tokenizer, m.config, &train, MAX(T, own_prompt(&m)), &val,
               held_out_prompt(m.config));
-    check_outputs(o);
+    check_outputs(o, run.state);
     int L = m.config.num_layers;
     *t = (PromptTrainer){.m = &m, .cuts = o->cuts, .B = o->batch, .T = T, .joint = o->joint,
                          .weight = o->joint ? (float)o->prompt_weight : 1,
@@ -2525,9 +2536,10 @@ int main(int argc, char **argv) {
     if (command == 3) die_usage("'%s' is none of train, run, bench; see --help", argv[1]);
     spin_briefly(argv);
     DecodeOptions o = decode_options(argc, argv, command);
-    catch_interrupts();
+    catch_signals();
+    if (command == 0) signal(SIGPIPE, SIG_IGN); // who reads the progress may stop
     int status = command == 0 ? train_command(&o) : command == 1 ? run_command(&o) : bench_command(&o);
-    if (fflush(stdout) || ferror(stdout)) die("cannot write all of the output; make room");
+    check_printed();
     return status;
 }
 #endif

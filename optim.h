@@ -358,6 +358,9 @@ struct Optimizer {
 OPTIM_API void optim_matmul_plain(float *C, const float *A, const float *B, int M, int N, int K, int transA,
                                   int transB, int symmetric) {
     const size_t a_row = transA ? 1 : K, a_col = transA ? M : 1;
+#ifdef OPTIM_CUDA
+    cudaDeviceSynchronize();                               // kernels before it may still write A and B
+#endif
     OPTIM_PARALLEL for (int i = 0; i < M; i++) {
         float *c = C + (size_t)i * N;
         const float *a = A + i * a_row;

@@ -5,6 +5,7 @@ saves what llm.c and Hugging Face's transformers open, and is fast: everything t
 one matrix product (chapter 2). It is not a framework: there is no graph and no autograd. Every layer's
 backward pass stands beside its forward pass, so that the formulas can be checked against each other.
 
+Built by `make`, or gcc -O3 -march=native -fno-math-errno -fno-trapping-math -fopenmp train_gpt2.c -lm.
 Read it top to bottom. Data flows one way through the chapters:
 
    1  memory, errors, random numbers
@@ -74,6 +75,8 @@ static inline int omp_get_max_threads(void) { return 1; }
 static char unfinished_file[4096], new_folders[NEW_FOLDERS][4096];
 static int num_new_folders;
 
+static int exit_code; // of die; 0 of a program that ends by itself
+
 static int line_open; // progress stands on the terminal, in a line without an end
 static void end_line(void) {
     if (line_open) putchar('\n');
@@ -94,10 +97,15 @@ __attribute__((format(printf, 2, 3), noreturn)) static void end_with(int code, c
     if (unfinished_file[0]) unlink(unfinished_file);
     for (int i = 0; i < MIN(num_new_folders, NEW_FOLDERS); i++)
         rmdir(new_folders[(num_new_folders - 1 - i) % NEW_FOLDERS]);
-    exit(code);
+    exit(exit_code = code);
 }
 #define die(...) end_with(1, __VA_ARGS__)
 #define die_usage(...) end_with(2, __VA_ARGS__)
+
+// For the end of a program: dies if not all that was printed has come to where it went.
+static void check_printed(void) {
+    if (fflush(stdout) || ferror(stdout)) die("cannot write all of the output; make room");
+}
 
 // Ends the program before it uses `bytes` more where fewer are left: Linux promises memory that is not there,
 // and kills the program that writes into it.
@@ -160,12 +168,32 @@ static void random_normal(float *x, size_t n, float std, uint64_t stream) {
     }
 }
 
-static volatile sig_atomic_t interrupted; // by SIGINT or SIGTERM: the step is finished, then saved
+static volatile sig_atomic_t interrupted; // by a signal: the step is finished, then saved
 static void on_signal(int signal) {
     static time_t first;
     if (!interrupted) first = time(NULL);
-    else if (time(NULL) > first + 1) _exit(128 + signal); // asked again, and not by the same keystroke
+    else if (time(NULL) > first + 1) { // asked again, and not by the same keystroke
+        if (unfinished_file[0]) unlink(unfinished_file);
+        _exit(128 + signal);
+    }
     interrupted = 1;
+}
+
+// A file that is mapped was cut short: what it had is gone.
+static void on_lost_file(UNUSED int signal) {
+    static const char why[] = "error: a file was cut short while it was read; put it back, and --resume\n";
+    if (write(2, why, sizeof why - 1) < 0 || unfinished_file[0]) unlink(unfinished_file);
+    _exit(1);
+}
+
+// SIGINT, SIGTERM and SIGHUP (of a terminal that closes; unless nohup has it ignored) set `interrupted`.
+static void catch_signals(void) {
+    struct sigaction action = {.sa_handler = on_signal}, old;
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    if (!sigaction(SIGHUP, NULL, &old) && old.sa_handler != SIG_IGN) sigaction(SIGHUP, &action, NULL);
+    action.sa_handler = on_lost_file;
+    sigaction(SIGBUS, &action, NULL);
 }
 
 static double now(void) {
@@ -796,7 +824,8 @@ static void attention_backward(float *dqkv, const float *dout, const float *qkv,
         size_t to_qkv = bh / NH * T * ld + bh % NH * HS, to_out = (size_t)(bh / NH) * T * C + bh % NH * HS;
         const float *q = qkv + to_qkv, *k = q + C, *v = k + C, *o = out + to_out, *d_o = dout + to_out;
         float *dq = dqkv + to_qkv, *dk = dq + C, *dv = dk + C;
-        float p[QUERIES * KEYS], dp[QUERIES * KEYS], D[QUERIES];
+        static _Thread_local float blocks[2][QUERIES * KEYS]; // more than some libraries' threads have stack
+        float *p = blocks[0], *dp = blocks[1], D[QUERIES];
         for (int q0 = 0; q0 < T; q0 += QUERIES) {
             int end = MIN(T, q0 + QUERIES);
             for (int i = q0; i < end; i++) {
@@ -833,7 +862,7 @@ static void attention_backward(float *dqkv, const float *dout, const float *qkv,
 }
 
 // ===========================================================================================================
-// 5  The model
+// 5  The model: shapes, parameters, activations, forward, backward
 
 typedef struct {
     int max_seq_len; // maxT: rows of wpe, the context
@@ -1250,14 +1279,17 @@ static double gpt2_backward(GPT2 *m, const uint16_t *targets, float grad_scale, 
     return loss;
 }
 
-// Floating-point operations of a training step for each token: 6 for each weight that multiplies (the
-// embedding once, as the classifier), and 6 L C T for causal attention.
+// Floating-point operations of a training step for each token: 6 for each weight that multiplies (those of
+// matrices, the embedding once, as the classifier), and 6 L C T for causal attention.
 static double flops_per_token(GPT2Config g, int T) {
-    double weights = (double)count_parameters(g) - (double)g.max_seq_len * g.channels;
+    double weights = 0;
+    for (int i = 0; i < NUM_TENSORS; i++)
+        if (tensor_shape(g, i).cols && i != TENSOR(wpe)) weights += (double)tensor_size(tensor_shape(g, i));
     return 6.0 * weights + 6.0 * g.num_layers * g.channels * T;
 }
 
-// What the model runs on, in words. f32: no bf16 where a GPU has it.
+// Opens what the model runs on, and names it: behind the last comma stands what decides its bits (see
+// compare_workers). f32: no bf16 where a GPU has it.
 static const char *open_device(UNUSED int f32) {
     static char name[64];
     int blas = 0;
@@ -1292,7 +1324,7 @@ static Path path_in(const char *folder, const char *name) {
     Path p;
     size_t n = strlen(folder), slash = n > 0 && folder[n - 1] != '/';
     if (n + strlen(name) + 8 > sizeof p.s) die("the path %s/%s is too long", folder, name);
-    sprintf(p.s, "%s%s%s", folder, slash ? "/" : "", name);
+    snprintf(p.s, sizeof p.s, "%s%s%s", folder, slash ? "/" : "", name);
     return p;
 }
 
@@ -1419,6 +1451,13 @@ static void write_commit(FILE *f, const char *path) {
     int folder = open(folder_of(path).s, O_RDONLY); // the name has to reach the disk, too
     if (folder < 0 || (fsync(folder) && errno != EINVAL)) write_failed(path);
     close(folder);
+}
+
+// Dies where a file cannot be written: now, not after the last step.
+static void check_writable(const char *path) {
+    fclose(write_begin(path));
+    unlink(unfinished_file);
+    unfinished_file[0] = 0;
 }
 
 // ---- models
@@ -2375,6 +2414,7 @@ static void gpt2_export_hf(GPT2Config g, const float *params, const Tokenizer *t
     char end[16] = "null";
     if (t && t->kind == TOKENIZER_GPT2) snprintf(end, sizeof end, "%d", t->vocab_size - 1);
     make_folder(dir);
+    unlink(path_in(dir, "config.json").s); // no new weights beside another's tokenizer: it is written last
     export_safetensors(g, params, path_in(dir, "model.safetensors"));
     const char *others[] = {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
                             "tokenizer.txt"};
@@ -2410,6 +2450,7 @@ typedef struct {
     int num_shards;
     uint64_t hash; // of all tokens, so that a checkpoint can tell whether it belongs to this data
     int largest;   // token
+    int files;     // the shards are mapped files
 } Dataset;
 
 static size_t dataset_tokens(const Dataset *d) {
@@ -2429,9 +2470,10 @@ static void dataset_add(Dataset *d, const uint16_t *tokens, size_t count) {
 static void check_dataset(const Dataset *d, const char *name, int vocab_size, int T) {
     size_t longest = 0;
     for (int s = 0; s < d->num_shards; s++) longest = MAX(longest, d->shards[s].count);
-    if (longest <= (size_t)T) die("the %s is shorter than %d tokens", name, T + 1);
+    if (longest <= (size_t)T) die("the %s is shorter than %d tokens; give a longer text", name, T + 1);
     if (d->largest >= vocab_size)
-        die("the %s holds token %d, the model knows %d tokens", name, d->largest, vocab_size);
+        die("the %s holds token %d, the model knows %d tokens; it is of another tokenizer", name, d->largest,
+            vocab_size);
 }
 
 // llm.c's token file: 256 ints (magic 20240520, version 1, count), then the tokens as uint16.
@@ -2449,6 +2491,7 @@ static void dataset_add_shard(Dataset *d, const char *path) {
         die("%s: the header promises %d tokens, the file has %zu bytes of them", path, header[2],
             size - 1024);
     dataset_add(d, (uint16_t *)(header + 256), (size_t)header[2]);
+    d->files = 1;
 }
 
 static glob_t expand(const char *pattern) {
@@ -2456,7 +2499,7 @@ static glob_t expand(const char *pattern) {
     if (glob(pattern, GLOB_NOCHECK, NULL, &g) || !file_exists(g.gl_pathv[0])) {
         if (!strcmp(pattern, DEFAULT_DATA))
             die("%s is missing; `make %s` writes it, or give a text with --data", pattern, pattern);
-        die("no file matches %s", pattern);
+        die("no file matches %s; look for it, and quote a pattern", pattern);
     }
     return g;
 }
@@ -2481,7 +2524,7 @@ static char *read_texts(const char *pattern, size_t *length) {
         *length += n;
         free(text);
     }
-    if (*length == 0) die("%s is empty", pattern);
+    if (*length == 0) die("%s is empty; give a text", pattern);
     globfree(&g);
     return all;
 }
@@ -2501,6 +2544,7 @@ static void dataset_load(Dataset *d, const char *pattern, const Tokenizer *token
     const uint16_t *tokens = tokenizer_encode(tokenizer, text ? text : read, length, &count);
     free(read);
     dataset_add(d, tokens, count);
+    allocated_bytes += count * sizeof *tokens;
 }
 
 // Moves the last tenth of the tokens from train to val.
@@ -2508,6 +2552,7 @@ static void dataset_split(Dataset *train, Dataset *val) {
     Dataset all = *train;
     size_t left = dataset_tokens(&all) / 10 * 9 + dataset_tokens(&all) % 10 * 9 / 10;
     memset(train, 0, sizeof *train);
+    train->files = val->files = all.files;
     for (int s = 0; s < all.num_shards; s++) {
         Shard shard = all.shards[s];
         size_t n = MIN(left, shard.count);
@@ -2516,6 +2561,13 @@ static void dataset_split(Dataset *train, Dataset *val) {
         left -= n;
     }
     free(all.shards);
+}
+
+// Dies if a token is larger than any was when the data was read: others may have written to the files.
+static void check_tokens(const Dataset *d, const uint16_t *tokens, int n) {
+    int largest = 0;
+    for (int i = 0; i < n && d->files; i++) largest = MAX(largest, tokens[i]);
+    if (largest > d->largest) die("the token shards have changed while they were read; put them back");
 }
 
 // Draws windows of T+1 tokens without replacement: an epoch starts at a random offset below T, cuts every
@@ -2576,6 +2628,7 @@ static void loader_next(DataLoader *l, uint16_t *x, uint16_t *y, int B) {
         while (w >= windows_of(l->data->shards[s].count, offset, l->T))
             w -= windows_of(l->data->shards[s++].count, offset, l->T);
         const uint16_t *from = l->data->shards[s].tokens + offset + w * l->T;
+        check_tokens(l->data, from, l->T + 1);
         memcpy(x + (size_t)b * l->T, from, l->T * sizeof *x);
         memcpy(y + (size_t)b * l->T, from + 1, l->T * sizeof *y);
         if (++l->index == n) l->index = 0, l->epoch++;
@@ -2605,6 +2658,7 @@ static double evaluate(GPT2 *m, const Dataset *d, int T, size_t max_tokens) {
             at += (size_t)b * t;
             count += (size_t)b * t;
             if (batch++ % workers.count != workers.rank) continue;
+            check_tokens(d, x, b * t + 1);
             gpt2_forward(m, x, b, t);
             sums[batch - 1] = gpt2_loss(m, x + 1) * b * t;
         }
@@ -2927,9 +2981,8 @@ static struct {
 
 // When a process ends. MPI_Abort ends all. An error that all have in common is worker 0's to print: another
 // asks it first, is ended with all if worker 0 ends too, and prints when it says yes (arrived) or nothing.
-static void leave(int status, void *unused) {
-    (void)unused;
-    if (status == 0) MPI_Finalize();
+static void leave(void) {
+    if (exit_code == 0) MPI_Finalize();
     else {
         signal(SIGTERM, SIG_DFL);
         if (workers.rank) {
@@ -2941,7 +2994,7 @@ static void leave(int status, void *unused) {
                 MPI_Test(&yes, &said, MPI_STATUS_IGNORE);
         }
         fflush(stderr);
-        if (!interrupted) MPI_Abort(MPI_COMM_WORLD, status); // else mpirun has ended all
+        if (!interrupted) MPI_Abort(MPI_COMM_WORLD, exit_code); // else mpirun has ended all
     }
 }
 
@@ -2950,7 +3003,7 @@ static void start_workers(int *argc, char ***argv) {
     MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided);
     MPI_Comm_rank(MPI_COMM_WORLD, &workers.rank);
     MPI_Comm_size(MPI_COMM_WORLD, &workers.count);
-    on_exit(leave, NULL);
+    atexit(leave);
     if (workers.rank == 0) return;
     if (!freopen("/dev/null", "w", stdout)) die("cannot open /dev/null");
     setvbuf(stderr, NULL, _IOFBF, 1 << 14); // for leave to print
@@ -3214,7 +3267,7 @@ typedef struct {
     size_t field;
     const char *initial;
     double low, high;
-    int identity; // bits: 1, a resumed run must have the same; others are decode_ppd.c's
+    int marks; // bits. train_gpt2: 1, a resumed run must have the same; decode_ppd.c says what its are
     const char *argument, *help;
 } OptionRow;
 
@@ -3224,7 +3277,7 @@ static const OptionRow option_rows[] = {
     {"val", 's', FIELD(val), "", 0, 0, 0, "FILE|GLOB",
         "validation data; without it, the last tenth of --data"},
     {"tokenizer", 'c', FIELD(tokenizer), "", 0, 0, 1, "bytes|chars|gpt2",
-        "default: the model's, the teacher's, or chars"},
+        "default: that of the model or teacher; gpt2 with --merges; or chars"},
     {"merges", 's', FIELD(merges), "", 0, 0, 0, "FILE",
         "GPT-2's vocab.bpe or merges.txt, for --tokenizer gpt2"},
     {"model", 's', FIELD(model), "", 0, 0, 1, "FILE|DIR",
@@ -3240,11 +3293,13 @@ static const OptionRow option_rows[] = {
     {"seq-len", 'i', FIELD(seq_len), "0", 0, 1 << 20, 1, "T",
         "tokens of a training sequence (0: the context)"},
     {"batch", 'i', FIELD(batch), "12", 1, 1 << 20, 1, "B", "sequences of a micro-batch"},
-    {"accumulate", 'i', FIELD(accumulate), "1", 1, 1 << 20, 1, "N", "micro-batches of a step"},
+    {"accumulate", 'i', FIELD(accumulate), "1", 1, 1 << 20, 1, "N",
+        "micro-batches of a step; takes the memory of log2(N) gradients"},
     {"steps", 'i', FIELD(steps), "2000", 0, 1e9, 1, "N", "optimizer steps; 0: evaluate, save and export"},
     {"seed", 'i', FIELD(seed), "1337", 0, 1e9, 1, "N", "of initialisation, batches and samples"},
     {"optimizer", 's', FIELD(optimizer), "adamw", 0, 0, 1, "NAME", "see --help NAME for its own options"},
-    {"base", 'c', FIELD(base), "", 0, 0, 1, "adamw|sgd|muon", "what gpa, iam and diloco are built on"},
+    {"base", 'c', FIELD(base), "", 0, 0, 1, "adamw|sgd|muon",
+        "what gpa, diloco (adamw) and iam (sgd) are built on"},
     {"schedule", 's', FIELD(schedule), "cosine", 0, 0, 1, "NAME",
         "constant, cosine, linear, wsd, refined:RUN/log.csv; gpa: linear to 0.1; schedule-free: constant"},
     {"warmup", 'i', FIELD(warmup), "-1", -1, 1e9, 1, "N",
@@ -3252,8 +3307,8 @@ static const OptionRow option_rows[] = {
     {"final-lr", 'd', FIELD(final_lr), "0", 0, 1, 1, "FRACTION", "of the rate at the end of the schedule"},
     {"grad-norm", 'c', FIELD(grad_norm), "l2", 0, 0, 1, "l1|l2",
         "in log.csv; for refined schedules Adam's kind wants l1"},
-    {"clip", 'd', FIELD(clip), "-1", -1, 1e30, 1, "X",
-        "largest gradient norm; 0: none (-1: 1); never with Polyak steps"},
+    {"clip", 'd', FIELD(clip), "1", 0, 1e30, 1, "X",
+        "largest gradient norm; 0: none; never with Polyak steps"},
     {"teacher", 's', FIELD(teacher), "", 0, 0, 0, "FILE|DIR", "distil from this model"},
     {"teacher-weights", 'c', FIELD(teacher_weights), "f32", 0, 0, 0, "f32|bf16", "bf16: half the memory"},
     {"teacher-cache", 's', FIELD(teacher_cache), "", 0, 0, 0, "FILE",
@@ -3335,8 +3390,8 @@ static void print_help(const char *name) {
         return;
     }
     printf("train_gpt2: trains a GPT-2 on text.\n\n"
-           "  ./train_gpt2 --data text.txt --out run             trains the default small model\n"
-           "  ./train_gpt2 --data text.txt --teacher run --optimizer iam-adam --layers 3 --out student\n"
+           "  ./train_gpt2 --data text.txt --out runs/a          trains the default small model\n"
+           "  ./train_gpt2 --data text.txt --teacher runs/a --optimizer iam --base muon --out runs/b\n"
            "  ./train_gpt2 --help NAME                           an optimizer's maths and options\n\n");
     for (int i = 0; i < NUM_OPTIONS; i++) print_option(&option_rows[i]);
     printf("\n");
@@ -3367,7 +3422,7 @@ static uint64_t read_options(void *options, const OptionRow *rows, int n, int ar
     for (int i = 1; i < argc; i++) {
         if (strncmp(argv[i], "--", 2)) die_usage("unexpected argument '%s'; see --help", argv[i]);
         const char *name = argv[i] + 2, *value = argv[i + 1];
-        if (!strcmp(name, "help")) help(value), exit(0);
+        if (!strcmp(name, "help")) help(value), check_printed(), exit(0);
         int row = 0;
         while (row < n && strcmp(rows[row].name, name)) row++;
         int flag = row < n && rows[row].type == 'f';
@@ -3439,6 +3494,9 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
         {"proxy-paired", !*o.proxy, "goes with --proxy FILE"},
         {"temperature", hard, "goes with --distill soft"},
         {"soft-weight", hard, "goes with --distill soft"},
+        {"teacher-weights", !*o.teacher, "goes with --teacher"},
+        {"merges", *o.tokenizer && strcmp(o.tokenizer, "gpt2"), "goes with --tokenizer gpt2"},
+        {"save-every", !*o.out, "needs --out DIR, where checkpoints go"},
         {"warmup", refined, "does not go with a refined schedule, which begins as that says"},
         {"final-lr", refined, "does not go with a refined schedule, which ends as that says"}};
     for (size_t i = 0; i < sizeof given / sizeof *given; i++)
@@ -3461,14 +3519,14 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
     return o;
 }
 
-// Writes options into a text, a line each: those whose row has a bit of `mask` in identity, and the
+// Writes options into a text, a line each: those whose row has a bit of `mask` in marks, and the
 // optimizer's. Returns the length.
 static size_t describe_options(char *text, size_t size, const void *options, const OptionRow *rows, int count,
                                int mask, const Optimizer *optimizer) {
     size_t n = 0;
     for (const OptionRow *r = rows; r < rows + count; r++) {
         const void *field = (const char *)options + r->field;
-        if (!(r->identity & mask)) continue;
+        if (!(r->marks & mask)) continue;
         if (r->type == 's' || r->type == 'c')
             n += snprintf(text + n, size - n, "%s %.1000s\n", r->name, *(const char *const *)field);
         else if (r->type == 'd')
@@ -3639,7 +3697,7 @@ static int read_state(const char *path, const char *identity, void *now, size_t 
     if (!found) return 0;
     if (f) {
         if (fread(magic, 1, 8, f) != 8 || memcmp(magic, STATE_MAGIC, 8))
-            die("%s is not a checkpoint of this program", path);
+            die("%s is not a checkpoint of this program; start anew without --resume", path);
         if (fread(&length, sizeof length, 1, f) != 1 || length >= sizeof theirs ||
             fread(theirs, 1, length, f) != length)
             die("%s is cut short or damaged; start anew without --resume", path);
@@ -3698,7 +3756,7 @@ static void open_log(Run *run) {
     write_commit(f, path.s);
     free(old);
     run->log = fopen(path.s, "a");
-    if (!run->log) die("cannot write %s: %s", path.s, strerror(errno));
+    if (!run->log) write_failed(path.s);
 }
 
 static void log_number(FILE *f, double x, const char *format, char end) {
@@ -3718,8 +3776,8 @@ static int draw(const float *logits, int V, float temperature, double u) {
     return likeliest; // what rounding has left of u
 }
 
-// Prints SAMPLE_TOKENS tokens of the model's own, which go on from a line's end. The whole window goes
-// through the model for each token: short and slow; decode_ppd.c is the program for long texts.
+// Prints SAMPLE_TOKENS tokens of the model's own, which go on from a line's end or <|endoftext|>. The whole
+// window goes through the model for each token: short and slow; decode_ppd.c is the program for long texts.
 #define SAMPLE_TOKENS 256
 static void print_sample(Run *run) {
     GPT2 *m = &run->model;
@@ -3772,7 +3830,7 @@ static void show_progress(const Run *run, double loss, double tokens_per_second)
     if (!isnan(run->now.val_loss)) snprintf(val, sizeof val, " | val %.4f", run->now.val_loss);
     printf("step %ld/%d | loss %.4f%s | %.0f tok/s | %.0f GFLOP/s | %d:%02d left%s", step, o->steps, loss,
            val, tokens_per_second, tokens_per_second * flops_per_token(run->model.config, run->T) / 1e9,
-           (int)left / 60, (int)left % 60, end);
+           (int)(left / 60), (int)fmod(left, 60), end);
     fflush(stdout);
 }
 
@@ -3856,9 +3914,8 @@ static void claim_folder(const char *out) {
     make_folder(out);
     int folder = open(out, O_RDONLY | O_DIRECTORY);
     if (folder < 0) die("cannot open the folder %s: %s", out, strerror(errno));
-    if (flock(folder, LOCK_EX | LOCK_NB))
-        die(errno == EWOULDBLOCK ? "another run is writing to %s; choose another --out"
-                                 : "cannot lock the folder %s; choose another --out", out);
+    if (flock(folder, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) // some file systems have no locks
+        die("another run is writing to %s; choose another --out", out);
     for (int i = 0; i < 6; i++) unlink(path_in(out, unfinished[i]).s);
 }
 
@@ -4023,14 +4080,16 @@ static void prepare(Run *run) {
     Options *o = &run->options;
     char teacher[20] = "";
     const char *device = open_device(o->f32);
-    if (*o->export_hf && !workers.rank) make_folder(o->export_hf); // now, not after the last step
+    if (*o->export_hf && !workers.rank) {
+        make_folder(o->export_hf);
+        check_writable(path_in(o->export_hf, "model.safetensors").s);
+    }
     if (*o->out && !workers.rank) claim_folder(o->out);
     load_models(run);
     load_texts(run);
     prepare_model(run);
     prepare_teacher(run);
     if (optim_is_polyak(&run->optimizer)) o->clip = 0; // they would be longer for a shorter gradient
-    if (o->clip < 0) o->clip = 1;
     start_optimizer(&run->optimizer, &run->model, o->freeze);
     prepare_sums(run);
     if (*o->teacher)
@@ -4058,8 +4117,20 @@ static const char *advice(const Run *run) {
     return isnan(optim_get(&run->optimizer, "muon-lr")) ? "; lower --lr" : "; lower --muon-lr and --lr";
 }
 
-// Writes DIR/model.bin (the evaluation point), the tokenizer and DIR/state.bin; until then the model of an
-// earlier run stays there. All workers come here: each may have a part of what worker 0 writes.
+// A run's first model is written as DIR/model.new. It takes the place of an older one when DIR/state.bin,
+// from which --resume goes on, is there: only then, and before its tokenizer, the old one goes, unless the
+// run began with it and reads it anew.
+static void take_new_model(const Run *run) {
+    const Options *o = &run->options;
+    Path model = path_in(o->out, "model.bin"), new = path_in(o->out, "model.new");
+    if (workers.rank || !file_exists(new.s)) return;
+    if (!same_file(o->model, o->out) && !same_file(o->model, model.s)) unlink(model.s);
+    tokenizer_save(&run->tokenizer, o->out);
+    if (rename(new.s, model.s)) write_failed(model.s);
+}
+
+// Writes DIR/model.bin (the evaluation point), the tokenizer and DIR/state.bin. All workers come here: each
+// may have a part of what worker 0 writes.
 static void save_checkpoint(Run *run) {
     GPT2 *m = &run->model;
     const char *out = run->options.out;
@@ -4068,15 +4139,12 @@ static void save_checkpoint(Run *run) {
     if (!workers.rank) {
         if (!all_finite(m->params_memory, m->num_parameters))
             die("after step %ld a weight is not a number%s", run->now.step, advice(run));
-        Path model = path_in(out, "model.bin"), first = path_in(out, "model.new");
-        gpt2_save(m->config, m->params_memory, run->saved ? model.s : first.s);
-        if (!run->saved) { // an old model goes only now, and before its tokenizer does
-            unlink(model.s), tokenizer_save(&run->tokenizer, out);
-            if (rename(first.s, model.s)) write_failed(model.s);
-        }
+        gpt2_save(m->config, m->params_memory, path_in(out, run->saved ? "model.bin" : "model.new").s);
     }
     swap_evaluation_point(run, 0);
-    save_state(run);
+    if (run->log && fsync(fileno(run->log)) && errno != EINVAL) write_failed(path_in(out, "log.csv").s);
+    save_state(run); // the log's rows up to here have reached the disk before it
+    take_new_model(run);
     run->saved = 1;
 }
 
@@ -4091,7 +4159,7 @@ static double validate(Run *run, GPT2 *m) {
 }
 
 // The mean gradient of `count` micro-batches, into m->grads_memory; returns their mean loss. The teacher's
-// goes to *teacher, unless that is NULL. The workers share those of --data; a proxy's each computes alone.
+// is added to *teacher, unless that is NULL. The workers share those of --data, not a proxy's.
 static double gradient(Run *run, DataLoader *loader, int count, double *teacher) {
     const Options *o = &run->options;
     GPT2 *m = &run->model;
@@ -4126,7 +4194,8 @@ static double gradient(Run *run, DataLoader *loader, int count, double *teacher)
 
 typedef struct { double loss, teacher_loss, lr, grad_norm; } StepResult; // NaN where not measured
 
-// Clips the gradient in m->grads_memory and lets the optimizer take its step.
+// One step of the optimizer with the gradient in m->grads_memory, scaled so that its norm is at most --clip.
+// r has the losses, and receives grad_norm and lr.
 static void update(Run *run, StepResult *r) {
     const Options *o = &run->options;
     long step = run->now.step;
@@ -4224,7 +4293,7 @@ static void train(Run *run) {
             log_number(run->log, r.lr, "%.6g", ',');
             log_number(run->log, r.grad_norm, "%.6g", *o->workers ? ',' : '\n');
             if (*o->workers) log_number(run->log, sent, "%.0f", '\n');
-            if (fflush(run->log)) die("cannot write %s/log.csv: %s", o->out, strerror(errno));
+            if (fflush(run->log)) write_failed(path_in(o->out, "log.csv").s);
         }
         if (last || (o->save_every && run->now.step % o->save_every == 0) || stop)
             save_checkpoint(run);
@@ -4234,14 +4303,10 @@ static void train(Run *run) {
 // libgomp's threads spin for milliseconds where they wait for each other. Where other programs run too, that
 // makes a step up to 40 times slower. The limit is read before main, so the program starts itself once more.
 static void spin_briefly(char **argv) {
-    if (!getenv("GOMP_SPINCOUNT") && !getenv("OMP_WAIT_POLICY") && !setenv("GOMP_SPINCOUNT", "10000", 1))
-        execv("/proc/self/exe", argv);
-}
-
-static void catch_interrupts(void) {
-    struct sigaction action = {.sa_handler = on_signal};
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    char self[4096] = ""; // its own name: as /proc/self/exe it would be listed as "exe"
+    if (readlink("/proc/self/exe", self, sizeof self - 1) > 0 && !getenv("GOMP_SPINCOUNT") &&
+        !getenv("OMP_WAIT_POLICY") && !setenv("GOMP_SPINCOUNT", "10000", 1))
+        execv(self, argv);
 }
 
 #ifndef TRAIN_GPT2_NO_MAIN
@@ -4253,10 +4318,13 @@ int main(int argc, char **argv) {
     const Options *o = &run.options;
     prepare(&run);
     if (o->resume) {
-        if (load_state(&run)) printf("resumed    at step %ld of %d\n", run.now.step, o->steps);
-        else printf("resumed    nothing: %s has no checkpoint, the run begins\n", o->out);
+        if (load_state(&run)) {
+            take_new_model(&run); // where the first save came no further than its state
+            printf("resumed    at step %ld of %d\n", run.now.step, o->steps);
+        } else printf("resumed    nothing: %s has no checkpoint, the run begins\n", o->out);
     }
-    catch_interrupts();
+    catch_signals();
+    signal(SIGPIPE, SIG_IGN); // who reads the progress may stop; the run goes on, and is saved
     if (*o->out && !workers.rank) {
         run.saved = run.now.step > 0;
         if (!run.saved) unlink(path_in(o->out, "state.bin").s); // of another run
@@ -4270,6 +4338,7 @@ int main(int argc, char **argv) {
         printf("stopped at step %ld of %d", run.now.step, o->steps);
         if (*o->out) printf("; the same command with --resume goes on");
         printf("\n");
+        check_printed();
         return 0;
     }
     if (o->steps == 0) {
@@ -4290,6 +4359,7 @@ int main(int argc, char **argv) {
         printf("teacher val loss %.4f, the student is %+.4f from it\n", loss, run.now.val_loss - loss);
     }
     printf("final val loss %.4f\n", run.now.val_loss);
+    check_printed();
     return 0;
 }
 #endif

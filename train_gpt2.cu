@@ -744,6 +744,7 @@ cp.async copies 16 bytes from the GPU's memory to shared memory while the thread
 for since its last commit is a group, and it waits until at most so many groups are under way. So the next
 tile comes while the warps multiply by this one: of two places for tiles, one is being filled. */
 #ifndef CUDA_ON_CPU_H // else they come from test/cuda_on_cpu.h, by the same tables
+#if __CUDA_ARCH__ >= 800
 __device__ inline void ldmatrix(uint32_t (&r)[4], const bf16 *row) {
     uint32_t p = (uint32_t)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -754,7 +755,6 @@ __device__ inline void ldmatrix_transposed(uint32_t (&r)[4], const bf16 *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(p));
 }
-#if __CUDA_ARCH__ >= 800
 __device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
                  "{%0,%1,%2,%3};"
@@ -772,6 +772,8 @@ template <int GROUPS> __device__ inline void wait_copies(void) {
     asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
 }
 #else // never reached: gpu_open says that there is no bf16 for such code
+__device__ inline void ldmatrix(uint32_t (&)[4], const bf16 *) {}
+__device__ inline void ldmatrix_transposed(uint32_t (&)[4], const bf16 *) {}
 __device__ inline void mma(float (&)[4], const uint32_t (&)[4], uint32_t, uint32_t) {}
 __device__ inline void copy_async(bf16 *, const bf16 *, int) {}
 __device__ inline void commit_copies(void) {}
@@ -1554,7 +1556,8 @@ static double backward(Model<T> *m, float *grads_memory, const uint16_t *targets
 // stage 1): each sums up its shard of everyone's gradients, moves its shard of the parameters, and all gather
 // the whole. As many bytes travel as if all added all gradients, with 1/ranks of the state and work.
 // Muon needs whole matrices, Prodigy's slices whole tensors, and DiLoCo's workers each a state of
-// their own: there each process has all of it.
+// their own: there each process has all of it. NCCL's order of sums is its own: unlike on CPUs, numbers of
+// processes agree to rounding, not to the bit.
 static int rank, ranks = 1, sharded;
 
 static size_t shard_size(size_t n) { return sharded ? ((n + ranks - 1) / ranks + 3) / 4 * 4 : n; }
@@ -1627,7 +1630,9 @@ const char *gpu_open(int device, int *has_bf16) {
     int count = 0, major;
     cudaError_t error = cudaGetDeviceCount(&count);
     if (count == 1 && getenv("CUDA_VISIBLE_DEVICES")) device = 0; // each worker sees one, its own
-    if (error != cudaSuccess || count <= device)
+    if (error != cudaSuccess)
+        fail("CUDA finds no GPU: %s; ./train_gpt2 trains on the CPU", cudaGetErrorString(error));
+    if (count <= device)
         fail("no GPU number %d that CUDA knows: %d are there; ./train_gpt2 trains on the CPU", device, count);
     CUDA(cudaSetDevice(device));
     CUDA(cudaGetDeviceProperties(&properties, device));

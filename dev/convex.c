@@ -21,6 +21,8 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdint.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 static char unfinished[4096]; // the CSV until it is whole
 
@@ -28,6 +30,11 @@ static void die(const char *what, const char *where, int code) {
     fprintf(stderr, "error: %s%s%s\n", where ? where : "", where ? ": " : "", what);
     if (*unfinished) remove(unfinished);
     exit(code);
+}
+
+static void on_signal(int signal) {
+    if (*unfinished) unlink(unfinished);
+    _exit(128 + signal);
 }
 
 static void *grow(void *memory, size_t count, size_t size) {
@@ -530,11 +537,16 @@ int main(int argc, char **argv) {
     s.steps = (long)((double)s.budget * p.data.rows / (s.batch ? s.batch : p.data.rows));
     s.norms = (double *)grow(NULL, s.steps, sizeof(double));
     s.refined = (double *)grow(NULL, s.steps, sizeof(double));
-    if (path && data && !strcmp(path, data)) die("is --data; choose another --out", path, 2);
-    if (path && snprintf(unfinished, sizeof unfinished, "%s.tmp", path) >= (int)sizeof unfinished)
+    struct stat from, to;
+    int there = path && !stat(path, &to);
+    int replace = path && (!there || S_ISREG(to.st_mode)); // a device or a pipe is written to as it is
+    if (there && data && !stat(data, &from) && from.st_dev == to.st_dev && from.st_ino == to.st_ino)
+        die("is --data; choose another --out", path, 2);
+    if (replace && snprintf(unfinished, sizeof unfinished, "%s.tmp", path) >= (int)sizeof unfinished)
         die("the path is too long", "--out", 2);
     signal(SIGXFSZ, SIG_IGN); // a file larger than is allowed: the write fails, and says so
-    FILE *csv = path ? fopen(unfinished, "w") : stdout;
+    signal(SIGINT, on_signal), signal(SIGTERM, on_signal);
+    FILE *csv = replace ? fopen(unfinished, "w") : path ? fopen(path, "w") : stdout;
     if (!csv) die(strerror(errno), path, 1);
     double *x_star = vector(&p);
     s.x_star = x_star;
@@ -559,7 +571,7 @@ int main(int argc, char **argv) {
         if (is(m, 't')) fprintf(stderr, "  lr %g of 2^-14..2^10", lr);
         fprintf(stderr, "\n");
     }
-    if (fflush(csv) || ferror(csv) || (path && (fclose(csv) || rename(unfinished, path))))
+    if (fflush(csv) || ferror(csv) || (path && fclose(csv)) || (replace && rename(unfinished, path)))
         die(strerror(errno), path ? path : "stdout", 1);
     data_free(&p.data);
     free(p.residual); free(x_star); free(s.norms); free(s.refined);

@@ -3,6 +3,7 @@
 # learning rate, and both write; finally the teacher writes the same text with several tokens a pass. Runs go to
 # runs/teacher and runs/student. Called from the project's folder.
 set -eu
+trap 'exit 130' INT TERM # a trainer that is stopped ends well: the next stage is not to begin
 export LC_ALL=C # numbers have points, for awk, sort and printf
 data=$1
 start=$SECONDS
@@ -17,7 +18,7 @@ draw() {
           if ($2 > last) last = $2; if (NR == 1 || $3 < low) low = $3; if ($3 > high) high = $3 }
         END { for (i = 1; i <= NR; i++) {
                   row = int(11 * (high - loss[i]) / (high - low + 1e-9) + 0.5); column = int(60 * step[i] / last)
-                  at = row "," column; cell[at] = at in cell ? "*" : mark[run[i]] }
+                  at = row "," column; taken = at in cell; cell[at] = taken ? "*" : mark[run[i]] }
               for (row = 0; row < 12; row++) {
                   line = ""; for (c = 0; c <= 60; c++) line = line (((row "," c) in cell) ? cell[row "," c] : " ")
                   printf "%7.3f |%s\n", high - row * (high - low) / 11, line }
@@ -40,7 +41,9 @@ say "3  A student: 3 layers, 128 wide. IAM over Muon reads the teacher's loss on
 
 say "4  Validation loss"
 draw runs/teacher runs/student
-if command -v gnuplot >/dev/null; then printf '\ncurves: %s\n' "$(bash dev/plot.sh runs/demo.png runs/teacher runs/student)"
+if command -v gnuplot >/dev/null; then
+    picture=$(bash dev/plot.sh runs/demo.png runs/teacher runs/student)
+    printf '\ncurves: %s\n' "$picture"
 else printf '\nmake plot RUNS="runs/teacher runs/student" draws them as a picture once gnuplot-nox is installed\n'; fi
 # A model of this size looks ahead only if it is trained to: the teacher goes on with its prompt for some steps, and its
 # loss stays. One prompt, since this model's weights stay in a cache, where every further row of a pass costs.

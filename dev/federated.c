@@ -1352,6 +1352,7 @@ int main(int argc, char **argv) {
         serve(&f);
         if (*f.options.out) write_clients(&f);
         if (mpi_size > 1) mpi_stop(&f);
+        check_printed();
     }
 #ifdef FEDERATED_MPI
     MPI_Finalize();

@@ -69,6 +69,7 @@ cmp -s "$work/gpu/model.bin" "$work/again/model.bin" && say "twice      the same
 
 # ---- all GPUs: the losses of one
 if [ "$several" ]; then
+    FULL=1 mpirun -n "$gpus" $golden_test >"$report/golden_all.txt" 2>&1 || fail "test_gpt2_cuda_gpu on $gpus GPUs; see golden_all.txt"
     on_all="mpirun -n $gpus $gpu --workers data"
     $gpu $options --f32 --accumulate "$gpus" --out "$work/one" >/dev/null 2>&1 || fail "one GPU"
     $on_all $options --f32 --accumulate "$gpus" --out "$work/all" >"$report/steps_all.txt" 2>&1 || fail "$gpus GPUs"

@@ -29,22 +29,27 @@ for run in "$@"; do
 done
 [ ${#plots[@]} -gt 0 ] || die "these runs have no steps yet"
 list() { local IFS=,; echo "$*"; }
+below= top=1
+if [ ${#rates[@]} -gt 0 ]; then # cdowg's runs have none
+    top=0.7 below="set size 1,0.3
+        set origin 0,0
+        set ylabel 'rate'
+        set yrange [0:*]
+        plot $(list "${rates[@]}")"
+fi
 gnuplot <<END || die "gnuplot cannot draw $picture"
 set terminal pngcairo noenhanced size 1000,800 font 'sans,11' # enhanced: a_b is a with an index
-set output '$picture'
+set output '$points/picture.png'
 set multiplot
 set lmargin at screen 0.09
 set xrange [0:*]
 set xlabel 'step'
 set grid
-set size 1,0.7
-set origin 0,0.3
+set size 1,$top
+set origin 0,1-$top
 set ylabel 'loss, nats per token'
 plot $(list "${plots[@]}")
-set size 1,0.3
-set origin 0,0
-set ylabel 'rate'
-set yrange [0:*]
-plot $(list "${rates[@]}")
+$below
 END
+mv "$points/picture.png" "$picture" 2>/dev/null || die "cannot write $picture"
 echo "$picture"

@@ -10,7 +10,7 @@ export LC_ALL=C # numbers have points, for awk, sort and printf
 cd "$(dirname "$0")/.."
 [[ ${JOBS:=2} =~ ^[1-9][0-9]*$ ]] || { echo "error: JOBS takes a whole number, not '$JOBS'" >&2; exit 2; }
 full=${FULL:-} kills=5 mutations=300 architectures=
-[ "$full" ] && kills=50 mutations=10000 architectures="sm_75 sm_80 sm_86 sm_89 sm_90 sm_100 sm_120"
+[ "$full" ] && kills=50 mutations=10000 architectures=$(nvcc --list-gpu-code 2>/dev/null | grep -xE 'sm_(75|80|86|89|90|100|120)' | xargs)
 mkdir -p build/tests
 counts=build/tests/counts # a line for each test: passed, failed, skipped
 made=build/tests/made     # what make said

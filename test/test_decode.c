@@ -619,6 +619,16 @@ static void test_plan(void) {
               "%d proposals that are %s", n, right ? "right" : "wrong");
     }
 
+    search_trees(&model, 1, g.templates); // roots alone: no prompts, so none behind a proposal either
+    g.proposed[4] = 2, g.accepted[4] = 1;
+    check(plan_proposals(&g, 4, 1, 10, &shape) > 0 && proposals_chain(&g) == 0, "%d prompts where none pay",
+          proposals_chain(&g));
+    search_trees(&model, MAX_TREE, g.templates); // no room for 16 proposals with their prompts
+    g.proposed[4] = g.accepted[4] = 1e6;
+    int most = plan_proposals(&g, 4, 1, 16, &shape), with = shape == &bare ? 0 : proposals_chain(&g);
+    check(most > 0 && shape->rows + most + with <= MAX_ROWS - MAX_MISSING, "%d proposals beside %d rows", most,
+          shape->rows);
+
     // such a pass has the rows of text and of the proposals, 5 here, and leaves no guesses
     GPT2Config config = {48, 61, 2, 2, 32};
     GPT2 m = random_model(config, 3, 4);

@@ -55,6 +55,10 @@ refuses 2 "goes with --joint" "$decode" train --model "$work/model" "${tokens[@]
 refuses 2 "prompt-weight goes with --joint" "$decode" train --model "$work/model" "${tokens[@]}" --out "$work/x" --prompt-weight 1
 refuses 2 "does not go with sps" "$decode" train --model "$work/model" "${tokens[@]}" --joint --out "$work/x" --out-model "$work/not" \
     --optimizer sps
+mkfifo "$work/pipe"
+refuses 1 "is no file" "$decode" train --model "$work/model" "${tokens[@]}" --out "$work/pipe"
+echo "my notes" >"$work/y.state"
+refuses 1 "y.state is something else" "$decode" train --model "$work/model" "${tokens[@]}" --out "$work/y"
 refuses 1 "is a folder" "$decode" train --model "$work/model" "${tokens[@]}" --joint --out "$work/not" --out-model "$work/not"
 ok "no folder stays" [ ! -e "$work/not" ]
 ok "Polyak's steps are not clipped" "$decode" train --model "$work/model" "${tokens[@]}" --optimizer sps --clip 1e-6 --out "$work/sps"

@@ -49,6 +49,46 @@ tr -s ' ' '\n' <"$work/text.txt" >"$work/my text.txt"
 ok "the demo" bash -c 'cd "$1" && bash dev/demo.sh "$2"' _ "$work/demo" "$work/my text.txt"
 ok "the same text, with several tokens a pass" [ "$(grep -c '^the same text' "$work/last")" = 2 ]
 
+ok "its curves: of the teacher, and of the student" grep -qE '^ *[0-9.]+ \|.*S' "$work/last"
+ok "are two" grep -qE '^ *[0-9.]+ \|.*T' "$work/last"
+printf '#!/bin/sh\nexec "%s/train_gpt2" "$@" --eval-every 0\n' "$project" >"$work/demo/train_gpt2"
+rm -rf "$work/demo/runs"
+set -m
+(cd "$work/demo" && exec bash dev/demo.sh "$work/my text.txt") >"$work/out" 2>&1 &
+await rows 2 "$work/demo/runs/teacher/log.csv"
+kill -INT -- -$!
+wait $!
+ok "Ctrl-C ends the demo" [ $? = 130 ]
+set +m
+ok "and no stage follows" bash -c "! grep -q '^== 3' '$work/out'"
+
+# ---- a picture of runs, one of which has no rate
+if command -v gnuplot >/dev/null; then
+    mkdir "$work/rateless"
+    awk 'BEGIN { print "step,tokens,seconds,train_loss,val_loss,teacher_loss,lr,grad_norm"
+                 for (i = 1; i <= 60; i++) print i ",1,1," 3 - i / 60 ",,,,1" }' >"$work/rateless/log.csv"
+    ok "a run without rates" bash "$project/dev/plot.sh" "$work/rateless.png" "$work/rateless"
+    ok "a picture" [ "$(head -c 4 "$work/rateless.png" | tail -c 3)" = PNG ]
+    refuses 1 "cannot write" bash "$project/dev/plot.sh" "$work/nowhere/rateless.png" "$work/rateless"
+else skip "a picture of runs (gnuplot is not installed)"; fi
+mkdir "$work/bin" && for tool in bash awk mktemp rm cat; do ln -s "$(command -v $tool)" "$work/bin"; done
+refuses 1 "the package gnuplot-nox" env PATH="$work/bin" bash "$project/dev/plot.sh" "$work/x.png" "$work/demo/runs/teacher"
+
+# ---- the convex study's CSV: into a pipe, not in its place; not over its data; and whole or not at all
+mkfifo "$work/pipe"
+cat "$work/pipe" >"$work/piped" &
+ok "convex into a pipe" dev/convex --optimizer gd --evaluations 5 --out "$work/pipe"
+wait $!
+ok "which stays one" [ -p "$work/pipe" ]
+ok "and has the CSV" grep -q '^optimizer,lr,evaluations' "$work/piped"
+printf '1 1:1 2:1\n-1 1:-1\n1 2:1\n-1 2:-1\n' >"$work/data.svm"
+(cd "$work" && refuses 2 "is --data" run/dev/convex --data data.svm --out ./data.svm && [ $failed = 0 ]) || failed=$((failed + 1))
+dev/convex --evaluations 1000000 --out "$work/long.csv" >/dev/null 2>&1 &
+await [ -e "$work/long.csv.tmp" ]
+kill -INT $!
+wait $!
+ok "convex, stopped, leaves nothing" [ "$(ls "$work" | grep -c 'long.csv')" = 0 ]
+
 # ---- what is built with other flags is built anew; this compiler says what it was told, and makes an empty file
 mkdir "$work/make"
 (cd "$project" && tar c Makefile decode_ppd.c train_gpt2.c optim.h dev/unicode_tables.h) | tar x -C "$work/make"
@@ -65,6 +105,16 @@ ok "make builds once" [ -z "$(built)" ]
 ok "BLAS=0 is no other way" [ -z "$(built BLAS=0)" ]
 ok "BLAS=1 is" grep -q -e -DUSE_BLAS <<<"$(built BLAS=1)"
 ok "and builds once" [ -z "$(built BLAS=1)" ]
+mpi() { env -u MAKEFLAGS -u MFLAGS make -s -C "$work/make" CC="$work/cc" train_gpt2_mpi MPICC="$work/$1"; }
+for name in mpicc mpicc.other; do cp "$work/cc" "$work/$name"; done
+ok "with MPI" [ "$(mpi mpicc)" ]
+ok "once" [ -z "$(mpi mpicc)" ]
+ok "anew with another MPI" [ "$(mpi mpicc.other)" ]
+printf '#!/bin/sh\n[ "$1" != --list-gpu-code ] || printf "sm_80\\nsm_90\\n"\n' >"$work/nvcc" && chmod +x "$work/nvcc"
+gpu() { env -u MAKEFLAGS -u MFLAGS make -n -C "$work/make" CC="$work/cc" NVCC="$work/nvcc" train_gpt2cu; }
+touch "$work/make/train_gpt2.cu"
+ok "of GPUs those that nvcc knows" grep -q -e 'arch=compute_90,code=sm_90' <<<"$(gpu)"
+ok "and no others" [ -z "$(gpu | grep -e compute_100 -e compute_75)" ]
 for flags in "" ARCH=generic OPENMP= CFLAGS=-g; do ok "built anew with '$flags'" [ "$(built $flags)" ]; done
 
 # ---- the race, with the optimizer that the page adds
@@ -129,11 +179,13 @@ for track in tinyshakespeare tales; do
     ok "the race's table, $track" grep -q ' AdamW .* target ' "$work/table"
     ok "$page has the race's table, $track" bash -c "! grep -vxF -f $page '$work/table'"
 done
-for file in dev/studies/results/*.md; do
+published=() # of a study that has a long run README has that
+for file in dev/studies/results/*.md; do [ -f "${file%.md}-full.md" ] || published+=("$file"); done
+for file in "${published[@]}"; do
     ok "README has the rows of $file" bash -c "! grep -vxF -f README.md $file"
 done
 awk '/^### Notes/ { exit } /^## The papers/ { here = 1 } here && /^### / { inside = 1 } inside && NF' README.md >"$work/rows"
-cat dev/studies/results/*.md >"$work/claims"
-ok "README has a table of each study" [ "$(grep -c '^### ' "$work/rows")" = "$(ls dev/studies/results/*.md | wc -l)" ]
+cat "${published[@]}" >"$work/claims"
+ok "README has a table of each study" [ "$(grep -c '^### ' "$work/rows")" = ${#published[@]} ]
 ok "README's rows are in dev/studies/results" bash -c "! grep -vxF -f '$work/claims' '$work/rows'"
 finish

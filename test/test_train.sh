@@ -82,7 +82,7 @@ for ((i = 0; i < kills; i++)); do
     ok "resumed after kill -9" "$train" "${long[@]}" --out "$work/killed" --resume
     ok "kill $i: the same bits as the unbroken run" same_run "$work/whole" "$work/killed"
 done
-for signal in INT TERM; do
+for signal in INT TERM HUP; do
     rm -rf "$work/stopped"
     "$train" "${long[@]}" --save-every 0 --steps 100000 --out "$work/stopped" >"$work/stopped.out" 2>&1 &
     await rows 1 "$work/stopped/log.csv"
@@ -93,6 +93,12 @@ for signal in INT TERM; do
     ok "SIG$signal: says how to go on" grep -q 'with --resume goes on' "$work/stopped.out"
     ok "SIG$signal: a checkpoint" [ -s "$work/stopped/state.bin" ]
 done
+"$train" "${long[@]}" --save-every 0 --steps 40 --out "$work/unread" 2>/dev/null | head -n 1 >"$work/out"
+ok "a run whose progress nobody reads is saved" [ -s "$work/unread/state.bin" ]
+if [ -w /dev/full ]; then
+    refuses 1 "cannot write all of the output" bash -c 'exec "$@" >/dev/full' _ "$train" "${small[@]}" --steps 1
+    refuses 1 "cannot write all of the output" bash -c 'exec "$@" >/dev/full' _ "$train" --help
+else skip "full disks under the output (there is no /dev/full)"; fi
 for i in 1 2 3 4 5 6 7 8; do for k in 1 2 3 4 5 6 7 8 9; do cat "$work/text.txt"; done; done >"$work/long.txt"
 "$train" "${untuned[@]}" --layers 12 --val "$work/long.txt" --steps 0 --out "$work/slow" >/dev/null 2>&1 &
 await [ -s "$work/slow/log.csv" ]
@@ -304,12 +310,35 @@ refuses 1 "training data is shorter than 17" "$train" "${small[@]}" --data "$wor
 refuses 1 "validation data is shorter than 2" "$train" "${small[@]}" --data "$work/text.txt" --val <(printf g)
 refuses 1 "a has 2, and it can have no other" "$train" "${small[@]}" --model "$work/a" --layers 3
 refuses 1 "cannot open" "$train" "${small[@]}" --merges "$work/missing"
+refuses 2 "merges goes with --tokenizer gpt2" "$train" "${small[@]}" --merges "$work/missing" --tokenizer bytes
+refuses 2 "save-every needs --out" "$train" "${small[@]}" --save-every 5
+refuses 2 "teacher-weights goes with --teacher" "$train" "${small[@]}" --teacher-weights bf16
+mkdir -p "$work/hf_full/model.safetensors.tmp" # nothing can be written there: said before the first step
+refuses 1 "cannot write" "$train" "${small[@]}" --steps 100000000 --export-hf "$work/hf_full"
 # an error takes nothing away: the model in --out stays until there is another
 cp -r "$work/a" "$work/kept"
 refuses 1 "not a number" "$train" "${small[@]}" --steps 9 --clip 0 --optimizer sgd --lr 1e38 --model "$work/kept" --out "$work/kept"
 refuses 1 "proxy is shorter than 17" "$train" "${small[@]}" --proxy "$work/short.txt" --model "$work/kept" --out "$work/kept"
 refuses 1 "make room" bash -c 'ulimit -f 8; exec "$@"' _ "$train" "${small[@]}" --steps 1 --model "$work/kept" --out "$work/kept"
 for file in model.bin tokenizer.txt; do ok "$file stays" cmp "$work/a/$file" "$work/kept/$file"; done
+# a first save that comes no further than the model, or the state: what --resume ends with is the same
+kept=("$train" "${small[@]}" --steps 3 --model "$work/kept" --out "$work/kept")
+blocks=$(($(wc -c <"$work/a/model.bin") / 1024 + 2)) # room for the model, not for a state
+refuses 1 "state.bin.tmp.* make room" bash -c 'ulimit -f $0; exec "$@"' $blocks "${kept[@]}"
+ok "the model that it began with stays" cmp "$work/a/model.bin" "$work/kept/model.bin"
+mkdir "$work/kept/tokenizer.txt.tmp"
+refuses 1 "cannot write .*tokenizer" "${kept[@]}"
+rmdir "$work/kept/tokenizer.txt.tmp"
+ok "--resume takes up the new model" "${kept[@]}" --resume
+ok "of the last step" grep -q '^resumed    at step 3 of 3' "$work/last"
+ok "unbroken" "$train" "${small[@]}" --steps 3 --model "$work/a" --out "$work/unbroken"
+ok "is the same model" cmp "$work/unbroken/model.bin" "$work/kept/model.bin"
+# an export over another one, broken off: no new weights with the old tokenizer
+exported=("$train" "${small[@]}" --steps 0 --model)
+ok "an export" "${exported[@]}" "$work/a" --export-hf "$work/hf_over"
+mkdir "$work/hf_over/tokenizer.json.tmp"
+refuses 1 "cannot write" "${exported[@]}" "$work/whole" --export-hf "$work/hf_over"
+refuses 1 "neither model.bin nor config.json" "${exported[@]}" "$work/hf_over"
 for part in cut wrong changed; do
     rm -rf "$work/broken"
     cp -r "$work/whole" "$work/broken"
@@ -376,10 +405,32 @@ if [ -x dev/data/tokenize ]; then # and shards of a text
     mkdir "$work/t_000002.bin.tmp"
     refuses 1 "cannot write" "${tokenize[@]}" --out "$work/t" --shard-tokens 1000 "$work/text.txt"
     ok "nor some of its shards" [ "$(cd "$work" && echo t_*)" = t_000002.bin.tmp ]
+    mkfifo "$work/pipe"
+    "${tokenize[@]}" --out "$work/u" --shard-tokens 1000 "$work/pipe" >"$work/out" 2>"$work/err" &
+    exec 7>"$work/pipe"
+    for i in 1 2 3 4; do cat "$work/long.txt"; done >&7
+    await [ -e "$work/u_000001.bin" ]
+    kill -INT $!
+    cat "$work/long.txt" >&7 2>/dev/null
+    exec 7>&-
+    wait $!
+    ok "stopped, it leaves no shards" [ -z "$(ls "$work"/u_* 2>/dev/null)" ]
     refuses 2 "are needed" "${tokenize[@]}" "$work/text.txt"
     refuses 2 "no option" "${tokenize[@]}" --input "$work/text.txt"
     refuses 2 "takes 1 to" "${tokenize[@]}" --shard-tokens 0
 fi
+# shards that change while they are read: larger tokens, and none
+for how in "count=2000 conv=notrunc" "count=0"; do
+    token_shard "$work/one.bin" 3000
+    "$train" "${shards[@]}" --steps 100000000 --eval-every 0 --out "$work/changing" >"$work/out" 2>"$work/err" &
+    await rows 1 "$work/changing/log.csv"
+    tr '\0' '\377' </dev/zero | dd of="$work/one.bin" bs=2 seek=512 $how iflag=fullblock status=none
+    wait $!
+    ok "changed shards, $how: exit 1" [ $? = 1 ]
+    ok "and a line" [ "$(grep -c '^error: .* while .* read; put' "$work/err")" = 1 ]
+    rm -rf "$work/changing"
+done
+token_shard "$work/one.bin" 3000
 truncate -s -7 "$work/two.bin"
 refuses 1 "promises" "$train" "${shards[@]}" --steps 3
 printf 'abcdefgh' | dd of="$work/one.bin" conv=notrunc status=none

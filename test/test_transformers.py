@@ -98,7 +98,7 @@ with tempfile.TemporaryDirectory() as folder:
         n_embd=48, n_head=3, n_layer=3, n_positions=32, vocab_size=301, bos_token_id=0, eos_token_id=0)
     for dtype in torch.float32, torch.float16, torch.bfloat16:
         model = transformers.GPT2LMHeadModel(config).to(dtype)
-        name = str(dtype).removeprefix("torch.")
+        name = str(dtype).split(".")[-1]
         theirs_to_ours(folder, name, model)
         theirs_to_ours(folder, name + " in parts", model, max_shard_size="60KB")
     theirs_to_ours(folder, "without a head", transformers.GPT2Model(config))

@@ -112,6 +112,7 @@ static void put_file(Output *o, const char *path) {
         memmove(block, end, n -= cut);
         if (cut == 0 && got) block = resize(block, room *= 2); // one long word so far
         show(o, 0);
+        if (interrupted) die("stopped: no shards stay; the same command begins again");
     } while (got);
     if (ferror(f)) die("cannot read %s: %s", path, strerror(errno));
     fclose(f);
@@ -157,6 +158,7 @@ int main(int argc, char **argv) {
     if (pipes) o.all_bytes = 0;
     o.began = now();
     unended = &o, atexit(drop_shards);
+    catch_signals();
     for (; i < argc; i++) put_file(&o, argv[i]);
     end_shard(&o);
     unended = NULL;
@@ -164,5 +166,6 @@ int main(int argc, char **argv) {
     printf("%zu tokens of %zu bytes in %d shards, from %s on\n", o.total, o.bytes, o.number,
            shard_path(&o, 0).s);
     tokenizer_free(&tokenizer);
+    check_printed();
     return 0;
 }
