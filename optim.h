@@ -37,14 +37,14 @@
    gpa                arXiv 2512.17131          its base's, z                              base + 4
    schedule-free      arXiv 2405.15682          v z                                        8
    schedule-free-sgd  arXiv 2405.15682          z                                          4
-   prodigy            arXiv 2306.06101          m v x0 sum (these two of n/slice-p)        8 + 8/slice-p
+   prodigy            arXiv 2306.06101          m v x0 sum (these last of n/slice-p)        8 + 8/slice-p
    dadapt-adam        arXiv 2301.07733          m v sum                                    12
    resetting          arXiv 2306.06101          x0 sum                                     8
    dog                arXiv 2302.12022          x0 x_average                               8
    dowg, cdowg        arXiv 2305.16284          x0; cdowg: x0 r2 v                         4; 12
    sps                arXiv 2504.01898                                                     0
    iam                arXiv 2504.01898          z; over adamw: v z; over muon: m v z       4; 8; 12
-   iam-adam           arXiv 2504.01898          v z                                        8
+   iam-adam           iam over adamw            v z                                        8
    adgd, adproxgd     arXiv 2308.02261          x_prev g_prev                              8
 
    Over muon, r c + 4 min(r, c)^2 floats more, r x c the largest matrix. Schedules: constant, cosine,
@@ -986,7 +986,8 @@ static void optim_choose(Optimizer *o, const OptimRow *row) {
     }
 }
 
-// Finds the row of the table; 0, or -1 when the name is unknown.
+// Finds the row of the table, of several the first (gpa and diloco over adamw, iam over sgd); 0, or -1 when
+// the name is unknown.
 OPTIM_API int optim_init(Optimizer *o, const char *name) {
     for (int j = 0; j < OPTIM_COUNT(optim_rows); j++)
         if (!strcmp(optim_rows[j].name, name)) { optim_choose(o, &optim_rows[j]); return 0; }
@@ -1066,10 +1067,21 @@ OPTIM_API void optim_free(Optimizer *o) {
     o->segments = NULL; o->chunks = NULL; o->sums = NULL; o->muon_scratch = NULL;
 }
 
+// Floats that Muon needs besides for the largest of these tensors; 0 where it is not the base.
+OPTIM_API size_t optim_scratch(const Optimizer *o, const OptimSegment *segments, int num_segments) {
+    size_t scratch = 0;
+    for (int j = 0; j < num_segments && o->row->base == OPTIM_MUON; j++) {
+        const size_t r = segments[j].rows < segments[j].cols ? segments[j].rows : segments[j].cols;
+        const size_t need = segments[j].size + 4 * r * r;
+        if (segments[j].rows && need > scratch) scratch = need;
+    }
+    return scratch;
+}
+
 // Allocates the buffers. params is the caller's array of n floats and holds the starting point; the segments
-// cover it in order (NULL, 0: one vector without weight decay). What none of them covers is never moved and
-// counts in no sum, and the zeros that are kept for it take no memory until they are saved and read again
-// (on a CPU; a GPU's are written at the start). 0, or -1 without memory.
+// name its tensors in order (NULL, 0: one vector without weight decay). What none of them names is never
+// moved and counts in no sum, and the zeros that are kept for it take no memory until they are saved and read
+// again (on a CPU; a GPU's are written at the start). 0, or -1 without memory.
 OPTIM_API int optim_start(Optimizer *o, float *params, size_t n, const OptimSegment *segments,
                           int num_segments) {
     const OptimSegment whole = { 0, n, 0, 0, 0 };
@@ -1110,12 +1122,7 @@ OPTIM_API int optim_start(Optimizer *o, float *params, size_t n, const OptimSegm
         o->num_slices = chunk[slices - 1].end;
     }
 
-    size_t scratch = 0;
-    for (int j = 0; j < num_segments && matrices; j++) {
-        const size_t r = segments[j].rows < segments[j].cols ? segments[j].rows : segments[j].cols;
-        const size_t need = segments[j].size + 4 * r * r;
-        if (segments[j].rows && need > scratch) scratch = need;
-    }
+    const size_t scratch = optim_scratch(o, segments, num_segments);
     int missing = scratch && !(o->muon_scratch = (float *)optim_allocate(scratch, sizeof(float)));
     for (int b = 0; b < OPTIM_COUNT(optim_buffers) && !missing; b++) {
         const size_t size = optim_size(o, b);
@@ -1181,7 +1188,8 @@ OPTIM_API int optim_state(Optimizer *o, int i, void **ptr, size_t *bytes, const 
     return 0;
 }
 
-OPTIM_API size_t optim_bytes(const Optimizer *o) {         // of all that optim_state lists
+// Of all that optim_state lists, after optim_start; before it, of the o->n and o->num_slices that were set.
+OPTIM_API size_t optim_bytes(const Optimizer *o) {
     size_t bytes = sizeof(o->s);
     for (int b = 0; b < OPTIM_COUNT(optim_buffers); b++) bytes += optim_size(o, b) * sizeof(float);
     return bytes;
@@ -1247,7 +1255,8 @@ static void optim_replace(double *sorted, long count, double out, double in) {
 // a finished run: G after a median filter of width 2 floor(tau steps/2) + 1 (left of the run its first norm,
 // right of it its reflection), w = G^-2 of l2 norms for SGD (which "l2") or 1/G of l1 norms for Adam ("l1"),
 //     factor_t = w_t sum_{p>t} w_p / sum_p w_p, divided by the largest.
-// 0, or -1 without memory, with fewer than two steps, or where a norm is not a positive number.
+// 0, or -1 without memory, with fewer than two steps, another `which`, a tau beyond 0 to 1, or a norm that is
+// not a positive number.
 OPTIM_API int optim_refined(const double *grad_norms, long steps, const char *which, double tau,
                             double *factors_out) {
     const int l1 = !strcmp(which, "l1");

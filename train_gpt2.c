@@ -3338,7 +3338,7 @@ static const OptionRow option_rows[] = {
     {"save-every", 'i', FIELD(save_every), "0", 0, 1e9, 0, "N", "steps between checkpoints (0: at the end)"},
     {"out", 's', FIELD(out), "", 0, 0, 0, "DIR", "log.csv, model.bin, tokenizer and state.bin go here"},
     {"resume", 'f', FIELD(resume), "0", 0, 0, 0, "", "go on from the checkpoint in --out"},
-    {"f32", 'f', FIELD(f32), "0", 0, 0, 1, "", "float32 throughout, on a GPU too"},
+    {"f32", 'f', FIELD(f32), "0", 0, 0, 0, "", "float32 throughout, on a GPU too"},
     {"export-hf", 's', FIELD(export_hf), "", 0, 0, 0, "DIR", "write a Hugging Face folder at the end"},
 };
 #define NUM_OPTIONS ((int)(sizeof option_rows / sizeof *option_rows))
@@ -3540,17 +3540,18 @@ static size_t describe_options(char *text, size_t size, const void *options, con
     return n;
 }
 
-// What a run is: stored in its checkpoints, and compared when one is resumed. teacher: the name of who gives
-// the teacher's losses; schedule: the refined one, or NULL.
-static char *describe_run(const Options *o, const Optimizer *optimizer, GPT2Config g, uint64_t data_hash,
-                          const char *teacher, const double *schedule) {
+// What a run is: stored in its checkpoints, and compared when one is resumed. device: open_device's; teacher:
+// the name of who gives the teacher's losses; schedule: the refined one, or NULL.
+static char *describe_run(const Options *o, const Optimizer *optimizer, GPT2Config g, const char *device,
+                          uint64_t data_hash, const char *teacher, const double *schedule) {
     size_t size = 1 << 14;
     char *text = allocate(size, 1);
     size_t n = describe_options(text, size, o, option_rows, NUM_OPTIONS, 1, optimizer);
     uint64_t factors = schedule ? hash_bytes(0, schedule, (size_t)o->steps * sizeof *schedule) : 0;
-    snprintf(text + n, size - n, "teacher %s\nshape %d %d %d %d %d\ndata %016llx\nrefined %016llx\n", teacher,
-             g.num_layers, g.num_heads, g.channels, g.max_seq_len, g.vocab_size,
-             (unsigned long long)data_hash, (unsigned long long)factors);
+    snprintf(text + n, size - n,
+             "floats %s\nteacher %s\nshape %d %d %d %d %d\ndata %016llx\nrefined %016llx\n",
+             strstr(device, ", bf16") ? "bf16" : "f32", teacher, g.num_layers, g.num_heads, g.channels,
+             g.max_seq_len, g.vocab_size, (unsigned long long)data_hash, (unsigned long long)factors);
     return text;
 }
 
@@ -3615,7 +3616,7 @@ static void start_optimizer(Optimizer *o, GPT2 *m, const char *frozen) {
     o->n = 0; // until optim_start sets it, what is trained: the rest takes no memory
     for (int i = 0; i < n; i++) o->n += segments[i].size;
     o->num_slices = o->n / MAX(1, o->h.slice_p); // about so many
-    check_memory(optim_bytes(o));
+    check_memory(optim_bytes(o) + sizeof(float) * optim_scratch(o, segments, n));
 #endif
     if (optim_start(o, m->params_memory, m->num_parameters, segments, n))
         die("out of memory for the optimizer");
@@ -3892,7 +3893,11 @@ static void start_student(GPT2 *m, const Options *o) {
 static void compare_workers(const Run *run, const char *device) {
     const GPT2 *m = &run->model;
     const Options *o = &run->options;
+#ifdef GPT2_DEVICE
+    const char *arithmetic = device; // GPUs of another kind round products otherwise
+#else
     const char *arithmetic = strrchr(device, ',');
+#endif
     int meet[] = {o->eval_every, o->eval_tokens, o->save_every, o->sample_every};
     double *hashes = allocate(workers.count, sizeof(double));
     uint64_t hash = hash_bytes(0, run->identity, strlen(run->identity));
@@ -4058,6 +4063,7 @@ static void print_plan(const Run *run, const char *device) {
 #ifndef GPT2_DEVICE // of what is frozen the zeros are never touched
     optimizer_bytes = (size_t)((double)optimizer_bytes * opt->moving / opt->n);
 #endif
+    optimizer_bytes += sizeof(float) * optim_scratch(opt, opt->segments, opt->num_segments);
     printf("model      %d layers, %d heads, %d channels, context %d, %d tokens: %zu parameters\n",
            g.num_layers, g.num_heads, g.channels, g.max_seq_len, g.vocab_size, run->model.num_parameters);
     printf("data       %zu training tokens, %zu for validation\n", dataset_tokens(&run->train),
@@ -4102,7 +4108,7 @@ static void prepare(Run *run) {
         run->schedule = refined_schedule(o->schedule + 8, o->steps, &run->optimizer);
     }
     run->now.val_loss = NAN;
-    run->identity = describe_run(o, &run->optimizer, run->model.config,
+    run->identity = describe_run(o, &run->optimizer, run->model.config, device,
                                  hash_bytes(run->train.hash, &run->proxy.data.hash, sizeof run->train.hash),
                                  *teacher ? teacher : run->cache.teacher, run->schedule);
     compare_workers(run, device);

@@ -1739,9 +1739,9 @@ int gpu_optim_start(Optimizer *o, float *params, size_t n, const OptimSegment *s
     }
     OnGpu on(o, n);
     o->n = end - begin, o->num_slices = o->n / MAX(1, o->h.slice_p); // about so many, for optim_bytes
-    check_room(optim_bytes(o));
+    check_room(optim_bytes(o) + sizeof(float) * optim_scratch(o, parts, count));
     int error = optim_start(o, params + begin, end - begin, parts, count);
-    optimizer_bytes = optim_bytes(o);
+    optimizer_bytes = optim_bytes(o) + sizeof(float) * optim_scratch(o, parts, count);
     free(parts);
     gpu_wait();
     return error;

@@ -100,9 +100,15 @@ static void read_exactly(FILE *f, void *p, size_t n, const char *path) {
 static void test_golden(const char *dir, int bf16) {
     GPT2 m = load_model(dir);
     GPT2Config g = m.config;
-    int32_t header[256], V = g.vocab_size, padded = (V + 127) / 128 * 128;
-    Path path = path_in(dir, "state.bin");
+    int32_t header[256], V = g.vocab_size, padded;
+    Path path = path_in(dir, "model.bin");
     FILE *f = fopen(path.s, "rb");
+    if (!f) die("%s is missing", path.s);
+    read_exactly(f, header, sizeof header, path.s);
+    padded = header[7];
+    fclose(f);
+    path = path_in(dir, "state.bin");
+    f = fopen(path.s, "rb");
     if (!f) die("%s is missing", path.s);
     read_exactly(f, header, sizeof header, path.s);
     int B = header[2], T = header[3], rows = B * T;

@@ -46,6 +46,8 @@ wait $pid
 ok "a resumed run ends in other bits" cmp g/model.bin r/model.bin
 ok "a resumed run has another log" logs_agree g r 0
 refuses 1 "another run" "$gpu" $options --steps 9 --f32 --out r --resume
+ok "train_gpt2 goes on with a run in float32" "$cpu" $options --steps 8 --eval-every 4 --out r --resume
+refuses 1 "another run: 'floats" "$cpu" $options --steps 8 --eval-every 4 --out b --resume
 
 cp c/log.csv "$work/reference.csv"
 tr e a <text.txt >changed.txt
