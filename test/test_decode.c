@@ -129,6 +129,50 @@ static void test_tree_attention(int HS) {
     gpt2_free(&m);
 }
 
+// ---- texts longer than a pass, and than the context: losses, logits and what is written are the model's
+
+static void test_long_texts(void) {
+    enum { N = 150, MADE = 200 };
+    GPT2Config g = {200, 61, 2, 2, 32}, small = {40, 61, 2, 2, 32};
+    GPT2 m = random_model(g, 3, 4), s = random_model(small, 3, 4);
+    uint16_t text[N + 1];
+    random_tokens(text, N + 1, g.vocab_size, 5);
+    gpt2_allocate_activations(&m, 1, g.max_seq_len, 0), gpt2_allocate_activations(&s, 1, small.max_seq_len, 0);
+    Decoder d;
+    Batch b = {0};
+    decoder_init(&d, &m, WEIGHTS_F32);
+    double found = decoder_prefill(&d, text, N, text + 1) / N, error = 0, largest = 0;
+    gpt2_forward(&m, text, 1, N);
+    double loss = gpt2_loss(&m, text + 1);
+    check(fabs(found - loss) < 1e-4, "%d tokens are read with loss %g, not %g", N, found, loss);
+    batch_output(&b, batch_add(&b, text[N], -1), 1, -1);
+    decoder_pass(&d, &b);
+    gpt2_forward(&m, text, 1, N + 1);
+    gpt2_logits(&m, m.logits, N, 1);
+    for (int v = 0; v < g.vocab_size; v++) {
+        error = fmax(error, fabs(product_row(&d, 0)[v] - m.logits[v]));
+        largest = fmax(largest, fabs(m.logits[v]));
+    }
+    check(error < 5e-5 * largest, "logits behind %d tokens are off by %g of %g", N, error, largest);
+    for (int prompt = 5; prompt <= 100; prompt += 95) {
+        Engine e = {0};
+        int base = 0, wrong = 0;
+        engine_start(&e, &s, WEIGHTS_F32);
+        generate(&e.generator, text, prompt, MADE);
+        for (int i = prompt; i < MADE; i++) { // the likeliest, up to rounding, after what the context holds
+            if (i - 1 - base >= small.max_seq_len) base = i - 1 - small.max_seq_len / 2;
+            gpt2_forward(&s, e.generator.text + base, 1, i - base);
+            gpt2_logits(&s, s.logits, i - base - 1, 1);
+            float most = largest_of(s.logits, small.vocab_size);
+            wrong += s.logits[e.generator.text[i]] < most - 1e-4f * fabsf(most);
+        }
+        check(!wrong, "after %d tokens, %d of %d are not the likeliest", prompt, wrong, MADE - prompt);
+        engine_stop(&e);
+    }
+    decoder_free(&d);
+    gpt2_free(&m), gpt2_free(&s);
+}
+
 // ---- golden: the greedy continuation by PyTorch
 
 static void test_golden(const char *dir) {
@@ -221,6 +265,49 @@ static void test_identity(void) {
     gpt2_free(&m), gpt2_free(&s);
 }
 
+// ---- threads share a pass, the turns of the classifier too: the same bits from one and from several
+
+#ifdef _OPENMP
+static void test_decoder_threads(void) {
+    enum { V = 1500, MOST = 9 };
+    GPT2Config g = {32, V, 4, 4, 320}; // 5 MB of int8: enough for two threads
+    GPT2 m = random_model(g, 3, 15);
+    uint16_t groups[] = {1, 3, 20, 21, 40, 60, 92};
+    int before = omp_get_max_threads();
+    for (int kind = 0; kind < 3; kind++) {
+        static float logits[2][2][MOST][V];
+        for (int many = 0; many < 2; many++) {
+            Engine e = {0};
+            Batch b = {0};
+            omp_set_num_threads(many ? 3 : 1);
+            engine_start(&e, &m, kind);
+            e.prompts.header = (PromptsHeader){"", 1, 2, 1, 1, 320, 4, 0};
+            e.prompts.params = random_floats(prompts_size(&e.prompts.header), 0.1f, 7);
+            engine_guess(&e);
+            Decoder *d = &e.decoder;
+            d->prompts = e.prompts.params, d->depth = 1; // of any vectors
+            for (int r = 0; r < 5; r++) batch_output(&b, batch_add(&b, 10 + r, r - 1), 1, -1);
+            for (int i = 0; i < 2; i++) batch_output(&b, 4, 1, i);
+            for (int i = 0; i < 2; i++) batch_output(&b, batch_add(&b, ~i, 4), 1, -1);
+            check(!many || d->threads > 1, "%s has one thread: the test says nothing", kinds[kind].name);
+            for (int likely = 0; likely < 2; likely++) {
+                if (likely) decoder_likely(d, groups, sizeof groups / sizeof *groups);
+                decoder_pass(d, &b);
+                for (int o = 0; o < MOST; o++)
+                    memcpy(logits[many][likely][o], product_row(d, o), sizeof *logits[many][likely]);
+            }
+            engine_stop(&e), free(e.prompts.params);
+        }
+        check(!memcmp(logits[0], logits[1], sizeof *logits), "%s: several threads make other logits than one",
+              kinds[kind].name);
+    }
+    omp_set_num_threads(before);
+    gpt2_free(&m);
+}
+#else
+static void test_decoder_threads(void) {} // one thread
+#endif
+
 // ---- guesses are of likely tokens; what is not a guess does not notice
 
 static void test_likely(void) {
@@ -278,6 +365,47 @@ static void test_likely(void) {
     find_likely(&data, 16000, &t);
     check(t.likely == 0, "a small vocabulary has %d likely groups", t.likely);
     free(data.shards);
+}
+
+// ---- accuracies: heads of zeros guess for each distance what the logits of their own node were of
+
+static void test_accuracy(void) {
+    enum { N = 3, PROMPT = 21, LENGTH = 42 }; // of a context of 84
+    GPT2Config g = {84, 61, 2, 2, 32};
+    GPT2 m = random_model(g, 3, 4);
+    uint16_t text[100];
+    Dataset data = {0};
+    Engine e = {0};
+    Batch b = {0};
+    PromptsTables *t = &e.prompts.tables, want = {0};
+    random_tokens(text, 100, g.vocab_size, 5);
+    dataset_add(&data, text, 100);
+    engine_start(&e, &m, WEIGHTS_F32);
+    e.prompts.header = (PromptsHeader){"", 1, N, 1, 1, 32, 2, 0};
+    e.prompts.params = allocate_floats(prompts_size(&e.prompts.header));
+    engine_guess(&e);
+    measure_accuracy(&e, &data, LENGTH);
+    for (int i = 0; i < PROMPT + LENGTH - N - 1; i++)
+        batch_output(&b, batch_add(&b, e.generator.text[i], i - 1), 1, -1);
+    e.decoder.past = 0;
+    decoder_pass(&e.decoder, &b);
+    for (int i = PROMPT; i < PROMPT + LENGTH - N; i++) {
+        const float *logits = product_row(&e.decoder, i - 1);
+        for (int distance = 0, near = 1, rank; distance < N; distance++, near &= rank < 3) {
+            float truth = logits[e.generator.text[i + 1 + distance]];
+            rank = 0;
+            for (int v = 0; v < g.vocab_size; v++) rank += logits[v] > truth;
+            want.seen[distance]++, want.seen_after[distance] += near;
+            if (rank < RANKS) want.right[distance][rank]++, want.right_after[distance][rank] += near;
+        }
+    }
+    check(!memcmp(t, &want, offsetof(PromptsTables, machine)),
+          "%u of %u guesses for distance 2 are right, %u of %u after nearer ones; not %u of %u and %u of %u",
+          t->right[1][0], t->seen[1], t->right_after[1][0], t->seen_after[1], want.right[1][0], want.seen[1],
+          want.right_after[1][0], want.seen_after[1]);
+    engine_stop(&e);
+    free(e.prompts.params), free(data.shards);
+    gpt2_free(&m);
 }
 
 // ---- sampling through a tree keeps the distribution: pairs of tokens, chi-square
@@ -572,6 +700,13 @@ static void test_candidates(void) {
         int child = typical_child(&g, &t, 0, logits); // of 0 and 2, or of 2 and 3, which are rare
         check(likely ? child == 1 : child < 0, "child %d is typical", child);
     }
+    for (int alike = 0; alike < 2; alike++) { // p 0.7 0.1 0.1 0.1: 0.09 is less than 0.117; 16 alike: 0.019 is
+        const float x[16] = {alike ? 0 : logf(7)};
+        Tree t = {.root = 0};
+        batch_add(&t.batch, 0, -1), batch_add(&t.batch, 1, 0);
+        d.config.vocab_size = alike ? 16 : 4;
+        check(typical_child(&g, &t, 0, x) == 1, "of %d tokens the second is not typical", d.config.vocab_size);
+    }
 }
 
 // A draft of so short a context slides among proposals of its own, which then are taken back.
@@ -730,8 +865,8 @@ static void test_gradients(void) {
 // ---- joint training: interrupted while the model writes new text of its own, it goes on as if it had not been
 
 // Trains up to `steps` in as many parts as there are stops; at a stop the model's own text is lost.
-static float *trained(const GPT2Config g, const Dataset *data, const int *stops, int parts, size_t *count) {
-    static PromptRun run;
+static PromptRun trained(const GPT2Config g, const Dataset *data, const int *stops, int parts) {
+    PromptRun run;
     GPT2 m = random_model(g, 3, 1);
     DecodeOptions o = {.joint = 1, .steps = stops[0], .schedule = "constant", .seed = 1};
     run = (PromptRun){.trainer = {.m = &m, .h = {PROMPTS_MAGIC, 0, 2, 1, 1, g.channels, g.num_layers, 0},
@@ -750,8 +885,7 @@ static float *trained(const GPT2Config g, const Dataset *data, const int *stops,
         train_prompts(&run, data, &o);
         if (i < parts - 1) memset(run.now->own, 0, run.own * sizeof(uint16_t));
     }
-    *count = run.count;
-    return run.params;
+    return run;
 }
 
 // What prompts and heads guess in decoding is what they were trained to guess: the same logits.
@@ -802,15 +936,31 @@ static void test_interrupted(void) {
     GPT2Config g = {32, 29, 1, 2, 16};
     uint16_t text[400];
     Dataset data = {0};
-    size_t n;
     random_tokens(text, 400, 29, 1);
     dataset_add(&data, text, 400);
     fflush(stdout);
-    int out = dup(1), nowhere = open("/dev/null", O_WRONLY), stops[] = {9, 12}; // at step 9 all was read READINGS times
+    int out = dup(1), nowhere = open("/dev/null", O_WRONLY);
+    int stops[] = {0, 9, 12}; // at step 9 all was read READINGS times
     dup2(nowhere, 1), close(nowhere);
-    float *unbroken = trained(g, &data, stops + 1, 1, &n), *broken = trained(g, &data, stops, 2, &n);
+    PromptRun start = trained(g, &data, stops, 1), unbroken = trained(g, &data, stops + 2, 1),
+              broken = trained(g, &data, stops + 1, 2);
     fflush(stdout), dup2(out, 1), close(out);
-    check(!memcmp(unbroken, broken, n * sizeof *broken), "new text was to be written, and is not");
+    check(!memcmp(unbroken.params, broken.params, broken.count * sizeof(float)),
+          "new text was to be written, and is not");
+    PromptTrainer *t = &unbroken.trainer;
+    int n = (int)prompts_size(&t->h), stayed = 0, wrong = 0, least = t->T, most = 0, cuts[3];
+    for (int i = 0; i < n; i++) stayed += t->params[i] == start.trainer.params[i];
+    check(!stayed, "%d of the prompts' %d numbers are as they began", stayed, n);
+    // each step has cuts of its own, all over the text, as far as there is room for what is guessed
+    memcpy(cuts, t->cuts_of_step, sizeof cuts);
+    for (int step = 0; step < 200; step++) {
+        draw_cuts(t, 1, step);
+        wrong += (step == 11) != !memcmp(cuts, t->cuts_of_step, sizeof cuts);
+        for (int i = 0; i < t->cuts; i++)
+            least = MIN(least, t->cuts_of_step[i]), most = MAX(most, t->cuts_of_step[i]);
+    }
+    check(!wrong && least == 0 && most == t->T - t->h.n - 1, "cuts from %d to %d; %d steps have those of others",
+          least, most, wrong);
     GPT2 m = random_model(g, 3, 1);
     Engine e = {0};
     engine_start(&e, &m, WEIGHTS_F32);
@@ -893,6 +1043,13 @@ static void test_tree_search(void) {
     Template trees[MAX_PROMPTS + 1];
     double tau = 0, speedup = fastest_trees(&m, &latency, MAX_ROWS - 16, trees, &tau);
     check(tau > 1 && speedup > 1, "the search over all sizes: %.2f tokens a pass, %.2f times as fast", tau, speedup);
+    // of 4 rows: a root and a child, each with a chain of 1; with guesses at half the cost, the time of 3 rows
+    TreeModel simple = {.n = 1, .copies = 1, .accuracy = {{0.5}}};
+    Latency slow = some_latency(0.05);
+    for (int r = 0; r < MAX_ROWS; r++) slow.seconds[r] *= 2;
+    speedup = plan_trees(&simple, &slow, 4, trees, &tau);
+    check(trees[1].rows == 4 && fabs(tau - 1.5) < 1e-6 && fabs(speedup - 1.5 / 1.1) < 1e-6,
+          "%d rows: %g tokens a pass, %g times as fast", trees[1].rows, tau, speedup);
 }
 
 // ---- prompts files
@@ -969,6 +1126,7 @@ int main(int argc, char **argv) {
     if (!getenv("GOMP_SPINCOUNT") && !setenv("GOMP_SPINCOUNT", "10000", 1)) execv("/proc/self/exe", argv);
     test_products();
     test_tree_attention(8), test_tree_attention(20), test_tree_attention(70);
+    test_long_texts();
     test_sampling();
     test_choices();
     test_writer();
@@ -983,7 +1141,9 @@ int main(int argc, char **argv) {
     test_guesses();
     test_interrupted();
     test_identity();
+    test_decoder_threads();
     test_likely();
+    test_accuracy();
     test_chi_square();
     for (int i = 1; i < argc; i++)
         if (!strcmp(argv[i], "--mutations") && i + 1 < argc) mutations = atoi(argv[++i]);

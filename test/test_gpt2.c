@@ -335,8 +335,9 @@ static void test_model(void) {
 // GPT-2's: weights N(0, 0.02), those that are added to the residual over sqrt(2 L), layer norms 1, biases 0.
 static void test_initialization(void) {
     GPT2Config g = {64, 97, 3, 4, 64};
-    GPT2 m;
+    GPT2 m, other;
     gpt2_allocate(&m, g), gpt2_initialize(&m, 11);
+    gpt2_allocate(&other, g), gpt2_initialize(&other, 12);
     for (int i = 0; i < NUM_TENSORS; i++) {
         TensorShape t = tensor_shape(g, i);
         const float *w = ((float **)&m.params)[i];
@@ -348,7 +349,12 @@ static void test_initialization(void) {
         check(error <= 4 * std / sqrt(n) + 1e-6,
               "%s begins with mean %g and deviation %g, not %d and %g", t.name, mean, found, norm, std);
     }
-    gpt2_free(&m);
+    float wte = *m.params.wte, wpe = *m.params.wpe, next = *other.params.wte;
+    check(wte != wpe && wte != next && wpe != next, "wte, wpe and the next seed's wte begin with %g, %g, %g",
+          wte, wpe, next);
+    gpt2_free(&m), gpt2_free(&other);
+    double flops = flops_per_token((GPT2Config){1024, 50257, 12, 12, 768}, 1024); // 124M: 123,532,032 weights
+    check(flops == 6 * 123532032.0 + 6 * 12 * 768 * 1024, "a token of GPT-2 takes %.0f operations", flops);
 }
 
 #if defined(_OPENMP) && !defined(NO_THREAD_CHECK) // which OpenBLAS does not promise

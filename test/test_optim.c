@@ -519,12 +519,15 @@ static void rule_muon(Reference *r, const Optimizer *o, const double *g, long t,
     }
 }
 
-static void rule_gpa_muon(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
+static void rule_gpa(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
     double u[N];                                           // x is eval, y is x
+    const int sgd = o->row->base == OPTIM_SGD;
     (void)gap;
-    reference_muon(r, o, g, t, u);
+    if (!sgd) reference_muon(r, o, g, t, u);
     for (int i = 0; i < N; i++) {
-        const double rate = is_matrix(i) ? o->h.muon_lr : o->h.lr, wd = is_matrix(i) ? o->h.weight_decay : 0;
+        const double rate = is_matrix(i) && !sgd ? o->h.muon_lr : o->h.lr;
+        const double wd = is_matrix(i) ? o->h.weight_decay : 0;
+        if (sgd) u[i] = r->a.m[i] = t ? o->h.momentum * r->a.m[i] + (1 - o->h.dampening) * g[i] : g[i];
         r->a.z[i] = (1 - rate * wd) * r->a.z[i] - rate * u[i];
         r->a.eval[i] = o->h.mu_x * r->a.eval[i] + (1 - o->h.mu_x) * r->a.z[i];
         r->a.x[i] = o->h.mu_y * r->a.eval[i] + (1 - o->h.mu_y) * r->a.z[i];
@@ -782,7 +785,8 @@ static void reference_tests(void) {
     orthogonalise_test(25, 60);
     reference_test("muon, tall and wide", "muon", NULL, "lr 0.02 muon-lr 0.05", rule_muon, 0.3);
     reference_test("gpa over muon, tall and wide", "gpa", "muon", "lr 0.02 muon-lr 0.05 mu-x 0.9",
-                   rule_gpa_muon, 0.3);
+                   rule_gpa, 0.3);
+    reference_test("gpa over sgd, decayed", "gpa", "sgd", "lr 0.05 mu-x 0.9 weight-decay 0.1", rule_gpa, 0.3);
     reference_test("diloco over muon", "diloco", "muon", "lr 0.02 muon-lr 0.05 inner-steps 5",
                    rule_diloco_muon, 0.3);
     reference_test("diloco over sgd", "diloco", "sgd", "inner-steps 7 weight-decay 0.1",

@@ -13,6 +13,11 @@ small=(--data "$work/text.txt" --layers 2 --heads 2 --channels 32 --context 16 -
 same_log() { diff <(cut -d, -f1,2,4- "$1/log.csv") <(cut -d, -f1,2,4- "$2/log.csv"); }
 untuned=(--data "$work/text.txt" --layers 2 --heads 2 --channels 32 --context 16 --batch 4)
 same_run() { cmp "$1/model.bin" "$2/model.bin" && same_log "$1" "$2"; }
+rates() { # DIR STEP...: those of these steps
+    local dir=$1 step
+    shift
+    for step; do awk -F, -v step="$step" '$1 == step { printf "%s ", $7 }' "$dir/log.csv"; done
+}
 
 # ---- what a run leaves
 ok "a run" "$train" "${small[@]}" --steps 60 --out "$work/a"
@@ -23,24 +28,42 @@ ok "a row for each step" [ "$(wc -l <"$work/a/log.csv")" = 61 ]
 ok "validation every 20 steps and at the end" [ "$(awk -F, 'NR > 1 && $5 != ""' "$work/a/log.csv" | wc -l)" = 3 ]
 ok "the loss falls" awk -F, 'NR == 2 { first = $4 } { last = $4 } END { exit !(last < first - 0.5) }' "$work/a/log.csv"
 ok "tokens are counted" [ "$(tail -n 1 "$work/a/log.csv" | cut -d, -f2)" = 3840 ]
+ok "warmup of a twentieth, and a cosine" [ "$(rates "$work/a" 1 60)" = "0.00333333 7.59242e-06 " ]
 for file in model.bin state.bin tokenizer.txt; do ok "$file is there" [ -s "$work/a/$file" ]; done
 ok "no temporary file stays" [ -z "$(find "$work/a" -name '*.tmp')" ]
 ok "--steps 0 evaluates what it is given" "$train" "${small[@]}" --model "$work/a" --steps 0
 ok "and finds the same loss" diff <(tail -n 1 "$work/last") <(tail -n 1 "$work/a.out")
+ok "--eval-tokens" "$train" "${small[@]}" --model "$work/a" --steps 0 --eval-tokens 16
+ok "are fewer, of another loss" [ "$(tail -n 1 "$work/last")" != "$(tail -n 1 "$work/a.out")" ]
+head -c 9000 "$work/text.txt" >"$work/part1.txt" && tail -c +9001 "$work/text.txt" >"$work/part2.txt"
+ok "the text in two files" "$train" "${small[@]}" --data "$work/part?.txt" --steps 60 --out "$work/parts"
+ok "is the text" same_run "$work/a" "$work/parts"
 ok "--steps 0 saves what it was given" "$train" "${small[@]}" --model "$work/a" --steps 0 --out "$work/copy"
 ok "the same model" cmp "$work/a/model.bin" "$work/copy/model.bin"
 ok "--export-hf" "$train" "${small[@]}" --model "$work/a" --steps 0 --export-hf "$work/hf"
 ok "which is read again" "$train" "${small[@]}" --model "$work/hf" --steps 0
 ok "and gives the same loss" diff <(tail -n 1 "$work/last") <(tail -n 1 "$work/a.out")
-ok "samples of text" "$train" "${small[@]}" --steps 20 --sample-every 20
-ok "the sample is printed" grep -q -- '--- sample at step 20' "$work/last"
+# 256 characters, far more than the context, from a model of one line and from one that was never trained
+printf 'abcdefgh\n%.0s' {1..2000} >"$work/lines.txt"
+sampled=("$train" "${small[@]}" --data "$work/lines.txt" --steps 100 --sample-every 100)
+ok "samples of text" "${sampled[@]}"
+cp "$work/last" "$work/sample"
+ok "the sample is printed" grep -q -- '--- sample at step 100' "$work/sample"
+ok "and is like the text" [ "$(grep -cx abcdefgh "$work/sample")" -ge 20 ]
+ok "samples of an average that stays" "${sampled[@]}" --optimizer gpa --mu-x 1
+ok "are not" [ "$(grep -cx abcdefgh "$work/last")" = 0 ]
 ok "tokenizer bytes" "$train" "${small[@]}" --tokenizer bytes --steps 3
 ok "sequences shorter than the context" "$train" "${small[@]}" --seq-len 8 --steps 3
 ok "--help" "$train" --help
 for name in adamw sgd gpa sps iam iam-adam; do ok "--help $name" "$train" --help "$name"; done
 ok "Schedule-Free needs no schedule" "$train" "${small[@]}" --optimizer schedule-free --steps 40 --out "$work/free"
 ok "and gets none" [ "$(tail -n 1 "$work/free/log.csv" | cut -d, -f7)" = 0.01 ]
-for schedule in constant cosine linear wsd; do ok "schedule $schedule" "$train" "${small[@]}" --schedule $schedule --steps 4; done
+for how in constant,0.01 "cosine --final-lr 0.5,0.0051903" "linear --final-lr 0.5,0.005625" \
+    "wsd --final-lr 0.5,0.0075"; do
+    IFS=, read -r schedule rate <<<"$how"
+    ok "schedule $schedule" "$train" "${small[@]}" --steps 10 --warmup 2 --schedule $schedule --out "$work/scheduled"
+    ok "schedule $schedule: the rates" [ "$(rates "$work/scheduled" 1 2 10)" = "0.005 0.01 $rate " ]
+done
 
 # ---- the same bits for any number of threads, and for a batch given in pieces up to rounding
 for threads in 2 3; do
@@ -57,14 +80,19 @@ agree() { # LOG LOG: every step's loss and gradient norm, to a thousandth
 ok "learns the same" agree "$work/a/log.csv" "$work/acc/log.csv"
 
 # ---- what cannot move the model does not: clipping to nothing, an average that stays at its beginning
-ok "before the first step" "$train" "${untuned[@]}" --steps 0
+ok "before the first step" "$train" "${untuned[@]}" --steps 0 --out "$work/start"
 start_loss=$(tail -n 1 "$work/last")
+ok "before that of another seed" "$train" "${untuned[@]}" --steps 0 --seed 5 --out "$work/seed5"
+ok "is another model" bash -c "! cmp -s '$work/start/model.bin' '$work/seed5/model.bin'"
 ok "clipped to nothing" "$train" "${untuned[@]}" --steps 20 --optimizer sgd --lr 1 --clip 1e-9
 ok "the model stays" [ "$(tail -n 1 "$work/last")" = "$start_loss" ]
-ok "GPA whose average stays" "$train" "${untuned[@]}" --steps 40 --optimizer gpa --mu-x 1 --weight-decay 0 --out "$work/stays"
+ok "GPA whose average stays" "$train" "${untuned[@]}" --steps 40 --optimizer gpa --mu-x 1 --weight-decay 0 \
+    --out "$work/stays" --export-hf "$work/stays.hf"
 ok "is evaluated at the average" [ "$(tail -n 1 "$work/last")" = "$start_loss" ]
-ok "which is what is saved" "$train" "${untuned[@]:0:2}" --model "$work/stays" --steps 0
-ok "too" [ "$(tail -n 1 "$work/last")" = "$start_loss" ]
+for saved in stays stays.hf; do
+    ok "which is what is saved in $saved" "$train" "${untuned[@]:0:2}" --model "$work/$saved" --steps 0
+    ok "too" [ "$(tail -n 1 "$work/last")" = "$start_loss" ]
+done
 
 # ---- killed, interrupted, resumed: ends as if nothing had happened
 long=("${small[@]}" --steps 300 --save-every 1 --eval-every 100)
@@ -107,14 +135,24 @@ sleep 2.1
 kill -INT $!
 wait $!
 ok "a second signal, seconds later, ends what does not look at the first" [ $? = 130 ]
-ok "a schedule refined from a run's log" "$train" "${small[@]}" --schedule "refined:$work/a/log.csv" --steps 40 --out "$work/refined"
-ok "it anneals to zero" [ "$(tail -n 1 "$work/refined/log.csv" | cut -d, -f7)" = 0 ]
+# norms of 1, then of 2, and one that the median leaves out, stretched to twice as many steps: Adam weights them by
+# 1/norm, SGD by its square, and the rate is that weight times what is left of all weights
+head -n 1 "$work/a/log.csv" >"$work/refined.csv"
+awk 'BEGIN { for (i = 1; i <= 20; i++) print i ",64,0,1,,,0.01," (i == 5 ? 9 : 1 + (i > 10)) }' >>"$work/refined.csv"
+for how in "adamw,0.01 0.00655172 0.000775862 0" "sgd,0.01 0.00583333 0.000234375 0"; do
+    IFS=, read -r optimizer expected <<<"$how"
+    ok "a schedule refined from a run's log" "$train" "${small[@]}" --optimizer $optimizer --steps 40 \
+        --schedule "refined:$work/refined.csv" --out "$work/refined"
+    ok "$optimizer anneals to zero by it" [ "$(rates "$work/refined" 1 11 31 40)" = "$expected " ]
+done
 refuses 1 "log.csv" "$train" "${small[@]}" --schedule "refined:$work/text.txt" --steps 40
 refuses 1 "missing" "$train" "${small[@]}" --schedule "refined:$work/missing/log.csv" --steps 40
 
-# ---- every optimizer resumes to the same bits, and so does a run with a proxy
+# ---- every optimizer resumes to the same bits, and so does a run with a proxy, or with several epochs of both
 tr e a <"$work/text.txt" >"$work/changed.txt"
+head -c 60 "$work/text.txt" >"$work/few.txt" # three sequences, so that the first step begins the second epoch
 for optimizer in sgd gpa muon diloco schedule-free prodigy dadapt-adam resetting dog dowg adgd "adamw --proxy $work/text.txt" \
+    "adamw --data $work/few.txt --proxy $work/few.txt" \
     "adamw --val $work/text.txt --proxy $work/changed.txt --proxy-paired --proxy-average 0.5"; do
     ok "$optimizer" "$train" "${untuned[@]}" --optimizer $optimizer --steps 40 --out "$work/o"
     rm -rf "$work/p"
@@ -128,18 +166,21 @@ for optimizer in sgd gpa muon diloco schedule-free prodigy dadapt-adam resetting
     [ "$optimizer" != gpa ] || ok "its rate from the width: 1/32" grep -qa '^lr 0.03125$' "$work/o/state.bin"
     [ "$optimizer" != gpa ] || ok "its schedule: linear, to a tenth, after a fifth of warmup" \
         test "$(grep -acE '^(schedule linear|warmup 8|final-lr 0.1000.*)$' "$work/o/state.bin")" = 3
+    [ "$optimizer" != gpa ] || ok "its rates by that" [ "$(rates "$work/o" 1 8 40)" = "0.00390625 0.03125 0.00400391 " ]
 done
 ok "gpa with another schedule" "$train" "${untuned[@]}" --optimizer gpa --schedule cosine --steps 40 --out "$work/o"
 ok "then it ends at 0" test "$(grep -acE '^(schedule cosine|final-lr 0)$' "$work/o/state.bin")" = 2
-"$train" "${small[@]}" --steps 100000 --out "$work/busy" >/dev/null 2>&1 &
+env -u GOMP_SPINCOUNT -u OMP_WAIT_POLICY "$train" "${small[@]}" --steps 100000 --out "$work/busy" >/dev/null 2>&1 &
 busy=$!
 await [ -s "$work/busy/log.csv" ]
+[ ! -r /proc/$busy/environ ] || ok "its threads spin briefly" grep -qzx GOMP_SPINCOUNT=10000 /proc/$busy/environ
 refuses 1 "another run is writing" "$train" "${small[@]}" --steps 5 --out "$work/busy"
 kill $busy
 wait $busy 2>/dev/null
 
 # ---- distillation
 ok "a teacher" "$train" "${small[@]}" --steps 150 --channels 64 --out "$work/teacher"
+teacher_loss=$(sed -n 's/^final val loss //p' "$work/last")
 student=(--data "$work/text.txt" --layers 1 --heads 2 --channels 32 --context 16 --batch 4 --teacher "$work/teacher" --steps 40)
 for optimizer in sps iam iam-adam "iam --base muon"; do
     ok "distil with $optimizer" "$train" "${student[@]}" --optimizer $optimizer --out "$work/$optimizer"
@@ -167,8 +208,33 @@ ok "adamw beside a teacher" "$train" "${student[@]}"
 ok "says that the teacher is for the log" grep -q '^teacher  *for the log alone' "$work/last"
 ok "hard labels" "$train" "${student[@]}" --lr 1e-2 --out "$work/hard"
 ok "soft labels" "$train" "${student[@]}" --distill soft --lr 1e-2 --out "$work/soft"
-ok "says how far the student is from the teacher" grep -q 'teacher val loss' "$work/last"
+ok "says how far the student is from the teacher" awk -v loss="$teacher_loss" '
+    function off(a, b) { return a - b > 2e-4 || b - a > 2e-4 }
+    /^teacher val loss/ { teacher = $4 + 0; further = $8 } /^final val loss/ { own = $4 }
+    END { exit off(teacher, loss) || off(own - teacher, further) }' "$work/last"
 ok "soft labels teach something else" bash -c "! cmp -s '$work/hard/model.bin' '$work/soft/model.bin'"
+# a teacher that is its own student: there is nothing to learn from its labels, the text's part of the gradient is left
+own=("$train" "${small[@]:0:2}" --model "$work/teacher" --teacher "$work/teacher" --batch 4 --steps 1)
+ok "its own teacher" "${own[@]}" --out "$work/own"
+for weight in 0.25 1; do
+    ok "soft labels of its own, $weight" "${own[@]}" --distill soft --soft-weight $weight --out "$work/own_soft"
+    ok "leave what they do not weigh, and the loss" awk -F, -v weight=$weight '
+        function off(a, b) { return a - b > 1e-4 || b - a > 1e-4 }
+        NR == FNR { loss = $4; norm = $8; next }
+        FNR == 2 { good = !off($4, loss) && !off($8, (1 - weight) * norm) }
+        END { exit !good }' "$work/own/log.csv" "$work/own_soft/log.csv"
+done
+for temperature in 1 2 100 1000; do # the higher, the nearer to a limit
+    ok "temperature $temperature" "$train" "${student[@]}" --steps 1 --distill soft --soft-weight 1 \
+        --temperature $temperature --out "$work/warm$temperature"
+done
+ok "has its norm of the gradient" awk -F, 'FNR == 2 { norm[++n] = $8 }
+    END { exit !(norm[2] > 1.2 * norm[1] && norm[3] < 1.05 * norm[4] && norm[4] < 1.05 * norm[3]) }' \
+    "$work"/warm{1,2,100,1000}/log.csv
+ok "a teacher in bf16" "$train" "${student[@]}" --lr 1e-2 --teacher-weights bf16 --out "$work/bf16"
+ok "has nearly the same losses" awk -F, 'NR == FNR { loss[$1] = $6; next }
+    FNR > 1 { far += $6 < 0.98 * loss[$1] || $6 > 1.02 * loss[$1]; other += $6 != loss[$1] }
+    END { exit far || !other }' "$work/hard/log.csv" "$work/bf16/log.csv"
 refuses 2 "needs --teacher" "$train" "${small[@]:0:2}" --optimizer iam
 
 # ---- the teacher's losses from a file: the same bits as from the teacher
@@ -214,6 +280,7 @@ refuses 1 "accumulate 1. there.*accumulate 2" "$train" "${cached[@]}" --teacher-
 refuses 1 "seq-len 16, .*seq-len 8" "$train" "${cached[@]}" --teacher-cache "$work/losses" --seq-len 8
 refuses 1 "another run: 'data" "$train" "${cached[@]}" --teacher-cache "$work/losses" --tokenizer bytes
 refuses 1 "another run: 'teacher" "$train" "${taught[@]}" --teacher "$work/a"
+refuses 1 "another run: 'teacher" "$train" "${taught[@]}" --teacher-weights bf16
 refuses 1 "not a list" "$train" "${cached[@]}" --teacher-cache "$work/text.txt"
 truncate -s -3 "$work/copied"
 refuses 1 "ends within a line" "$train" "${cached[@]}" --teacher-cache "$work/copied"
@@ -306,6 +373,9 @@ untuned_step=(--warmup 0 --clip 0 --optimizer sgd --lr 1e39)
 refuses 1 "after step 1 .* not a number" "$train" "${small[@]}" --steps 1 "${untuned_step[@]}"
 refuses 1 "after step 1 .* not a number" "$train" "${small[@]}" --steps 5 "${untuned_step[@]}" --eval-every 0 --save-every 1 --out "$work/nan"
 ok "which leaves no model" [ ! -e "$work/nan/model.bin" ]
+# more memory than there is: Linux would promise it, and kill the program that uses it
+[ ! -r /proc/meminfo ] || refuses 1 "are left; use a smaller model or --batch" "$train" "${small[@]}" --channels 256 \
+    --context 1024 --batch 1048576
 refuses 1 "training data is shorter than 17" "$train" "${small[@]}" --data "$work/short.txt"
 refuses 1 "validation data is shorter than 2" "$train" "${small[@]}" --data "$work/text.txt" --val <(printf g)
 refuses 1 "a has 2, and it can have no other" "$train" "${small[@]}" --model "$work/a" --layers 3

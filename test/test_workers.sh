@@ -82,6 +82,10 @@ for n in 2 4; do
 done
 outer=$(awk -F, 'NR > 1 && $9 > 1000 { printf "%s ", $1 }' "$work/diloco2/log.csv")
 ok "nothing travels between outer steps" [ "$outer" = "5 10 15 20 " ]
+ok "fewer steps than inner ones" mpi 2 "$train_mpi" "${small[@]}" "${inner[@]}" --steps 3 --workers diloco \
+    --out "$work/short"
+ok "end with an outer one" awk -F, 'NR == 2 { first = $4 } { last = $5 } END { exit !(last < first - 0.1) }' \
+    "$work/short/log.csv"
 # An outer step of 1 without momentum after one step of SGD is SGD with the mean gradient. What travels in 8
 # or 16 bits hardly changes that (without error feedback int8 would be off by 0.002).
 sgd=(--accumulate 2 --steps 100 --clip 0 --lr 1 --seed 3)
