@@ -1918,7 +1918,7 @@ static DecodeOptions decode_options(int argc, char **argv, int command) {
         if (decode_rows[i].marks >> command & 1) rows[n++] = decode_rows[i];
     }
     uint64_t given = read_options(&o, rows, n, argc - 1, argv + 1, &o.rest, decode_help);
-    int schedule = 0, greedy = o.temperature < 1e-4;
+    int schedule = 0, greedy = o.temperature < COLDEST;
     for (int i = 0; i < n && given >> i; i++) {
         const char *name = rows[i].name;
         if (!(given >> i & 1)) continue;
