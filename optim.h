@@ -890,7 +890,7 @@ static void optim_step_adgd(Optimizer *o, const OptimInput *in) {
     }
     o->s.step_prev = o->s.step;
     o->s.step = a;
-    const int box = o->h.box_low < o->h.box_high;          // adgd's row has no box: both are 0 there
+    const int box = strstr(o->row->defaults, "box-low") != NULL; // adgd has none
     optim_adproxgd(o->all, o->params, o->x_prev, in->g, in->scale, o->g_prev, (float)a, (float)o->h.l1,
                    (float)(box ? o->h.box_low : -INFINITY), (float)(box ? o->h.box_high : INFINITY));
 }
@@ -1018,6 +1018,7 @@ OPTIM_API int optim_set(Optimizer *o, const char *name, double value) {
     if (sscanf(optim_keys[key].range, "%c%lf,%lf%c%c", &open, &low, &high, &close, &whole) < 4) return -2;
     if (!(open == '[' ? value >= low : value > low)) return -2;
     if (!(close == ']' ? value <= high : value < high) || (whole && value != floor(value))) return -2;
+    if (value < 0 && value > -1 && !strcmp(name, "lr-cap")) return -2;
     if (o->chunks && (!strcmp(name, "slice-p") || (!strcmp(name, "lr-cap") && value < 0))) return -2;
     if (value == 0 && o->row->eval == optim_eval_schedule_free && !strcmp(name, "beta1")) return -2; // y = z
     *optim_value(o, key) = value;

@@ -3106,7 +3106,7 @@ static void prepare_workers(GPT2 *m, const float *x_outer, int n, int width) {
 // bytes = n numbers as they travel: bfloat16, rounded to the nearest; or int8, and then the scales.
 static void encode(char *bytes, const float *x, size_t n) {
     uint16_t *halves = (uint16_t *)bytes;
-    int8_t *eighths = (int8_t *)bytes;
+    int8_t *quarters = (int8_t *)bytes;
     float *scales = (float *)(bytes + n);
 #pragma omp parallel for simd schedule(static)
     for (size_t i = 0; i < (mpi.width == 2 ? n : 0); i++) halves[i] = bf16_of(x[i]);
@@ -3116,18 +3116,18 @@ static void encode(char *bytes, const float *x, size_t n) {
         for (size_t j = i; j < i + SCALED; j++) largest = MAX(largest, fabsf(x[j]));
         float inverse = largest > 1e-30f ? 127 / largest : 0;
         scales[i / SCALED] = largest / 127;
-        for (size_t j = i; j < i + SCALED; j++) eighths[j] = (int8_t)rintf(x[j] * inverse);
+        for (size_t j = i; j < i + SCALED; j++) quarters[j] = (int8_t)rintf(x[j] * inverse);
     }
 }
 
 static void decode(float *x, const char *bytes, size_t n) {
     const uint16_t *halves = (const uint16_t *)bytes;
-    const int8_t *eighths = (const int8_t *)bytes;
+    const int8_t *quarters = (const int8_t *)bytes;
     const float *scales = (const float *)(bytes + n);
 #pragma omp parallel for simd schedule(static)
     for (size_t i = 0; i < n; i++)
         if (mpi.width == 2) widen(x + i, halves + i, 1);
-        else x[i] = eighths[i] * scales[i / SCALED];
+        else x[i] = quarters[i] * scales[i / SCALED];
 }
 
 // Encodes x (n) with what was lost the last time, and keeps what is lost now.
@@ -3411,6 +3411,8 @@ static void set_hyperparameters(Optimizer *optimizer, int n, const char *const *
             die_usage("--%s is no option, nor one of %s; see --help and --help %s", names[i], of, of);
         if (wrong == -2) die_usage("--%s %g is out of range; see --help %s", names[i], values[i], of);
     }
+    if (optim_get(optimizer, "box-low") > optim_get(optimizer, "box-high"))
+        die_usage("--box-low is above --box-high");
 }
 
 // Goes through a command line: options that stand in a table of n rows are set; others, which are the
@@ -3988,6 +3990,8 @@ static void prepare_model(Run *run) {
             g.vocab_size);
     if (run->T > g.max_seq_len)
         die("--seq-len %d is longer than the model's context of %d", run->T, g.max_seq_len);
+    if ((size_t)run->B * run->T > 1 << 28)
+        die("--batch %d of %d tokens is too large; --accumulate makes a step of several", run->B, run->T);
     check_dataset(&run->train, "training data", g.vocab_size, run->T);
     check_dataset(&run->val, "validation data", g.vocab_size, 1);
     gpt2_allocate_activations(m, run->B, run->T, 1);

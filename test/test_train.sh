@@ -374,13 +374,16 @@ refuses 1 "after step 1 .* not a number" "$train" "${small[@]}" --steps 1 "${unt
 refuses 1 "after step 1 .* not a number" "$train" "${small[@]}" --steps 5 "${untuned_step[@]}" --eval-every 0 --save-every 1 --out "$work/nan"
 ok "which leaves no model" [ ! -e "$work/nan/model.bin" ]
 # more memory than there is: Linux would promise it, and kill the program that uses it
-[ ! -r /proc/meminfo ] || refuses 1 "are left; use a smaller model or --batch" "$train" "${small[@]}" --channels 256 \
-    --context 1024 --batch 1048576
+[ ! -r /proc/meminfo ] || refuses 1 "are left; use a smaller model or --batch" "$train" "${small[@]}" --channels 1024 \
+    --context 1024 --batch 262144
 refuses 1 "training data is shorter than 17" "$train" "${small[@]}" --data "$work/short.txt"
 refuses 1 "validation data is shorter than 2" "$train" "${small[@]}" --data "$work/text.txt" --val <(printf g)
 refuses 1 "a has 2, and it can have no other" "$train" "${small[@]}" --model "$work/a" --layers 3
 refuses 1 "cannot open" "$train" "${small[@]}" --merges "$work/missing"
 refuses 2 "merges goes with --tokenizer gpt2" "$train" "${small[@]}" --merges "$work/missing" --tokenizer bytes
+refuses 2 "box-low is above" "$train" "${untuned[@]}" --optimizer adproxgd --box-low 1 --box-high 0
+refuses 2 "lr-cap -0.5 is out of range" "$train" "${untuned[@]}" --optimizer iam-adam --lr-cap -0.5
+refuses 1 "is too large; --accumulate" "$train" --data "$work/text.txt" --layers 1 --heads 1 --channels 1 --context 2048 --batch 1048576
 refuses 2 "save-every needs --out" "$train" "${small[@]}" --save-every 5
 refuses 2 "teacher-weights goes with --teacher" "$train" "${small[@]}" --teacher-weights bf16
 mkdir -p "$work/hf_full/model.safetensors.tmp" # nothing can be written there: said before the first step
