@@ -209,11 +209,14 @@ static inline __attribute__((always_inline)) void panel_products(const WeightKin
     const int wide = MR / 2 - bf16 * MR / 6, tall = MR - 2 * bf16; // rows of such tiles
     const size_t panel = (size_t)m->words * NR * 4;
     for (int p = first, taken; p < last; p += taken) {
-        taken = rows <= (bf16 ? 4 : 6) && p + 1 < last ? 2 : 1;
+        taken = rows <= (bf16 ? 4 : 5) && p + 1 < last ? 2 : 1;
         int most = taken == 2 ? wide : tall, tiles = (rows + most - 1) / most;
         for (int done = 0, words; done < m->words; done += words) {
             words = MIN(CHUNK, m->words - done);
-            const char *w = m->data + p * panel + (size_t)done * NR * 4, *soon = w + 2 * CHUNK * NR * 4;
+            int later = done + 2 * CHUNK; // of this panel, or of the one after all that are taken
+            if (later >= m->words) later += (taken - 1) * m->words;
+            const char *w = m->data + p * panel + (size_t)done * NR * 4,
+                       *soon = m->data + p * panel + (size_t)later * NR * 4;
             for (int r = 0, t = 0, n; r < rows; r += n, t++) {
                 Sum *to = out + (size_t)r * ld + p * NR;
                 const char *from = x + r * row + (size_t)done * (bf16 ? 8 : 4);

@@ -37,7 +37,7 @@
    gpa                arXiv 2512.17131          its base's, z                              base + 4
    schedule-free      arXiv 2405.15682          v z                                        8
    schedule-free-sgd  arXiv 2405.15682          z                                          4
-   prodigy            arXiv 2306.06101          m v x0 sum (these last of n/slice-p)        8 + 8/slice-p
+   prodigy            arXiv 2306.06101          m v x0 sum (these last of n/slice-p)       8 + 8/slice-p
    dadapt-adam        arXiv 2301.07733          m v sum                                    12
    resetting          arXiv 2306.06101          x0 sum                                     8
    dog                arXiv 2302.12022          x0 x_average                               8

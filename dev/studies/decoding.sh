@@ -24,9 +24,10 @@ if [ "$full" ]; then
     muon=(--optimizer muon --muon-momentum 0.9)
     model=(--layers 8 --heads 6 --channels 384 --batch 4 "${muon[@]}" --lr 3e-3 --muon-lr 3e-2 --steps "${STEPS:-1000}")
     draft=(--layers 2 --heads 3 --channels 192 --batch 4 "${muon[@]}" --lr 4e-3 --muon-lr 4e-2 --steps "${STEPS:-700}")
-    prompts=(--steps "${STEPS:-400}" --batch 2 --own-tokens 60000)
+    own_tokens=$((${STEPS:-400} * 150))
+    prompts=(--steps "${STEPS:-400}" --batch 2 --own-tokens $own_tokens)
     joint=(--steps "${STEPS:-600}" --batch 4) joint_rates=("${muon[@]}" --lr 1e-3 --muon-lr 5e-3)
-    reading=(--cuts 48 --own-tokens 60000)
+    reading=(--cuts 48 --own-tokens $own_tokens)
     bench=(--texts 16 --tokens 128)
 else
     text_options=(--context 64)
