@@ -182,8 +182,8 @@ test:
 	@$(MAKE) -s -j2 all $(TESTS) dev/convex dev/data/tokenize dev/federated
 	@CC="$(CC)" FLAGS="$(FLAGS)" LIBS="$(LIBS)" bash test/run.sh
 
-test-full: export FULL = 1
-test-full: test
+test-full:
+	@$(MAKE) test FULL=1
 
 # README's table of speed, for this machine.
 bench: dev/bench/bench

@@ -139,6 +139,7 @@ static void *allocate(size_t count, size_t size) {
     if (alignment > 64) madvise(p, bytes, MADV_HUGEPAGE);
 #endif
     memset(p, 0, bytes);
+#pragma omp atomic
     allocated_bytes += bytes;
     return p;
 }
@@ -538,7 +539,8 @@ static void multiply(float *C, long ldc, const float *a, long a_row, long a_col,
 // The size of equal parts of n, each at most `most` and a multiple of `unit`, their number a multiple of
 // `threads` if possible.
 static UNUSED int share(int n, int threads, int most, int unit) {
-    int parts = threads * ((n + threads * most - 1) / (threads * most));
+    long round = (long)threads * most;
+    int parts = (int)(threads * ((n + round - 1) / round));
     return ((n + parts - 1) / parts + unit - 1) / unit * unit;
 }
 
@@ -2270,7 +2272,8 @@ static void check_vocabulary(const Tokenizer *t, const Json *j, size_t vocabular
         int id = (int)json_int(j, key + 1, 0, t->vocab_size - 1, "a token's number");
         size_t n = id == t->vocab_size - 1 ? name.length : symbols_to_bytes(name.text, name.length);
         if (n != t->start[id + 1] - t->start[id] || memcmp(name.text, t->text + t->start[id], n))
-            die("%s: token %d is not the one that GPT-2 has there; no other order is read", j->path, id);
+            die("%s: token %d is not the one that GPT-2 has there; no other order is read (for token shards, "
+                "move the tokenizer's files elsewhere)", j->path, id);
     }
 }
 
@@ -2280,7 +2283,8 @@ static void load_tokenizer_json(Tokenizer *t, const char *path) {
     size_t model = json_get(&j, 0, "model"), merges = json_get(&j, model, "merges"), next;
     size_t vocabulary = json_get(&j, model, "vocab"), pattern = json_get(&j, 0, "pre_tokenizer");
     size_t changed = json_get(&j, 0, "normalizer"), pieces = json_get(&j, pattern, "use_regex");
-    if (!json_is(&j, json_get(&j, model, "type"), "BPE") || j.nodes[merges].type != '[' || !vocabulary ||
+    size_t type = json_get(&j, model, "type"); // older files, GPT-2's own among them, do not say it
+    if ((type && !json_is(&j, type, "BPE")) || j.nodes[merges].type != '[' || !vocabulary ||
         !json_is(&j, json_get(&j, pattern, "type"), "ByteLevel") ||
         json_is(&j, json_get(&j, pattern, "add_prefix_space"), "true") ||
         (changed && !json_is(&j, changed, "null")) || (pieces && !json_is(&j, pieces, "true")))
@@ -2367,8 +2371,13 @@ static void write_vocabulary(FILE *f, const Tokenizer *t) {
     fputs("}", f);
 }
 
-// For the library the other kinds, too, are byte-pair encodings: without merges.
+// In the place of another one's files; t may be NULL: none. For the library the other kinds, too, are byte-pair
+// encodings: without merges.
 static void export_tokenizer(const Tokenizer *t, int max_seq_len, const char *folder) {
+    const char *others[] = {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+                            "tokenizer.txt", "special_tokens_map.json", "added_tokens.json"};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) unlink(path_in(folder, others[i]).s);
+    if (!t) return;
     int gpt2 = t->kind == TOKENIZER_GPT2, chars = t->kind == TOKENIZER_CHARS;
     Path path = path_in(folder, "tokenizer.json");
     FILE *f = write_begin(path.s);
@@ -2396,17 +2405,12 @@ static void export_tokenizer(const Tokenizer *t, int max_seq_len, const char *fo
     if (gpt2) fprintf(f, "\"bos_token\": \"%s\", \"eos_token\": \"%s\",\n", end_of_text, end_of_text);
     fputs("\"clean_up_tokenization_spaces\": false}\n", f);
     write_commit(f, path.s);
+    if (!gpt2) return tokenizer_save(t, folder); // a tokenizer.txt, which this program reads
     path = path_in(folder, "vocab.json");
-    Path merges = path_in(folder, "merges.txt");
-    if (!gpt2) { // a tokenizer.txt instead, which this program reads
-        unlink(path.s), unlink(merges.s);
-        return tokenizer_save(t, folder);
-    }
     f = write_begin(path.s);
     write_vocabulary(f, t);
     write_commit(f, path.s);
-    save_merges(t, merges);
-    unlink(path_in(folder, "tokenizer.txt").s);
+    save_merges(t, path_in(folder, "merges.txt"));
 }
 
 // Writes what from_pretrained reads: the model, its configuration and its tokenizer (NULL: none).
@@ -2416,11 +2420,7 @@ static void gpt2_export_hf(GPT2Config g, const float *params, const Tokenizer *t
     make_folder(dir);
     unlink(path_in(dir, "config.json").s); // no new weights beside another's tokenizer: it is written last
     export_safetensors(g, params, path_in(dir, "model.safetensors"));
-    const char *others[] = {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
-                            "tokenizer.txt"};
-    if (t) export_tokenizer(t, g.max_seq_len, dir);
-    else
-        for (int i = 0; i < 5; i++) unlink(path_in(dir, others[i]).s); // another model's
+    export_tokenizer(t, g.max_seq_len, dir);
     Path path = path_in(dir, "generation_config.json");
     FILE *f = write_begin(path.s);
     fprintf(f, "{\"bos_token_id\": %s, \"eos_token_id\": %s}\n", end, end);
@@ -2428,11 +2428,12 @@ static void gpt2_export_hf(GPT2Config g, const float *params, const Tokenizer *t
     path = path_in(dir, "config.json");
     f = write_begin(path.s);
     fprintf(f, "{\"model_type\": \"gpt2\", \"architectures\": [\"GPT2LMHeadModel\"],\n"
-            "\"vocab_size\": %d, \"n_positions\": %d, \"n_embd\": %d, \"n_layer\": %d, \"n_head\": %d,\n"
+            "\"vocab_size\": %d, \"n_positions\": %d, \"n_ctx\": %d,\n"
+            "\"n_embd\": %d, \"n_layer\": %d, \"n_head\": %d,\n"
             "\"activation_function\": \"gelu_new\", \"layer_norm_epsilon\": 1e-05, \"dtype\": \"float32\",\n"
             "\"tie_word_embeddings\": true, \"resid_pdrop\": 0.0, \"embd_pdrop\": 0.0, \"attn_pdrop\": 0.0,\n"
             "\"bos_token_id\": %s, \"eos_token_id\": %s}\n",
-            g.vocab_size, g.max_seq_len, g.channels, g.num_layers, g.num_heads, end, end);
+            g.vocab_size, g.max_seq_len, g.max_seq_len, g.channels, g.num_layers, g.num_heads, end, end);
     write_commit(f, path.s);
 }
 
@@ -2716,22 +2717,28 @@ static void cache_line(TeacherCache *c, const char *line, size_t n, int steps) {
     if (step <= steps && isnan(c->loss[(size_t)step - 1])) c->loss[(size_t)step - 1] = loss;
 }
 
-// Writes the windows of every step's batch as remarks `# step "text"`: T targets after one token of context.
-static void cache_request(FILE *f, const Tokenizer *t, DataLoader loader, int windows, int steps) {
+// Writes the windows of every step's batch as remarks `# step "text"`: T targets after one token of context. A
+// window that begins or ends inside a character has U+FFFD for each byte of its rest there.
+static void cache_request(FILE *f, const Tokenizer *t, DataLoader loader, long windows, int steps) {
     const Tokenizer plain_text = {.kind = TOKENIZER_CHARS};
-    int T = loader.T;
+    int T = loader.T, bytes;
     uint16_t *x = allocate(T, sizeof *x), *y = allocate(T, sizeof *y);
-    for (long i = 0; i < (long)windows * steps; i++) {
+    char *text = NULL;
+    for (long i = 0; i < windows * steps; i++) {
+        size_t n = 0, length;
         loader_next(&loader, x, y, 1);
-        fprintf(f, "# %ld \"", i / windows + 1);
-        for (int k = 0; k <= T; k++) {
-            size_t length;
+        for (int k = 0; k <= T; k++, n += length) {
             const char *token = tokenizer_token(t, k < T ? x[k] : y[T - 1], &length);
-            write_symbols(f, &plain_text, token, length, 1);
+            text = resize(text, n + length);
+            memcpy(text + n, token, length);
         }
+        fprintf(f, "# %ld \"", i / windows + 1);
+        for (char *p = text; p < text + n; p += bytes)
+            if (utf8_decode(p, text + n, &bytes) < 0) fputs("\xEF\xBF\xBD", f);
+            else write_symbols(f, &plain_text, p, (size_t)bytes, 1);
         fputs("\"\n", f);
     }
-    free(x), free(y);
+    free(x), free(y), free(text);
 }
 
 // Opens the file, or begins it, for `steps` steps of `accumulate` batches of B windows. Losses that it lacks
@@ -2749,7 +2756,7 @@ static void cache_open(TeacherCache *c, const char *path, const char *teacher, c
         snprintf(own.s + strlen(path), sizeof own.s - strlen(path), ".%ld", (long)getpid());
         FILE *f = write_begin(own.s);
         fprintf(f, CACHE_TITLE "%s\n%s", *teacher ? teacher : "?", order);
-        if (!*teacher) cache_request(f, t, *l, B * accumulate, steps);
+        if (!*teacher) cache_request(f, t, *l, (long)B * accumulate, steps);
         write_commit(f, own.s);
         int failed = link(own.s, path) && errno != EEXIST && rename(own.s, path);
         unlink(own.s);
@@ -2760,7 +2767,10 @@ static void cache_open(TeacherCache *c, const char *path, const char *teacher, c
     if (strncmp(text, CACHE_TITLE, strlen(CACHE_TITLE)))
         die("%s is not a list of a teacher's losses; name one, or a new file", path);
     const char *name = text + strlen(CACHE_TITLE);
-    snprintf(c->teacher, sizeof c->teacher, "%.*s", (int)MIN(strcspn(name, "\n"), 99), name);
+    if (strcspn(name, "\n") >= sizeof c->teacher)
+        die("%s: the teacher's name, in the second line, has more than %zu bytes", path,
+            sizeof c->teacher - 1);
+    snprintf(c->teacher, sizeof c->teacher, "%.*s", (int)strcspn(name, "\n"), name);
     snprintf(ours, sizeof ours, CACHE_TITLE "%s\n%s", *teacher ? teacher : c->teacher, order);
     if (strncmp(text, ours, strlen(ours))) {
         end = text;
@@ -3012,9 +3022,9 @@ static void start_workers(int *argc, char ***argv) {
 // Whether a message has come; if it is waited for, it has. Of workers that end meanwhile, worker 0 lets the
 // first print why, half a second later: what is on the way may show worker 0 the same error. When one dies,
 // mpirun asks the others to stop (SIGTERM) and kills them a second later: if it died in silence, worker 0 has
-// this long to say so.
+// this long to say so. Where they were only asked to stop, all come to the end of their step, and stop there.
 static int arrived(MPI_Request *request, int wait) {
-    static int asked, answered;
+    static int asked, answered, said;
     static MPI_Status by;
     double since = now(), stopped = 0;
     for (int flag = 0;;) {
@@ -3028,8 +3038,11 @@ static int arrived(MPI_Request *request, int wait) {
             answered = 1;
         }
         if (interrupted && !stopped) stopped = now();
-        if (stopped && now() - stopped > 0.6 && !workers.rank && !asked)
-            die("a worker died, or mpirun was stopped; --resume goes on from the last checkpoint");
+        if (stopped && now() - stopped > 0.6 && !workers.rank && !asked && !said) {
+            fprintf(stderr, "error: a worker died, or was asked to stop and is late; --resume goes on from the "
+                            "last checkpoint\n");
+            said = 1;
+        }
         sched_yield();
     }
 }
@@ -3529,8 +3542,9 @@ static size_t describe_options(char *text, size_t size, const void *options, con
     for (const OptionRow *r = rows; r < rows + count; r++) {
         const void *field = (const char *)options + r->field;
         if (!(r->marks & mask)) continue;
-        if (r->type == 's' || r->type == 'c')
-            n += snprintf(text + n, size - n, "%s %.1000s\n", r->name, *(const char *const *)field);
+        const char *word = r->type == 's' || r->type == 'c' ? *(const char *const *)field : NULL;
+        if (word && strlen(word) > 1000) die_usage("--%s has more than 1000 bytes; shorten it, by *", r->name);
+        if (word) n += snprintf(text + n, size - n, "%s %s\n", r->name, word);
         else if (r->type == 'd')
             n += snprintf(text + n, size - n, "%s %.17g\n", r->name, *(const double *)field);
         else n += snprintf(text + n, size - n, "%s %d\n", r->name, *(const int *)field);
@@ -3900,7 +3914,8 @@ static void compare_workers(const Run *run, const char *device) {
 #else
     const char *arithmetic = strrchr(device, ',');
 #endif
-    int meet[] = {o->eval_every, o->eval_tokens, o->save_every, o->sample_every};
+    int meet[] = {o->eval_every, o->eval_tokens, o->save_every, o->sample_every, o->resume, *o->out != 0,
+                  *o->teacher_cache != 0};
     double *hashes = allocate(workers.count, sizeof(double));
     uint64_t hash = hash_bytes(0, run->identity, strlen(run->identity));
     hash = hash_bytes(hash, arithmetic, strlen(arithmetic)) ^ hash_bytes(1, meet, sizeof meet);
@@ -4092,7 +4107,7 @@ static void prepare(Run *run) {
     const char *device = open_device(o->f32);
     if (*o->export_hf && !workers.rank) {
         make_folder(o->export_hf);
-        check_writable(path_in(o->export_hf, "model.safetensors").s);
+        check_writable(path_in(o->export_hf, "generation_config.json").s); // the longest name
     }
     if (*o->out && !workers.rank) claim_folder(o->out);
     load_models(run);

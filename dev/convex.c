@@ -7,7 +7,7 @@
 
        optimizer,lr,evaluations,suboptimality    evaluations: gradients over all rows, batches by their share
 
-   A rate that is not the method's own to find is tuned: the power of 2 with the lowest F at the end. The
+   A rate that is not the method's own to find is tuned: that with the lowest F at the end. The
    optimum is AdProxGD's in double precision. With l1 or a box, the methods with a prox remain.
 
    --curvature 1 adds a column: step length times the Hessian's largest eigenvalue, for methods that step
@@ -399,7 +399,10 @@ static int applies(const Setting *s, const Method *m, const char *only) {
            !(is(m, 'w') && s->batch);
 }
 
-// One run from 0; F - F* at its end, infinite where it diverged. Measures into csv unless that is NULL.
+#define KNOWN 1e-12 // F* is not known better
+
+// One run from 0; F - F* at its end, infinite where it diverged; or KNOWN * the share of the budget after which it
+// was that small. Measures into csv unless that is NULL.
 static double run(const Setting *s, const Method *m, double lr, FILE *csv) {
     const long cols = s->p->data.cols, rows = s->p->data.rows, batch = s->batch ? s->batch : rows;
     float *x = (float *)grow(NULL, cols, sizeof(float)), *g = (float *)grow(NULL, cols, sizeof(float));
@@ -407,6 +410,7 @@ static double run(const Setting *s, const Method *m, double lr, FILE *csv) {
     double *w = vector(s->p), *gradient = vector(s->p), *eigenvector = vector(s->p), gap = INFINITY;
     int *draw = (int *)grow(NULL, batch, sizeof(int));
     const double start = objective(s->p, w);
+    double known = 1; // the share of the budget after which F - F* was KNOWN
     const long steps = s->steps, every = (long)fmax(1, (double)rows / batch);
     Optimizer o;
     memset(x, 0, cols * sizeof(float));
@@ -431,6 +435,7 @@ static double run(const Setting *s, const Method *m, double lr, FILE *csv) {
             for (long j = 0; j < cols; j++) w[j] = out[j];
             gap = objective(s->p, w) - s->f_star;
             if (!(gap < 10 * fabs(start) + 1e3)) { gap = INFINITY; break; }
+            known = gap > KNOWN ? 1 : fmin(known, spent / s->budget);
         }
         for (long b = 0; b < batch && s->batch; b++) draw[b] = (int)(uniform() * rows);
         for (long j = 0; j < cols; j++) w[j] = x[j];
@@ -461,15 +466,20 @@ static double run(const Setting *s, const Method *m, double lr, FILE *csv) {
     }
     if (m->name) optim_free(&o);
     free(x); free(g); free(out); free(w); free(gradient); free(eigenvector); free(draw);
-    return gap;
+    return gap > KNOWN ? gap : KNOWN * known;
 }
 
-// The power of 2 with the lowest F - F* at the end of a run.
+// The rate with the lowest F - F* at the end of a run: of the powers of 2, then of the quarters of an octave beside
+// it. The rows of its batches are others than those of the run that is measured.
 static double tuned_rate(const Setting *s, const Method *m) {
-    double best = INFINITY, lr = ldexp(1, -14);
-    for (int k = -14; k <= 10; k++) {
-        const double gap = run(s, m, ldexp(1, k), NULL);
-        if (gap < best) { best = gap; lr = ldexp(1, k); }
+    Setting tuning = *s;
+    double best = INFINITY, octave = -14, lr = 0;
+    tuning.seed += 1000000007;
+    for (int i = 0; i < 25 + 7; i++) {
+        if (i == 25) octave = log2(lr);
+        const double rate = exp2(i < 25 ? i - 14 : octave + (i - 28) / 4.0);
+        const double gap = run(&tuning, m, rate, NULL);
+        if (gap < best || i == 0) { best = gap; lr = rate; }
     }
     return lr;
 }
@@ -567,7 +577,7 @@ int main(int argc, char **argv) {
             }
         }
         const double lr = is(m, 't') ? tuned_rate(&s, m) : NAN, last = run(&s, m, lr, csv);
-        fprintf(stderr, "%-18s %.3e", m->label, fmax(last, 0));
+        fprintf(stderr, "%-18s %.3e", m->label, fmax(last, KNOWN));
         if (is(m, 't')) fprintf(stderr, "  lr %g of 2^-14..2^10", lr);
         fprintf(stderr, "\n");
     }

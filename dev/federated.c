@@ -545,6 +545,14 @@ static int mpi_take(Federation *f, int m, int lane, double seconds) {
     }
 }
 
+// Waits until a client has taken what it was sent to work on: all were given up, and their ranks may be late.
+static int mpi_listens(Federation *f, double seconds) {
+    for (double end = now() + seconds; now() < end; mpi_receive(f))
+        for (int m = 0; m < f->num_clients; m++)
+            if (mpi_taken(f, m, WORKING)) return 1;
+    return 0;
+}
+
 // The life of a rank that has clients.
 static void mpi_clients(Federation *f) {
     size_t room = sizeof(Message) + f->layout.num_shared * sizeof(float);
@@ -585,6 +593,7 @@ static void mpi_stop(Federation *f) {
 #else
 static void mpi_send(Federation *f, int m, Message *message) { (void)f, (void)m, (void)message; }
 static int mpi_taken(Federation *f, int m, int lane) { return (void)f, (void)m, (void)lane, 1; }
+static int mpi_listens(Federation *f, double seconds) { return (void)f, (void)seconds, 1; }
 static int mpi_take(Federation *f, int m, int lane, double s) { return (void)f, (void)lane, (void)s, m; }
 static void mpi_stop(Federation *f) { (void)f; }
 #endif
@@ -802,8 +811,8 @@ static void wait_for_answers(Federation *f) {
         next = fmin(next, real_clock(f) ? p->asked + limit : fmin(p->arrives, p->asked + limit));
     }
     if (real_clock(f)) {
-        int m = mpi_take(f, -1, WORKING, busy < 0 ? limit : next - (now() - f->start));
-        if (m < 0 && busy < 0) die("no client's rank takes any message");
+        if (busy >= 0) mpi_take(f, -1, WORKING, next - (now() - f->start));
+        else if (!mpi_listens(f, fmax(60, limit))) die("no client's rank takes any message");
         next = now() - f->start;
     } else if (next == INFINITY)
         die("client %s never answers, and without --deadline the server waits for ever",
@@ -864,11 +873,16 @@ static void server_step(Federation *f) {
 // The honest clients' losses as they are (EVALUATE), or after each has trained on alone (FINETUNE). Returns
 // the mean. By the real clock those that have gone are left out.
 static double measure(Federation *f, MessageKind kind, double *worst) {
-    int count = 0, answers = 0, *to = f->asked;
+    int count = 0, honest = 0, answers = 0, *to = f->asked;
     double sum = 0, wait = patience(f); // for a step or an evaluation
     if (kind == FINETUNE) wait *= 1 + f->options.finetune;
-    for (int m = 0; m < f->num_clients; m++)
-        if (!f->clients[m].attacker && !f->peers[m].gone && mpi_taken(f, m, MEASURING)) to[count++] = m;
+    for (int m = 0; m < f->num_clients; m++) {
+        Peer *p = &f->peers[m];
+        if (f->clients[m].attacker) continue;
+        honest++;
+        p->gone = p->gone || !mpi_taken(f, m, MEASURING); // the last one's question is still on the way
+        if (!p->gone) to[count++] = m;
+    }
     optim_eval_params(&f->optimizer, f->point);
     post(f, to, count, kind, 1);
     *worst = -INFINITY;
@@ -881,7 +895,7 @@ static double measure(Federation *f, MessageKind kind, double *worst) {
         *worst = fmax(*worst, p->loss);
     }
     if (!answers) die("no client says its loss; are their ranks alive?");
-    if (answers < count) printf("of %d clients %d say their loss in time\n", count, answers);
+    if (answers < honest) printf("of %d clients %d say their loss in time\n", honest, answers);
     if (!isfinite(sum))
         die("the loss is not a number after %ld server steps: the run diverges; lower --server-lr", f->steps);
     return sum / answers;
@@ -1235,7 +1249,7 @@ static void fed_help(UNUSED const char *of) {
     printf("federated: partially personalized federated learning.\n\n"
            "  ./dev/federated --data play.txt --clients speakers --private 'h.*.ln_*,ln_f.*' --out run\n"
            "  ./dev/federated --convex --attackers 0.2 --aggregate median --delay 20 --async 10\n"
-           "  mpirun -n 4 ./dev/federated_mpi --convex --clock real --async 1 (make federated_mpi)\n\n");
+           "  mpirun --bind-to none -n 4 ./dev/federated_mpi --convex --clock real --async 1 (make federated_mpi)\n\n");
     for (int i = 0; i < NUM_FED; i++) print_option(&fed_rows[i]);
     printf("\n--method     %s\n--aggregate  %s\n--attack     %s\n"
            "Optimizers: adamw at rate 3e-3; with --convex sgd at 0.5; the server of fedavg sgd at 1. Others\n"

@@ -1,5 +1,6 @@
 # What the tests in bash share: counting, and the closing line that the suite reads. Sourced.
 passed=0 failed=0 skipped=0
+[ "${FULL:-}" != 0 ] || unset FULL
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
 

@@ -185,6 +185,9 @@ refuses 1 "is --model's" "${long[@]}" --joint --model "$work/model/model.bin" --
 refuses 1 "change places" "${bench[@]}" --ppd "$work/heads" --heads-file "$work/p"
 refuses 1 "change places" "${bench[@]}" --draft "$work/model" --draft-ppd "$work/heads"
 refuses 2 "give one" "${run[@]}" --prompt 1 --ngram --draft "$work/draft"
+ok "a model that sees one token" "$train" "${small[@]}" --context 1 --steps 2 --out "$work/one"
+ok "has a bench" "$decode" bench --model "$work/one" --data "$work/text.txt" --tokens 4 --texts 1
+ok "of numbers" bash -c '! grep -E "nan| 0\.0 .* 0%" "$1"' _ "$work/last"
 refuses 1 "no such\|cannot open\|No such" "$decode" train --model "$work/model" "${tokens[@]}" --out "$work/x" --resume
 
 # ---- the study: its report from a CSV; with FULL=1 all of it, on a few steps
@@ -220,4 +223,5 @@ if [ -f dev/studies/driver.sh ]; then
 fi
 ok "no temporary file stays" [ -z "$(find "$work" -name '*.tmp')" ]
 ok "--help" "$decode" --help
+refuses 1 "cannot write all of the output" bash -c 'exec "$@" >/dev/full' _ "$decode" --help
 finish

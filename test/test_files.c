@@ -516,11 +516,15 @@ static Tokenizer export_tokenizers(void) {
     put("merges.txt", small_merges, strlen(small_merges));
     for (int i = 0; i < 3; i++) {
         Tokenizer u = {0};
-        char name[20];
+        char name[20], left[40] = "";
         size_t n, k;
         snprintf(name, sizeof name, "tok_%s", kinds[i]);
         make_folder(in_test(name).s);
-        if (i > 0) export_tokenizer(&t, 8, in_test(name).s); // of another kind, which must leave nothing behind
+        if (i > 0) { // of another kind, which must leave nothing behind
+            export_tokenizer(&t, 8, in_test(name).s);
+            snprintf(left, sizeof left, "%s/added_tokens.json", name);
+            put(left, "{}", 2);
+        }
         tokenizer_free(&t);
         tokenizer_init(&t, kinds[i], text, strlen(text), in_test("merges.txt").s);
         export_tokenizer(&t, 8, in_test(name).s);
@@ -528,6 +532,7 @@ static Tokenizer export_tokenizers(void) {
                   !memcmp(u.text, t.text, t.text_size),
               "%s: an exported tokenizer comes back otherwise", kinds[i]);
         tokenizer_free(&u);
+        check(!*left || !file_exists(in_test(left).s), "%s: another tokenizer's tokens stay", kinds[i]);
         char *json = read_file(path_in(in_test(name).s, "tokenizer.json").s, &n);
         Json j = json_parse(json, n, "tokenizer.json");
         size_t vocabulary = json_get(&j, json_get(&j, 0, "model"), "vocab");
@@ -593,6 +598,11 @@ static void test_hf_tokenizers(void) {
               !memcmp(u.text, t.text, t.text_size),
           "an older tokenizer.json comes back otherwise");
     tokenizer_free(&u);
+    memcpy(strstr(text, "\"type\": \"BPE\""), "\"kind\"", 6); // still older ones do not say it
+    put("tok_gpt2/tokenizer.json", text, n);
+    check(tokenizer_load(&u, gpt2.s) == 1 && u.text_size == t.text_size, "a model without type is refused");
+    tokenizer_free(&u);
+    memcpy(strstr(text, "\"kind\""), "\"type\"", 6);
     memcpy(strstr(text, "\"BPE\""), "\"XYZ\"", 5);
     put("tok_gpt2/tokenizer.json", text, n);
     check_refused(load_tokenizer, gpt2.s, "is not GPT-2's tokenizer");

@@ -550,6 +550,12 @@ static void test_data(void) {
 
 int main(int argc, char **argv) {
     test_functions();
+#ifndef USE_BLAS
+    for (int i = 0; i < 2; i++) { // products whose rows are beyond an int where threads multiply them
+        int n = i ? 238700000 : 1 << 24, threads = i ? 8 : 128, part = share(n, threads, n, MR);
+        check(part > 0 && part < n && (long)part * threads >= n, "%d rows, %d threads: parts of %d", n, threads, part);
+    }
+#endif
     test_matmul();
     test_initialization();
     test_symmetric_matmul();

@@ -81,7 +81,7 @@ wait $!
 ok "which stays one" [ -p "$work/pipe" ]
 ok "and has the CSV" grep -q '^optimizer,lr,evaluations' "$work/piped"
 printf '1 1:1 2:1\n-1 1:-1\n1 2:1\n-1 2:-1\n' >"$work/data.svm"
-(cd "$work" && refuses 2 "is --data" run/dev/convex --data data.svm --out ./data.svm && [ $failed = 0 ]) || failed=$((failed + 1))
+refuses 2 "is --data" bash -c 'cd "$1" && run/dev/convex --data data.svm --out ./data.svm' _ "$work"
 dev/convex --evaluations 1000000 --out "$work/long.csv" >/dev/null 2>&1 &
 await [ -e "$work/long.csv.tmp" ]
 kill -INT $!

@@ -25,7 +25,7 @@ echo "training step (AdamW, clipping)     tok/s   GFLOP/s  of peak      MB | PyT
 for model in 124M medium small; do
     : >"$work/ours" && : >"$work/torch"
     for ((i = 0; i < turns; i++)); do
-        read -r speed flops memory < <($bench step $model)
+        read -r speed flops memory < <($bench step $model) || { echo "error: $bench step $model fails" >&2; exit 1; }
         echo "$speed $flops $memory" >>"$work/ours"
         [ "$torch" ] && for mode in eager compiled; do # the better of the two counts
             $torch dev/bench/peer_torch.py $model $mode 2>/dev/null

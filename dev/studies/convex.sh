@@ -8,6 +8,7 @@
 #   separable  200 rows of 100 columns that a plane separates: the curvature falls as the loss does
 # FULL=1: 3000 gradients instead of 300.
 . dev/studies/driver.sh
+[ ! "${EXTRA:-}" ] || die "EXTRA is for trainings; here are none" 2
 budget=300
 [ "$full" ] && budget=3000
 budget=${STEPS:-$budget}
@@ -29,17 +30,21 @@ if [ ! "$report" ]; then
                 row = ""; margin = 0
                 for (j = 1; j <= 100; j++) { x = uniform() + uniform() - 1; margin += (j % 3 - 1) * x; row = row sprintf(" %d:%.6f", j, x) }
                 print (margin > 0 ? 1 : -1) row } }' >"$runs/separable.svm"
-    # run PART SET SEED OPTIONS...: every sixth measurement goes into the CSV, of batches every thirtieth
+    # run PART SET SEED OPTIONS...: every sixth measurement goes into the CSV, of batches every thirtieth, and the last
     run() {
         local part=$1 set=$2 seed=$3
         shift 3
         [ "$set" = made ] || set -- "$@" --data "$runs/$set.svm"
         echo "$part, $set, seed $seed"
         OMP_NUM_THREADS=1 dev/convex --curvature 1 --evaluations "$budget" --seed "$seed" --out "$runs/one.csv" "$@" || die "stopped"
-        awk -F, -v head="$part,$set" -v seed="$seed" 'NR > 1 {
-            if ($1 != last) row = 0
-            last = $1
-            if (row++ % (head ~ /^batches/ ? 30 : 6) == 0) printf("%s,%s,%d,%s,%.6g,%.3g,%s\n", head, $1, seed, $2, $3, $4, $5 == "" ? "" : sprintf("%.3g", $5)) }' "$runs/one.csv" >>"$collected"
+        awk -F, -v head="$part,$set" -v seed="$seed" '
+            NR > 1 {
+                if ($1 != last) { printf("%s", left); row = 0 }
+                last = $1
+                left = sprintf("%s,%s,%d,%s,%.6g,%.4g,%s\n", head, $1, seed, $2, $3, $4, $5 == "" ? "" : sprintf("%.3g", $5))
+                if (row++ % (head ~ /^batches/ ? 30 : 6) == 0) { printf("%s", left); left = "" }
+            }
+            END { printf("%s", left) }' "$runs/one.csv" >>"$collected"
     }
     echo "part,set,optimizer,seed,lr,gradients,suboptimality,step_curvature" >"$collected.head"
     sed -n 1p "$collected" | cat - "$collected.head" >"$collected.tmp" && mv "$collected.tmp" "$collected"
@@ -94,17 +99,19 @@ ratio() {
     A=$2 B=$3 of "$1" 'for (s = 1; s <= n; s++) {
         level = at_gradients(set[s], ENVIRON["B"], '"$half"'); if (level < 1e-12) level = 1e-12
         r = reaches(set[s], ENVIRON["A"], level) / reaches(set[s], ENVIRON["B"], level)
-        printf("%s%s", (s > 1 ? ", " : ""), (r > 1000 ? "never" : sprintf("%.2f", r))) }'
+        printf("%s%s", (s > 1 ? ", " : ""), (r > 1000 ? "never" : sprintf("%.5f", r))) }'
 }
 # ends PART A B: what A and B end with
 ends() {
     A=$2 B=$3 of "$1" 'for (s = 1; s <= n; s++)
-        printf("%s%.1e against %.1e", (s > 1 ? ", " : ""), last(set[s], ENVIRON["A"]), last(set[s], ENVIRON["B"]))'
+        printf("%s%.5e against %.5e", (s > 1 ? ", " : ""), last(set[s], ENVIRON["A"]), last(set[s], ENVIRON["B"]))'
 }
 # edge A: the median of step times curvature
-edge() { A=$1 of smooth 'for (s = 1; s <= n; s++) printf("%s%.2f", (s > 1 ? ", " : ""), median(set[s], ENVIRON["A"]))'; }
+edge() { A=$1 of smooth 'for (s = 1; s <= n; s++) printf("%s%.5f", (s > 1 ? ", " : ""), median(set[s], ENVIRON["A"]))'; }
 # all "a, b, c" CONDITION: yes where it holds for every v
 all() { echo "$1" | awk -F', ' '{ for (i = 1; i <= NF; i++) { split($i, side, " against "); v = $i == "never" ? 1e9 : side[1] + 0; w = side[2] + 0; if (!('"$2"')) bad = 1 } print (bad ? "no" : "yes") }'; }
+# judged WHAT PAPER "a, b, c" CONDITION: a claim's row, with rounded numbers
+judged() { claim "$1" "$2" "$(sed -E 's/([0-9]\.[0-9])[0-9]*e/\1e/g; s/(\.[0-9][0-9])[0-9]{3}/\1/g' <<<"$3")" "$(all "$3" "$4")"; }
 
 where="made, letters, separable"
 for name in adgd dowg prodigy resetting sps; do
@@ -112,20 +119,14 @@ for name in adgd dowg prodigy resetting sps; do
     adgd | sps) bound=1 words="fewer gradients than tuned gradient descent" paper=yes ;;
     *) bound=2 words="at most twice the gradients of tuned gradient descent" paper="close to it" ;;
     esac
-    found=$(ratio smooth $name gd)
-    claim "$name needs $words ($where)" "$paper" "$found" "$(all "$found" "v <= $bound")"
+    judged "$name needs $words ($where)" "$paper" "$(ratio smooth $name gd)" "v <= $bound"
 done
-found=$(ratio prox adproxgd gd)
-claim "adproxgd needs fewer gradients than tuned proximal gradient descent, with l1 ($where)" "yes" "$found" "$(all "$found" "v <= 1")"
-found=$(ends batches gd-linear gd)
-claim "Linear decay ends below a constant rate, F - F*, batches of 16 ($where)" "yes" "$found" "$(all "$found" "v <= w")"
-found=$(ends batches gd-refined gd-linear)
-claim "The refined schedule ends at or below linear decay, F - F*, batches of 16 ($where)" "yes" "$found" "$(all "$found" "v <= w")"
-found=$(ends batches schedule-free-sgd gd-linear)
-claim "Schedule-Free SGD ends at or below linear decay, F - F*, batches of 16 ($where)" "yes" "$found" "$(all "$found" "v <= w")"
+judged "adproxgd needs fewer gradients than tuned proximal gradient descent, with l1 ($where)" "yes" "$(ratio prox adproxgd gd)" "v <= 1"
+judged "Linear decay ends below a constant rate, F - F*, batches of 16 ($where)" "yes" "$(ends batches gd-linear gd)" "v < w"
+judged "The refined schedule ends at or below linear decay, F - F*, batches of 16 ($where)" "yes" "$(ends batches gd-refined gd-linear)" "v <= w"
+judged "Schedule-Free SGD ends at or below linear decay, F - F*, batches of 16 ($where)" "yes" "$(ends batches schedule-free-sgd gd-linear)" "v <= w"
 for name in dowg ngd; do
-    found=$(edge $name)
-    claim "$name trains at the edge of stability: step times curvature, median of the second half ($where)" "near 2" "$found" "$(all "$found" "v > 1.5 && v < 2.5")"
+    judged "$name trains at the edge of stability: step times curvature, median of the second half ($where)" "near 2" "$(edge $name)" "v > 1.5 && v < 2.5"
 done
 
 finish_claims

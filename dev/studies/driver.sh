@@ -21,7 +21,7 @@
 #   FULL=1         an hour or two instead of ten minutes on two cores
 #   JOBS=2         trainings at a time, of one thread each (default: one for each core)
 #   STEPS=N        another length
-#   EXTRA="..."    options behind those of every run; these two are trials, whose results go to runs/studies/results
+#   EXTRA="..."    options behind those of every training; these two are trials, whose results go to runs/studies/results
 #   REPORT=1       no training: table, claims and picture once more from the CSV that is there
 #   RESULTS=DIR    where NAME.csv, NAME.md (the claims: rows of README's table) and NAME.png go, NAME-full with FULL=1
 . "${BASH_SOURCE%/*}/claims.sh"
@@ -32,6 +32,7 @@ tune_seed=0 second_seed=100 # used for nothing but tuning
 [ -r "$data" ] || die "$data cannot be read; give a text with DATA=FILE"
 text=$(basename "$data" | sed 's/\..*//')
 runs=runs/studies/$study/$text${full:+-full}
+if [ "${STEPS:-}${EXTRA:-}" ] && [ "$study" != race ]; then runs+=-trial; fi # what is finished of the study stays
 mkdir -p "$runs" || die "cannot make $runs"
 sum_of() { local sum; { sum=$(cksum <"$1") && echo "${sum%% *}"; } 2>/dev/null; }
 # of what the words of a command name: files, and runs, whose commands say what they are
@@ -332,7 +333,7 @@ curves() {
         }
         function saved(m, than,   s) { # percent of the steps that another needs to its final loss; "": not reached
             s = reaches(m, final(than))
-            return s ? sprintf("%.1f", 100 * (1 - s / last[than])) : ""
+            return s ? 100 * (1 - s / last[than]) : ""
         }
         $1 == "seed" {
             if (!($2 in last)) { order[++methods] = $2; setting[$2] = $3; memory[$2] = $7 }
@@ -352,9 +353,11 @@ loss_of() { A=$1 B= curves 'print show(A)'; } # 1.890 ± 0.003: mean and deviati
 mean_of() { A=$1 B= curves "printf \"%.4f\\n\", mean(A, ${2:-last[A]})"; } # mean_of METHOD [STEP]
 saved() { A=$1 B=$2 curves 's = saved(A, B); print (s == "" ? -100 : s)'; } # 24.2: A has B's final loss after 24.2% fewer steps
 fewer() { # the same in words, with both losses
-    A=$1 B=$2 curves 's = saved(A, B); printf "%s (%s against %s)\n", (s == "" ? "not reached" : s "%"), show(A), show(B)'
+    A=$1 B=$2 curves 's = saved(A, B); printf "%s (%s against %s)\n", (s == "" ? "not reached" : sprintf("%.1f%%", s)), show(A), show(B)'
 }
-against() { A=$1 B=$2 curves 'printf "%+.3f (%s against %s)\n", final(A) - final(B), show(A), show(B)'; }
+against() {
+    A=$1 B=$2 curves 'd = final(A) - final(B); printf "%s(%s against %s)\n", (d * d < 1e20 ? sprintf("%+.3f ", d) : ""), show(A), show(B)'
+}
 
 # table REFERENCE: all methods; "fewer" is what saved says of them.
 table() {
@@ -365,7 +368,7 @@ table() {
         for (i = 1; i <= methods; i++) {
             m = order[i]
             fewer = saved(m, B)
-            printf "%-28s %-18s %-8s %-8s %s\n", m, show(m), (fewer == "" ? "-" : fewer "%"), memory[m] " MB", setting[m]
+            printf "%-28s %-18s %-8s %-8s %s\n", m, show(m), (fewer == "" ? "-" : sprintf("%.1f%%", fewer)), memory[m] " MB", setting[m]
         }'
     echo "fewer: steps than $1 to its final loss; -: it is not reached"
     curves 'for (i = 1; i <= methods; i++) printf "%s\t%s\n", order[i], setting[order[i]]' |

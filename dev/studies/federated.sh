@@ -3,12 +3,12 @@
 # FedAvg and FedAvg with fine-tuning, on the same clients, with as many gradients of each client:
 #   exact     a convex problem whose solution is known, for which it is overpersonalized; and one for which it
 #             is not
-#   text      20 speakers of a play; 10 speakers and as many books: each client's validation loss, rounds and
+#   text      20 speakers of a play; 10 speakers and 10 books at most: each client's validation loss, rounds and
 #             bytes to a loss
 #   attack    0, 20 and 40% attackers of each kind, every aggregator
 #   delay     answers up to 20 rounds late, synchronous and asynchronous
-# Everybody's optimizer on text is Muon, but for the parts attack and delay: with AdamW all methods end 0.1 or more
-# higher. Its rate and momentum are the best of four or five pairs for each method, on two seeds that are not used
+# On text the optimizer, FFGG's server's and the others' clients', is Muon, but for the parts attack and delay: with
+# AdamW all methods end 0.1 or more higher. Its rate and momentum are the best of four or five pairs for each method, on two seeds that are not used
 # again: on one alone, rates win at which others fail.
 #
 # On text both of a round's gradients serve w in FedAvg, so they do in FFGG, which sends their mean

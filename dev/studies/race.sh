@@ -88,16 +88,18 @@ grep -q "^$track,AdamW," "$csv" 2>/dev/null ||
     die "$csv has no row of AdamW on $track, which is the target; call the race without REPORT"
 
 # The table of a track: who passes, in order of steps, then who does not; with the significance of the lead over the row
-# above, if that has as many steps: (its mean - this mean) / deviation / sqrt(1/n + 1/m).
+# above, if that has as many steps: (its mean - this mean) / deviation / sqrt(1/n + 1/m), with the largest of AdamW's
+# deviation and theirs.
 printf '\n'
 awk -F, -v track="$track" '
     $1 == track && $2 == "AdamW" { target = $5; deviation = $6; full = $3 }
-    $1 == track { rows++; name[rows] = $2; steps[rows] = $3; seeds[rows] = $4; loss[rows] = $5 == "inf" ? 1e30 : $5; memory[rows] = $7; options[rows] = $8 }
+    $1 == track { rows++; name[rows] = $2; steps[rows] = $3; seeds[rows] = $4; loss[rows] = $5 == "inf" ? 1e30 : $5; own[rows] = $6 + 0; memory[rows] = $7; options[rows] = $8 }
+    function largest(i,   d) { d = deviation + 1e-12; if (own[i] > d) d = own[i]; return own[above] > d ? own[above] : d }
     function show(i,   margin, verdict, reached, lead) {
         margin = (target - loss[i]) * sqrt(seeds[i]) / (deviation + 1e-12)
         verdict = name[i] == "AdamW" ? "target" : passes(i) ? "yes" : "no"
         reached = loss[i] < 1e20
-        lead = above && reached && loss[above] < 1e20 && steps[above] == steps[i] ? sprintf("%+.1f", (loss[above] - loss[i]) / (deviation + 1e-12) / sqrt(1 / seeds[i] + 1 / seeds[above])) : ""
+        lead = above && reached && loss[above] < 1e20 && steps[above] == steps[i] ? sprintf("%+.1f", (loss[above] - loss[i]) / largest(i) / sqrt(1 / seeds[i] + 1 / seeds[above])) : ""
         printf "%-24s %6d %7s %6d %9s %8s %-7s %8s %7s  %s\n", name[i], steps[i], sprintf("%.1f%%", 100 * (1 - steps[i] / full)), seeds[i],
             reached ? sprintf("%.4f", loss[i]) : "diverged", reached ? sprintf("%.1f", margin) : "", verdict, lead, memory[i], options[i]
         above = i
