@@ -32,26 +32,25 @@ TESTS = test/test_gpt2 test/test_optim test/test_tokenizer test/test_files test/
 
 all: train_gpt2 decode_ppd dev/data/tales.txt
 
-# What the programs were built with. It is written anew where that changes, and all of them are built anew.
-COMMAND = $(strip $(CC) $(FLAGS) $(LIBS))
-ifneq ($(shell cat build/flags 2>/dev/null),$(COMMAND))
-.PHONY: build/flags
+# build/NAME holds a variable: what programs were built with. Where that changes it is written anew, and they are built
+# anew.
+define stamp
+ifneq ($$(shell cat build/$(1) 2>/dev/null),$$($(2)))
+.PHONY: build/$(1)
 endif
-build/flags:
+build/$(1):
 	@mkdir -p build
-	@printf '%s\n' '$(COMMAND)' >$@
+	@printf '%s\n' '$$($(2))' >$$@
+endef
+COMMAND = $(strip $(CC) $(FLAGS) $(LIBS))
+$(eval $(call stamp,flags,COMMAND))
 
 train_gpt2: $(TRAINER)
 	$(CC) $(FLAGS) $< -o $@ $(LIBS)
 
 # Several processes: mpirun -n N ./train_gpt2_mpi --workers ...; mpicc calls the compiler that FLAGS are for.
 MPICC ?= mpicc
-ifneq ($(shell cat build/mpi 2>/dev/null),$(MPICC))
-.PHONY: build/mpi
-endif
-build/mpi:
-	@mkdir -p build
-	@printf '%s\n' '$(MPICC)' >$@
+$(eval $(call stamp,mpi,MPICC))
 
 train_gpt2_mpi: $(TRAINER) build/mpi
 	OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(FLAGS) -DUSE_MPI $< -o $@ $(LIBS)
@@ -108,13 +107,9 @@ ON_GPU += -DUSE_MPI -DUSE_NCCL
 SHIM = OMPI_CXX="$(CXX)" MPICH_CXX="$(CXX)" mpicxx -DUSE_NCCL
 endif
 
-# What nvcc was told, as build/flags. With NCCL all is made anew: the programs' names are the same.
-ifneq ($(shell cat build/nvcc 2>/dev/null),$(strip $(NVCC) $(NVCC_FLAGS)))
-.PHONY: build/nvcc
-endif
-build/nvcc:
-	@mkdir -p build
-	@printf '%s\n' '$(strip $(NVCC) $(NVCC_FLAGS))' >$@
+# With NCCL all is made anew: the programs' names are the same.
+NVCC_COMMAND = $(strip $(NVCC) $(NVCC_FLAGS))
+$(eval $(call stamp,nvcc,NVCC_COMMAND))
 
 build/gpu$(NCCL).o: train_gpt2.cu optim.h build/nvcc
 	$(NVCC) $(NVCC_FLAGS) -c $< -o $@

@@ -399,10 +399,10 @@ static void decoder_init(Decoder *d, const GPT2 *m, WeightKind kind) {
     GPT2Config g = m->config;
     int C = g.channels, L = g.num_layers;
     *d = (Decoder){.config = g, .kind = kind, .stride = round_up(C, 64), .wide = round_up(4 * C, 64)};
-    for (size_t i = 0; i < NUM_TENSORS; i++) {
-        TensorShape t = tensor_shape(g, (int)i);
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        TensorShape t = tensor_shape(g, i);
         size_t n = tensor_size(t);
-        if (t.cols && i != TENSOR(wpe)) continue;
+        if (is_matrix(t, i)) continue;
         ((float **)&d->small)[i] = memcpy(allocate_floats(n), ((float **)&m->params)[i], n * sizeof(float));
     }
     d->wte = linear_pack(m->params.wte, g.vocab_size, C, kind, NULL, NULL, NULL);
@@ -1532,7 +1532,7 @@ static void heads_backward(PromptTrainer *t) {
 static void prompt_loss(PromptTrainer *t) {
     GPT2 *m = t->m;
     int C = m->config.channels, V = m->config.vocab_size, guesses = t->h.n * t->cuts, all = t->B * t->cuts;
-    int copies = t->h.heads ? 1 : t->h.copies, rank[guesses];
+    int copies = t->h.copies, rank[guesses]; // heads have one copy
     float kl[guesses], temperature = fmaxf(t->temperature, 1e-3f); // at 1e-3 the likeliest token has it all
     memset(t->student, 0, (size_t)guesses * C * sizeof(float));
     for (int q = 0; q < guesses; q++) {
@@ -1922,7 +1922,7 @@ static DecodeOptions decode_options(int argc, char **argv, int command) {
     }
     uint64_t given = read_options(&o, rows, n, argc - 1, argv + 1, &o.rest, decode_help);
     int schedule = 0, greedy = o.temperature < COLDEST;
-    for (int i = 0; i < n && given >> i; i++) {
+    for (int i = 0; i < n; i++) {
         const char *name = rows[i].name;
         if (!(given >> i & 1)) continue;
         schedule |= !strcmp(name, "schedule");
@@ -2267,14 +2267,13 @@ static int train_command(const DecodeOptions *o) {
     check_train_options(o);
     if (snprintf(run.state, sizeof run.state, "%s.state", o->out) >= (int)sizeof run.state)
         die("the path %.60s... is too long", o->out);
-    choose_optimizer(&run.optimizer, o->optimizer, o->base);
+    choose_optimizer(&run.optimizer, o->optimizer, o->base, o->steps);
     if (o->joint && optim_is_polyak(&run.optimizer)) // the gradient is of more than the text's loss
         die_usage("--joint does not go with %s, whose steps need the loss of each gradient", o->optimizer);
     if (!o->joint && run.optimizer.row->base == OPTIM_MUON)
         die_usage("Muon is for the model's matrices: prompts and heads alone would be AdamW's; give --joint");
     if (optim_get(&run.optimizer, "lr") != 1) // where it is a factor of what is found
         optim_set(&run.optimizer, "lr", o->joint ? 3e-4 : o->heads ? 1e-3 : 3e-2);
-    optim_set(&run.optimizer, "mu-x", 1 - 15.0 / MAX(o->steps, 16)); // as train_gpt2's
     set_hyperparameters(&run.optimizer, o->rest.num_hyper, o->rest.hyper_name, o->rest.hyper_value);
     gpt2_load(&m, o->model);
     load_tokenizer(&engine.tokenizer, o->model, m.config.vocab_size,
@@ -2291,8 +2290,8 @@ static int train_command(const DecodeOptions *o) {
     *t = (PromptTrainer){.m = &m, .cuts = o->cuts, .B = o->batch, .T = T, .joint = o->joint,
                          .weight = o->joint ? (float)o->prompt_weight : 1,
                          .temperature = (float)o->temperature,
-                         .h = {PROMPTS_MAGIC, o->heads, o->prompts, o->heads ? 1 : o->copies,
-                               o->deep ? L : 1, m.config.channels, L, 0}};
+                         .h = {PROMPTS_MAGIC, o->heads, o->prompts, o->copies, o->deep ? L : 1,
+                               m.config.channels, L, 0}};
     uint64_t model = model_hash(&m);
     trainer_allocate(t);
     start_prompts(&run, o);

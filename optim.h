@@ -836,16 +836,15 @@ static void optim_step_iam(Optimizer *o, const OptimInput *in) {
     const int sgd = o->row->base == OPTIM_SGD;
     const OptimAdam adam = optim_adam(o);
     const float wd = (float)o->h.weight_decay;
-    OptimSums s = { in->gap, 0 }, t;
+    OptimSums s = { 0, 0 }, t;
     if (sgd) {
         t = optim_iam_sum_sgd(o->all, x, z, in->g, in->scale);
     } else {
         optim_muon_directions(o, in, o->h.matrix_weight);
         s = optim_iam_sum_muon(o->matrices, x, z, in->g, in->scale, v);
         t = optim_iam_sum_adam(o->rest, x, z, in->g, in->scale, v, adam);
-        s.s0 += in->gap;
     }
-    s.s0 += t.s0;
+    s.s0 = s.s0 + in->gap + t.s0;
     s.s1 += t.s1;
     o->s.step = s.s1 > 0 ? fmin(fmax(s.s0, 0) / s.s1, in->lr_cap) : 0;
     const float a = (float)o->s.step, c = (float)(1 / (1 + (o->h.lambda > 0 ? o->h.lambda : o->s.t + 1)));
@@ -878,15 +877,15 @@ OPTIM_PASS(optim_adproxgd, (float *x, float *x_prev, const float *g, float scale
     x[i] = optim_min(optim_max(optim_max(y - t, 0) + optim_min(y + t, 0), low), high);)
 
 static void optim_step_adgd(Optimizer *o, const OptimInput *in) {
-    const int first = o->h.version == 1;
+    const int version1 = o->h.version == 1;
     double a = o->h.first_step;
     if (o->s.t > 0) {
         const OptimSums s = optim_differences(o->all, o->params, o->x_prev, in->g, in->scale, o->g_prev);
         const double prev = o->s.step, L2 = s.s1 / s.s0;
-        const double th = o->s.t > 1 ? prev / o->s.step_prev : first ? 0 : 1.0 / 3;
+        const double th = o->s.t > 1 ? prev / o->s.step_prev : version1 ? 0 : 1.0 / 3;
         a = s.s0 == 0 ? prev                               // x stood still: nothing was learned
-          : first ? fmin(sqrt(1 + th) * prev, 1 / sqrt(2 * L2))
-                  : fmin(sqrt(2.0 / 3 + th) * prev, prev / sqrt(fmax(2 * prev * prev * L2 - 1, 0)));
+          : version1 ? fmin(sqrt(1 + th) * prev, 1 / sqrt(2 * L2))
+                     : fmin(sqrt(2.0 / 3 + th) * prev, prev / sqrt(fmax(2 * prev * prev * L2 - 1, 0)));
     }
     o->s.step_prev = o->s.step;
     o->s.step = a;
@@ -896,8 +895,8 @@ static void optim_step_adgd(Optimizer *o, const OptimInput *in) {
 }
 
 // -----------------------------------------------------------------------------------------------------------
-// The table of optimizers. Defaults live here only, but for GPA's mu-x and lr in train_gpt2, which knows
-// steps and width.
+// The table of optimizers, with their defaults. Programs set those that depend on what they train, such as
+// GPA's mu-x and lr.
 
 #define OPTIM_ADAM_WITH_(beta1) "lr=1e-3 beta1=" beta1 " beta2=0.99 eps=1e-8 weight-decay=0.1 "
 #define OPTIM_ADAM_ OPTIM_ADAM_WITH_("0.9")

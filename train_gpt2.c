@@ -919,6 +919,9 @@ static TensorShape tensor_shape(GPT2Config g, int i) {
 static size_t layer_size(TensorShape t) { return (size_t)t.rows * (t.cols ? t.cols : 1); }
 static size_t tensor_size(TensorShape t) { return layer_size(t) * (t.layers ? t.layers : 1); }
 
+// Whether tensor i multiplies: a matrix, wte too, which is the classifier, but not wpe.
+static int is_matrix(TensorShape t, int i) { return t.cols && i != TENSOR(wpe); }
+
 // Whether a list "PATTERN,PATTERN.." means a layer of tensor i. Patterns are the shell's (*, ?, [0-5]), for
 // Hugging Face's name of the layer's tensor (h.0.attn.c_attn.weight) or llm.c's of all layers' (qkvw).
 static int tensor_matches(const char *patterns, GPT2Config g, int i, int layer) {
@@ -994,8 +997,7 @@ typedef struct {
     void *mapping;               // gpt2_open's: the file that holds the parameters; params_memory is NULL
     size_t mapped;               // bytes
     // of a model in bfloat16 (gpt2_to_bf16), which makes forward passes only; elsewhere NULL
-    uint16_t *bf16_memory;       // (bf16_count)
-    size_t bf16_count;
+    uint16_t *bf16_memory;       // of all matrices
     uint16_t *bf16[NUM_TENSORS]; // the matrices, in whose place params has NULL
 
     int max_rows; // room for B*T rows
@@ -1035,17 +1037,18 @@ static void gpt2_allocate(GPT2 *m, GPT2Config config) {
 // Rounds the matrices to bfloat16; the vectors and wpe, which are small, stay as they are.
 static void gpt2_to_bf16(GPT2 *m) {
     float **tensors = (float **)&m->params, *old = m->params_memory;
-    for (size_t i = 0; i < NUM_TENSORS; i++) {
-        TensorShape t = tensor_shape(m->config, (int)i);
-        if (t.cols && i != TENSOR(wpe)) m->bf16_count += tensor_size(t);
+    size_t count = 0; // of the matrices
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        TensorShape t = tensor_shape(m->config, i);
+        if (is_matrix(t, i)) count += tensor_size(t);
     }
-    uint16_t *half = m->bf16_memory = allocate(m->bf16_count, sizeof *half);
-    float *rest = m->params_memory = allocate_floats(m->num_parameters - m->bf16_count);
-    for (size_t i = 0; i < NUM_TENSORS; i++) {
-        TensorShape t = tensor_shape(m->config, (int)i);
+    uint16_t *half = m->bf16_memory = allocate(count, sizeof *half);
+    float *rest = m->params_memory = allocate_floats(m->num_parameters - count);
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        TensorShape t = tensor_shape(m->config, i);
         size_t n = tensor_size(t);
         const float *x = tensors[i];
-        if (t.cols && i != TENSOR(wpe)) {
+        if (is_matrix(t, i)) {
             for (size_t k = 0; k < n; k++) half[k] = bf16_of(x[k]);
             m->bf16[i] = half, tensors[i] = NULL, half += n;
         } else {
@@ -1272,9 +1275,9 @@ static void layers_backward(GPT2 *m, Epilogue dw) {
 static double gpt2_backward(GPT2 *m, const uint16_t *targets, float grad_scale, int add,
                             const SoftLabels *soft) {
     float **grads = (float **)&m->grads;
-    for (size_t i = 0; !add && i < NUM_TENSORS; i++) { // matrices are overwritten, the rest is added to
-        TensorShape t = tensor_shape(m->config, (int)i);
-        if (!t.cols || i == TENSOR(wpe)) memset(grads[i], 0, tensor_size(t) * sizeof(float));
+    for (int i = 0; !add && i < NUM_TENSORS; i++) { // matrices are overwritten, the rest is added to
+        TensorShape t = tensor_shape(m->config, i);
+        if (!is_matrix(t, i)) memset(grads[i], 0, tensor_size(t) * sizeof(float));
     }
     double loss = classifier(m, targets, grad_scale, add, soft);
     layers_backward(m, add ? accumulate : plain);
@@ -1286,7 +1289,7 @@ static double gpt2_backward(GPT2 *m, const uint16_t *targets, float grad_scale, 
 static double flops_per_token(GPT2Config g, int T) {
     double weights = 0;
     for (int i = 0; i < NUM_TENSORS; i++)
-        if (tensor_shape(g, i).cols && i != TENSOR(wpe)) weights += (double)tensor_size(tensor_shape(g, i));
+        if (is_matrix(tensor_shape(g, i), i)) weights += (double)tensor_size(tensor_shape(g, i));
     return 6.0 * weights + 6.0 * g.num_layers * g.channels * T;
 }
 
@@ -2204,12 +2207,12 @@ static uint16_t *tokenizer_encode(const Tokenizer *t, const char *text, size_t n
 }
 
 // Writes bytes as tokenizers' files spell them: in symbols, or, where tokens are characters, as they are.
-static void write_symbols(FILE *f, const Tokenizer *t, const char *bytes, size_t n, int json) {
+static void write_symbols(FILE *f, TokenizerKind kind, const char *bytes, size_t n, int json) {
     for (size_t i = 0; i < n; i++) {
         int c = (unsigned char)bytes[i];
         char utf8[4] = {(char)c};
         size_t length = 1;
-        if (t->kind != TOKENIZER_CHARS) length = (size_t)utf8_encode(utf8, c = byte_to_symbol(c));
+        if (kind != TOKENIZER_CHARS) length = (size_t)utf8_encode(utf8, c = byte_to_symbol(c));
         if (json && (c == '"' || c == '\\')) fputc('\\', f);
         if (json && c < 32) fprintf(f, "\\u%04x", c);
         else fwrite(utf8, 1, length, f);
@@ -2220,9 +2223,9 @@ static void write_merges(FILE *f, const Tokenizer *t, int json) {
     for (int i = 256; i < t->vocab_size - 1; i++) {
         const char *token = t->text + t->start[i];
         if (json) fputs(i > 256 ? ",\n[\"" : "[\"", f);
-        write_symbols(f, t, token, t->left[i], json);
+        write_symbols(f, t->kind, token, t->left[i], json);
         fputs(json ? "\", \"" : " ", f);
-        write_symbols(f, t, token + t->left[i], t->start[i + 1] - t->start[i] - t->left[i], json);
+        write_symbols(f, t->kind, token + t->left[i], t->start[i + 1] - t->start[i] - t->left[i], json);
         fputs(json ? "\"]" : "\n", f);
     }
 }
@@ -2365,7 +2368,7 @@ static void write_vocabulary(FILE *f, const Tokenizer *t) {
     for (int i = 0; i < t->vocab_size; i++) {
         fputs(i ? ",\n\"" : "{\"", f);
         if (t->kind == TOKENIZER_GPT2 && i == t->vocab_size - 1) fputs(end_of_text, f);
-        else write_symbols(f, t, t->text + t->start[i], t->start[i + 1] - t->start[i], 1);
+        else write_symbols(f, t->kind, t->text + t->start[i], t->start[i + 1] - t->start[i], 1);
         fprintf(f, "\": %d", i);
     }
     fputs("}", f);
@@ -2720,7 +2723,6 @@ static void cache_line(TeacherCache *c, const char *line, size_t n, int steps) {
 // Writes the windows of every step's batch as remarks `# step "text"`: T targets after one token of context. A
 // window that begins or ends inside a character has U+FFFD for each byte of its rest there.
 static void cache_request(FILE *f, const Tokenizer *t, DataLoader loader, long windows, int steps) {
-    const Tokenizer plain_text = {.kind = TOKENIZER_CHARS};
     int T = loader.T, bytes;
     uint16_t *x = allocate(T, sizeof *x), *y = allocate(T, sizeof *y);
     char *text = NULL;
@@ -2735,7 +2737,7 @@ static void cache_request(FILE *f, const Tokenizer *t, DataLoader loader, long w
         fprintf(f, "# %ld \"", i / windows + 1);
         for (char *p = text; p < text + n; p += bytes)
             if (utf8_decode(p, text + n, &bytes) < 0) fputs("\xEF\xBF\xBD", f);
-            else write_symbols(f, &plain_text, p, (size_t)bytes, 1);
+            else write_symbols(f, TOKENIZER_CHARS, p, (size_t)bytes, 1);
         fputs("\"\n", f);
     }
     free(x), free(y), free(text);
@@ -3411,9 +3413,11 @@ static void print_help(const char *name) {
     optim_print_help(stdout, NULL);
 }
 
-static void choose_optimizer(Optimizer *optimizer, const char *name, const char *base) {
+// GPA's average reaches over 1/(1 - mu_x) updates: a fifteenth of the run, long or short.
+static void choose_optimizer(Optimizer *optimizer, const char *name, const char *base, double updates) {
     if (optim_init(optimizer, name)) die_usage("no optimizer is called '%s'; see --help", name);
     if (*base && optim_set_base(optimizer, base)) die_usage("--base %s does not go with %s", base, name);
+    optim_set(optimizer, "mu-x", 1 - 15.0 / MAX(updates, 16));
 }
 
 static void set_hyperparameters(Optimizer *optimizer, int n, const char *const *names, const double *values) {
@@ -3466,21 +3470,64 @@ static int is_given(const Options *o, const char *name) {
     return o->given >> row & 1;
 }
 
+// Dies where options contradict each other, or one would do nothing beside the others.
+static void check_options(const Options *o, const Optimizer *optimizer) {
+    int hard = strcmp(o->distill, "soft"), refined = !strncmp(o->schedule, "refined:", 8), N = workers.count;
+    if (isnan(optim_schedule(o->schedule, 0, 1, 0, 0)) && !refined)
+        die_usage("no schedule is called '%s'; see --help", o->schedule);
+    if (*o->model && *o->student_from)
+        die_usage("--model and --student-from both say where the student starts; give one");
+    if (*o->teacher_cache && !hard)
+        die_usage("--distill soft needs the teacher's probabilities; --teacher-cache has only its losses");
+    if (strcmp(o->compression, "none") && !o->diloco)
+        die_usage("--compression goes with --workers diloco");
+    if (o->diloco && strcmp(o->optimizer, "diloco"))
+        die_usage("--workers diloco is an optimizer; --base chooses what takes its inner steps");
+    if (*o->proxy && optim_is_polyak(optimizer))
+        die_usage("--proxy does not go with %s, whose steps need the loss at each gradient", o->optimizer);
+    const struct { const char *name; int idle; const char *why; } given[] = {
+        {"proxy-steps", !*o->proxy, "goes with --proxy FILE"},
+        {"proxy-eta", !*o->proxy, "goes with --proxy FILE"},
+        {"proxy-average", !*o->proxy, "goes with --proxy FILE"},
+        {"proxy-paired", !*o->proxy, "goes with --proxy FILE"},
+        {"temperature", hard, "goes with --distill soft"},
+        {"soft-weight", hard, "goes with --distill soft"},
+        {"teacher-weights", !*o->teacher, "goes with --teacher"},
+        {"merges", *o->tokenizer && strcmp(o->tokenizer, "gpt2"), "goes with --tokenizer gpt2"},
+        {"save-every", !*o->out, "needs --out DIR, where checkpoints go"},
+        {"warmup", refined, "does not go with a refined schedule, which begins as that says"},
+        {"final-lr", refined, "does not go with a refined schedule, which ends as that says"}};
+    for (size_t i = 0; i < sizeof given / sizeof *given; i++)
+        if (given[i].idle && is_given(o, given[i].name)) die_usage("--%s %s", given[i].name, given[i].why);
+    if (o->diloco && *o->proxy) die_usage("--proxy goes with --workers data, not with diloco");
+    if (o->diloco && *o->teacher_cache)
+        die_usage("--workers diloco takes no step from a teacher's loss; --teacher-cache goes with data");
+#ifdef GPT2_DEVICE
+    if (o->diloco && *o->freeze) // their mean is not what each has, to the last bit
+        die_usage("on GPUs, whose --workers diloco averages all tensors, it goes without --freeze");
+#endif
+    if (N > 1 && !*o->workers) die_usage("%d processes need --workers data or diloco", N);
+    if (o->accumulate % N)
+        die_usage("%d workers cannot share --accumulate %d micro-batches; make it a multiple", N,
+                  o->accumulate);
+#ifndef USE_MPI
+    if (*o->workers) die_usage("--workers needs MPI: make train_gpt2_mpi, mpirun -n N ./train_gpt2_mpi");
+#endif
+    if (o->resume && !*o->out) die_usage("--resume needs --out DIR, the run to go on with");
+}
+
 static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
     Options o = {0};
     for (int i = 0; i < NUM_OPTIONS; i++) set_option(&o, &option_rows[i], option_rows[i].initial);
     o.given = read_options(&o, option_rows, NUM_OPTIONS, argc, argv, &o, print_help);
     o.diloco = !strcmp(o.workers, "diloco");
     if (o.diloco && !strcmp(o.optimizer, "adamw")) o.optimizer = "diloco";
-    choose_optimizer(optimizer, o.optimizer, o.base);
-    // GPA's average reaches over 1/(1 - mu_x) updates: a fifteenth of the run, long or short. It does the
-    // work of a falling rate, so the rate ends at a tenth; over few iterates it does less against steps that
-    // are too long, so warmup takes a fifth of the run. The rate in a new model falls with the width, as
-    // Adam's step moves a preactivation by up to its fan-in times the rate.
+    choose_optimizer(optimizer, o.optimizer, o.base, (double)o.steps * (*o.proxy ? o.proxy_steps : 1));
+    // GPA's average does the work of a falling rate, so the rate ends at a tenth; over few iterates it does
+    // less against steps that are too long, so warmup takes a fifth of the run. The rate in a new model falls
+    // with the width, as Adam's step moves a preactivation by up to its fan-in times the rate.
     int gpa = !strcmp(o.optimizer, "gpa");
     if (!strncmp(o.optimizer, "schedule-free", 13) && !is_given(&o, "schedule")) o.schedule = "constant";
-    double updates = (double)o.steps * (*o.proxy ? o.proxy_steps : 1);
-    optim_set(optimizer, "mu-x", 1 - 15.0 / MAX(updates, 16));
     if (gpa && strcmp(o.base, "sgd") && !*o.model && !*o.student_from)
         optim_set(optimizer, "lr", 1.0 / o.channels);
     if (gpa && !is_given(&o, "schedule")) {
@@ -3489,48 +3536,7 @@ static Options parse_command_line(int argc, char **argv, Optimizer *optimizer) {
     }
     if (o.warmup < 0) o.warmup = o.steps / (gpa ? 5 : 20);
     set_hyperparameters(optimizer, o.num_hyper, o.hyper_name, o.hyper_value);
-    if (isnan(optim_schedule(o.schedule, 0, 1, 0, 0)) && strncmp(o.schedule, "refined:", 8))
-        die_usage("no schedule is called '%s'; see --help", o.schedule);
-    if (*o.model && *o.student_from)
-        die_usage("--model and --student-from both say where the student starts; give one");
-    if (*o.teacher_cache && !strcmp(o.distill, "soft"))
-        die_usage("--distill soft needs the teacher's probabilities; --teacher-cache has only its losses");
-    int compressed = strcmp(o.compression, "none") != 0, N = workers.count;
-    if (compressed && !o.diloco) die_usage("--compression goes with --workers diloco");
-    if (o.diloco && strcmp(o.optimizer, "diloco"))
-        die_usage("--workers diloco is an optimizer; --base chooses what takes its inner steps");
-    if (*o.proxy && optim_is_polyak(optimizer))
-        die_usage("--proxy does not go with %s, whose steps need the loss at each gradient", o.optimizer);
-    int hard = strcmp(o.distill, "soft"), refined = !strncmp(o.schedule, "refined:", 8);
-    const struct { const char *name; int idle; const char *why; } given[] = {
-        {"proxy-steps", !*o.proxy, "goes with --proxy FILE"},
-        {"proxy-eta", !*o.proxy, "goes with --proxy FILE"},
-        {"proxy-average", !*o.proxy, "goes with --proxy FILE"},
-        {"proxy-paired", !*o.proxy, "goes with --proxy FILE"},
-        {"temperature", hard, "goes with --distill soft"},
-        {"soft-weight", hard, "goes with --distill soft"},
-        {"teacher-weights", !*o.teacher, "goes with --teacher"},
-        {"merges", *o.tokenizer && strcmp(o.tokenizer, "gpt2"), "goes with --tokenizer gpt2"},
-        {"save-every", !*o.out, "needs --out DIR, where checkpoints go"},
-        {"warmup", refined, "does not go with a refined schedule, which begins as that says"},
-        {"final-lr", refined, "does not go with a refined schedule, which ends as that says"}};
-    for (size_t i = 0; i < sizeof given / sizeof *given; i++)
-        if (given[i].idle && is_given(&o, given[i].name)) die_usage("--%s %s", given[i].name, given[i].why);
-    if (o.diloco && *o.proxy) die_usage("--proxy goes with --workers data, not with diloco");
-    if (o.diloco && *o.teacher_cache)
-        die_usage("--workers diloco takes no step from a teacher's loss; --teacher-cache goes with data");
-#ifdef GPT2_DEVICE
-    if (o.diloco && *o.freeze) // their mean is not what each has, to the last bit
-        die_usage("on GPUs, whose --workers diloco averages all tensors, it goes without --freeze");
-#endif
-    if (N > 1 && !*o.workers) die_usage("%d processes need --workers data or diloco", N);
-    if (o.accumulate % N)
-        die_usage("%d workers cannot share --accumulate %d micro-batches; make it a multiple", N,
-                  o.accumulate);
-#ifndef USE_MPI
-    if (*o.workers) die_usage("--workers needs MPI: make train_gpt2_mpi, mpirun -n N ./train_gpt2_mpi");
-#endif
-    if (o.resume && !*o.out) die_usage("--resume needs --out DIR, the run to go on with");
+    check_options(&o, optimizer);
     return o;
 }
 
@@ -3615,7 +3621,7 @@ static int model_segments(GPT2Config g, const char *frozen, OptimSegment *segmen
         for (int l = 0; l < MAX(t.layers, 1); l++, offset += layer_size(t)) {
             if (tensor_matches(frozen, g, i, l)) continue;
             segments[n] = (OptimSegment){offset, layer_size(t), 0, 0, t.cols > 0};
-            if (t.layers && t.cols) segments[n].rows = t.rows, segments[n].cols = t.cols;
+            if (is_linear(t)) segments[n].rows = t.rows, segments[n].cols = t.cols;
             n++;
         }
     }
@@ -3800,13 +3806,9 @@ static void print_sample(Run *run) {
     GPT2 *m = &run->model;
     const Tokenizer *t = &run->tokenizer;
     uint16_t tokens[SAMPLE_TOKENS + 1];
-    int V = m->config.vocab_size, start = t->kind == TOKENIZER_GPT2 ? t->vocab_size - 1 : 0,
-        window = run->T;
-    for (int i = 0; i < MIN(V, t->vocab_size); i++) {
-        size_t length;
-        const char *bytes = tokenizer_token(t, i, &length);
-        if (t->kind != TOKENIZER_GPT2 && length == 1 && *bytes == '\n') start = i;
-    }
+    int V = m->config.vocab_size, window = run->T, start = '\n';
+    if (t->kind == TOKENIZER_GPT2) start = t->vocab_size - 1;
+    if (t->kind == TOKENIZER_CHARS) start = MAX(t->char_id['\n'] - 1, 0); // 0 where no line ends
     tokens[0] = (uint16_t)start;
     end_line();
     printf("--- sample at step %ld\n", run->now.step);
@@ -4298,13 +4300,12 @@ static void train(Run *run) {
         double speed = (double)o->accumulate * run->B * run->T / (now() - start);
         tokens_per_second = tokens_per_second ? 0.9 * tokens_per_second + 0.1 * speed : speed;
         int last = run->now.step == o->steps,
-            evaluated = last || (o->eval_every && run->now.step % o->eval_every == 0);
-        if (evaluated || (o->sample_every && run->now.step % o->sample_every == 0)) {
+            evaluated = last || (o->eval_every && run->now.step % o->eval_every == 0),
+            sampled = o->sample_every && (last || run->now.step % o->sample_every == 0);
+        if (evaluated || sampled) {
             swap_evaluation_point(run, 1);
             if (evaluated) run->now.val_loss = validate(run, &run->model);
-            if (o->sample_every && run->tokenizer.vocab_size && workers.rank == 0 &&
-                (last || run->now.step % o->sample_every == 0))
-                print_sample(run);
+            if (sampled && run->tokenizer.vocab_size && workers.rank == 0) print_sample(run);
             swap_evaluation_point(run, 0);
         }
         run->now.seconds = now() - began;

@@ -116,7 +116,7 @@ static void add_model_tensors(Layout *l, GPT2Config g) {
         TensorShape t = tensor_shape(g, i);
         for (int layer = 0; layer < MAX(t.layers, 1); layer++) {
             OptimSegment segment = {.size = layer_size(t), .decay = t.cols > 0};
-            if (t.layers && t.cols) segment.rows = t.rows, segment.cols = t.cols;
+            if (is_linear(t)) segment.rows = t.rows, segment.cols = t.cols;
             snprintf(name, sizeof name, t.hf_name, layer);
             add_tensor(l, name, segment);
         }
@@ -212,9 +212,8 @@ typedef struct {
     Term term;
 
     float *x;  // (b, w): its own b, and a w that counts if it trains everything
-    size_t n;  // so many of x its optimizer moves: b, or all
     int alone; // its own w counts when it is measured: local, or fine-tuned
-    Optimizer optimizer;
+    Optimizer optimizer; // of the first n of x, b or all
 } Client;
 
 // A thread's room to work for one client after the other. Ranks of MPI have one thread for their clients.
@@ -391,9 +390,8 @@ static double client_loss(const Federation *f, Client *c, Workspace *t, const fl
 // Gives the client a new optimizer, of b or of everything.
 static void client_start(const Federation *f, Client *c, int everything) {
     const Layout *l = &f->layout;
-    if (c->n) optim_free(&c->optimizer);
-    c->n = everything ? layout_size(l) : l->num_private;
     int tensors = everything ? l->num_tensors : l->num_private_tensors;
+    optim_free(&c->optimizer);
     start_vector(&c->optimizer, &f->options.client, l, 0, tensors, c->x);
 }
 
@@ -406,9 +404,10 @@ static float clip_factor(const FedOptions *o, const float *g, size_t n) {
 static void client_steps(const Federation *f, Client *c, Workspace *t, int steps, const float *w,
                          double rate) {
     for (int k = 0; k < steps; k++) {
-        const float *shared = c->n > f->layout.num_private ? c->x + f->layout.num_private : w;
+        size_t n = c->optimizer.n;
+        const float *shared = n > f->layout.num_private ? c->x + f->layout.num_private : w;
         double loss = client_gradient(f, c, t, c->x, shared);
-        optim_step(&c->optimizer, t->g, clip_factor(&f->options, t->g, c->n), rate, loss, 0);
+        optim_step(&c->optimizer, t->g, clip_factor(&f->options, t->g, n), rate, loss, 0);
     }
 }
 
@@ -1165,9 +1164,8 @@ static void prepare_federation(Federation *f) {
     for (int i = 0; i < num_rooms(); i++) f->rooms[i].g = allocate_floats(layout_size(l));
     f->peers = allocate(M, sizeof *f->peers);
     for (int m = 0; m < M; m++) prepare_client(f, m, x);
-    f->w = allocate_floats(l->num_shared + 1);
-    f->point = allocate_floats(l->num_shared + 1);
-    f->aggregate = allocate_floats(l->num_shared + 1);
+    f->w = allocate_floats(l->num_shared), f->point = allocate_floats(l->num_shared);
+    f->aggregate = allocate_floats(l->num_shared);
     f->asked = allocate(M, sizeof *f->asked);
     f->answers = allocate(M, sizeof *f->answers);
     if (o->bucket > 1) f->buckets = allocate_floats((M + o->bucket - 1) / o->bucket * l->num_shared);

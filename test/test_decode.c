@@ -872,7 +872,7 @@ static PromptRun trained(const GPT2Config g, const Dataset *data, const int *sto
     DecodeOptions o = {.joint = 1, .steps = stops[0], .schedule = "constant", .seed = 1};
     run = (PromptRun){.trainer = {.m = &m, .h = {PROMPTS_MAGIC, 0, 2, 1, 1, g.channels, g.num_layers, 0},
                                   .cuts = 3, .B = 1, .T = 16, .joint = 1, .weight = 1, .temperature = 1}};
-    choose_optimizer(&run.optimizer, "adamw", "");
+    choose_optimizer(&run.optimizer, "adamw", "", 0);
     optim_set(&run.optimizer, "lr", 1e-2);
     trainer_allocate(&run.trainer);
     start_prompts(&run, &o);

@@ -10,7 +10,7 @@ tiny="--layers 1 --heads 1 --channels 8 --context 8 --batch 2 --eval-tokens 64 -
 study() { env -u FULL DATA="$work/text.txt" RESULTS="$work/results" STEPS=4 JOBS=2 EXTRA="$tiny" "$@"; }
 
 names=(proxy)
-[ "${FULL:-}" ] && names=(averaging schedules learning-rate-free proxy)
+[ "${FULL:-}" ] && names=(averaging schedules learning-rate-free distillation proxy)
 for name in "${names[@]}"; do
     ok "$name runs" study bash dev/studies/$name.sh
     ok "$name: the best of each grid is marked" grep -q -- '<- best' "$work/last"
@@ -29,6 +29,9 @@ ok "another build" study env TRAIN="$work/other_build" STEPS=1 bash dev/studies/
 ok "trains anew" grep -q trainings "$work/last"
 ok "a trial" study env -u RESULTS FULL=0 TRAIN="$work/other_build" STEPS=1 bash dev/studies/proxy.sh
 ok "leaves the results alone" test -s runs/studies/results/proxy.csv
+ok "and the study's trainings" [ "$(ls runs/studies/proxy)" = text-trial ]
+refuses 2 "EXTRA is for trainings" env EXTRA="--lr 1" bash dev/studies/convex.sh
+refuses 2 "EXTRA is for trainings" env EXTRA="--lr 1" bash dev/studies/decoding.sh
 refuses 2 "STEPS is at least 4" env DATA="$work/text.txt" STEPS=3 bash dev/studies/schedules.sh
 refuses 1 "cannot be read" env DATA=nowhere bash dev/studies/proxy.sh
 for steps in 0 abc; do refuses 2 "STEPS takes a whole number, not '$steps'" env DATA="$work/text.txt" STEPS=$steps bash dev/studies/proxy.sh; done
@@ -73,7 +76,7 @@ else skip "a picture of runs (gnuplot is not installed)"; fi
 mkdir "$work/bin" && for tool in bash awk mktemp rm cat; do ln -s "$(command -v $tool)" "$work/bin"; done
 refuses 1 "the package gnuplot-nox" env PATH="$work/bin" bash "$project/dev/plot.sh" "$work/x.png" "$work/demo/runs/teacher"
 
-# ---- the convex study's CSV: into a pipe, not in its place; not over its data; and whole or not at all
+# ---- the convex study, of few gradients; its CSV: into a pipe, not in its place; not over its data; and whole or not at all
 mkfifo "$work/pipe"
 cat "$work/pipe" >"$work/piped" &
 ok "convex into a pipe" dev/convex --optimizer gd --evaluations 5 --out "$work/pipe"
@@ -160,11 +163,11 @@ refuses 1 "no row of AdamW on tinyshakespeare" env REPORT=1 TRACK=tinyshakespear
 for csv in "$project"/dev/studies/results/*.csv; do
     name=$(basename "$csv" .csv)
     [ "$name" != race ] || continue
-    mkdir -p "$work/reports" && cp "$csv" "$work/reports"
+    mkdir -p "$work/the reports" && cp "$csv" "$work/the reports"
     full=
     [[ $name != *-full ]] || full=1
-    ok "the report of $name" env -u EXTRA REPORT=1 ${full:+FULL=1} RESULTS="$work/reports" bash "dev/studies/${name%-full}.sh"
-    ok "is what $name.md says" cmp "$work/reports/$name.md" "${csv%.csv}.md"
+    ok "the report of $name" env -u EXTRA REPORT=1 ${full:+FULL=1} RESULTS="$work/the reports" bash "dev/studies/${name%-full}.sh"
+    ok "is what $name.md says" cmp "$work/the reports/$name.md" "${csv%.csv}.md"
 done
 cd "$project" || exit 1
 unset RESULTS EXTRA

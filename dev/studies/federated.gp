@@ -6,7 +6,7 @@ set grid
 set key outside below
 set multiplot layout 2,2
 
-curve(run) = sprintf("< awk -F, 'index($0, \"%s,mean,\") == 1 && $6 == \"\"' %s", run, csv)
+curve(run) = sprintf("< awk -F, 'index($0, \"%s,mean,\") == 1 && $6 == \"\"' \"%s\"", run, csv)
 convex = "'FFGG, 5 local steps' '40% attackers, median' 'asynchronous, delays to 20' 'local' 'FedAvg' \
     'misfit: asynchronous' 'misfit: FFGG'"
 run(i) = word("'exact,convex,FFGG,misfit 0 steps 5' 'attack,convex,median,misfit 0 sign-flip 0.4' \
@@ -33,14 +33,14 @@ set title "speakers: each client's loss, the hardest first"
 set xlabel 'client'
 set yrange [*:*]
 clients(m) = \
-    sprintf("< awk -F, '/^text,speakers,%s,best,mean,/ && $6 != \"\"' %s | sort -t, -k11,11gr", m, csv)
+    sprintf("< awk -F, '/^text,speakers,%s,best,mean,/ && $6 != \"\"' \"%s\" | sort -t, -k11,11gr", m, csv)
 plot for [i=1:5] clients(method(i)) using 0:11 with linespoints lw 2 ps 0.6 title method(i)
 
 set title 'speakers: FFGG with sign-flipping attackers'
 set xlabel 'attackers, %'
 aggregators = 'mean median trimmed geometric-median clipping'
 attacked(a) = sprintf("< awk -F, '/^attack,speakers,%s,sign-flip 0[.24]*,/ { split($4, s, \" \"); \
-    print 100 * s[2] \",\" $11 }' %s | sort -g", a, csv)
+    print 100 * s[2] \",\" $11 }' \"%s\" | sort -g", a, csv)
 set xrange [-5:45]
 set yrange [*:6]
 plot for [i=1:5] attacked(word(aggregators, i)) using 1:2 with linespoints lw 2 title word(aggregators, i)

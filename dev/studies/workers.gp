@@ -5,7 +5,7 @@ set output picture
 set multiplot layout 1,1 + words(machines)
 set grid
 pairs(n, mode) = sprintf("< awk -F, '{ k = $2 $5 $6 $8 } $1 == \"measured\" { x[k] = $9 } \
-    $1 == \"predicted\" && $5 == %d && $6 == \"%s\" && k in x { print x[k], $9 }' %s", n, mode, csv)
+    $1 == \"predicted\" && $5 == %d && $6 == \"%s\" && k in x { print x[k], $9 }' \"%s\"", n, mode, csv)
 set datafile separator whitespace
 set logscale xy
 set title 'a step on this machine: the model against the measurement'
@@ -24,7 +24,7 @@ set ylabel 'speedup, GPT-2 124M, 1,024 micro-batches of 1,024 tokens'
 set xrange [1:1024]
 set yrange [1:1024]
 speedup(name, mode) = sprintf("< awk -F, '$1 == \"scaling\" && $2 == \"%s\" && $6 == \"%s\" { \
-    if ($5 == 1) one = $9; print $5 \",\" one / $9 }' %s", name, mode, csv)
+    if ($5 == 1) one = $9; print $5 \",\" one / $9 }' \"%s\"", name, mode, csv)
 do for [m=1:words(machines)] {
     on = word(machines, m).' on '
     set title word(machines, m).' (computed)'
