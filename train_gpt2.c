@@ -4109,7 +4109,8 @@ static void prepare(Run *run) {
     const char *device = open_device(o->f32);
     if (*o->export_hf && !workers.rank) {
         make_folder(o->export_hf);
-        check_writable(path_in(o->export_hf, "generation_config.json").s); // the longest name
+        check_writable(path_in(o->export_hf, "model.safetensors").s);
+        path_in(o->export_hf, "generation_config.json"); // the longest path must not be too long
     }
     if (*o->out && !workers.rank) claim_folder(o->out);
     load_models(run);

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Compiles train_gpt2.cu with nvcc, without a GPU: no warning, and no kernel that spills registers to memory.
+# Compiles train_gpt2.cu with nvcc, without a GPU: no warning, and no kernel that spills registers to memory; with FULL=1
+# links it, too.
 #   test/test_nvcc.sh [-v] [ARCH...]       default: sm_80; -v prints registers and shared memory of each kernel
 set -u
 cd "$(dirname "$0")/.."
@@ -40,5 +41,12 @@ for arch in "$@"; do
     echo "$arch: $kernels kernels, $(sort -n <<<"$table" | tail -n 1 | sed 's/  */ /g') has the most registers"
     [ -n "$verbose" ] && grep -v optim_ <<<"$table" | sort -k 7
 done
+if [ "${FULL:-}" ]; then # the program, as make links it, in a folder of its own
+    rm -rf build/linked && mkdir build/linked && ln -s "$PWD"/{Makefile,train_gpt2.c,train_gpt2.cu,optim.h,dev,test} build/linked
+    if make -s -C build/linked CUDA_ARCH=80 train_gpt2cu && ldd build/linked/train_gpt2cu | grep -q libcublasLt; then
+        passed=$((passed + 1))
+    else failed=$((failed + 1)) && echo "FAILED: make train_gpt2cu"; fi
+    rm -rf build/linked
+fi
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]

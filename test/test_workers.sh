@@ -160,6 +160,7 @@ refuses 1 "not a number" "${all[@]}" -n 2 "$train_mpi" "${small[@]}" --accumulat
     --steps 99 --clip 0 --optimizer sgd --lr 1e30
 one=("$train_mpi" "${small[@]}" --accumulate 2 --workers data)
 refuses 1 "worker 1 has other" "${all[@]}" -n 1 "${one[@]}" : -n 1 "${one[@]}" --seed 8
+refuses 1 "worker 1 has other" "${all[@]}" -n 1 "${one[@]}" --out "$work/data" --resume : -n 1 "${one[@]}"
 refuses 1 "worker 1 has other" "${all[@]}" -n 1 "${one[@]}" --eval-every 1 : -n 1 "${one[@]}" --eval-every 2
 # However long it takes until all are ended: worker 0 as on a busy machine.
 echo '#include <mpi.h>

@@ -34,6 +34,9 @@ text=$(basename "$data" | sed 's/\..*//')
 runs=runs/studies/$study/$text${full:+-full}
 if [ "${STEPS:-}${EXTRA:-}" ] && [ "$study" != race ]; then runs+=-trial; fi # what is finished of the study stays
 mkdir -p "$runs" || die "cannot make $runs"
+if [ ! "$report" ] && command -v flock >/dev/null; then
+    { exec 9>"$runs/lock" && flock -n 9; } || die "this study is running already, in $runs"
+fi
 sum_of() { local sum; { sum=$(cksum <"$1") && echo "${sum%% *}"; } 2>/dev/null; }
 # of what the words of a command name: files, and runs, whose commands say what they are
 sums_of() {

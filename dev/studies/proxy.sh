@@ -22,8 +22,6 @@ common --steps $steps --eval-tokens 20480 --tokenizer bytes
 if [ "$full" ]; then sequences=48 shared+=(--accumulate 4); fi
 
 bytes=$(wc -c <"$data") tenth=$((bytes / 10))
-head -c $((bytes - tenth)) "$data" >"$runs/train.txt"
-tail -c $tenth "$data" >"$runs/valid.txt"
 shared+=(--val "$runs/valid.txt")
 
 # change_words noisy|shuffled
@@ -45,8 +43,12 @@ change_words() {
             }
         }' "$runs/train.txt"
 }
-change_words noisy | head -c $((bytes - tenth)) >"$runs/noisy.txt" # awk may end the last line
-change_words shuffled >"$runs/shuffled.txt"
+if [ ! "$report" ]; then
+    head -c $((bytes - tenth)) "$data" >"$runs/train.txt"
+    tail -c $tenth "$data" >"$runs/valid.txt"
+    change_words noisy | head -c $((bytes - tenth)) >"$runs/noisy.txt" # awk may end the last line
+    change_words shuffled >"$runs/shuffled.txt"
+fi
 
 warmups=$((steps / 16)),$((steps / 8)),$((steps / 4)),$((steps / 2))
 grid="lr=5e-4,1e-3,2e-3,4e-3,8e-3 warmup=$warmups"
