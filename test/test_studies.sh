@@ -32,7 +32,7 @@ ok "leaves the results alone" test -s runs/studies/results/proxy.csv
 ok "and the study's trainings" [ "$(ls runs/studies/proxy)" = text-trial ]
 if command -v flock >/dev/null; then
     refuses 1 "this study is running already" flock runs/studies/proxy/text-trial/lock \
-        env DATA="$work/text.txt" STEPS=1 bash dev/studies/proxy.sh
+        env -u FULL DATA="$work/text.txt" STEPS=1 bash dev/studies/proxy.sh
 else skip "two of one study (flock is not installed)"; fi
 refuses 2 "EXTRA is for trainings" env EXTRA="--lr 1" bash dev/studies/convex.sh
 refuses 2 "EXTRA is for trainings" env EXTRA="--lr 1" bash dev/studies/decoding.sh
