@@ -178,7 +178,7 @@ test:
 	@CC="$(CC)" FLAGS="$(FLAGS)" LIBS="$(LIBS)" bash test/run.sh
 
 test-full:
-	@$(MAKE) test FULL=1
+	@$(MAKE) --no-print-directory test FULL=1
 
 # README's table of speed, for this machine.
 bench: dev/bench/bench
