@@ -542,7 +542,7 @@ typedef struct { float c, k, follow; } OptimGpa;                    // 1-mu_x; m
 
 OPTIM_ELEMENT void optim_gpa_move(float *y, float *z, float u, float lr, float decay, const OptimGpa *w) {
     const float z0 = decay * *z, y0 = *y + w->follow * (z0 - *z);
-    *y = y0 + w->c * (z0 - y0) + lr * w->k * u;
+    *y = y0 + (w->c * (z0 - y0) + lr * w->k * u); // so added, or after 10^6 steps c times it is lost to rounding
     *z = z0 - lr * u;
 }
 OPTIM_PASS(optim_gpa_adamw, (float *y, float *z, const float *g, float scale, float *m, float *v, OptimAdam c,

@@ -1424,7 +1424,10 @@ template <typename T> __global__ void __launch_bounds__(CLASSIFIER_THREADS, 2)
     const T *y = teacher ? teacher + (size_t)row * Vp : x;
     float x_target = to_float(x[target]), y_target = to_float(y[target]), t = LOG2_E / temperature;
     float lse = log2_sum_exp(x, V, 1), x_lse = 0, y_lse = 0;
-    if (threadIdx.x == 0) losses[row] = lse / LOG2_E - x_target;
+    if (threadIdx.x == 0) { // rounding must not take it below 0
+        float loss = lse / LOG2_E - x_target;
+        losses[row] = loss < 0 ? 0 : loss;
+    }
     if (grad_scale == 0) return;
     if (teacher) x_lse = log2_sum_exp(x, V, 1 / temperature), y_lse = log2_sum_exp(y, V, 1 / temperature);
     float hard = teacher ? (1.0f - weight) * grad_scale : grad_scale, kl = weight * temperature * grad_scale;

@@ -28,6 +28,8 @@ ok() {
 await() {
     local i
     for ((i = 0; i < 1500; i++)); do "$@" && return; sleep 0.02; done
+    failed=$((failed + 1))
+    echo "FAILED: not within half a minute: $*"
 }
 rows() { [ -e "$2" ] && [ "$(wc -l <"$2")" -gt "$1" ]; } # N LOG: it has more than N rows
 

@@ -1089,7 +1089,8 @@ static void load_it(const char *path) {
 }
 
 static void test_prompts_files(int mutations) {
-    const char *path = "test/golden_prompts.tmp";
+    char path[] = "/tmp/test_decode_XXXXXX";
+    close(mkstemp(path));
     char text[512];
     Prompts p = some_prompts(file_config), q = {0};
     prompts_save(&p, path);

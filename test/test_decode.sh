@@ -122,7 +122,7 @@ ok "bench" "$decode" bench --model "$work/model" --ppd "$work/p" --heads-file "$
 ok "all methods write the same" grep -qx 'identical yes' "$work/last"
 
 # ---- resuming: the trained numbers are those of an unbroken run (latencies behind them are not)
-for how in "--steps 400" "--steps 150 --joint --lr 1e-3 --out-model $work/learned"; do
+for how in "--steps 400" "--steps 300 --joint --lr 1e-3 --out-model $work/learned"; do
     training=("$decode" train --model "$work/model" "${tokens[@]}" $how --out)
     env -u GOMP_SPINCOUNT -u OMP_WAIT_POLICY "${training[@]}" "$work/broken" >/dev/null 2>&1 &
     pid=$!
@@ -144,7 +144,7 @@ interrupt() { timeout --preserve-status -s INT "$@"; } # SECONDS COMMAND...
 ok "while the model writes its own text" interrupt 1 "${prompts[@]}" --own-tokens 20000000
 ok "stops at step 0" grep -qx 'stopped at step 0 of 600' "$work/last"
 bench=("$decode" bench --model "$work/model" --data "$work/text.txt")
-refuses 1 "stopped before" timeout --preserve-status -s INT 0.5 "${bench[@]}" --texts 1000000
+refuses 1 "stopped before" timeout --preserve-status -s INT 1 "${bench[@]}" --texts 1000000
 for seconds in 3 6 12 24; do # until the texts have begun
     interrupt $seconds "${bench[@]}" --texts 1000000 --tokens 10 >"$work/out" 2>&1 && break
 done
@@ -223,5 +223,5 @@ if [ -f dev/studies/driver.sh ]; then
 fi
 ok "no temporary file stays" [ -z "$(find "$work" -name '*.tmp')" ]
 ok "--help" "$decode" --help
-refuses 1 "cannot write all of the output" bash -c 'exec "$@" >/dev/full' _ "$decode" --help
+[ ! -c /dev/full ] || refuses 1 "cannot write all of the output" bash -c 'exec "$@" >/dev/full' _ "$decode" --help
 finish

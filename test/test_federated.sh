@@ -157,9 +157,12 @@ if command -v mpirun >/dev/null && command -v pgrep >/dev/null && [ -x "$federat
         --deadline 1 >"$work/out" 2>&1 &
     run=$!
     await grep -q '^round 0' "$work/out"
-    rank=$(pgrep -P "$(pgrep -P $run -x mpirun)" | sed -n 2p)
-    kill -STOP "$rank" && sleep 2.6 && kill -CONT "$rank" && sleep 1.5
-    ok "a rank that stood still is waited for" kill -0 $run
+    rank=$(pgrep -P "$(pgrep -P $run)" | sed -n 2p)
+    ok "a rank stands still" kill -STOP "$rank"
+    sleep 2.6
+    kill -CONT "$rank"
+    sleep 1.5
+    ok "it is waited for" kill -0 $run
     kill $run 2>/dev/null
     wait $run
     mpi 2 "$federated_mpi" --data "$work/none" >/dev/null 2>"$work/err"

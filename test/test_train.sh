@@ -490,9 +490,9 @@ if [ -x dev/data/tokenize ]; then # and shards of a text
     refuses 1 "cannot write" "${tokenize[@]}" --out "$work/t" --shard-tokens 1000 "$work/text.txt"
     ok "nor some of its shards" [ "$(cd "$work" && echo t_*)" = t_000002.bin.tmp ]
     mkfifo "$work/pipe"
-    "${tokenize[@]}" --out "$work/u" --shard-tokens 1000 "$work/pipe" >"$work/out" 2>"$work/err" &
+    "${tokenize[@]}" --out "$work/u" --shard-tokens 4000000 "$work/pipe" >"$work/out" 2>"$work/err" &
     exec 7>"$work/pipe"
-    for i in 1 2 3 4; do cat "$work/long.txt"; done >&7
+    for i in {1..10}; do cat "$work/long.txt"; done >&7 # it reads 16 MB before it writes
     await [ -e "$work/u_000001.bin" ]
     kill -INT $!
     cat "$work/long.txt" >&7 2>/dev/null
