@@ -80,7 +80,7 @@ else skip "a picture of runs (gnuplot is not installed)"; fi
 mkdir "$work/bin" && for tool in bash awk mktemp rm cat; do ln -s "$(command -v $tool)" "$work/bin"; done
 refuses 1 "the package gnuplot-nox" env PATH="$work/bin" bash "$project/dev/plot.sh" "$work/x.png" "$work/demo/runs/teacher"
 
-# ---- the convex study, of few gradients; its CSV: into a pipe, not in its place; not over its data; and whole or not at all
+# ---- dev/convex's CSV: into a pipe, not in its place; not over its data; and whole or not at all
 mkfifo "$work/pipe"
 cat "$work/pipe" >"$work/piped" &
 ok "convex into a pipe" dev/convex --optimizer gd --evaluations 5 --out "$work/pipe"

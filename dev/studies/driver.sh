@@ -359,7 +359,7 @@ fewer() { # the same in words, with both losses
     A=$1 B=$2 curves 's = saved(A, B); printf "%s (%s against %s)\n", (s == "" ? "not reached" : sprintf("%.1f%%", s)), show(A), show(B)'
 }
 against() {
-    A=$1 B=$2 curves 'd = final(A) - final(B); printf "%s(%s against %s)\n", (d * d < 1e20 ? sprintf("%+.3f ", d) : ""), show(A), show(B)'
+    A=$1 B=$2 curves 'd = final(A) - final(B); printf (d * d < 1e20 ? "%+.3f (%s against %s)" : "%.0s%s against %s") "\n", d, show(A), show(B)'
 }
 
 # table REFERENCE: all methods; "fewer" is what saved says of them.

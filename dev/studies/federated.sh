@@ -8,8 +8,8 @@
 #   attack    0, 20 and 40% attackers of each kind, every aggregator
 #   delay     answers up to 20 rounds late, synchronous and asynchronous
 # On text the optimizer, FFGG's server's and the others' clients', is Muon, but for the parts attack and delay: with
-# AdamW all methods end 0.1 or more higher. Its rate and momentum are the best of four or five pairs for each method, on two seeds that are not used
-# again: on one alone, rates win at which others fail.
+# AdamW all methods end 0.1 or more higher. Its rate and momentum are the best of four or five pairs for each method, on
+# two seeds that are not used again: on one alone, rates win at which others fail.
 #
 # On text both of a round's gradients serve w in FedAvg, so they do in FFGG, which sends their mean
 # (--mean-gradient); "FFGG last" is the paper's own form, which sends the second alone.
