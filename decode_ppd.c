@@ -699,7 +699,8 @@ static void measure_latency(Decoder *d, int heads, Latency *l, int rounds) {
             double start = now(), spent = 0;
             do decoder_pass(d, &b);
             while (++before < 8 && now() - start < 15e-3);
-            for (start = now(); spent < 5e-3 && passes < 200; spent = now() - start, passes++) decoder_pass(d, &b);
+            for (start = now(); spent < 5e-3 && passes < 200; spent = now() - start, passes++)
+                decoder_pass(d, &b);
             int at = round;
             for (; at > 0 && took[i][at - 1] > spent / passes; at--) took[i][at] = took[i][at - 1];
             took[i][at] = spent / passes;
@@ -1551,13 +1552,15 @@ static void prompt_loss(PromptTrainer *t) {
         for (int r = 0; r < rows; r++) {
             float *x = m->logits + (size_t)r * V, *y = t->teacher_logits + (size_t)r * V, sum = 0;
             int top = argmax(y, V), before = 0;
-            float likeliest = x[top], x_lse = log_sum_exp(x, V, 1), y_lse = log_sum_exp(y, V, temperature);
+            float likeliest = x[top], highest = y[top];
+            for (int v = 0; v < V; v++) y[v] = (y[v] - highest) / temperature; // so exact where it is cold
+            float x_lse = log_sum_exp(x, V, 1), y_lse = log_sum_exp(y, V, 1);
             float scale = t->weight * powf(0.8f, (float)((first + r) / t->cuts)) / (float)(t->h.n * all);
 #pragma omp simd reduction(+ : before)
             for (int v = 0; v < V; v++) before += x[v] > likeliest;
 #pragma omp simd reduction(+ : sum)
             for (int v = 0; v < V; v++) {
-                float log_p = x[v] - x_lse, log_q = y[v] / temperature - y_lse, q = exp_f32(log_q);
+                float log_p = x[v] - x_lse, log_q = y[v] - y_lse, q = exp_f32(log_q);
                 sum += q > 0 ? q * (log_q - log_p) : 0;
                 x[v] = scale * (exp_f32(log_p) - q);
             }
@@ -1763,7 +1766,8 @@ static void engine_stop(Engine *e) {
 // The tokenizer beside a model of V tokens; there may be none unless it is needed.
 static void load_tokenizer(Tokenizer *t, const char *path, int V, int needed) {
     if (!tokenizer_load(t, path) && needed)
-        die("%s has no tokenizer beside it (tokenizer.txt, tokenizer.bpe, vocab.bpe or tokenizer.json)", path);
+        die("%s has no tokenizer beside it (tokenizer.txt, tokenizer.bpe, vocab.bpe or tokenizer.json)",
+            path);
     if (t->vocab_size > V)
         die("%s: the tokenizer has %d tokens, the model knows %d", path, t->vocab_size, V);
 }

@@ -255,12 +255,13 @@ typedef struct {          // one tensor (of one layer) inside the flat parameter
     int decay;            // weight decay applies (tensors of two or more dimensions)
 } OptimSegment;
 
-// Hyperparameters: field, name, range (an i behind it: whole numbers), meaning
+// Hyperparameters: field, name, range (an i behind it: whole numbers), meaning. Ranges end where a float in
+// the passes would be 0 or infinite, or (mu-y, beta1) 1/mu_y times y's rounding would be seen in x.
 #define OPTIM_KEYS(KEY)                                                                                     \
     KEY(lr, "lr", "[0,inf)", "learning rate, times the schedule")                                           \
-    KEY(beta1, "beta1", "[0,1)", "decay of the first moment; schedule-free: weight of x in y, above 0")     \
+    KEY(beta1, "beta1", "[0,1)", "decay of the first moment; schedule-free: weight of x in y, from 1e-3")   \
     KEY(beta2, "beta2", "[0,1)", "decay of the second moment")                                              \
-    KEY(eps, "eps", "(0,inf)", "added to the denominator, or under its root")                               \
+    KEY(eps, "eps", "[1e-20,inf)", "added to the denominator, or under its root")                           \
     KEY(weight_decay, "weight-decay", "[0,inf)", "on tensors of two or more dimensions")                    \
     KEY(momentum, "momentum", "[0,1)", "decay of the momentum")                                             \
     KEY(dampening, "dampening", "[0,1]", "the gradient enters the momentum times 1 - this")                 \
@@ -271,11 +272,11 @@ typedef struct {          // one tensor (of one layer) inside the flat parameter
     KEY(outer_lr, "outer-lr", "[0,inf)", "of the outer Nesterov step")                                      \
     KEY(outer_momentum, "outer-momentum", "[0,1)", "of the outer Nesterov step")                            \
     KEY(mu_x, "mu-x", "[0,1]", "weight of x in the new x")                                                  \
-    KEY(mu_y, "mu-y", "(0,1]", "weight of x in y")                                                          \
-    KEY(r, "r", "[0,inf)", "power of t in the average's weights")                                           \
+    KEY(mu_y, "mu-y", "[1e-3,1]", "weight of x in y")                                                       \
+    KEY(r, "r", "[0,16]", "power of t in the average's weights")                                            \
     KEY(lambda, "lambda", "[0,inf)", "weight of the past in the average; 0: t = 1, 2, ..")                  \
     KEY(lr_cap, "lr-cap", "[-1,inf)", "longest step, times the schedule; 0: none; -1: matrices' 1/fan-in") \
-    KEY(d0, "d0", "(0,inf)", "first estimate of the distance to the solution")                              \
+    KEY(d0, "d0", "[1e-16,inf)", "first estimate of the distance to the solution")                          \
     KEY(d_coef, "d-coef", "(0,inf)", "factor of the estimate")                                              \
     KEY(growth_rate, "growth-rate", "[1,inf]", "the most that the estimate grows by, after its first step") \
     KEY(safeguard_warmup, "safeguard-warmup", "[0,1]i", "keep the rate out of the estimate's denominator")  \
@@ -542,7 +543,7 @@ typedef struct { float c, k, follow; } OptimGpa;                    // 1-mu_x; m
 
 OPTIM_ELEMENT void optim_gpa_move(float *y, float *z, float u, float lr, float decay, const OptimGpa *w) {
     const float z0 = decay * *z, y0 = *y + w->follow * (z0 - *z);
-    *y = y0 + (w->c * (z0 - y0) + lr * w->k * u); // so added, or after 10^6 steps c times it is lost to rounding
+    *y = y0 + (w->c * (z0 - y0) + lr * w->k * u);       // one sum: where c is small, y0 + c (z0-y0) is y0
     *z = z0 - lr * u;
 }
 OPTIM_PASS(optim_gpa_adamw, (float *y, float *z, const float *g, float scale, float *m, float *v, OptimAdam c,
@@ -1019,7 +1020,7 @@ OPTIM_API int optim_set(Optimizer *o, const char *name, double value) {
     if (!(close == ']' ? value <= high : value < high) || (whole && value != floor(value))) return -2;
     if (value < 0 && value > -1 && !strcmp(name, "lr-cap")) return -2;
     if (o->chunks && (!strcmp(name, "slice-p") || (!strcmp(name, "lr-cap") && value < 0))) return -2;
-    if (value == 0 && o->row->eval == optim_eval_schedule_free && !strcmp(name, "beta1")) return -2; // y = z
+    if (value < 1e-3 && o->row->eval == optim_eval_schedule_free && !strcmp(name, "beta1")) return -2;
     *optim_value(o, key) = value;
     return 0;
 }

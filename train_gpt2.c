@@ -2374,8 +2374,8 @@ static void write_vocabulary(FILE *f, const Tokenizer *t) {
     fputs("}", f);
 }
 
-// In the place of another one's files; t may be NULL: none. For the library the other kinds, too, are byte-pair
-// encodings: without merges.
+// In the place of another one's files; t may be NULL: none. For the library the other kinds, too, are
+// byte-pair encodings: without merges.
 static void export_tokenizer(const Tokenizer *t, int max_seq_len, const char *folder) {
     const char *others[] = {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
                             "tokenizer.txt", "special_tokens_map.json", "added_tokens.json"};
@@ -2720,8 +2720,8 @@ static void cache_line(TeacherCache *c, const char *line, size_t n, int steps) {
     if (step <= steps && isnan(c->loss[(size_t)step - 1])) c->loss[(size_t)step - 1] = loss;
 }
 
-// Writes the windows of every step's batch as remarks `# step "text"`: T targets after one token of context. A
-// window that begins or ends inside a character has U+FFFD for each byte of its rest there.
+// Writes the windows of every step's batch as remarks `# step "text"`: T targets after one token of context.
+// A window that begins or ends inside a character has U+FFFD for each byte of its rest there.
 static void cache_request(FILE *f, const Tokenizer *t, DataLoader loader, long windows, int steps) {
     int T = loader.T, bytes;
     uint16_t *x = allocate(T, sizeof *x), *y = allocate(T, sizeof *y);
@@ -3041,8 +3041,8 @@ static int arrived(MPI_Request *request, int wait) {
         }
         if (interrupted && !stopped) stopped = now();
         if (stopped && now() - stopped > 0.6 && !workers.rank && !asked && !said) {
-            fprintf(stderr, "error: a worker died, or was asked to stop and is late; --resume goes on from the "
-                            "last checkpoint\n");
+            fprintf(stderr, "error: a worker died, or was asked to stop and is late; --resume goes on from "
+                            "the last checkpoint\n");
             said = 1;
         }
         sched_yield();
@@ -3549,7 +3549,8 @@ static size_t describe_options(char *text, size_t size, const void *options, con
         const void *field = (const char *)options + r->field;
         if (!(r->marks & mask)) continue;
         const char *word = r->type == 's' || r->type == 'c' ? *(const char *const *)field : NULL;
-        if (word && strlen(word) > 1000) die_usage("--%s has more than 1000 bytes; shorten it, by *", r->name);
+        if (word && strlen(word) > 1000)
+            die_usage("--%s has more than 1000 bytes; shorten it, by *", r->name);
         if (word) n += snprintf(text + n, size - n, "%s %s\n", r->name, word);
         else if (r->type == 'd')
             n += snprintf(text + n, size - n, "%s %.17g\n", r->name, *(const double *)field);

@@ -401,8 +401,8 @@ static int applies(const Setting *s, const Method *m, const char *only) {
 
 #define KNOWN 1e-12 // F* is not known better
 
-// One run from 0; F - F* at its end, infinite where it diverged; or KNOWN * the share of the budget after which it
-// was that small. Measures into csv unless that is NULL.
+// One run from 0; F - F* at its end, infinite where it diverged; or KNOWN * the share of the budget after
+// which it was that small. Measures into csv unless that is NULL.
 static double run(const Setting *s, const Method *m, double lr, FILE *csv) {
     const long cols = s->p->data.cols, rows = s->p->data.rows, batch = s->batch ? s->batch : rows;
     float *x = (float *)grow(NULL, cols, sizeof(float)), *g = (float *)grow(NULL, cols, sizeof(float));
@@ -469,8 +469,8 @@ static double run(const Setting *s, const Method *m, double lr, FILE *csv) {
     return gap > KNOWN ? gap : KNOWN * known;
 }
 
-// The rate with the lowest F - F* at the end of a run: of the powers of 2, then of the quarters of an octave beside
-// it. The rows of its batches are others than those of the run that is measured.
+// The rate with the lowest F - F* at the end of a run: of the powers of 2, then of the quarters of an octave
+// beside it. The rows of its batches are others than those of the run that is measured.
 static double tuned_rate(const Setting *s, const Method *m) {
     Setting tuning = *s;
     double best = INFINITY, octave = -14, lr = 0;

@@ -1247,7 +1247,8 @@ static void fed_help(UNUSED const char *of) {
     printf("federated: partially personalized federated learning.\n\n"
            "  ./dev/federated --data play.txt --clients speakers --private 'h.*.ln_*,ln_f.*' --out run\n"
            "  ./dev/federated --convex --attackers 0.2 --aggregate median --delay 20 --async 10\n"
-           "  mpirun --bind-to none -n 4 ./dev/federated_mpi --convex --clock real --async 1 (make federated_mpi)\n\n");
+           "  mpirun --bind-to none -n 4 ./dev/federated_mpi --convex --clock real --async 1 "
+           "(make federated_mpi)\n\n");
     for (int i = 0; i < NUM_FED; i++) print_option(&fed_rows[i]);
     printf("\n--method     %s\n--aggregate  %s\n--attack     %s\n"
            "Optimizers: adamw at rate 3e-3; with --convex sgd at 0.5; the server of fedavg sgd at 1. Others\n"

@@ -954,6 +954,29 @@ static void frozen_tests(void) {
 static double averaged;
 static void halve(float *x, size_t n) { for (size_t i = 0; i < n; i++) x[i] *= 0.5f; averaged++; }
 
+// After a million steps an average moves by less than half an ulp of a weight near 1 a step; it moves all the
+// same. z, whose steps are many ulps, goes from 1 to 1.03 and draws x along; doubles do the same beside it.
+static void long_average(void) {
+    Optimizer o;
+    float y = 1, x = 0, g;
+    double z = 1, average = 1, t = 1e6;
+    int ok = !optim_init(&o, "schedule-free-sgd") && !optim_set(&o, "lr", 1.0 / (1 << 16)) &&
+             !optim_set(&o, "weight-decay", 0) && !optim_start(&o, &y, 1, NULL, 0);
+    o.s.t = t, o.s.lr_max = o.h.lr, o.s.weight_sum = t * o.h.lr * o.h.lr;
+    unsigned random = 1;
+    for (int step = 0; step < 300000; step++) {
+        random = random * 1664525 + 1013904223;
+        g = (float)(random >> 24) / 64 - 2;
+        optim_step(&o, &g, 1, 1, 0, 0);
+        z -= o.h.lr * g;
+        t++;
+        average += (z - average) / t;
+    }
+    optim_eval_params(&o, &x);
+    optim_free(&o);
+    check(ok && fabs((x - 1) / (average - 1) - 1) < 0.05, "an average moves after 10^6 steps", (x - 1) / (average - 1));
+}
+
 static void interface_tests(void) {
     Optimizer o;
     void *ptr;
@@ -983,6 +1006,9 @@ static void interface_tests(void) {
     ok &= optim_set(&o, "slice-p", 1) == -2 && !optim_set(&o, "d-coef", 2); // x0 is of every second entry
     optim_free(&o);
     ok &= !optim_init(&o, "schedule-free") && optim_set(&o, "beta1", 0) == -2;
+    ok &= optim_set(&o, "beta1", 1e-7) == -2 && optim_set(&o, "r", 60) == -2 && optim_set(&o, "eps", 1e-46) == -2;
+    ok &= !optim_init(&o, "gpa") && optim_set(&o, "mu-y", 1e-7) == -2 && !optim_set(&o, "mu-y", 1e-3);
+    ok &= !optim_init(&o, "prodigy") && optim_set(&o, "d0", 1e-46) == -2 && !optim_set(&o, "d0", 1e-12);
     check(ok, "prodigy's slices", 0);
     ok = !optim_init(&o, "diloco") && !optim_set(&o, "inner-steps", 2) && !optim_start(&o, x, 3, NULL, 0);
     o.average = halve;
@@ -1120,6 +1146,7 @@ int main(int argc, char **argv) {
         frozen_tests();
         cap_test("iam-adam", NULL);
         cap_test("iam", "muon");
+        long_average();
         interface_tests();
         schedule_tests();
         proxy_test();

@@ -2,8 +2,9 @@
 # A student that reads nothing of its teacher but the loss on each batch: the rows of the paper's table (arXiv
 # 2504.01898), Adam and SGD with the best constant rate and with warmup and the best cosine, against SPS*, IAM and
 # IAM-Adam with nothing set (IAM-Adam's lambda of 4 and the cap on its steps are ours; a row has the paper's), and IAM
-# over Muon (ours; its cap holds in nearly every step: what the teacher says hardly enters); beside them AdamW tuned in more than the paper's, and soft labels, which read all probabilities. Two
-# teachers. FULL=1: 1000 steps instead of 400, and a second student.
+# over Muon (ours; its cap holds in nearly every step: what the teacher says hardly enters); beside them AdamW tuned in
+# more than the paper's, and soft labels, which read all probabilities. Two teachers. FULL=1: 1000 steps instead of 400,
+# and a second student.
 . dev/studies/driver.sh
 length 400 1000
 common --steps $steps --eval-tokens 20480
@@ -64,6 +65,12 @@ compare "The paper's IAM-Adam (lambda 9, no cap), nothing set, is within 0.01 of
     "at or below it" "the paper's iam-adam (teacher K)" "$cosine" "+ 0.01"
 compare "IAM-Adam, nothing set (with our lambda and cap), is within 0.01 of Adam with warmup and cosine, its rate tuned" \
     "at or below it" "iam-adam (teacher K)" "$cosine" "+ 0.01"
+compare "IAM-Adam, nothing set, ends at or below Adam with the best of five constant rates" \
+    "yes" "iam-adam (teacher K)" "Adam constant" ""
+compare "IAM-Adam, nothing set, ends at or below SGD with the best constant rate" \
+    "yes" "iam-adam (teacher K)" "SGD constant" ""
+compare "IAM-Adam, nothing set, ends at or below SGD with warmup and cosine, its rate tuned" \
+    "yes" "iam-adam (teacher K)" "SGD warmup and cosine" ""
 compare "IAM-Adam, nothing set, ends at or below AdamW tuned in rate, beta1, schedule and warmup" \
     "-" "iam-adam (teacher K)" "AdamW tuned" ""
 compare "IAM over Muon (ours; its steps are the cap's, hardly the teacher's), nothing set, ends at or below AdamW tuned so" \
@@ -74,4 +81,6 @@ compare "IAM, nothing set, ends at or below tuned SGD with a schedule" \
     "yes" "iam (teacher K)" "SGD warmup and cosine" ""
 compare "IAM over Muon (ours), nothing set, ends 0.10 below IAM-Adam" \
     "-" "IAM over Muon (teacher K)" "iam-adam (teacher K)" "- 0.10"
+compare "IAM-Adam, nothing set, ends at or below AdamW with the teacher's soft labels, its rate tuned" \
+    "-" "iam-adam (teacher K)" "soft labels (teacher K)" ""
 picture
