@@ -161,11 +161,35 @@ else skip "model, NEON under qemu" "gcc-aarch64-linux-gnu and qemu-user are not 
 # ---- decoding
 run "decoding" test/test_decode ${more_models[@]+"${more_models[@]}"}
 variant "decoding, vectors of 8" "$CC $FLAGS -DVEC=8 -Wno-psabi" test/test_decode.c -- --mutations 10
+[ "$avx512" = 0 ] || variant "decoding, AVX-512 without dot products" "$CC $FLAGS -mno-avx512vnni -Wno-psabi" \
+    test/test_decode.c -- --mutations 10
 variant "decoding, no -march" "$CC $plain -O2" test/test_decode.c -- --mutations 10
 variant "decoding, ASan and UBSan" "$CC $sanitize" test/test_decode.c -- --mutations $((mutations / 3))
 if command -v $other >/dev/null; then
     variant "decoding, $other" "$other $plain $optimized" test/test_decode.c -- --mutations 10
 else skip "decoding, $other" "$other is not installed"; fi
+if [ "$full" ] && command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64 >/dev/null; then
+    LIBS="-lm -static" variant "decoding, NEON's dot products under qemu" \
+        "aarch64-linux-gnu-gcc $plain -O2 -march=armv8.2-a+dotprod" test/test_decode.c qemu-aarch64 -- --mutations 10
+fi
+
+# ---- every program, by other compilers than the one that built them, and for other machines than this one
+compiles() {
+    local source good=0 bad=0
+    for source in train_gpt2.c decode_ppd.c dev/convex.c dev/federated.c dev/data/{tales,tokenize}.c dev/bench/bench.c; do
+        if $1 $plain -Wno-psabi -Werror $source; then good=$((good + 1)); else bad=$((bad + 1)); fi
+    done
+    echo "$good passed, $bad failed"
+}
+if command -v $other >/dev/null; then run "programs, $other" compiles "$other -march=native -fsyntax-only"
+else skip "programs, $other" "$other is not installed"; fi
+for machine in ${full:+haswell alderlake skylake-avx512 x86-64}; do
+    $CC -march=$machine -E -x c /dev/null >/dev/null 2>&1 &&
+        run "programs for $machine" compiles "$CC -march=$machine -O1 -c -o /dev/null"
+done
+if [ "$full" ] && command -v aarch64-linux-gnu-gcc >/dev/null; then
+    run "programs for NEON" compiles "aarch64-linux-gnu-gcc -march=armv8.2-a+dotprod -O1 -c -o /dev/null"
+fi
 
 # ---- optimizers
 run "optimizers" test/test_optim

@@ -36,11 +36,18 @@ tokens=(--data "$work/text.txt" --own-tokens 1000 --steps 40 --batch 2 --cuts 8 
 learns() { awk '/ [|] KL / { kl[++n] = $5 } END { exit !(kl[n] + kl[n - 1] < kl[1] + kl[2] - 0.5) }' "$1"; }
 ok "train" "$decode" train --model "$work/model" "${tokens[@]}" --out "$work/p"
 cp "$work/last" "$work/p.out"
+ok "three vectors of 32" grep -q '^96 trained numbers' "$work/last"
 ok "accuracies are printed" grep -q '^distance 3 ' "$work/p.out"
 ok "prompts learn" learns "$work/p.out"
 ok "no checkpoint stays" [ ! -e "$work/p.state" ]
 ok "copies and layers" "$decode" train --model "$work/model" "${tokens[@]}" --prompts 2 --copies 3 --deep --out "$work/copies"
+ok "2 x 3 vectors, for the input and each layer but the first" grep -q '^384 trained numbers' "$work/last"
 ok "heads" "$decode" train --model "$work/model" "${tokens[@]}" --heads --out "$work/heads"
+ok "three matrices and biases" grep -q '^3168 trained numbers' "$work/last"
+for how in "" "--schedule constant" "--final-lr 0.5" "--temperature 1" "--cuts 4"; do
+    ok "train $how" "$decode" train --model "$work/model" "${tokens[@]}" --steps 10 --warmup 2 $how --out "$work/how"
+    if [ ! "$how" ]; then mv "$work/how" "$work/plainly"; else ok "which changes them" eval '! cmp -s -n 424 "$work/how" "$work/plainly"'; fi
+done
 ok "the draft's" "$decode" train --model "$work/draft" "${tokens[@]}" --out "$work/draft.p"
 ok "another optimizer" "$decode" train --model "$work/model" "${tokens[@]}" --optimizer prodigy --out "$work/prodigy"
 ok "joint" "$decode" train --model "$work/model" "${tokens[@]}" --joint --lr 1e-3 --out "$work/joint.p" --out-model "$work/joint"
@@ -116,10 +123,23 @@ for kind in f32 bf16 int8; do
         done
     done
 done
+for with in "" "--ppd $work/p --tree 30" "--ppd $work/heads --tree 8" --ngram "--draft $work/draft"; do
+    text --prompt "7 green" --tokens 150 $with >/dev/null
+    least=1
+    [[ $with != --draft* ]] || least=0.99 # how many it guesses is for the latencies to say
+    ok "${with//$work\//}: tokens a pass" awk -v least="${with:+$least}" '/ tokens a pass/ { said = 1; more = $1 > least }
+        END { exit !(least ? more : !said) }' "$work/speed"
+done
 ok "typical acceptance" "${run[@]}" --ppd "$work/p" --prompt 12 --temperature 1 --typical
 ok "bench" "$decode" bench --model "$work/model" --ppd "$work/p" --heads-file "$work/heads" --draft "$work/draft" \
     --draft-ppd "$work/draft.p" --data "$work/text.txt" --texts 3 --tokens 40
-ok "all methods write the same" grep -qx 'identical yes' "$work/last"
+cp "$work/last" "$work/benched"
+ok "all methods write the same" grep -qx 'identical yes' "$work/benched"
+ok "plain decoding is the measure" grep -qE '^plain .* (1\.00 \( +0\.00\)|0\.00 \( +1\.00\)|1\.00 \( +1\.00\)) .* 0 +0 \( +0\.0000%\) +yes$' "$work/benched"
+ok "n-grams bring tokens" awk '/^n-gram / { gsub(/[()]/, " "); more = $6 > 1 || $7 > 1 } END { exit !more }' "$work/benched"
+ok "what prompts add, in bytes and of the model" awk '$1 == "PPD" && $2 ~ /^[0-9]/ { gsub(/[()%]/, " "); right = $8 == 96 && $9 > 384 && $10 > 1 && $10 < 20 }
+    END { exit !right }' "$work/benched"
+ok "a prediction for each kind of guess" [ "$(grep -cE '^(PPD|heads|the draft.s PPD): [0-9.]+ tokens a pass and speedup' "$work/benched")" = 3 ]
 
 # ---- resuming: the trained numbers are those of an unbroken run (latencies behind them are not)
 for how in "--steps 400" "--steps 300 --joint --lr 1e-3 --out-model $work/learned"; do

@@ -107,7 +107,7 @@ if [ ! "$report" ]; then
                     rest = substr($0, 23); gsub(/[()]/, " ", rest); split(rest, x, " ")
                     put("method", name, "tokens_per_s", x[1]); put("method", name, "speedup", x[3]); put("method", name, "a_pass", x[5])
                     put("loops", name, "tokens_per_s", x[2]); put("loops", name, "speedup", x[4]); put("loops", name, "a_pass", x[6])
-                    put("method", name, "trained", x[7]); put("method", name, "added_mb", x[8]); put("method", name, "identical", x[9])
+                    put("method", name, "trained", x[7]); put("method", name, "added_mb", x[8] / 1e6); put("method", name, "identical", x[10])
                 }
                 / predicted$/ { of = $0; sub(/:.*/, "", of); put("predicted", of, "speedup", $(NF - 1)); put("predicted", of, "a_pass", tau($0)) }
                 /^distance / { put("accuracy", of, "top1_" $2, $4); put("accuracy", of, "top5_" $2, $6); put("accuracy", of, "top10_" $2, $8) }
