@@ -505,14 +505,14 @@ static void mpi_send(Federation *f, int m, Message *message) {
 }
 
 // Takes one message off the network, if one is there, into its peer's buffer. It may answer a request that
-// was given up long ago: only its job tells.
-static void mpi_receive(Federation *f) {
+// was given up long ago: only its job tells. Returns whether one was there.
+static int mpi_receive(Federation *f) {
     int there, bytes;
     MPI_Status s;
     MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, MPI_COMM_WORLD, &there, &s);
     if (!there) {
         nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
-        return;
+        return 0;
     }
     Message *reply = f->peers[s.MPI_TAG / LANES].reply[s.MPI_TAG % LANES];
     MPI_Get_count(&s, MPI_BYTE, &bytes);
@@ -521,6 +521,7 @@ static void mpi_receive(Federation *f) {
         die("rank %d sends what is no message of this program", s.MPI_SOURCE);
     MPI_Recv(reply, bytes, MPI_BYTE, s.MPI_SOURCE, s.MPI_TAG, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
     on_the_wire(reply);
+    return 1;
 }
 
 // Whether client m has taken what it was sent last; by the virtual clock, waits until it has.
@@ -591,6 +592,7 @@ static void mpi_stop(Federation *f) {
 }
 #else
 static void mpi_send(Federation *f, int m, Message *message) { (void)f, (void)m, (void)message; }
+static int mpi_receive(Federation *f) { return (void)f, 0; }
 static int mpi_taken(Federation *f, int m, int lane) { return (void)f, (void)m, (void)lane, 1; }
 static int mpi_listens(Federation *f, double seconds) { return (void)f, (void)seconds, 1; }
 static int mpi_take(Federation *f, int m, int lane, double s) { return (void)f, (void)lane, (void)s, m; }
@@ -812,6 +814,7 @@ static void wait_for_answers(Federation *f) {
     if (real_clock(f)) {
         if (busy >= 0) mpi_take(f, -1, WORKING, next - (now() - f->start));
         else if (!mpi_listens(f, fmax(60, limit))) die("no client's rank takes any message");
+        while (mpi_receive(f)) {} // nobody is given up whose answer is here
         next = now() - f->start;
     } else if (next == INFINITY)
         die("client %s never answers, and without --deadline the server waits for ever",

@@ -49,7 +49,7 @@ refuses 1 "federated-full.csv is not there" env REPORT=1 FULL=1 RESULTS="$work/r
 
 # ---- the demo, of few steps, with a text whose name has a space and whose lines are words
 mkdir "$work/demo" && ln -s "$project/dev" "$work/demo/"
-printf '#!/bin/sh\nexec "%s/train_gpt2" "$@" --steps 4 --eval-every 2 --sample-every 4\n' "$project" >"$work/demo/train_gpt2"
+printf '#!/bin/sh\nexec "%s/train_gpt2" "$@" --channels 32 --steps 4 --eval-every 2 --sample-every 4\n' "$project" >"$work/demo/train_gpt2"
 printf '#!/bin/sh\n[ "$1" != train ] || set -- "$@" --steps 2 --own-tokens 1000\nexec "%s/decode_ppd" "$@"\n' "$project" >"$work/demo/decode_ppd"
 chmod +x "$work/demo/train_gpt2" "$work/demo/decode_ppd"
 tr -s ' ' '\n' <"$work/text.txt" >"$work/my text.txt"
