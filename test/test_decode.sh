@@ -31,6 +31,9 @@ refuses 2 "typical accepts guesses" "${run[@]}" --prompt 12 --temperature 1 --ty
 ok "top-k 1 is greedy" diff <(text --prompt "12 green" --tokens 40 --temperature 1 --top-k 1) "$work/plain"
 ok "a tiny top-p is greedy" diff <(text --prompt "12 green" --tokens 40 --temperature 1 --top-p 0.000001) "$work/plain"
 
+ok "a folder in Hugging Face's form" "$train" --data "$work/text.txt" --model "$work/model" --steps 0 --export-hf "$work/hf"
+ok "goes on alike" diff <("$decode" run --model "$work/hf" --prompt "12 green" --tokens 40 2>/dev/null) "$work/plain"
+
 # ---- prompt tokens
 tokens=(--data "$work/text.txt" --own-tokens 1000 --steps 40 --batch 2 --cuts 8 --save-every 10)
 learns() { awk '/ [|] KL / { kl[++n] = $5 } END { exit !(kl[n] + kl[n - 1] < kl[1] + kl[2] - 0.5) }' "$1"; }

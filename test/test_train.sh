@@ -52,6 +52,8 @@ ok "the sample is printed" grep -q -- '--- sample at step 100' "$work/sample"
 ok "and is like the text" [ "$(grep -cx abcdefgh "$work/sample")" -ge 20 ]
 ok "samples of an average that stays" "${sampled[@]}" --optimizer gpa --mu-x 1
 ok "are not" [ "$(grep -cx abcdefgh "$work/last")" = 0 ]
+ok "without --data" "$train" --layers 1 --heads 2 --channels 16 --context 16 --batch 1 --steps 1 --eval-tokens 64
+ok "it is the tales" grep -q '^data  *1800531 training tokens, 200060 for validation' "$work/last"
 ok "tokenizer bytes" "$train" "${small[@]}" --tokenizer bytes --steps 3
 ok "sequences shorter than the context" "$train" "${small[@]}" --seq-len 8 --steps 3
 ok "--help" "$train" --help
@@ -189,6 +191,14 @@ for optimizer in sps iam iam-adam "iam --base muon"; do
     ok "$optimizer logs the teacher's loss" awk -F, 'NR > 1 && $6 == "" { bad = 1 } END { exit bad }' "$work/$optimizer/log.csv"
     ok "$optimizer learns" awk -F, 'NR == 2 { first = $4 } { last = $4 } END { exit !(last < first) }' "$work/$optimizer/log.csv"
 done
+ok "a student of other heads" "$train" "${student[@]}" --optimizer iam-adam --heads 4 --out "$work/heads"
+ok "which is another" eval '! same_log "$work/iam-adam" "$work/heads"'
+ok "the teacher in Hugging Face's form" "$train" "${small[@]:0:2}" --model "$work/teacher" --steps 0 --export-hf "$work/teacher.hf"
+ok "teaches" "$train" "${student[@]}" --optimizer iam-adam --teacher "$work/teacher.hf" --out "$work/taught"
+ok "the same" same_run "$work/iam-adam" "$work/taught"
+ok "a student from that form" "$train" "${small[@]:0:2}" --student-from "$work/teacher.hf" --layers 1 --steps 0 --out "$work/one_layer"
+ok "starts as one from the run does" "$train" "${small[@]:0:2}" --student-from "$work/teacher" --layers 1 --steps 0 --out "$work/one"
+ok "with the same weights" cmp "$work/one/model.bin" "$work/one_layer/model.bin"
 ok "a clipped student" "$train" "${student[@]}" --optimizer sps --clip 1e-3 --out "$work/clipped"
 ok "is told that it is not" grep -q '^clip  *none: ' "$work/last"
 ok "and has the same bits" cmp "$work/sps/model.bin" "$work/clipped/model.bin"
