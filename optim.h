@@ -261,6 +261,7 @@ typedef struct {          // one tensor (of one layer) inside the flat parameter
     KEY(lr, "lr", "[0,inf)", "learning rate, times the schedule")                                           \
     KEY(beta1, "beta1", "[0,1)", "decay of the first moment; schedule-free: weight of x in y, from 1e-3")   \
     KEY(beta2, "beta2", "[0,1)", "decay of the second moment")                                              \
+    KEY(beta3, "beta3", "[0,1)", "decay of the sums of the estimate; 0: the root of beta2")                 \
     KEY(eps, "eps", "[1e-20,inf)", "added to the denominator, or under its root")                           \
     KEY(weight_decay, "weight-decay", "[0,inf)", "on tensors of two or more dimensions")                    \
     KEY(momentum, "momentum", "[0,1)", "decay of the momentum")                                             \
@@ -611,7 +612,7 @@ static void optim_eval_schedule_free(const Optimizer *o, float *out) {
 // -----------------------------------------------------------------------------------------------------------
 // Prodigy, D-Adaptation, Resetting: d estimates the distance to the solution
 static const char optim_maths_prodigy[] =
-    "num = b3 num + (d/d0) dlr <g, x0-x>,  s = b3 s + (d/d0) dlr g,  b3 = sqrt b2,  dlr = d lr\n"
+    "num = b3 num + (d/d0) dlr <g, x0-x>,  s = b3 s + (d/d0) dlr g,  b3 or sqrt b2,  dlr = d lr\n"
     "m = b1 m + d (1-b1) g,  v = b2 v + d^2 (1-b2) g^2;  then d = max(d, d_coef num/|s|_1)\n"
     "x = (1 - wd dlr) x - dlr m/(sqrt v + d eps), dlr with the d before    2306.06101, konstmish/prodigy\n";
 static const char optim_maths_dadapt[] =
@@ -649,7 +650,7 @@ OPTIM_PASS(optim_prodigy, (float *x, const float *g, float scale, float *m, floa
 
 static void optim_step_prodigy(Optimizer *o, const OptimInput *in) {
     const OptimHyper *h = &o->h;
-    const double d = o->s.d, k = o->s.t + 1, b3 = sqrt(h->beta2);
+    const double d = o->s.d, k = o->s.t + 1, b3 = h->beta3 > 0 ? h->beta3 : sqrt(h->beta2);
     const double correction = h->bias_correction ? sqrt(1 - pow(h->beta2, k)) / (1 - pow(h->beta1, k)) : 1;
     const double dlr = d * in->lr * correction, a = d / h->d0 * (h->safeguard_warmup ? d : dlr);
     if (in->lr == 0) return;                          // nothing is to move, nothing can be learned about d
@@ -925,8 +926,8 @@ static const OptimRow optim_rows[] = {
     { "schedule-free-sgd", OPTIM_NO_BASE, "z", "lr=1 " OPTIM_FREE_, optim_maths_schedule_free,
         optim_step_schedule_free, optim_eval_schedule_free },
     { "prodigy", OPTIM_NO_BASE, "m v x0 sum", OPTIM_D_
-        "d-coef=1 safeguard-warmup=0 bias-correction=0 slice-p=1 ", optim_maths_prodigy, optim_step_prodigy,
-        NULL },
+        "d-coef=1 safeguard-warmup=0 bias-correction=0 slice-p=1 beta3=0 ", optim_maths_prodigy,
+        optim_step_prodigy, NULL },
     { "dadapt-adam", OPTIM_NO_BASE, "m v sum", OPTIM_D_, optim_maths_dadapt, optim_step_dadapt, NULL },
     { "resetting", OPTIM_NO_BASE, "x0 sum", "d0=1e-6 ", optim_maths_resetting, optim_step_resetting, NULL },
     { "dog", OPTIM_NO_BASE, "x0 x_average", "lr=1 reps-rel=1e-6 eps=1e-8 ", optim_maths_dog, optim_step_dog,

@@ -1110,13 +1110,15 @@ static void gpt2_free(GPT2 *m) {
 
 // GPT-2's initialisation: normal of std 0.02, the projections that add to the residual stream smaller by
 // sqrt(2L), since 2L of them add up; biases 0, layer norms the identity.
-static void gpt2_initialize(GPT2 *m, uint64_t seed) {
+#define GPT2_STD 0.02
+static void gpt2_initialize(GPT2 *m, uint64_t seed, double weight_std) {
     float **tensors = (float **)&m->params;
     for (int i = 0; i < NUM_TENSORS; i++) {
         TensorShape t = tensor_shape(m->config, i);
         size_t n = tensor_size(t);
         int projection = tensors[i] == m->params.attprojw || tensors[i] == m->params.fcprojw;
-        float std = projection ? 0.02f / sqrtf(2.0f * (float)m->config.num_layers) : 0.02f;
+        float std = (float)weight_std;
+        if (projection) std /= sqrtf(2.0f * (float)m->config.num_layers);
         int norm_weight = t.cols == 0 && t.name[strlen(t.name) - 1] == 'w';
         if (t.cols) random_normal(tensors[i], n, std, seed * NUM_TENSORS + i);
         else
@@ -3257,6 +3259,7 @@ static void diloco_average(float *x, size_t n) { (void)x, (void)n; }
 typedef struct {
     const char *data, *val, *tokenizer, *merges, *model;
     int layers, heads, channels, context, seq_len, batch, accumulate, steps, seed;
+    double init_std;
     const char *optimizer, *base, *schedule, *grad_norm;
     int warmup;
     double final_lr, clip;
@@ -3305,6 +3308,7 @@ static const OptionRow option_rows[] = {
     {"heads", 'i', FIELD(heads), "4", 1, 1000, 1, "NH", "attention heads"},
     {"channels", 'i', FIELD(channels), "128", 1, 65536, 1, "C", "width"},
     {"context", 'i', FIELD(context), "64", 1, 1 << 20, 1, "T", "longest sequence of a new model"},
+    {"init-std", 'd', FIELD(init_std), "0.02", 0, 10, 1, "X", "deviation of a new model's weights"},
     {"seq-len", 'i', FIELD(seq_len), "0", 0, 1 << 20, 1, "T",
         "tokens of a training sequence (0: the context)"},
     {"batch", 'i', FIELD(batch), "12", 1, 1 << 20, 1, "B", "sequences of a micro-batch"},
@@ -3493,6 +3497,7 @@ static void check_options(const Options *o, const Optimizer *optimizer) {
         {"temperature", hard, "goes with --distill soft"},
         {"soft-weight", hard, "goes with --distill soft"},
         {"teacher-weights", !*o->teacher, "goes with --teacher"},
+        {"init-std", *o->model || *o->student_from, "is for a new model, and here one is given"},
         {"merges", *o->tokenizer && strcmp(o->tokenizer, "gpt2"), "goes with --tokenizer gpt2"},
         {"save-every", !*o->out, "needs --out DIR, where checkpoints go"},
         {"warmup", refined, "does not go with a refined schedule, which begins as that says"},
@@ -3999,7 +4004,7 @@ static void prepare_model(Run *run) {
         GPT2Config g = {o->context, tokens ? tokens : 50257, o->layers, o->heads, o->channels};
         check_config(g, "the command line");
         gpt2_allocate(m, g);
-        gpt2_initialize(m, o->seed);
+        gpt2_initialize(m, o->seed, o->init_std);
     }
     GPT2Config g = m->config;
     run->B = o->batch, run->T = o->seq_len ? o->seq_len : g.max_seq_len;

@@ -1082,7 +1082,7 @@ static void prepare_text(Federation *f) {
         w->x = allocate(batch_tokens, sizeof *w->x);
         w->y = allocate(batch_tokens, sizeof *w->y);
     }
-    if (!*trainer->model) gpt2_initialize(m, (uint64_t)trainer->seed);
+    if (!*trainer->model) gpt2_initialize(m, (uint64_t)trainer->seed, GPT2_STD);
 }
 
 static void prepare_convex(Federation *f) {

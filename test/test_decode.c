@@ -9,7 +9,7 @@
 static GPT2 random_model(GPT2Config g, float scale, uint64_t seed) {
     GPT2 m;
     gpt2_allocate(&m, g);
-    gpt2_initialize(&m, seed);
+    gpt2_initialize(&m, seed, GPT2_STD);
     for (size_t i = 0; i < m.num_parameters; i++) m.params_memory[i] *= scale;
     return m;
 }
@@ -897,7 +897,7 @@ static void test_guesses(void) {
     for (int i = 0; i < T; i++) tokens[i] = (uint16_t)(random_u64(3, i) % V);
     for (int mode = 0; mode < 3; mode++) { // prompts; copies in two layers; heads
         GPT2 m;
-        gpt2_allocate(&m, g), gpt2_initialize(&m, 1);
+        gpt2_allocate(&m, g), gpt2_initialize(&m, 1, GPT2_STD);
         for (size_t i = 0; i < m.num_parameters; i++) m.params_memory[i] *= 5;
         PromptTrainer t = {.m = &m, .h = {.heads = mode == 2, .n = 3, .copies = mode == 1 ? 2 : 1,
                            .depth = mode == 1 ? 2 : 1, .channels = 12, .layers = 2},

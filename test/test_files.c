@@ -733,7 +733,7 @@ static void export_all(const char *dir, const char *merges) {
         GPT2Config g = {.max_seq_len = 128, .num_layers = 3, .num_heads = 4, .channels = 64};
         g.vocab_size = t.vocab_size;
         gpt2_allocate(&m, g);
-        gpt2_initialize(&m, 5);
+        gpt2_initialize(&m, 5, GPT2_STD);
         for (size_t k = 0; k < m.num_parameters; k++)
             m.params_memory[k] += 0.02f * (float)(random_uniform(9, k) - 0.5); // biases, too
         gpt2_export_hf(m.config, m.params_memory, &t, path.s);

@@ -271,7 +271,7 @@ static void test_model(void) {
     uint16_t x[61], *y = x + 1;
     random_tokens(x, 61, 31);
     gpt2_allocate(&m, g), gpt2_allocate(&teacher, g);
-    gpt2_initialize(&m, 5), gpt2_initialize(&teacher, 6);
+    gpt2_initialize(&m, 5, GPT2_STD), gpt2_initialize(&teacher, 6, GPT2_STD);
     for (size_t i = 0; i < m.num_parameters; i++) m.params_memory[i] *= 3, teacher.params_memory[i] *= 4;
     gpt2_allocate_activations(&m, B, T, 1), gpt2_allocate_activations(&teacher, B, T, 0);
     m.logit_rows = teacher.logit_rows = 17; // the classifier's chunks: four for 60 rows
@@ -336,8 +336,8 @@ static void test_model(void) {
 static void test_initialization(void) {
     GPT2Config g = {64, 97, 3, 4, 64};
     GPT2 m, other;
-    gpt2_allocate(&m, g), gpt2_initialize(&m, 11);
-    gpt2_allocate(&other, g), gpt2_initialize(&other, 12);
+    gpt2_allocate(&m, g), gpt2_initialize(&m, 11, GPT2_STD);
+    gpt2_allocate(&other, g), gpt2_initialize(&other, 12, GPT2_STD);
     for (int i = 0; i < NUM_TENSORS; i++) {
         TensorShape t = tensor_shape(g, i);
         const float *w = ((float **)&m.params)[i];
@@ -365,7 +365,7 @@ static void test_threads(void) {
     int B = 3, T = 77, most = omp_get_max_threads();
     uint16_t *x = allocate(B * T + 1, sizeof *x);
     random_tokens(x, B * T + 1, 301);
-    gpt2_allocate(&m, g), gpt2_initialize(&m, 3), gpt2_allocate_activations(&m, B, T, 1);
+    gpt2_allocate(&m, g), gpt2_initialize(&m, 3, GPT2_STD), gpt2_allocate_activations(&m, B, T, 1);
     float *expected = allocate_floats(m.num_parameters);
     double loss[4];
     int threads[] = {1, 2, 3, 5};
@@ -476,7 +476,7 @@ static void test_bf16(void) {
     uint16_t x[81];
     random_tokens(x, 81, 333);
     gpt2_allocate(&m, g), gpt2_allocate(&half, g);
-    gpt2_initialize(&m, 5), gpt2_initialize(&half, 5);
+    gpt2_initialize(&m, 5, GPT2_STD), gpt2_initialize(&half, 5, GPT2_STD);
     gpt2_to_bf16(&half);
     for (int i = 0; i < NUM_TENSORS; i++)
         if (half.bf16[i]) widen(((float **)&m.params)[i], half.bf16[i], tensor_size(tensor_shape(g, i)));
@@ -524,7 +524,7 @@ static void test_data(void) {
     check(in_order < 40 && (offsets & (offsets - 1)), "%d windows in order, offsets %x", in_order, offsets);
     GPT2Config g = {T, N, 1, 1, 8};
     GPT2 m;
-    gpt2_allocate(&m, g), gpt2_initialize(&m, 1), gpt2_allocate_activations(&m, 3, T, 0);
+    gpt2_allocate(&m, g), gpt2_initialize(&m, 1, GPT2_STD), gpt2_allocate_activations(&m, 3, T, 0);
     for (size_t most = 0; most <= 40; most += 40) {
         double sum = 0;
         size_t count = most ? most : 100;

@@ -148,7 +148,7 @@ static void test_golden(const char *dir, int bf16) {
 static GPT2 random_model(GPT2Config g, uint64_t seed) {
     GPT2 m;
     gpt2_allocate(&m, g);
-    gpt2_initialize(&m, seed);
+    gpt2_initialize(&m, seed, GPT2_STD);
     for (size_t i = 0; i < m.num_parameters; i++) m.params_memory[i] *= 1.5f;
     random_normal(m.params.qkvb, (size_t)3 * g.num_layers * g.channels, 0.3f, seed + 100);
     return m;

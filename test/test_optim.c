@@ -617,7 +617,8 @@ static void rule_schedule_free(Reference *r, const Optimizer *o, const double *g
 static void rule_prodigy(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
     Arrays *a = &r->a;                                     // distance: the largest estimate so far
     const OptimHyper *h = &o->h;
-    const double d = r->d = t ? r->d : h->d0, dlr = d * h->lr, b3 = sqrt(h->beta2);
+    const double d = r->d = t ? r->d : h->d0, dlr = d * h->lr;
+    const double b3 = h->beta3 == 0 ? sqrt(h->beta2) : h->beta3;
     double dot = 0, sum = 0;
     (void)gap;
     for (int i = 0; i < N; i++) {
@@ -800,6 +801,7 @@ static void reference_tests(void) {
                    0.3);
     reference_test("schedule-free, r 1", "schedule-free", NULL, "lr 0.1 r 1 weight-decay 0.1",
                    rule_schedule_free, 0.3);
+    reference_test("prodigy, beta3", "prodigy", NULL, "d0 1e-3 beta3 0.99", rule_prodigy, 0.3);
     reference_test("prodigy, d-coef 2, slowly", "prodigy", NULL,
                    "d0 1e-3 d-coef 2 growth-rate 1.1 weight-decay 0.1", rule_prodigy, 0.3);
     reference_test("resetting", "resetting", NULL, "", rule_resetting, 0.3);

@@ -56,6 +56,7 @@ tr -s ' ' '\n' <"$work/text.txt" >"$work/my text.txt"
 ok "the demo" bash -c 'cd "$1" && bash dev/demo.sh "$2"' _ "$work/demo" "$work/my text.txt"
 cp "$work/last" "$work/shown"
 ok "the same text, with several tokens a pass" [ "$(grep -c '^the same text' "$work/shown")" = 2 ]
+ok "and how many times as fast they are" grep -qE '^PPD  *[0-9].* yes$' "$work/shown"
 for mark in T S; do ok "the curve of $mark" grep -qE "^ *[0-9.]+ \|.*$mark" "$work/shown"; done
 printf '#!/bin/sh\nexec "%s/train_gpt2" "$@" --eval-every 0\n' "$project" >"$work/demo/train_gpt2"
 rm -rf "$work/demo/runs"
@@ -172,6 +173,7 @@ for csv in "$project"/dev/studies/results/*.csv; do
     [[ $name != *-full ]] || full=1
     ok "the report of $name" env -u EXTRA REPORT=1 ${full:+FULL=1} RESULTS="$work/the reports" bash "dev/studies/${name%-full}.sh"
     ok "is what $name.md says" cmp "$work/the reports/$name.md" "${csv%.csv}.md"
+    [ ! -f "${csv%.csv}.txt" ] || ok "and $name.txt" cmp "$work/the reports/$name.txt" "${csv%.csv}.txt"
 done
 cd "$project" || exit 1
 unset RESULTS EXTRA

@@ -54,6 +54,11 @@ ok "samples of an average that stays" "${sampled[@]}" --optimizer gpa --mu-x 1
 ok "are not" [ "$(grep -cx abcdefgh "$work/last")" = 0 ]
 ok "without --data" "$train" --layers 1 --heads 2 --channels 16 --context 16 --batch 1 --steps 1 --eval-tokens 64
 ok "it is the tales" grep -q '^data  *1800531 training tokens, 200060 for validation' "$work/last"
+ok "--init-std" "$train" "${small[@]}" --init-std 0.06 --steps 0 --out "$work/wide"
+ok "and GPT-2's" "$train" "${small[@]}" --steps 0 --out "$work/usual"
+ok "of which it is the threefold" awk '{ if ($2 != 0) { n++; if ($1 / $2 > 2.999 && $1 / $2 < 3.001) threefold++; else if ($1 != 1 || $2 != 1) bad++ } }
+    END { print n, threefold, bad; exit !(threefold > 1000 && !bad) }' <(paste <(od -An -v -tf4 -w4 -j1024 "$work/wide/model.bin") <(od -An -v -tf4 -w4 -j1024 "$work/usual/model.bin"))
+refuses 2 "init-std is for a new model" "$train" "${small[@]:0:2}" --model "$work/usual" --init-std 0.06
 ok "tokenizer bytes" "$train" "${small[@]}" --tokenizer bytes --steps 3
 ok "sequences shorter than the context" "$train" "${small[@]}" --seq-len 8 --steps 3
 ok "--help" "$train" --help

@@ -30,7 +30,9 @@ claim() {
 finish_claims() { # the study's command is the first line of its CSV
     {
         printf '### %s: %d of %d hold\n\n' "$(basename "$result")" $claims_held $claims
-        printf '`%s`, [picture](dev/studies/results/%s.png)\n\n' "$(sed -n '1s/^# //p' "$csv")" "$(basename "$result")"
+        printf '`%s`, [picture](dev/studies/results/%s.png)' "$(sed -n '1s/^# //p' "$csv")" "$(basename "$result")"
+        [ ! -f "$result.txt" ] || printf ', [table](dev/studies/results/%s.txt)' "$(basename "$result")"
+        printf '\n\n'
         printf '| claim | paper | here | held |\n|---|---|---|---|\n%s\n' "$claim_rows"
     } >"$result.md.tmp" && mv "$result.md.tmp" "$result.md" || die "cannot write $result.md"
 }

@@ -7,14 +7,16 @@
 #   make race TRACK=tales REPORT=1                            the table alone
 #
 # Fixed: text, tokenizer, model (4 layers, 128 wide), batch (12 x 64 tokens), validation, one forward and one backward
-# pass a step. An entry is free to choose its optimizer, all that the optimizer can be told, schedule, warmup and
-# clipping. TRACK is tales, or tinyshakespeare with DATA=FILE (dev/data/texts.sh fetches it).
+# pass a step. An entry is free to choose its optimizer, all that the optimizer can be told, schedule, warmup, clipping
+# and the initial weights' deviation (--init-std). TRACK is tales, or tinyshakespeare with DATA=FILE (dev/data/texts.sh
+# fetches it).
 #
 # The target is the mean loss after $budget steps of AdamW, tuned in seven options, over 20 seeds; their standard
-# deviation stands for that of every run. An entry passes where (target - mean) sqrt(seeds) is at least 3.09 of them: were
-# it no better than the target, chance would let it pass once in a thousand times, or, as the target deviates, too, three
-# times with 5 seeds and 25 times with 30. Its seeds are 1 to SEEDS, and its step count is the same for all. Other seeds tune AdamW's options, and
-# with GRID the entry's (driver.sh's tune); `make race` of the same entry and GRID goes on where it was.
+# deviation stands for that of every run. An entry passes where (target - mean) sqrt(seeds) is at least 3.09 of them:
+# were it no better than the target, chance would let it pass once in a thousand times, or, as the target deviates,
+# too, three times with 5 seeds and 25 times with 30. Its seeds are 1 to SEEDS, and its step count is the same for all.
+# Other seeds tune AdamW's options, and with GRID the entry's (driver.sh's tune); `make race` of the same entry and
+# GRID goes on where it was.
 . "$(dirname "$0")/driver.sh"
 budget=1000 adamw_seeds=20
 track=${TRACK:-tales} seeds=${SEEDS:-5} steps=${STEPS:-$budget}
@@ -35,8 +37,8 @@ mkdir -p "$runs"
 # Whatever the trainer's help lists is fixed, but for these; what it does not list is the optimizer's own.
 for word in ${entry[@]+"${entry[@]}"} $(for axis in $grid; do echo "--${axis%%=*}"; done); do
     case $word in
-    --optimizer | --base | --schedule | --warmup | --final-lr | --clip) ;;
-    --*) "$train" --help | grep -q "^  $word " && die "the race fixes $word; an entry chooses its optimizer, schedule, warmup and clipping" 2 ;;
+    --optimizer | --base | --schedule | --warmup | --final-lr | --clip | --init-std) ;;
+    --*) "$train" --help | grep -q "^  $word " && die "the race fixes $word; an entry chooses its optimizer, schedule, warmup, clipping and --init-std" 2 ;;
     esac
 done
 [ -n "$name" ] || name=$(printf '%s ' ${entry[@]+"${entry[@]}"} | awk '{
