@@ -1251,7 +1251,7 @@ static double long_run(const Template *trees, const TreeModel *model, const Late
                        double *seconds) {
     enum { STATES = MAX_PROMPTS + 1 };
     int n = model->n;
-    double share[STATES] = {1}, tokens[STATES] = {0}, move[STATES][STATES] = {{0}}, tau = 0, time = 0;
+    double share[STATES] = {1}, tokens[STATES] = {0}, move[STATES][STATES] = {{0}}, tau = 0;
     for (int k = 0; k <= n; k++) {
         const Template *t = &trees[k];
         double odds[MAX_ROWS];
@@ -1269,12 +1269,12 @@ static double long_run(const Template *trees, const TreeModel *model, const Late
         }
         memcpy(share, next, sizeof share);
     }
-    for (int k = 0; k <= n; k++) {
-        tau += share[k] * tokens[k];
-        int heads = model->copies ? 0 : n;
-        if (seconds) time += share[k] * pass_seconds(latency, template_rows(&trees[k], latency, heads));
-    }
-    if (seconds) *seconds = time;
+    for (int k = 0; k <= n; k++) tau += share[k] * tokens[k];
+    if (!seconds) return tau;
+    *seconds = 0;
+    int heads = model->copies ? 0 : n;
+    for (int k = 0; k <= n; k++)
+        *seconds += share[k] * pass_seconds(latency, template_rows(&trees[k], latency, heads));
     return tau;
 }
 
@@ -2276,6 +2276,26 @@ static void finish_prompts(PromptRun *r, Engine *e, const Dataset *train, const 
            e->speedup);
 }
 
+// The optimizer of the command line, whose usual rate depends on what is trained.
+static void prompt_optimizer(Optimizer *optimizer, const DecodeOptions *o) {
+    choose_optimizer(optimizer, o->optimizer, o->base, o->steps);
+    if (o->joint && optim_is_polyak(optimizer)) // the gradient is of more than the text's loss
+        die_usage("--joint does not go with %s, whose steps need the loss of each gradient", o->optimizer);
+    if (!o->joint && optimizer->row->base == OPTIM_MUON)
+        die_usage("Muon is for the model's matrices: prompts and heads alone would be AdamW's; give --joint");
+    if (optim_get(optimizer, "lr") != 1) // where it is a factor of what is found
+        optim_set(optimizer, "lr", o->joint ? 3e-4 : o->heads ? 1e-3 : 3e-2);
+    set_hyperparameters(optimizer, o->rest.num_hyper, o->rest.hyper_name, o->rest.hyper_value);
+}
+
+static void resume_prompts(PromptRun *r, const DecodeOptions *o) {
+    if (!read_state(r->state, r->identity, r->now, r->now_bytes, NULL, &r->optimizer))
+        die("cannot open %s: %s; start without --resume", r->state, strerror(ENOENT));
+    r->guessed.epoch = r->now->guessed_epoch, r->guessed.index = r->now->guessed_index;
+    r->text.epoch = r->now->epoch, r->text.index = r->now->index;
+    printf("resumed at step %ld of %d\n", r->now->step, o->steps);
+}
+
 static int train_command(const DecodeOptions *o) {
     static PromptRun run;
     static Engine engine;
@@ -2285,14 +2305,7 @@ static int train_command(const DecodeOptions *o) {
     check_train_options(o);
     if (snprintf(run.state, sizeof run.state, "%s.state", o->out) >= (int)sizeof run.state)
         die("the path %.60s... is too long", o->out);
-    choose_optimizer(&run.optimizer, o->optimizer, o->base, o->steps);
-    if (o->joint && optim_is_polyak(&run.optimizer)) // the gradient is of more than the text's loss
-        die_usage("--joint does not go with %s, whose steps need the loss of each gradient", o->optimizer);
-    if (!o->joint && run.optimizer.row->base == OPTIM_MUON)
-        die_usage("Muon is for the model's matrices: prompts and heads alone would be AdamW's; give --joint");
-    if (optim_get(&run.optimizer, "lr") != 1) // where it is a factor of what is found
-        optim_set(&run.optimizer, "lr", o->joint ? 3e-4 : o->heads ? 1e-3 : 3e-2);
-    set_hyperparameters(&run.optimizer, o->rest.num_hyper, o->rest.hyper_name, o->rest.hyper_value);
+    prompt_optimizer(&run.optimizer, o);
     gpt2_load(&m, o->model);
     load_tokenizer(&engine.tokenizer, o->model, m.config.vocab_size,
                    !is_shards(o->data) || (*o->val && !is_shards(o->val)));
@@ -2323,13 +2336,7 @@ static int train_command(const DecodeOptions *o) {
                                      &run.optimizer);
     snprintf(run.identity + length, sizeof run.identity - length, "model %016llx\ndata %016llx\n",
              (unsigned long long)model, (unsigned long long)train.hash);
-    if (o->resume) {
-        if (!read_state(run.state, run.identity, run.now, run.now_bytes, NULL, &run.optimizer))
-            die("cannot open %s: %s; start without --resume", run.state, strerror(ENOENT));
-        run.guessed.epoch = run.now->guessed_epoch, run.guessed.index = run.now->guessed_index;
-        run.text.epoch = run.now->epoch, run.text.index = run.now->index;
-        printf("resumed at step %ld of %d\n", run.now->step, o->steps);
-    }
+    if (o->resume) resume_prompts(&run, o);
     size_t trained = prompts_size(&t->h);
     printf("%zu trained numbers, %.6f%% of the model's %zu; %d texts of %d tokens, %d cuts each\n", trained,
            100.0 * trained / m.num_parameters, m.num_parameters, t->B, T, t->cuts);

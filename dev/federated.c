@@ -345,11 +345,14 @@ typedef struct {
     float **answers;     // (num_clients) the messages of a step
     float noise;         // the attackers'
     double start, clock; // the clock is virtual, or counts seconds from start
-    long steps, spent;   // server steps; answers that were used, refused or given up
-    long used, refused, missed, stale_sum, stale_max;
+    long steps;          // the server's
+    long used, refused, missed, stale_sum, stale_max; // answers; missed: given up
     uint64_t bytes_up, bytes_down;
     FILE *log;
 } Federation;
+
+// Answers that are over, whatever became of them.
+static long spent(const Federation *f) { return f->used + f->refused + f->missed; }
 
 // The training loss of a client at (b, w), and its gradient in t->g (b, w): on its next batch, or its whole
 // term.
@@ -663,7 +666,7 @@ static void attack(Federation *f) {
         if (!f->noise) f->noise = ATTACK_SCALE * sqrtf(optim_norm2(x, d) / d);
         if (o->attack == LITTLE && honest) little_is_enough(x, g, honest, d, M, attackers);
         if (o->attack == NOISE)
-            random_normal(x, d, f->noise, (uint64_t)o->trainer.seed * 65537 + (uint64_t)f->spent * M + m);
+            random_normal(x, d, f->noise, (uint64_t)o->trainer.seed * 65537 + (uint64_t)spent(f) * M + m);
         float factor = o->attack == SIGN_FLIP ? -ATTACK_SCALE : o->attack == NAN_SENDER ? NAN : 1;
         for (size_t i = 0; i < d; i++) x[i] *= factor;
     }
@@ -775,7 +778,7 @@ static void aggregate(float *out, float **g, int n, size_t d, Aggregator kind, d
 
 static double schedule_now(const Federation *f) {
     const FedOptions *o = &f->options;
-    long round = MIN(f->spent / f->num_clients, o->rounds - 1);
+    long round = MIN(spent(f) / f->num_clients, o->rounds - 1);
     return optim_schedule(o->schedule, round, o->rounds, o->convex ? 0 : o->rounds / 5, 0.1);
 }
 
@@ -831,7 +834,7 @@ static void wait_for_answers(Federation *f) {
         } else if (p->asked + limit <= next) {
             p->state = IDLE;
             p->gone = real_clock(f);
-            f->missed++, f->spent++;
+            f->missed++;
         }
     }
 }
@@ -851,7 +854,6 @@ static void server_step(Federation *f) {
         Message *reply = p->reply[WORKING];
         if (p->state != ANSWERED) continue;
         p->state = IDLE;
-        f->spent++;
         if (reply->kind != RESULT || reply->count != d || !isfinite(optim_norm2(reply->payload, d))) {
             f->refused++;
             continue;
@@ -860,7 +862,7 @@ static void server_step(Federation *f) {
         f->used++, f->stale_sum += stale, f->stale_max = MAX(f->stale_max, stale);
         g[n++] = reply->payload;
     }
-    if (!f->used && f->spent >= 10L * f->num_clients) die("no client has sent anything usable in ten rounds");
+    if (!f->used && spent(f) >= 10L * f->num_clients) die("no client has sent anything usable in ten rounds");
     if (n && d) {
         if (o->async) rate *= (double)n / f->num_clients;
         if (o->bucket > 1)
@@ -906,7 +908,7 @@ static double measure(Federation *f, MessageKind kind, double *worst) {
 static const char log_header[] = "round,time,steps,bytes_up,bytes_down,stale_mean,stale_max,refused,missed,"
                                  "mean_loss,worst_loss\n";
 static void log_row(Federation *f, double mean, double worst) {
-    double round = (double)f->spent / f->num_clients, stale = f->used ? (double)f->stale_sum / f->used : 0;
+    double round = (double)spent(f) / f->num_clients, stale = f->used ? (double)f->stale_sum / f->used : 0;
     printf("round %.0f/%d | loss mean %.6g worst %.6g | %.2f MB up, %.2f MB down | stale %.1f, at most %ld",
            round, f->options.rounds, mean, worst, f->bytes_up / 1e6, f->bytes_down / 1e6, stale,
            f->stale_max);
@@ -934,11 +936,11 @@ static void serve(Federation *f) {
         wait_for_answers(f);
         for (int m = 0; m < f->num_clients; m++)
             busy += f->peers[m].state == BUSY, answered += f->peers[m].state == ANSWERED;
-        if (busy && f->spent < end && !(o->async && answered >= o->async)) continue;
+        if (busy && spent(f) < end && !(o->async && answered >= o->async)) continue;
         server_step(f);
-        finished = f->spent >= end;
-        if (!finished && (!every || f->spent < due)) continue;
-        while (every && due <= f->spent) due += every;
+        finished = spent(f) >= end;
+        if (!finished && (!every || spent(f) < due)) continue;
+        while (every && due <= spent(f)) due += every;
         mean = measure(f, EVALUATE, &worst);
         log_row(f, mean, worst);
     }
