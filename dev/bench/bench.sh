@@ -21,21 +21,22 @@ read -r peak bandwidth < <($bench machine)
 echo "FMA peak $peak GFLOP/s, reads $bandwidth GB/s, $(getconf _NPROCESSORS_ONLN) cores"
 
 echo
-echo "training step (AdamW, clipping)     tok/s   GFLOP/s  of peak      MB | PyTorch tok/s       MB   ours/PyTorch"
+echo "training step (AdamW, clipping)     tok/s   GFLOP/s  of peak      MB | PyTorch tok/s       MB   ours/PyTorch, its better mode"
 for model in 124M medium small; do
     : >"$work/ours" && : >"$work/torch"
     for ((i = 0; i < turns; i++)); do
         read -r speed flops memory < <($bench step $model) || { echo "error: $bench step $model fails" >&2; exit 1; }
         echo "$speed $flops $memory" >>"$work/ours"
         [ "$torch" ] && for mode in eager compiled; do # the better of the two counts
-            $torch dev/bench/peer_torch.py $model $mode 2>/dev/null
+            $torch dev/bench/peer_torch.py $model $mode 2>/dev/null | sed "s/$/ $mode/" # nothing where it cannot compile
         done | sort -rn | head -n 1 >>"$work/torch"
     done
     speed=$(cut -d' ' -f1 "$work/ours" | median) flops=$(cut -d' ' -f2 "$work/ours" | median)
     memory=$(cut -d' ' -f3 "$work/ours" | median)
     peer=$(cut -d' ' -f1 "$work/torch" | median) peer_memory=$(cut -d' ' -f2 "$work/torch" | median)
-    printf '%-32s %8.0f  %8.1f  %7s  %6.0f | %13s %8s   %s\n' "$model" "$speed" "$flops" "$(share "$flops" "$peak")" "$memory" \
-        "${peer:-$([ "$torch" ] && echo failed || echo not installed)}" "${peer_memory:--}" "$(ratio "$speed" "${peer:-0}")"
+    mode=$(cut -d' ' -f3 "$work/torch" | sort -u | xargs) # which was the better one
+    printf '%-32s %8.0f  %8.1f  %7s  %6.0f | %13s %8s   %-4s %s\n' "$model" "$speed" "$flops" "$(share "$flops" "$peak")" "$memory" \
+        "${peer:-$([ "$torch" ] && echo failed || echo not installed)}" "${peer_memory:--}" "$(ratio "$speed" "${peer:-0}")" "$mode"
 done
 
 echo
