@@ -2452,13 +2452,30 @@ static void method_print(const Method *w, const Method *plain_decoding, const En
            100.0 * (double)added / (double)decoder_bytes(&e->decoder), w->differs ? "no" : "yes");
 }
 
+// What a text of so many tokens after a prompt spends on its slides (generator_prefill): no guess shortens
+// them.
+static double slides_seconds(Decoder *d, int prompt, int tokens) {
+    int context = d->config.max_seq_len, keep = context / 2, times = 5, slides = 0;
+    for (int length = prompt, base = 0; length < prompt + tokens; length++)
+        if (length - 1 - base >= context) base = length - 1 - keep, slides++;
+    uint16_t *any = allocate(keep + 1, sizeof *any);
+    double start = now();
+    for (int i = 0; i < times && slides; i++) d->past = 0, decoder_prefill(d, any, keep, NULL);
+    double seconds = (now() - start) / times;
+    d->past = 0;
+    free(any);
+    return slides * seconds;
+}
+
 // What the trees that were used should have brought, and how those of other sizes would do.
-static void print_trees(const char *name, const Engine *e) {
+static void print_trees(const char *name, Engine *e, int prompt, int tokens) {
     int n = e->generator.n;
     const Latency *l = e->generator.latency;
     if (!e->prompts.params) return;
     double seconds, tau = long_run(e->generator.templates, &e->odds, l, &seconds);
-    printf("\n%s: %.2f tokens a pass and speedup %.2f predicted\n", name, tau, tau * l->seconds[0] / seconds);
+    double slides = slides_seconds(&e->decoder, prompt, tokens), plain = tokens * l->seconds[0] + slides;
+    printf("\n%s: %.2f tokens a pass and speedup %.2f predicted\n", name, tau,
+           plain / (tokens * seconds / tau + slides));
     print_accuracy(&e->prompts.tables, n);
     for (int s = 1; s <= engine_most_rows(e); s += s < 4 ? 1 : s / 2) {
         Template trees[MAX_PROMPTS + 1];
@@ -2551,7 +2568,8 @@ static int bench_command(const DecodeOptions *o) {
         if (w->uses & ~have) continue;
         method_print(w, methods, w->uses & HEADS ? &heads : &engine, &draft), differs += w->differs;
     }
-    print_trees("PPD", &engine), print_trees("heads", &heads), print_trees("the draft's PPD", &draft);
+    print_trees("PPD", &engine, prompt, tokens), print_trees("heads", &heads, prompt, tokens);
+    print_trees("the draft's PPD", &draft, prompt, tokens);
     printf("identical %s\n", differs ? "no" : "yes");
     free(plain_text);
     return 0;
