@@ -2452,12 +2452,18 @@ static void method_print(const Method *w, const Method *plain_decoding, const En
            100.0 * (double)added / (double)decoder_bytes(&e->decoder), w->differs ? "no" : "yes");
 }
 
-// What a text of so many tokens after a prompt spends on its slides (generator_prefill): no guess shortens
-// them.
-static double slides_seconds(Decoder *d, int prompt, int tokens) {
-    int context = d->config.max_seq_len, keep = context / 2, times = 5, slides = 0;
+// How often a text of so many tokens after a prompt slides (generator_prefill).
+static int count_slides(int context, int prompt, int tokens) {
+    int slides = 0;
     for (int length = prompt, base = 0; length < prompt + tokens; length++)
-        if (length - 1 - base >= context) base = length - 1 - keep, slides++;
+        if (length - 1 - base >= context) base = length - 1 - context / 2, slides++;
+    return slides;
+}
+
+// What it spends on that: no guess shortens it.
+static double slides_seconds(Decoder *d, int prompt, int tokens) {
+    int context = d->config.max_seq_len, keep = context / 2, times = 5;
+    int slides = count_slides(context, prompt, tokens);
     uint16_t *any = allocate(keep + 1, sizeof *any);
     double start = now();
     for (int i = 0; i < times && slides; i++) d->past = 0, decoder_prefill(d, any, keep, NULL);

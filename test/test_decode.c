@@ -156,17 +156,20 @@ static void test_long_texts(void) {
     check(error < 5e-5 * largest, "logits behind %d tokens are off by %g of %g", N, error, largest);
     for (int prompt = 5; prompt <= 100; prompt += 95) {
         Engine e = {0};
-        int base = 0, wrong = 0;
+        int base = 0, wrong = 0, slides = 0;
         engine_start(&e, &s, WEIGHTS_F32);
         generate(&e.generator, text, prompt, MADE);
         for (int i = prompt; i < MADE; i++) { // the likeliest, up to rounding, after what the context holds
-            if (i - 1 - base >= small.max_seq_len) base = i - 1 - small.max_seq_len / 2;
+            if (i - 1 - base >= small.max_seq_len) base = i - 1 - small.max_seq_len / 2, slides++;
             gpt2_forward(&s, e.generator.text + base, 1, i - base);
             gpt2_logits(&s, s.logits, i - base - 1, 1);
             float most = largest_of(s.logits, small.vocab_size);
             wrong += s.logits[e.generator.text[i]] < most - 1e-4f * fabsf(most);
         }
         check(!wrong, "after %d tokens, %d of %d are not the likeliest", prompt, wrong, MADE - prompt);
+        int counted = count_slides(small.max_seq_len, prompt, MADE - prompt);
+        check(counted == slides && (slides_seconds(&e.decoder, prompt, MADE - prompt) > 0) == (slides > 0),
+              "after %d tokens a text slides %d times, not %d", prompt, slides, counted);
         engine_stop(&e);
     }
     decoder_free(&d);
