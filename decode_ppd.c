@@ -697,7 +697,8 @@ static void measure_latency(Decoder *d, int heads, Latency *l, int rounds) {
     // All sizes in turns, so that what else the machine does hits them alike; the median of the rounds is
     // taken: the best would be of moments in which the machine did nothing else. Each size has some
     // passes before it is timed: one of many rows is so slow that others evict the weights from a shared
-    // cache, and the next few pay for it. The last pass is of some rows and guesses.
+    // cache, and the next few pay for it. 200 passes of microseconds say enough. The last pass is of some rows
+    // and guesses.
     for (int round = 0; round < rounds && (round < 3 || now() - begin < 2); round++)
         for (int i = 0; i <= SIZES; i++) {
             Batch b = {0};
@@ -2288,6 +2289,7 @@ static void prompt_optimizer(Optimizer *optimizer, const DecodeOptions *o) {
     set_hyperparameters(optimizer, o->rest.num_hyper, o->rest.hyper_name, o->rest.hyper_value);
 }
 
+// Goes on from PROMPTS.state.
 static void resume_prompts(PromptRun *r, const DecodeOptions *o) {
     if (!read_state(r->state, r->identity, r->now, r->now_bytes, NULL, &r->optimizer))
         die("cannot open %s: %s; start without --resume", r->state, strerror(ENOENT));
@@ -2473,7 +2475,7 @@ static double slides_seconds(Decoder *d, int prompt, int tokens) {
     return slides * seconds;
 }
 
-// What the trees that were used should have brought, and how those of other sizes would do.
+// What the trees that were used should have brought, and how those of other sizes would do, slides aside.
 static void print_trees(const char *name, Engine *e, int prompt, int tokens) {
     int n = e->generator.n;
     const Latency *l = e->generator.latency;

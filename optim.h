@@ -255,8 +255,8 @@ typedef struct {          // one tensor (of one layer) inside the flat parameter
     int decay;            // weight decay applies (tensors of two or more dimensions)
 } OptimSegment;
 
-// Hyperparameters: field, name, range (an i behind it: whole numbers), meaning. Ranges end where a float in
-// the passes would be 0 or infinite, or (mu-y, beta1) 1/mu_y times y's rounding would be seen in x.
+// Hyperparameters: field, name, range (an i behind it: whole numbers), meaning. eps and d0 begin where a
+// float of the passes would be 0, mu-y and Schedule-Free's beta1 where 1/mu_y times y's rounding is seen in x.
 #define OPTIM_KEYS(KEY)                                                                                     \
     KEY(lr, "lr", "[0,inf)", "learning rate, times the schedule")                                           \
     KEY(beta1, "beta1", "[0,1)", "decay of the first moment; schedule-free: weight of x in y, from 1e-3")   \
@@ -612,7 +612,7 @@ static void optim_eval_schedule_free(const Optimizer *o, float *out) {
 // -----------------------------------------------------------------------------------------------------------
 // Prodigy, D-Adaptation, Resetting: d estimates the distance to the solution
 static const char optim_maths_prodigy[] =
-    "num = b3 num + (d/d0) dlr <g, x0-x>,  s = b3 s + (d/d0) dlr g,  b3 or sqrt b2,  dlr = d lr\n"
+    "num = b3 num + (d/d0) dlr <g, x0-x>,  s = b3 s + (d/d0) dlr g,  b3: sqrt b2 if 0,  dlr = d lr\n"
     "m = b1 m + d (1-b1) g,  v = b2 v + d^2 (1-b2) g^2;  then d = max(d, d_coef num/|s|_1)\n"
     "x = (1 - wd dlr) x - dlr m/(sqrt v + d eps), dlr with the d before    2306.06101, konstmish/prodigy\n";
 static const char optim_maths_dadapt[] =

@@ -1108,9 +1108,10 @@ static void gpt2_free(GPT2 *m) {
     memset(m, 0, sizeof *m);
 }
 
-// GPT-2's initialisation: normal of std 0.02, the projections that add to the residual stream smaller by
-// sqrt(2L), since 2L of them add up; biases 0, layer norms the identity.
-#define GPT2_STD 0.02
+#define GPT2_STD 0.02 // --init-std's default
+
+// GPT-2's initialisation: normal of deviation weight_std, the projections that add to the residual stream
+// smaller by sqrt(2L), since 2L of them add up; biases 0, layer norms the identity.
 static void gpt2_initialize(GPT2 *m, uint64_t seed, double weight_std) {
     float **tensors = (float **)&m->params;
     for (int i = 0; i < NUM_TENSORS; i++) {
@@ -3308,7 +3309,7 @@ static const OptionRow option_rows[] = {
     {"heads", 'i', FIELD(heads), "4", 1, 1000, 1, "NH", "attention heads"},
     {"channels", 'i', FIELD(channels), "128", 1, 65536, 1, "C", "width"},
     {"context", 'i', FIELD(context), "64", 1, 1 << 20, 1, "T", "longest sequence of a new model"},
-    {"init-std", 'd', FIELD(init_std), "0.02", 0, 10, 1, "X", "deviation of a new model's weights"},
+    {"init-std", 'd', FIELD(init_std), "0.02", 1e-6, 10, 1, "X", "deviation of a new model's weights"},
     {"seq-len", 'i', FIELD(seq_len), "0", 0, 1 << 20, 1, "T",
         "tokens of a training sequence (0: the context)"},
     {"batch", 'i', FIELD(batch), "12", 1, 1 << 20, 1, "B", "sequences of a micro-batch"},

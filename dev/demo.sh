@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # `make demo [DATA=text.txt]`: a teacher learns a text, a smaller student learns from the teacher's loss without any
-# learning rate, and both write; finally the teacher writes the same text with several tokens a pass. Runs go to
-# runs/teacher and runs/student. Called from the project's folder.
+# learning rate, and both write; finally the teacher writes the same text with several tokens a pass, and is measured.
+# Runs go to runs/teacher and runs/student. Called from the project's folder.
 set -eu
 trap 'exit 130' INT TERM # a trainer that is stopped ends well: the next stage is not to begin
 export LC_ALL=C # numbers have points, for awk, sort and printf

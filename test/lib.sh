@@ -24,7 +24,7 @@ ok() {
     mv "$work/current" "$work/last" # a check may read what the one before it printed
 }
 
-# await COMMAND...: until it succeeds, for half a minute at most.
+# await COMMAND...: until it succeeds; half a minute without is a failure.
 await() {
     local i
     for ((i = 0; i < 1500; i++)); do "$@" && return; sleep 0.02; done

@@ -138,7 +138,9 @@ ok "bench" "$decode" bench --model "$work/model" --ppd "$work/p" --heads-file "$
     --draft-ppd "$work/draft.p" --data "$work/text.txt" --texts 3 --tokens 40
 cp "$work/last" "$work/benched"
 ok "all methods write the same" grep -qx 'identical yes' "$work/benched"
-ok "plain decoding is the measure" grep -qE '^plain .* (1\.00 \( +0\.00\)|0\.00 \( +1\.00\)|1\.00 \( +1\.00\)) .* 0 +0 \( +0\.0000%\) +yes$' "$work/benched"
+ok "plain decoding is the measure" awk '/^plain / { gsub(/[()%]/, " ")
+        right = $4 == $6 && $5 == $7 && $4 + $5 >= 1 && $8 == 0 && $9 == 0 && $11 == "yes" }
+    END { exit !right }' "$work/benched"
 ok "n-grams bring tokens" awk '/^n-gram / { gsub(/[()]/, " "); more = $6 > 1 || $7 > 1 } END { exit !more }' "$work/benched"
 ok "what prompts add, in bytes and of the model" awk '$1 == "PPD" && $2 ~ /^[0-9]/ { gsub(/[()%]/, " "); right = $8 == 96 && $9 > 384 && $10 > 1 && $10 < 20 }
     END { exit !right }' "$work/benched"
@@ -167,7 +169,7 @@ interrupt() { timeout --preserve-status -s INT "$@"; } # SECONDS COMMAND...
 ok "while the model writes its own text" interrupt 1 "${prompts[@]}" --own-tokens 20000000
 ok "stops at step 0" grep -qx 'stopped at step 0 of 600' "$work/last"
 bench=("$decode" bench --model "$work/model" --data "$work/text.txt")
-refuses 1 "stopped before" timeout --preserve-status -s INT 1 "${bench[@]}" --texts 1000000
+refuses 1 "stopped before" timeout --preserve-status -s INT 1 "${bench[@]}" --texts 1000000 --tokens 1000000
 for seconds in 3 6 12 24; do # until the texts have begun
     interrupt $seconds "${bench[@]}" --texts 1000000 --tokens 10 >"$work/out" 2>&1 && break
 done
@@ -246,5 +248,6 @@ if [ -f dev/studies/driver.sh ]; then
 fi
 ok "no temporary file stays" [ -z "$(find "$work" -name '*.tmp')" ]
 ok "--help" "$decode" --help
-[ ! -c /dev/full ] || refuses 1 "cannot write all of the output" bash -c 'exec "$@" >/dev/full' _ "$decode" --help
+if [ -w /dev/full ]; then refuses 1 "cannot write all of the output" bash -c 'exec "$@" >/dev/full' _ "$decode" --help
+else skip "a full disk under the output (there is no /dev/full)"; fi
 finish

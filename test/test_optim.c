@@ -1008,10 +1008,11 @@ static void interface_tests(void) {
     ok &= optim_set(&o, "slice-p", 1) == -2 && !optim_set(&o, "d-coef", 2); // x0 is of every second entry
     optim_free(&o);
     ok &= !optim_init(&o, "schedule-free") && optim_set(&o, "beta1", 0) == -2;
-    ok &= optim_set(&o, "beta1", 1e-7) == -2 && optim_set(&o, "r", 60) == -2 && optim_set(&o, "eps", 1e-46) == -2;
+    check(ok, "prodigy's slices", 0);
+    ok = optim_set(&o, "beta1", 1e-7) == -2 && optim_set(&o, "r", 60) == -2 && optim_set(&o, "eps", 1e-46) == -2;
     ok &= !optim_init(&o, "gpa") && optim_set(&o, "mu-y", 1e-7) == -2 && !optim_set(&o, "mu-y", 1e-3);
     ok &= !optim_init(&o, "prodigy") && optim_set(&o, "d0", 1e-46) == -2 && !optim_set(&o, "d0", 1e-12);
-    check(ok, "prodigy's slices", 0);
+    check(ok, "ranges", 0);
     ok = !optim_init(&o, "diloco") && !optim_set(&o, "inner-steps", 2) && !optim_start(&o, x, 3, NULL, 0);
     o.average = halve;
     for (int t = 0; t < 5; t++) optim_step(&o, g, 1, 1, 0, 0);

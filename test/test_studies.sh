@@ -173,7 +173,7 @@ for csv in "$project"/dev/studies/results/*.csv; do
     [[ $name != *-full ]] || full=1
     ok "the report of $name" env -u EXTRA REPORT=1 ${full:+FULL=1} RESULTS="$work/the reports" bash "dev/studies/${name%-full}.sh"
     ok "is what $name.md says" cmp "$work/the reports/$name.md" "${csv%.csv}.md"
-    [ ! -f "${csv%.csv}.txt" ] || ok "and $name.txt" cmp "$work/the reports/$name.txt" "${csv%.csv}.txt"
+    [ ! -f "$work/the reports/$name.txt" ] || ok "and $name.txt" cmp "$work/the reports/$name.txt" "${csv%.csv}.txt"
 done
 cd "$project" || exit 1
 unset RESULTS EXTRA

@@ -58,7 +58,9 @@ ok "--init-std" "$train" "${small[@]}" --init-std 0.06 --steps 0 --out "$work/wi
 ok "and GPT-2's" "$train" "${small[@]}" --steps 0 --out "$work/usual"
 ok "of which it is the threefold" awk '{ if ($2 != 0) { n++; if ($1 / $2 > 2.999 && $1 / $2 < 3.001) threefold++; else if ($1 != 1 || $2 != 1) bad++ } }
     END { print n, threefold, bad; exit !(threefold > 1000 && !bad) }' <(paste <(od -An -v -tf4 -w4 -j1024 "$work/wide/model.bin") <(od -An -v -tf4 -w4 -j1024 "$work/usual/model.bin"))
-refuses 2 "init-std is for a new model" "$train" "${small[@]:0:2}" --model "$work/usual" --init-std 0.06
+for from in --model --student-from; do
+    refuses 2 "init-std is for a new model" "$train" "${small[@]:0:2}" $from "$work/usual" --init-std 0.06
+done
 ok "tokenizer bytes" "$train" "${small[@]}" --tokenizer bytes --steps 3
 ok "sequences shorter than the context" "$train" "${small[@]}" --seq-len 8 --steps 3
 ok "--help" "$train" --help

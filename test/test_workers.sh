@@ -110,7 +110,7 @@ killed() { # NAME VICTIM OPTIONS...: kills a worker after the first checkpoint
     mpi 3 "$train_mpi" "${long[@]}" "$@" --out "$work/$name" >"$work/out" 2>"$work/err" &
     run=$!
     await [ -e "$work/$name/state.bin" ]
-    mpirun=$(pgrep -P $run || echo $run)
+    mpirun=$(pgrep -P $run)
     kill -9 "$(pgrep -P "$mpirun" | sed -n $((victim + 1))p)"
     start=$SECONDS
     wait $run
@@ -138,7 +138,7 @@ rm -rf "$work/stopped"
 mpi 2 "$train_mpi" "${long[@]}" --workers data --out "$work/stopped" >"$work/out" 2>"$work/err" &
 run=$!
 await rows 5 "$work/stopped/log.csv"
-kill -TERM "$(pgrep -P $run || echo $run)"
+kill -TERM "$(pgrep -P $run)"
 wait $run
 ok "mpirun, asked to stop, leaves a checkpoint" [ -s "$work/stopped/state.bin" ]
 ok "one process goes on after 2" "$train" "${long[@]}" --out "$work/stopped" --resume

@@ -9,7 +9,7 @@ full=${FULL:-} report=${REPORT:-}
 [ "$report" != 0 ] || report=
 results=${RESULTS:-dev/studies/results}
 if [ "${STEPS:-}${EXTRA:-}" ] && [ "$study" != race ]; then results=${RESULTS:-runs/studies/results}; fi # a trial
-result=$results/$study${full:+-full} # NAME.csv, NAME.md and NAME.png, without their endings
+result=$results/$study${full:+-full} # NAME.csv, NAME.txt, NAME.md, NAME.png without their endings
 csv=$result.csv
 jobs=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
 [[ $jobs =~ ^[1-9][0-9]*$ ]] || die "JOBS takes a whole number, not '$jobs'" 2

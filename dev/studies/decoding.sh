@@ -29,7 +29,7 @@ if [ "$full" ]; then
     prompts=(--steps "${STEPS:-400}" --batch 2 --own-tokens $own_tokens)
     joint=(--steps "${STEPS:-600}" --batch 4) joint_rates=("${muon[@]}" --lr 1e-3 --muon-lr 5e-3)
     reading=(--cuts 48 --own-tokens $own_tokens)
-    texts=16 length=128
+    texts=16 text_tokens=128
 else
     text_options=(--context 64)
     model=(--layers 4 --heads 4 --channels 256 --batch 12 --lr 2e-3 --steps "${STEPS:-1000}")
@@ -37,9 +37,9 @@ else
     prompts=(--steps "${STEPS:-600}")
     joint=(--steps "${STEPS:-600}" --batch 8) joint_rates=(--lr 5e-4)
     reading=(--cuts 32 --own-tokens 20000)
-    texts=64 length=200
+    texts=64 text_tokens=200
 fi
-[ ! "${STEPS:-}" ] || texts=2 length=32 # a trial
+[ ! "${STEPS:-}" ] || texts=2 text_tokens=32 # a trial
 
 # ---- stages: each writes a file of its own, once
 # stage FILE COMMAND...: unless FILE is there, made by the same command and program; its output goes to FILE.log.
@@ -70,7 +70,7 @@ guesses() {
         "$decode" train --model "$runs/$2" --data "$data" "${@:3}" --out "$runs/$1"
 }
 # measured NAME OPTIONS...: what `bench` says. Not resumed: speeds are of one moment.
-measured() { stage "$runs/$1" "$decode" bench --data "$data" --texts $texts --tokens $length "${@:2}"; }
+measured() { stage "$runs/$1" "$decode" bench --data "$data" --texts $texts --tokens $text_tokens "${@:2}"; }
 
 if [ ! "$report" ]; then
     make -s decode_ppd || die "decode_ppd does not compile"
@@ -92,7 +92,7 @@ if [ ! "$report" ]; then
     measured light --model "$runs/joint_light_model" --ppd "$runs/joint_light"
     for size in 1 2 3 4 6 9 13 19; do # the length that trees of each size really have, in held-out text
         stage "$runs/tree_$size" bash -c 'tail -c $(($(wc -c <"$1") / 10)) "$1" | head -c 60000 | tail -n 12 | cut -c 1-40 | grep . | "${@:2}" --tree '$size' >/dev/null' \
-            _ "$data" "$decode" run --model "$runs/joint_model" --ppd "$runs/joint" --tokens $((length < 100 ? length : 100))
+            _ "$data" "$decode" run --model "$runs/joint_model" --ppd "$runs/joint" --tokens $((text_tokens < 100 ? text_tokens : 100))
     done
     {
         printf '%s\nmodel,part,name,measure,value\n' "$(command_line)"

@@ -23,8 +23,8 @@
 #   STEPS=N        another length
 #   EXTRA="..."    options behind those of every training; these two are trials, whose results go to runs/studies/results
 #   REPORT=1       no training: table, claims and picture once more from the CSV that is there
-#   RESULTS=DIR    where NAME.csv, NAME.txt (the table), NAME.md (the claims: rows of README's) and NAME.png go, NAME-full
-#                  with FULL=1
+#   RESULTS=DIR    where NAME.csv, NAME.txt (the table), NAME.md (the claims: rows of README's) and NAME.png go;
+#                  NAME-full with FULL=1
 . "${BASH_SOURCE%/*}/claims.sh"
 data=${DATA:-dev/data/tales.txt}
 train=${TRAIN:-./train_gpt2}
@@ -367,12 +367,12 @@ against() {
 table() {
     local label setting
     printf '\n'
-    rows_of "$1" >"$result.txt.tmp" && mv "$result.txt.tmp" "$result.txt" || die "cannot write $result.txt"
+    rows_of "$1" | sed 's/ *$//' >"$result.txt.tmp" && mv "$result.txt.tmp" "$result.txt" || die "cannot write $result.txt"
     cat "$result.txt"
     curves 'for (i = 1; i <= methods; i++) printf "%s\t%s\n", order[i], setting[order[i]]' |
         while IFS=$'\t' read -r label setting; do at_end "$csv" "$label" "$setting"; done
 }
-rows_of() {
+rows_of() { # REFERENCE: its text
     B=$1 curves '
         for (i = 1; i <= methods; i++) if (length(order[i]) > width) width = length(order[i])
         name = "%-" width "s "
@@ -380,9 +380,9 @@ rows_of() {
         for (i = 1; i <= methods; i++) {
             m = order[i]
             fewer = saved(m, B)
-            printf name "%-18s %-8s %-8s %s\n", m, show(m), (fewer == "" ? "-" : sprintf("%.1f%%", fewer)), memory[m] " MB", setting[m]
+            printf name "%-" (final(m) > 1e20 ? 17 : 18) "s %-8s %-8s %s\n", m, show(m), (fewer == "" ? "-" : sprintf("%.1f%%", fewer)), memory[m] " MB", setting[m]
         }'
-    echo "fewer: steps than $1 to its final loss; -: it is not reached"
+    echo "fewer: steps, of whatever size, than $1 to its final loss; -: it is not reached"
 }
 
 # picture: validation loss over steps, mean of the seeds, up to 1.3 of the lowest. Ends the study.
@@ -406,5 +406,5 @@ picture() {
         set yrange [*:$(curves 'for (i = 1; i <= methods; i++) if (i == 1 || final(order[i]) < low) low = final(order[i]); print 1.3 * low')]
         plot for [i=0:$(curves 'print methods - 1')] '$points' index i with linespoints linewidth 2 pointsize 0.5 linecolor i + 1 dashtype 1 + i / 8 title columnheader(1)
 END
-    printf '\n%s\n' "$csv" "$result.txt" "$result.md" "$result.png"
+    printf '\n%s\n%s\n%s\n%s\n' "$csv" "$result.txt" "$result.md" "$result.png"
 }
