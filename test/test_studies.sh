@@ -160,7 +160,9 @@ ok "an entry that diverged has no lead, nor who comes after it" grep -qE '^lost 
 refuses 2 "the race fixes --batch" env ENTRY="--batch 64" bash dev/studies/race.sh
 refuses 2 "the race fixes --batch" env ENTRY="--lr 1e-3" GRID="batch=4,8" bash dev/studies/race.sh
 refuses 2 "GRID is what to tune" env GRID="lr=1,2" bash dev/studies/race.sh
-refuses 2 "the race is over" env STEPS=100000 bash dev/studies/race.sh
+ok "an entry of more steps than AdamW, which begins otherwise" env STEPS=1001 SEEDS=1 NAME=longer \
+    ENTRY="--init-std 0.03" bash dev/studies/race.sh
+ok "has taken more" grep -qE '^longer +1001 +-0\.1% ' "$work/last"
 refuses 2 "TRACK is tales" env TRACK=moon bash dev/studies/race.sh
 refuses 1 "no row of AdamW on tinyshakespeare" env REPORT=1 TRACK=tinyshakespeare bash dev/studies/race.sh
 
