@@ -697,8 +697,8 @@ static void measure_latency(Decoder *d, int heads, Latency *l, int rounds) {
     // All sizes in turns, so that what else the machine does hits them alike; the median of the rounds is
     // taken: the best would be of moments in which the machine did nothing else. Each size has some
     // passes before it is timed: one of many rows is so slow that others evict the weights from a shared
-    // cache, and the next few pay for it. 200 passes of microseconds say enough. The last pass is of some rows
-    // and guesses.
+    // cache, and the next few pay for it. 200 passes of microseconds say enough. The last pass is of some
+    // rows and guesses.
     for (int round = 0; round < rounds && (round < 3 || now() - begin < 2); round++)
         for (int i = 0; i <= SIZES; i++) {
             Batch b = {0};
@@ -1813,33 +1813,58 @@ static Shard longest_piece(const Dataset *d) {
 // Tokens of such a beginning in held-out text.
 static int held_out_prompt(GPT2Config g) { return MAX(1, MIN(64, g.max_seq_len / 4)); }
 
+// Counts what is right of the guesses after a token; text: what followed. Of all tokens for right, seen.
+static void count_guesses(PromptsTables *t, int n, int (*guess)[RANKS], const uint16_t *text, int all) {
+    for (int d = 0, near = 1, rank; d < n; d++, near = near && rank < 3) {
+        for (rank = 0; rank < RANKS && guess[d][rank] != text[d];) rank++;
+        t->seen[d] += all, t->seen_after[d] += near;
+        if (rank < RANKS) t->right[d][rank] += all, t->right_after[d][rank] += near;
+    }
+}
+
+// The tokens that a pass with this tree makes there, and the last node's chain.
+static int walk_tree(const Template *tree, int (*guess)[RANKS], const uint16_t *text, int *chain) {
+    int v = 0, made = 1;
+    for (int w = 1; w < tree->nodes; w++) // behind their parents
+        if (tree->parent[w] == v && guess[made - 1][tree->rank[w]] == text[made - 1]) v = w, made++;
+    *chain = tree->chain[v];
+    return made;
+}
+
 // Counts into the tables how often guesses are right, on `tokens` tokens that the model writes after
-// beginnings in `data`; not longer than 40 seconds.
+// beginnings in `data`; not longer than 40 seconds. Passes begin more often where a text is hard to guess:
+// where it is easy few are enough. So the counts that trees are made of, those `after`, are of all tokens at
+// first; the trees made of these walk through the text, and then only where their passes begin it counts.
 static void measure_accuracy(Engine *e, const Dataset *data, int tokens) {
     Generator *g = &e->generator;
     PromptsTables *t = &e->prompts.tables;
-    int context = e->decoder.config.max_seq_len, prompt = held_out_prompt(e->decoder.config),
-        length = MAX(g->n + 1, MIN(128, context / 2)), texts = MAX(1, tokens / length);
-    int (*guesses)[MAX_PROMPTS][RANKS] = resize(NULL, (size_t)length * sizeof *guesses);
+    int context = e->decoder.config.max_seq_len, prompt = held_out_prompt(e->decoder.config), n = g->n,
+        length = MAX(n + 1, MIN(128, context / 2)), most = MAX(1, tokens / length), texts = 0;
+    int (*guesses)[MAX_PROMPTS][RANKS] = resize(NULL, (size_t)most * length * sizeof *guesses);
+    uint16_t *written = resize(NULL, (size_t)most * length * sizeof *written);
     Shard piece = longest_piece(data);
-    double start = now();
-    for (int text = 0; text < texts && now() - start < 40; text++) {
-        generator_text(g, piece.tokens + (piece.count - prompt) * (size_t)text / texts, prompt);
+    for (double start = now(); texts < most && now() - start < 40; texts++) {
+        generator_text(g, piece.tokens + (piece.count - prompt) * (size_t)texts / most, prompt);
         for (int i = 0; i < length; i++) {
             generator_step(g, 1);
-            memcpy(guesses[i], g->guess, sizeof *guesses);
-            if (g->state < g->n) memset(guesses[i], -1, sizeof *guesses); // the context ends
+            memcpy(guesses[texts * length + i], g->guess, sizeof *guesses);
+            if (g->state < n) memset(guesses[texts * length + i], -1, sizeof *guesses); // the context ends
         }
-        for (int i = 0; i + g->n < length; i++) // guess d after token i was of token i+1+d
-            for (int distance = 0, near = 1; distance < g->n && guesses[i][0][0] >= 0; distance++) {
-                int rank = 0, truth = g->text[prompt + i + 1 + distance];
-                while (rank < RANKS && guesses[i][distance][rank] != truth) rank++;
-                t->seen[distance]++, t->seen_after[distance] += near;
-                if (rank < RANKS) t->right[distance][rank]++, t->right_after[distance][rank] += near;
-                near = near && rank < 3;
-            }
+        memcpy(written + texts * length, g->text + prompt, length * sizeof *written);
     }
-    free(guesses);
+    for (int round = 0; round < (g->latency ? 3 : 1); round++) {
+        memset(t->seen_after, 0, sizeof t->seen_after), memset(t->right_after, 0, sizeof t->right_after);
+        for (int text = 0; text < texts; text++)
+            for (int i = 0, made, state = n; i + n < length; i += made) {
+                int (*guess)[RANKS] = guesses[text * length + i], known = guess[0][0] >= 0;
+                const uint16_t *next = written + text * length + i + 1; // of which guess d is of next[d]
+                if (known) count_guesses(t, n, guess, next, round == 0);
+                made = round && known ? walk_tree(&g->templates[state], guess, next, &state) : 1;
+                if (g->kind == GUESS_HEADS) state = n;
+            }
+        if (g->latency) engine_trees(e, 0);
+    }
+    free(guesses), free(written);
 }
 
 static void print_accuracy(const PromptsTables *t, int n) {

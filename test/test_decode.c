@@ -371,6 +371,19 @@ static void test_likely(void) {
     free(data.shards);
 }
 
+static void test_walk(void) {
+    const Template tree = {.nodes = 4, .rows = 7, .parent = {-1, 0, 0, 2}, .rank = {0, 0, 1, 0},
+                           .depth = {0, 1, 1, 2}, .chain = {2, 0, 1, 0}};
+    const struct { uint16_t text[2]; int made, chain; } walks[] = {
+        {{7, 9}, 3, 0}, {{7, 8}, 2, 1}, {{5, 9}, 2, 0}, {{6, 9}, 1, 2}};
+    int guess[2][RANKS] = {{5, 7}, {9}};
+    for (size_t i = 0; i < sizeof walks / sizeof *walks; i++) {
+        int chain, made = walk_tree(&tree, guess, walks[i].text, &chain);
+        check(made == walks[i].made && chain == walks[i].chain, "walk %zu makes %d tokens, to a chain of %d", i,
+              made, chain);
+    }
+}
+
 // ---- accuracies: heads of zeros guess for every distance what their own node's logits have for the next one
 
 static void test_accuracy(void) {
@@ -407,6 +420,13 @@ static void test_accuracy(void) {
           "%u of %u guesses for distance 2 are right, %u of %u after nearer ones; not %u of %u and %u of %u",
           t->right[1][0], t->seen[1], t->right_after[1][0], t->seen_after[1], want.right[1][0], want.seen[1],
           want.right_after[1][0], want.seen_after[1]);
+    // with trees only the tokens behind which their passes begin are counted
+    Latency latency = some_latency(0.01);
+    e.generator.latency = &latency;
+    memset(t, 0, sizeof *t);
+    measure_accuracy(&e, &data, LENGTH);
+    check(t->seen_after[0] > 0 && t->seen_after[0] < t->seen[0], "%u of %u tokens begin passes",
+          t->seen_after[0], t->seen[0]);
     engine_stop(&e);
     free(e.prompts.params), free(data.shards);
     gpt2_free(&m);
@@ -1148,7 +1168,7 @@ int main(int argc, char **argv) {
     test_identity();
     test_decoder_threads();
     test_likely();
-    test_accuracy();
+    test_walk(), test_accuracy();
     test_chi_square();
     for (int i = 1; i < argc; i++)
         if (!strcmp(argv[i], "--mutations") && i + 1 < argc) mutations = atoi(argv[++i]);

@@ -62,7 +62,7 @@ static void bench_step(const char *name, double seconds) {
         run.options.clip = 1;
         run.options.steps = 1 << 30;
         GPT2 *m = &run.model;
-        gpt2_allocate(m, g), gpt2_initialize(m, 1), gpt2_allocate_activations(m, B, T, 1);
+        gpt2_allocate(m, g), gpt2_initialize(m, 1, GPT2_STD), gpt2_allocate_activations(m, B, T, 1);
         start_optimizer(&run.optimizer, m, "");
         run.B = B, run.T = T;
         run.x = allocate(B * T, sizeof *run.x), run.y = allocate(B * T, sizeof *run.y);
@@ -154,7 +154,7 @@ static void bench_optim(const char *name) {
     for (size_t i = 0; i < sizeof traffic / sizeof *traffic; i++)
         if (!strcmp(traffic[i].name, name)) floats = traffic[i].reads_and_writes;
     if (!floats || optim_init(&o, name)) die_usage("bench optim takes adamw, gpa, schedule-free or prodigy");
-    gpt2_allocate(&m, models[0].g), gpt2_initialize(&m, 1);
+    gpt2_allocate(&m, models[0].g), gpt2_initialize(&m, 1, GPT2_STD);
     float *g = allocate_floats(m.num_parameters);
     random_normal(g, m.num_parameters, 1e-3f, 2);
     start_optimizer(&o, &m, "");
@@ -171,7 +171,7 @@ static void bench_decode(const char *kind) {
     static Engine e;
     const uint16_t tokens[8] = {11, 22, 33, 44, 55, 66, 77, 88};
     GPT2 m;
-    gpt2_allocate(&m, models[0].g), gpt2_initialize(&m, 1);
+    gpt2_allocate(&m, models[0].g), gpt2_initialize(&m, 1, GPT2_STD);
     engine_start(&e, &m, choice("weights", kind, "f32|bf16|int8"));
     gpt2_free(&m);
     double seconds = plain_seconds(&e, tokens, 64);
