@@ -28,10 +28,6 @@ as there; R is the number of rows in a pass, n the number of prompt tokens. */
 #elif defined(__ARM_FEATURE_DOTPROD)
 #include <arm_neon.h>
 #endif
-#ifndef _OPENMP
-static inline int omp_get_thread_num(void) { return 0; }
-static inline int omp_get_num_threads(void) { return 1; }
-#endif
 
 // ===========================================================================================================
 // 1  Weights in three kinds, and their product with a few rows
@@ -54,6 +50,7 @@ static int round_up(int n, int to) { return (n + to - 1) / to * to; }
 typedef struct {
     WeightKind kind;
     int N, K;
+    int panels;                   // of NR outputs
     int words;                    // of a row
     char *data;
     float *scale;                 // (N) int8: weight = scale * stored
@@ -72,14 +69,14 @@ static inline char *weight_at(const Linear *m, int n, int k) {
 // by pointer, NULL without.
 static Linear linear_pack(const float *w, int N, int K, WeightKind kind, const float *bias,
                           const float *norm_w, const float *norm_b) {
-    int inputs = 4 / kinds[kind].bytes, panels = round_up(N, NR) / NR;
-    Linear m = {.kind = kind, .N = N, .K = K, .words = round_up(K, inputs) / inputs, .bias = bias,
-                .norm_w = norm_w, .norm_b = norm_b};
-    m.data = allocate((size_t)panels * m.words, NR * 4);
-    m.scale = allocate_floats(panels * NR);
-    m.offset = allocate(panels * NR, sizeof *m.offset);
+    int inputs = 4 / kinds[kind].bytes;
+    Linear m = {.kind = kind, .N = N, .K = K, .panels = round_up(N, NR) / NR,
+                .words = round_up(K, inputs) / inputs, .bias = bias, .norm_w = norm_w, .norm_b = norm_b};
+    m.data = allocate((size_t)m.panels * m.words, NR * 4);
+    m.scale = allocate_floats(m.panels * NR);
+    m.offset = allocate(m.panels * NR, sizeof *m.offset);
 #pragma omp parallel for schedule(static)
-    for (int p = 0; p < panels; p++)
+    for (int p = 0; p < m.panels; p++)
         for (int n = p * NR; n < MIN(N, (p + 1) * NR); n++) {
             const float *row = w + (size_t)n * K;
             float largest = 0;
@@ -318,8 +315,8 @@ static void linear_panels(Sum *sums, int sums_ld, const Scratch *x, const Linear
 // All of them: called by all threads of a team, who own ranges of outputs and meet at the end.
 static void linear_rows(Sum *sums, int sums_ld, const Scratch *x, const Linear *m, int rows, Finish finish,
                         float *out, int ld) {
-    int panels = round_up(m->N, NR) / NR, threads = omp_get_num_threads(), t = omp_get_thread_num();
-    int first = (int)((long)panels * t / threads), last = (int)((long)panels * (t + 1) / threads);
+    int threads = omp_get_num_threads(), t = omp_get_thread_num();
+    int first = (int)((long)m->panels * t / threads), last = (int)((long)m->panels * (t + 1) / threads);
     linear_panels(sums, sums_ld, x, m, first, last, rows, finish, out, ld);
 #pragma omp barrier
 }
@@ -476,9 +473,8 @@ static void decoder_linear(Decoder *d, const Linear *m, const float *x, int x_ld
 
 // Guesses will be of these groups of tokens, if there are any.
 static void decoder_likely(Decoder *d, const uint16_t *group, int groups) {
-    int panels = round_up(d->wte.N, NR) / NR;
     free(d->likely);
-    d->likely = groups ? allocate(panels, 1) : NULL;
+    d->likely = groups ? allocate(d->wte.panels, 1) : NULL;
     for (int i = 0; i < groups; i++)
         for (int token = group[i] * TOKEN_GROUP; token < MIN(d->wte.N, (group[i] + 1) * TOKEN_GROUP); token++)
             d->likely[token / NR] = 1;
@@ -495,7 +491,7 @@ static int likely_end(const Decoder *d, int p, int last) {
 static void classify(Decoder *d, const Batch *b) {
     enum { TURN = 16 };
     Scratch *s = &d->scratch[omp_get_thread_num()];
-    int panels = round_up(d->wte.N, NR) / NR;
+    int panels = d->wte.panels;
     if (!d->likely || b->complete == b->outputs) {
         decoder_linear(d, &d->wte, d->hidden, d->stride, b->outputs, STAY, NULL, 0);
         return;
@@ -685,20 +681,26 @@ static double pass_seconds(const Latency *l, double rows) {
     return l->seconds[below - 1] + (rows - below) * (l->seconds[above - 1] - l->seconds[below - 1]);
 }
 
+// Puts x among times[0..n), which ascend.
+static void insert_sorted(double *times, int n, double x) {
+    for (; n > 0 && times[n - 1] > x; n--) times[n] = times[n - 1];
+    times[n] = x;
+}
+
 // Measures latencies behind 128 tokens, or half a context, in at most so many rounds; between the measured
 // sizes, the line through the neighbours.
 #define LATENCY_ROUNDS 8
 static void measure_latency(Decoder *d, int heads, Latency *l, int rounds) {
     static const int sizes[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64};
     enum { SIZES = sizeof sizes / sizeof *sizes, NODES = 8, GUESSES = 16 };
-    int context = d->config.max_seq_len, saved = d->past;
+    int context = d->config.max_seq_len;
     double took[SIZES + 1][LATENCY_ROUNDS], median[SIZES + 1], begin = now();
     d->past = MIN(context / 2, 128);
     // All sizes in turns, so that what else the machine does hits them alike; the median of the rounds is
     // taken: the best would be of moments in which the machine did nothing else. Each size has some
     // passes before it is timed: one of many rows is so slow that others evict the weights from a shared
-    // cache, and the next few pay for it. 200 passes of microseconds say enough. The last pass is of some
-    // rows and guesses.
+    // cache, and the next few pay for it. A size is timed for 5 ms, or 200 passes. The last pass is of
+    // some rows and guesses.
     for (int round = 0; round < rounds && (round < 3 || now() - begin < 2); round++)
         for (int i = 0; i <= SIZES; i++) {
             Batch b = {0};
@@ -716,9 +718,7 @@ static void measure_latency(Decoder *d, int heads, Latency *l, int rounds) {
             while (++before < 8 && now() - start < 15e-3);
             for (start = now(); spent < 5e-3 && passes < 200; spent = now() - start, passes++)
                 decoder_pass(d, &b);
-            int at = round;
-            for (; at > 0 && took[i][at - 1] > spent / passes; at--) took[i][at] = took[i][at - 1];
-            took[i][at] = spent / passes;
+            insert_sorted(took[i], round, spent / passes);
             median[i] = took[i][round / 2];
         }
     l->seconds[0] = median[0];
@@ -730,7 +730,7 @@ static void measure_latency(Decoder *d, int heads, Latency *l, int rounds) {
     }
     double nodes = l->seconds[NODES - 1], rows = l->seconds[NODES + GUESSES - 1] - nodes;
     l->guess_cost = heads || d->prompts ? fmin(fmax((median[SIZES] - nodes) / fmax(rows, 1e-9), 0.05), 2) : 1;
-    d->past = saved;
+    d->past = 0; // what the cache held is overwritten
 }
 
 // ===========================================================================================================
@@ -763,7 +763,7 @@ static int top_tokens(const float *x, int from, int n, int k, int *ids, int coun
 // The k tokens that an output guesses.
 static void top_guesses(const Decoder *d, int output, int k, int *ids) {
     const float *logits = product_row(d, output);
-    int V = d->config.vocab_size, panels = d->likely ? round_up(V, NR) / NR : 0;
+    int V = d->config.vocab_size, panels = d->likely ? d->wte.panels : 0;
     int count = d->likely ? 0 : top_tokens(logits, 0, V, k, ids, 0);
     for (int p = 0, end; p < panels; p = end) {
         end = likely_end(d, p, panels);
@@ -857,8 +857,8 @@ Instead of a chain, every node may have Medusa's heads (arXiv 2401.10774): head 
 last hidden state, through a layer of its own. */
 #define MAX_PROMPTS 8
 #define RANKS 10                 // guesses kept for each distance
-#define MAX_MISSING 8            // tokens that a pass brings into the cache beside its tree
-#define MAX_TREE (MAX_ROWS - 16) // rows of a template; the rest is for these, and for
+#define MAX_MISSING 8            // tokens of the text that a pass brings into the cache before its root
+#define MAX_TREE (MAX_ROWS - 16) // rows of a template; the other 16 are for those tokens and for proposals
 #define MAX_PROPOSALS 16         // tokens that an n-gram or a draft proposes, as far as there is room
 
 typedef struct {
@@ -899,7 +899,7 @@ typedef struct Generator {
     Template templates[MAX_PROMPTS + 1];
     int ngram;                 // also look for the last tokens in the text
     struct Generator *draft;   // also let this model propose
-    const Latency *latency;    // for the number of proposals
+    const Latency *latency;    // what passes take: for trees and the number of proposals
     double draft_cost;         // seconds a proposed token
     double accepted[5], proposed[5]; // fading: [0] a draft's, [2..4] those of an n-gram of that size
     long passes, rows;
@@ -915,13 +915,18 @@ static void generator_append(Generator *g, const uint16_t *tokens, int n) {
     g->length += n;
 }
 
-// Makes the cache hold the text but for its last few tokens. When the context is full, its last half is kept
+// Where the part of a text begins that the cache is to hold. When the context is full, its last half is kept
 // and computed anew from position 0; a pass that makes several tokens never goes past that point, so the text
 // slides at the same places however it is made.
+static int slide(int base, int length, int context) {
+    return length - 1 - base < context ? base : length - 1 - context / 2;
+}
+
+// Makes the cache hold the text but for its last few tokens.
 static void generator_prefill(Generator *g) {
     Decoder *d = g->decoder;
-    int context = d->config.max_seq_len;
-    if (g->length - 1 - g->base >= context) g->base = g->length - 1 - context / 2, d->past = 0;
+    int base = slide(g->base, g->length, d->config.max_seq_len);
+    if (base > g->base) g->base = base, d->past = 0;
     int missing = g->length - 1 - g->base - d->past;
     if (missing > MAX_MISSING) decoder_prefill(d, g->text + g->base + d->past, missing, NULL);
 }
@@ -1346,7 +1351,7 @@ prompts before; nothing of the text sees a prompt.
 
 The model's own distribution at cut+1+i is that of the token i+2 after the cut, whose guess is prompt i's. It
 is taken at the temperature at which text will be drawn, so that prompts learn what they will meet: 0 unless
-asked for; the paper has 1. For a frozen teacher of the tales, 4 layers and 256 channels (300 steps of batch
+asked for; the paper has 1. For a frozen model of the tales, 4 layers and 256 channels (300 steps of batch
 4), the nearest guess was right 42% of the time instead of 40%.
 A prompt token is an embedding (depth 1), as in the paper, or has a vector for the beginning of every layer
 (depth L, ours): a small frozen model makes little of a strange embedding alone. With the tales' model of
@@ -1402,7 +1407,7 @@ static void trainer_allocate(PromptTrainer *t) {
     GPT2 *m = t->m;
     int C = m->config.channels, P = prompt_rows(t), R = t->T + P, guesses = t->h.n * t->cuts;
     gpt2_allocate_activations(m, 1, t->joint ? MAX(R, t->B * t->T) : R, 1);
-    if (!t->joint) { // the model is frozen: it has no gradients
+    if (!t->joint) {
         free(m->grads_memory), m->grads_memory = NULL;
         memset(&m->grads, 0, sizeof m->grads);
     }
@@ -1615,7 +1620,7 @@ static double prompt_step(PromptTrainer *t, const uint16_t *guessed, const uint1
     t->kl = 0;
     if (t->joint) {
         gpt2_forward(t->m, x, t->B, t->T);
-        loss = gpt2_backward(t->m, y, 1.0f / (float)(t->B * t->T), 0, NULL);
+        loss = gpt2_backward(t->m, y, 1.0f / (float)(t->B * t->T), NULL);
     }
     for (int b = 0; b < t->B; b++) prompt_text(t, guessed + b * t->T, t->cuts_of_step + b * t->cuts);
     return loss;
@@ -1717,10 +1722,8 @@ typedef struct {
     double tau, speedup;          // of the trees: tokens a pass, predicted speedup
 } Engine;
 
-// Heads take no rows, but every node of theirs has n+1 outputs.
-static int engine_most_rows(const Engine *e) {
-    return e->generator.kind == GUESS_HEADS ? MAX_ROWS / (1 + e->generator.n) : MAX_TREE;
-}
+// Rows of a tree for the engine's guesses.
+static int engine_most_rows(const Engine *e) { return MIN(MAX_TREE, most_nodes(heads_of(&e->generator))); }
 
 // The best trees for the engine's guesses on this machine, or, where `rows` is not 0, the best of that size.
 static void engine_trees(Engine *e, int rows) {
@@ -1831,15 +1834,16 @@ static int walk_tree(const Template *tree, int (*guess)[RANKS], const uint16_t *
     return made;
 }
 
-// Counts into the tables how often guesses are right, on `tokens` tokens that the model writes after
-// beginnings in `data`; not longer than 40 seconds. Passes begin more often where a text is hard to guess:
-// where it is easy few are enough. So the counts that trees are made of, those `after`, are of all tokens at
-// first; the trees made of these walk through the text, and then only where their passes begin it counts.
+// Counts how often guesses are right, on `tokens` tokens that the model writes after beginnings in `data`; for
+// at most 40 seconds. The tables `seen` and `right` count every token. Trees are made of `seen_after` and
+// `right_after`, which are to count tokens as passes meet them, and passes begin more often where a text is
+// hard to guess: the first round counts every token, each of the next two only those at which passes with the
+// trees of the round before would begin.
 static void measure_accuracy(Engine *e, const Dataset *data, int tokens) {
     Generator *g = &e->generator;
     PromptsTables *t = &e->prompts.tables;
-    int context = e->decoder.config.max_seq_len, prompt = held_out_prompt(e->decoder.config), n = g->n,
-        length = MAX(n + 1, MIN(128, context / 2)), most = MAX(1, tokens / length), texts = 0;
+    int prompt = held_out_prompt(e->decoder.config), n = g->n; // longer texts than a short context: it slides
+    int length = MIN(128, tokens), most = tokens / length, texts = 0;
     int (*guesses)[MAX_PROMPTS][RANKS] = resize(NULL, (size_t)most * length * sizeof *guesses);
     uint16_t *written = resize(NULL, (size_t)most * length * sizeof *written);
     Shard piece = longest_piece(data);
@@ -1912,7 +1916,7 @@ static const OptionRow decode_rows[] = {
     {"top-p", 'd', AT(top_p), "1", 1e-6, 1, 2, "P", "draw among the likeliest that have P together"},
     {"typical", 'f', AT(typical), "0", 0, 0, 2, "", "accept typical guesses: faster, another distribution"},
     {"weights", 'c', AT(weights), "f32", 0, 0, 6, "f32|bf16|int8", "how weights are kept while decoding"},
-    {"tree", 'i', AT(tree), "0", 0, MAX_TREE, 6, "S", "rows of a pass (0: what is fastest on this machine)"},
+    {"tree", 'i', AT(tree), "0", 0, MAX_TREE, 6, "S", "rows of --ppd's trees (0: what is fastest here)"},
     {"texts", 'i', AT(texts), "8", 1, 1e6, 4, "N", "beginnings to go on from"},
     {"prompts", 'i', AT(prompts), "3", 1, MAX_PROMPTS, 9, "N", "prompt tokens, or heads"},
     {"copies", 'i', AT(copies), "1", 1, 16, 9, "N", "copies of each, averaged: ensemble prompt tokens"},
@@ -1989,6 +1993,7 @@ static DecodeOptions decode_options(int argc, char **argv, int command) {
 static void load_engines(Engine *engine, Engine *draft, const DecodeOptions *o) {
     WeightKind kind = choice("weights", o->weights, "f32|bf16|int8");
     if (*o->draft_ppd && !*o->draft) die_usage("--draft-ppd needs --draft, the model it belongs to");
+    if (o->tree && !*o->ppd) die_usage("--tree goes with --ppd, whose guesses it holds");
     engine_load(engine, o->model, o->ppd, kind, o->tree);
     if (!*o->draft) return;
     engine_load(draft, o->draft, o->draft_ppd, kind, 0);
@@ -2079,7 +2084,7 @@ typedef struct {
     float *params, *grads; // all that is trained: jointly the model, then the prompts
     size_t count;
     char identity[8192], state[4096]; // what the run is; PROMPTS.state, its checkpoint
-    size_t own, now_bytes;            // tokens of the model's own, in whole texts; of *now
+    size_t own, now_bytes;            // tokens of the model's own, in whole texts; bytes of *now
     struct {
         long step;
         uint64_t guessed_epoch, guessed_index, epoch, index;
@@ -2124,12 +2129,12 @@ static void show_prompt_step(const PromptRun *r, const DecodeOptions *o, double 
     const PromptTrainer *t = &r->trainer;
     const char *end;
     if (!progress_is_due(r->now->step, o->steps, &end)) return;
+    double left = (o->steps - r->now->step) * (double)t->B * t->T / rate;
     printf("step %ld/%d | KL %.4f", r->now->step, o->steps, t->kl);
     if (t->joint) printf(" | loss %.4f", loss);
-    printf(" | top-1/5");
+    printf(" | %d:%02d left | %.0f tokens/s | top-1/5", (int)(left / 60), (int)fmod(left, 60), rate);
     for (int i = 0; i < t->h.n; i++) printf(" %.2f/%.2f", t->top1[i], t->top5[i]);
-    printf(" | %.0f tok/s | %.0f s left%s", rate, (o->steps - r->now->step) * (double)t->B * t->T / rate,
-           end);
+    printf("%s", end);
     fflush(stdout);
 }
 
@@ -2160,7 +2165,7 @@ static void write_own_text(PromptRun *r, const Dataset *train, uint64_t seed) {
 
 static void check_trained(const PromptRun *r) {
     if (!all_finite(r->params, r->count))
-        die("after step %ld a weight is not a number; lower --lr", r->now->step);
+        die("after step %ld a weight is not a number%s", r->now->step, advice(&r->optimizer));
 }
 
 static void save_prompts_state(PromptRun *r) {
@@ -2187,7 +2192,7 @@ static int train_prompts(PromptRun *r, const Dataset *train, const DecodeOptions
         draw_cuts(t, o->seed, r->now->step);
         double loss = prompt_step(t, guessed, x, y), norm = sqrt(optim_norm2(r->grads, r->count));
         if (!isfinite(norm) || !isfinite(t->kl))
-            die("the loss is not a number at step %ld; lower --lr", r->now->step + 1);
+            die("the loss is not a number at step %ld%s", r->now->step + 1, advice(&r->optimizer));
         int clipped = o->clip > 0 && norm > o->clip && !optim_is_polyak(&r->optimizer);
         optim_step(&r->optimizer, r->grads, clipped ? (float)(o->clip / norm) : 1,
                    optim_schedule(o->schedule, r->now->step, o->steps, o->warmup, o->final_lr),
@@ -2297,7 +2302,6 @@ static void finish_prompts(PromptRun *r, Engine *e, const Dataset *train, const 
     prompts_save(&e->prompts, o->out);
     unlink(r->state);
     print_accuracy(&e->prompts.tables, t->h.n);
-    engine_trees(e, 0);
     printf("%.2f tokens a pass, %.2f times as fast as plain decoding with f32 weights: predicted\n", e->tau,
            e->speedup);
 }
@@ -2316,11 +2320,13 @@ static void prompt_optimizer(Optimizer *optimizer, const DecodeOptions *o) {
 
 // Goes on from PROMPTS.state.
 static void resume_prompts(PromptRun *r, const DecodeOptions *o) {
-    if (!read_state(r->state, r->identity, r->now, r->now_bytes, NULL, &r->optimizer))
-        die("cannot open %s: %s; start without --resume", r->state, strerror(ENOENT));
+    if (!read_state(r->state, r->identity, r->now, r->now_bytes, NULL, &r->optimizer)) {
+        printf("resumed    nothing: there is no %s, the run begins\n", r->state);
+        return;
+    }
     r->guessed.epoch = r->now->guessed_epoch, r->guessed.index = r->now->guessed_index;
     r->text.epoch = r->now->epoch, r->text.index = r->now->index;
-    printf("resumed at step %ld of %d\n", r->now->step, o->steps);
+    printf("resumed    at step %ld of %d\n", r->now->step, o->steps);
 }
 
 static int train_command(const DecodeOptions *o) {
@@ -2479,11 +2485,11 @@ static void method_print(const Method *w, const Method *plain_decoding, const En
            100.0 * (double)added / (double)decoder_bytes(&e->decoder), w->differs ? "no" : "yes");
 }
 
-// How often a text of so many tokens after a prompt slides (generator_prefill).
+// How often a text of so many tokens after a prompt slides.
 static int count_slides(int context, int prompt, int tokens) {
     int slides = 0;
-    for (int length = prompt, base = 0; length < prompt + tokens; length++)
-        if (length - 1 - base >= context) base = length - 1 - context / 2, slides++;
+    for (int length = prompt, base = 0, next; length < prompt + tokens; length++, base = next)
+        slides += (next = slide(base, length, context)) > base;
     return slides;
 }
 
@@ -2495,7 +2501,6 @@ static double slides_seconds(Decoder *d, int prompt, int tokens) {
     double start = now();
     for (int i = 0; i < times && slides; i++) d->past = 0, decoder_prefill(d, any, keep, NULL);
     double seconds = (now() - start) / times;
-    d->past = 0;
     free(any);
     return slides * seconds;
 }
@@ -2521,7 +2526,7 @@ static void print_trees(const char *name, Engine *e, int prompt, int tokens) {
 
 // Latencies of now go into the mean of those that were measured `times` before: a shared memory is now fast,
 // now slow, and a prediction and what it predicts should be of the same minutes. The trees stay. An engine
-// that is not used has none.
+// that plans nothing has none.
 static void engine_latency_again(Engine *e, int times) {
     if (!e->generator.latency) return;
     Latency l, *mean = &e->prompts.tables.latency[e->decoder.kind];
@@ -2615,6 +2620,7 @@ int main(int argc, char **argv) {
     if (!strcmp(argv[1], "--help")) decode_help(NULL), check_printed(), exit(0);
     while (command < 3 && strcmp(commands[command], argv[1])) command++;
     if (command == 3) die_usage("'%s' is none of train, run, bench; see --help", argv[1]);
+    hold_standard_files();
     spin_briefly(argv);
     DecodeOptions o = decode_options(argc, argv, command);
     catch_signals();

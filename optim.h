@@ -255,8 +255,9 @@ typedef struct {          // one tensor (of one layer) inside the flat parameter
     int decay;            // weight decay applies (tensors of two or more dimensions)
 } OptimSegment;
 
-// Hyperparameters: field, name, range (an i behind it: whole numbers), meaning. eps and d0 begin where a
-// float of the passes would be 0, mu-y and Schedule-Free's beta1 where 1/mu_y times y's rounding is seen in x.
+// Hyperparameters: field, name, range (an i behind it: whole numbers), meaning. eps and d0 have lower
+// bounds so that as floats they are not 0; mu-y, and Schedule-Free's beta1, so that y's rounding, divided by
+// them, does not show in x.
 #define OPTIM_KEYS(KEY)                                                                                     \
     KEY(lr, "lr", "[0,inf)", "learning rate, times the schedule")                                           \
     KEY(beta1, "beta1", "[0,1)", "decay of the first moment; schedule-free: weight of x in y, from 1e-3")   \
@@ -1009,8 +1010,8 @@ OPTIM_API int optim_set_base(Optimizer *o, const char *base) {
     return 0;
 }
 
-// Sets a hyperparameter; 0, -1 if this optimizer has no such one, -2 if the value is out of its range, or if
-// optim_start has made of slice-p, or an lr-cap of -1, what it makes of them.
+// Sets a hyperparameter; 0, -1 if this optimizer has no such one, -2 if the value is out of its range or comes
+// too late: slice-p, or an lr-cap of -1, after optim_start.
 OPTIM_API int optim_set(Optimizer *o, const char *name, double value) {
     const int key = optim_key(o, name);
     char open, close, whole = 0;
@@ -1132,7 +1133,7 @@ OPTIM_API int optim_start(Optimizer *o, float *params, size_t n, const OptimSegm
         *optim_buffer(o, b) = buffer;
         missing = size && !buffer;
         if (!buffer || !optim_buffers[b].start) continue;
-        if (slices && optim_buffers[b].sliced) optim_copy_slices(o->slices, buffer, params, slice);
+        if (optim_buffers[b].sliced) optim_copy_slices(o->slices, buffer, params, slice);
         else optim_copy(o->all, buffer, params);
     }
     if (missing) { optim_free(o); return -1; }
@@ -1178,13 +1179,12 @@ OPTIM_API void optim_eval_params(const Optimizer *o, float *out) {
 }
 
 // Block i = 0, 1, .. of what a checkpoint holds besides params: the scalars, then the buffers. 0: no more.
-OPTIM_API int optim_state(Optimizer *o, int i, void **ptr, size_t *bytes, const char **name) {
-    if (i == 0) { *ptr = &o->s; *bytes = sizeof(o->s); *name = "scalars"; return 1; }
+OPTIM_API int optim_state(Optimizer *o, int i, void **ptr, size_t *bytes) {
+    if (i == 0) { *ptr = &o->s; *bytes = sizeof(o->s); return 1; }
     for (int b = 0; b < OPTIM_COUNT(optim_buffers); b++) {
         if (!optim_size(o, b) || --i) continue;
         *ptr = *optim_buffer(o, b);
         *bytes = optim_size(o, b) * sizeof(float);
-        *name = optim_buffers[b].name;
         return 1;
     }
     return 0;
@@ -1290,21 +1290,11 @@ OPTIM_API int optim_refined(const double *grad_norms, long steps, const char *wh
 // -----------------------------------------------------------------------------------------------------------
 // A cheaper proxy's gradient, corrected: of <c, x> + fh(x) + |x-x_t|^2/(2 eta), c = g_t - grad fh(x_t),
 // arXiv 2302.03542; averaged over the steps, c = a c + (1-a) (g_t - grad fh(x_t)), as in 2206.00395
-OPTIM_PASS(optim_correction_pass, (float *c, const float *g, const float *proxy_t, float a),
+OPTIM_PASS(optim_proxy_correction, (float *c, const float *g, const float *proxy_t, float a),
     c[i] = a * c[i] + (1 - a) * (g[i] - proxy_t[i]);)
 
-OPTIM_PASS(optim_proxy_pass, (float *out, const float *proxy, const float *c, const float *x, const float *xt,
-                              float pull),
-    out[i] = proxy[i] + c[i] + pull * (x[i] - xt[i]);)
-
-OPTIM_API void optim_proxy_correction(float *c, const float *g, const float *grad_proxy_at_xt, double average,
-                                      size_t n) {
-    optim_correction_pass(optim_flat(n, NULL), c, g, grad_proxy_at_xt, (float)average);
-}
-
-OPTIM_API void optim_proxy_gradient(float *out, const float *grad_proxy, const float *c, const float *x,
-                                    const float *xt, double eta, size_t n) {
-    optim_proxy_pass(optim_flat(n, NULL), out, grad_proxy, c, x, xt, (float)(1 / eta));
-}
+OPTIM_PASS(optim_proxy_gradient, (float *out, const float *proxy, const float *c, const float *x,
+                                  const float *x_t, float pull),                    // pull = 1/eta
+    out[i] = proxy[i] + c[i] + pull * (x[i] - x_t[i]);)
 
 #endif

@@ -48,7 +48,9 @@ work, or is cut into pieces of fixed size which are added in order. */
 #ifdef _OPENMP
 #include <omp.h>
 #else
-static inline int omp_get_max_threads(void) { return 1; }
+#define omp_get_max_threads() 1
+#define omp_get_num_threads() 1
+#define omp_get_thread_num() 0
 #endif
 #ifdef USE_BLAS
 #include <cblas.h>
@@ -936,8 +938,8 @@ static int tensor_matches(const char *patterns, GPT2Config g, int i, int layer) 
     return 0;
 }
 
-// Dies if one of the patterns means no tensor.
-static void check_patterns(const char *patterns, GPT2Config g, const char *option) {
+// Dies if one of --freeze's patterns means no tensor.
+static void check_patterns(const char *patterns, GPT2Config g) {
     char pattern[64];
     for (const char *p = patterns, *end; *p; p = end + (*end == ',')) {
         int found = 0;
@@ -947,7 +949,7 @@ static void check_patterns(const char *patterns, GPT2Config g, const char *optio
             for (int l = 0; l < MAX(tensor_shape(g, i).layers, 1); l++)
                 found |= tensor_matches(pattern, g, i, l);
         if (!found)
-            die("--%s %s: no tensor is called so; names are wte, fcw, h.0.mlp.c_fc.weight", option, pattern);
+            die("--freeze %s: no tensor is called so; names are wte, fcw, h.0.mlp.c_fc.weight", pattern);
     }
 }
 
@@ -1181,10 +1183,8 @@ static float log_sum_exp(const float *x, int n, float temperature) {
 
 // Cross entropy of the targets (B,T) after gpt2_forward, in chunks of rows whose logits exist only for a
 // moment. With grad_scale != 0 the chunk's logits turn into grad_scale times the loss's gradient, from which
-// come m->dnormed (B,T,C) = the gradient of m->lnf, and grads.wte (= or += by `add`). Returns the mean in
-// nats.
-static double classifier(GPT2 *m, const uint16_t *targets, float grad_scale, int add,
-                         const SoftLabels *soft) {
+// come m->dnormed (B,T,C) = the gradient of m->lnf, and grads.wte. Returns the mean in nats.
+static double classifier(GPT2 *m, const uint16_t *targets, float grad_scale, const SoftLabels *soft) {
     int C = m->config.channels, V = m->config.vocab_size, rows = m->B * m->T;
     for (int first = 0; first < rows; first += m->logit_rows) {
         int n = MIN(m->logit_rows, rows - first);
@@ -1217,7 +1217,7 @@ static double classifier(GPT2 *m, const uint16_t *targets, float grad_scale, int
         }
         if (grad_scale == 0) continue;
         matmul(m->grads.wte, m->logits, m->lnf + (size_t)first * C, V, C, n, 1, 0,
-               first || add ? accumulate : plain);
+               first ? accumulate : plain);
         matmul(m->dnormed + (size_t)first * C, m->logits, m->params.wte, n, C, V, 0, 0, plain);
     }
     double sum = 0;
@@ -1226,7 +1226,7 @@ static double classifier(GPT2 *m, const uint16_t *targets, float grad_scale, int
 }
 
 // The mean loss of targets (B,T) after gpt2_forward, in nats per token.
-static double gpt2_loss(GPT2 *m, const uint16_t *targets) { return classifier(m, targets, 0.0f, 0, NULL); }
+static double gpt2_loss(GPT2 *m, const uint16_t *targets) { return classifier(m, targets, 0.0f, NULL); }
 
 // The gradients of all layers from m->dnormed, that of m->lnf; those of the matrices are written or added to,
 // by dw, the others added to. Takes the layers last to first; dresidual is the gradient of the residual
@@ -1273,17 +1273,15 @@ static void layers_backward(GPT2 *m, Epilogue dw) {
     if (m->context) m->layer_done(m->context, g.num_layers);
 }
 
-// After gpt2_forward: grads = grad_scale times the gradient of the summed loss, or grads += with add. Returns
-// the mean loss.
-static double gpt2_backward(GPT2 *m, const uint16_t *targets, float grad_scale, int add,
-                            const SoftLabels *soft) {
+// After gpt2_forward: grads = grad_scale times the gradient of the summed loss. Returns the mean loss.
+static double gpt2_backward(GPT2 *m, const uint16_t *targets, float grad_scale, const SoftLabels *soft) {
     float **grads = (float **)&m->grads;
-    for (int i = 0; !add && i < NUM_TENSORS; i++) { // matrices are overwritten, the rest is added to
+    for (int i = 0; i < NUM_TENSORS; i++) { // matrices are overwritten, the rest is added to
         TensorShape t = tensor_shape(m->config, i);
         if (!is_matrix(t, i)) memset(grads[i], 0, tensor_size(t) * sizeof(float));
     }
-    double loss = classifier(m, targets, grad_scale, add, soft);
-    layers_backward(m, add ? accumulate : plain);
+    double loss = classifier(m, targets, grad_scale, soft);
+    layers_backward(m, plain);
     return loss;
 }
 
@@ -1296,8 +1294,8 @@ static double flops_per_token(GPT2Config g, int T) {
     return 6.0 * weights + 6.0 * g.num_layers * g.channels * T;
 }
 
-// Opens what the model runs on, and names it: behind the last comma stands what decides its bits (see
-// compare_workers). f32: no bf16 where a GPU has it.
+// Opens what the model runs on, and names it. On a CPU, what follows the last comma decides how sums round;
+// workers must agree on it (compare_workers). f32: no bf16 where a GPU has it.
 static const char *open_device(UNUSED int f32) {
     static char name[64];
     int blas = 0;
@@ -1470,8 +1468,7 @@ static void check_writable(const char *path) {
 
 // ---- models
 
-// Dies unless a model of this shape can exist here: tokens are uint16.
-// `where` is the file, or whatever else asked for the shape.
+// Dies unless a model of this shape can exist here: tokens are uint16. where: the file, or who asked for it.
 static void check_config(GPT2Config g, const char *where) {
     const struct { const char *what; int value, max; } limits[] = {
         {"a context", g.max_seq_len, 1 << 20}, {"a vocabulary", g.vocab_size, 1 << 16},
@@ -2085,7 +2082,6 @@ static inline const char *piece_end(const Tokenizer *t, const char *p, const cha
 // A part of a piece, named by where it begins.
 typedef struct {
     uint32_t next, previous; // the parts beside it
-    uint32_t token;          // what it is
     uint32_t joined;         // what it and the next one would be, or NO_TOKEN
 } Part;
 
@@ -2129,13 +2125,12 @@ static size_t join_pairs(const Tokenizer *t, Joiner *s, const char *p, uint32_t 
     }
     Part *parts = s->parts;
     s->heap_size = 0;
-    for (uint32_t i = 0; i < n; i++) parts[i] = (Part){i + 1, i - 1, find_token(t, p + i, 1), NO_TOKEN};
+    for (uint32_t i = 0; i < n; i++) parts[i] = (Part){i + 1, i - 1, NO_TOKEN};
     for (uint32_t i = 0; i < n; i++) consider(t, s, p, n, i);
     while (s->heap_size) {
         uint64_t top = heap_pop(s);
         uint32_t i = (uint32_t)top, j = parts[i].next;
         if (parts[i].joined != top >> 32) continue;
-        parts[i].token = parts[i].joined;
         parts[i].next = parts[j].next;
         parts[j].joined = NO_TOKEN;
         if (parts[i].next < n) parts[parts[i].next].previous = i;
@@ -2143,7 +2138,8 @@ static size_t join_pairs(const Tokenizer *t, Joiner *s, const char *p, uint32_t 
         if (i > 0) consider(t, s, p, n, parts[i].previous);
     }
     size_t count = 0;
-    for (uint32_t i = 0; i < n; i = parts[i].next) ids[count++] = (uint16_t)parts[i].token;
+    for (uint32_t i = 0; i < n; i = parts[i].next)
+        ids[count++] = (uint16_t)find_token(t, p + i, parts[i].next - i);
     return count;
 }
 
@@ -2377,13 +2373,14 @@ static void write_vocabulary(FILE *f, const Tokenizer *t) {
     fputs("}", f);
 }
 
-// In the place of another one's files; t may be NULL: none. For the library the other kinds, too, are
+// In the place of another one's files; none where vocab_size is 0. For the library the other kinds, too, are
 // byte-pair encodings: without merges.
 static void export_tokenizer(const Tokenizer *t, int max_seq_len, const char *folder) {
     const char *others[] = {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
-                            "tokenizer.txt", "special_tokens_map.json", "added_tokens.json"};
+                            "tokenizer.txt", "tokenizer.bpe", "special_tokens_map.json",
+                            "added_tokens.json"};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) unlink(path_in(folder, others[i]).s);
-    if (!t) return;
+    if (!t->vocab_size) return;
     int gpt2 = t->kind == TOKENIZER_GPT2, chars = t->kind == TOKENIZER_CHARS;
     Path path = path_in(folder, "tokenizer.json");
     FILE *f = write_begin(path.s);
@@ -2419,10 +2416,10 @@ static void export_tokenizer(const Tokenizer *t, int max_seq_len, const char *fo
     save_merges(t, path_in(folder, "merges.txt"));
 }
 
-// Writes what from_pretrained reads: the model, its configuration and its tokenizer (NULL: none).
+// Writes what from_pretrained reads: the model, its configuration and its tokenizer, if any.
 static void gpt2_export_hf(GPT2Config g, const float *params, const Tokenizer *t, const char *dir) {
     char end[16] = "null";
-    if (t && t->kind == TOKENIZER_GPT2) snprintf(end, sizeof end, "%d", t->vocab_size - 1);
+    if (t->kind == TOKENIZER_GPT2) snprintf(end, sizeof end, "%d", t->vocab_size - 1);
     make_folder(dir);
     unlink(path_in(dir, "config.json").s); // no new weights beside another's tokenizer: it is written last
     export_safetensors(g, params, path_in(dir, "model.safetensors"));
@@ -2557,7 +2554,7 @@ static void dataset_load(Dataset *d, const char *pattern, const Tokenizer *token
 // Moves the last tenth of the tokens from train to val.
 static void dataset_split(Dataset *train, Dataset *val) {
     Dataset all = *train;
-    size_t left = dataset_tokens(&all) / 10 * 9 + dataset_tokens(&all) % 10 * 9 / 10;
+    size_t left = dataset_tokens(&all) * 9 / 10;
     memset(train, 0, sizeof *train);
     train->files = val->files = all.files;
     for (int s = 0; s < all.num_shards; s++) {
@@ -2608,16 +2605,15 @@ static uint64_t windows_of(size_t count, uint64_t offset, int T) {
     return count > offset ? (count - 1 - offset) / T : 0;
 }
 
-// The number of windows of this epoch, and its offset. Some shard has more than T tokens.
+// The number of windows of this epoch, and its offset: 0 where texts have hardly more than one window. Some
+// shard has more than T tokens.
 static uint64_t epoch_windows(const DataLoader *l, uint64_t *offset) {
-    uint64_t n = 0;
-    *offset = random_u64(l->seed, l->epoch) % l->T;
-    for (int s = 0; s < l->data->num_shards; s++) n += windows_of(l->data->shards[s].count, *offset, l->T);
-    if (n == 0) { // texts of hardly more than one window
-        *offset = 0;
-        for (int s = 0; s < l->data->num_shards; s++) n += windows_of(l->data->shards[s].count, 0, l->T);
+    for (*offset = random_u64(l->seed, l->epoch) % l->T;; *offset = 0) {
+        uint64_t n = 0;
+        for (int s = 0; s < l->data->num_shards; s++)
+            n += windows_of(l->data->shards[s].count, *offset, l->T);
+        if (n) return n;
     }
-    return n;
 }
 
 // Goes past windows that another worker takes.
@@ -2972,8 +2968,8 @@ that, or the totals, is added to the next ones (error feedback). */
 typedef struct {
     size_t slice;                  // floats of the layer that one worker adds up
     int bytes;                     // of them as they travel
-    float *out, *in;               // (sums,N,slice) of this worker, later (N,slice) everybody's totals;
-                                   // (all_sums,slice) of everybody, in order
+    float *out;                    // (sums,N,slice) this worker's sums; later (N,slice) everybody's totals
+    float *in;                     // (all_sums,slice) everybody's sums of this worker's slice, in order
     char *out_bytes, *in_bytes;    // as they travel; the same memory where that is float
     float *out_error, *in_error;   // (N,slice), (slice): what the last ones lost; NULL where they are float
     MPI_Datatype one, all;         // a slice of one sum, and of all that this worker has
@@ -3286,7 +3282,7 @@ typedef struct {
     size_t field;
     const char *initial;
     double low, high;
-    int marks; // bits. train_gpt2: 1, a resumed run must have the same; decode_ppd.c says what its are
+    int marks; // bits: 1, a resumed run must have the same (train_gpt2); decode_ppd.c has bits of its own
     const char *argument, *help;
 } OptionRow;
 
@@ -3490,6 +3486,9 @@ static void check_options(const Options *o, const Optimizer *optimizer) {
         die_usage("--workers diloco is an optimizer; --base chooses what takes its inner steps");
     if (*o->proxy && optim_is_polyak(optimizer))
         die_usage("--proxy does not go with %s, whose steps need the loss at each gradient", o->optimizer);
+    if (!*o->teacher && !*o->teacher_cache && optim_is_polyak(optimizer))
+        die_usage("%s needs --teacher: its step comes from a teacher's loss", o->optimizer);
+    if (!*o->teacher && !hard) die_usage("--distill soft needs --teacher");
     const struct { const char *name; int idle; const char *why; } given[] = {
         {"proxy-steps", !*o->proxy, "goes with --proxy FILE"},
         {"proxy-eta", !*o->proxy, "goes with --proxy FILE"},
@@ -3636,7 +3635,7 @@ static int model_segments(GPT2Config g, const char *frozen, OptimSegment *segmen
 }
 
 static void start_optimizer(Optimizer *o, GPT2 *m, const char *frozen) {
-    check_patterns(frozen, m->config, "freeze");
+    check_patterns(frozen, m->config);
     OptimSegment *segments = allocate((size_t)NUM_TENSORS * m->config.num_layers, sizeof(OptimSegment));
     optim_matmul = muon_matmul;
     int n = model_segments(m->config, frozen, segments);
@@ -3697,7 +3696,6 @@ static void write_state(const char *path, const char *identity, const void *now,
                         const float *params, const float *correction, Optimizer *o) {
     FILE *f = workers.rank ? NULL : write_begin(path);
     uint64_t hash = 0;
-    const char *name;
     void *block;
     size_t bytes;
     if (f) write_bytes(f, STATE_MAGIC, 8);
@@ -3705,7 +3703,7 @@ static void write_state(const char *path, const char *identity, const void *now,
     write_part(f, &hash, now, now_bytes);
     write_part(f, &hash, params, o->n * sizeof(float));
     if (correction) write_part(f, &hash, correction, o->n * sizeof(float));
-    for (int i = 0; optim_state(o, i, &block, &bytes, &name); i++) write_part(f, &hash, block, bytes);
+    for (int i = 0; optim_state(o, i, &block, &bytes); i++) write_part(f, &hash, block, bytes);
     if (!f) return;
     write_bytes(f, &hash, sizeof hash);
     write_commit(f, path);
@@ -3719,7 +3717,6 @@ static int read_state(const char *path, const char *identity, void *now, size_t 
     char magic[8], theirs[1 << 14] = {0};
     uint64_t hash = 0, length, stored;
     double found = f != NULL;
-    const char *name;
     void *block;
     size_t bytes;
     if (!workers.rank && !f && errno != ENOENT) die("cannot read %s: %s", path, strerror(errno));
@@ -3737,7 +3734,7 @@ static int read_state(const char *path, const char *identity, void *now, size_t 
     read_part(f, &hash, now, now_bytes, path);
     read_part(f, &hash, o->params, o->n * sizeof(float), path);
     if (correction) read_part(f, &hash, correction, o->n * sizeof(float), path);
-    for (int i = 0; optim_state(o, i, &block, &bytes, &name); i++) read_part(f, &hash, block, bytes, path);
+    for (int i = 0; optim_state(o, i, &block, &bytes); i++) read_part(f, &hash, block, bytes, path);
     if (f && (fread(&stored, sizeof stored, 1, f) != 1 || stored != hash))
         die("%s is damaged; start anew without --resume", path);
     if (f) fclose(f);
@@ -3837,12 +3834,13 @@ static void print_sample(Run *run) {
 // one before, which is cleared; elsewhere a line now and then. *end is what it ends with.
 static int progress_is_due(long step, long steps, const char **end) {
     static double last_shown;
-    int terminal = isatty(fileno(stdout)), last = step >= steps;
+    const char *kind = getenv("TERM");
+    int terminal = isatty(fileno(stdout)) && kind && strcmp(kind, "dumb"), last = step >= steps;
     if (!last && (terminal ? now() - last_shown < 0.2 : step % MAX(1, steps / 10))) return 0;
     last_shown = now();
-    *end = terminal && !last ? "" : "\n";
+    *end = !terminal ? "\n" : last ? "\033[?7h\n" : "\033[?7h"; // until there, a narrow terminal cuts the line
     line_open = terminal && !last;
-    if (terminal) printf("\r\033[K");
+    if (terminal) printf("\r\033[K\033[?7l");
     return 1;
 }
 
@@ -3854,9 +3852,9 @@ static void show_progress(const Run *run, double loss, double tokens_per_second)
     double left = (double)(o->steps - step) * run->B * run->T * o->accumulate / tokens_per_second;
     char val[32] = "";
     if (!isnan(run->now.val_loss)) snprintf(val, sizeof val, " | val %.4f", run->now.val_loss);
-    printf("step %ld/%d | loss %.4f%s | %.0f tok/s | %.0f GFLOP/s | %d:%02d left%s", step, o->steps, loss,
-           val, tokens_per_second, tokens_per_second * flops_per_token(run->model.config, run->T) / 1e9,
-           (int)(left / 60), (int)fmod(left, 60), end);
+    printf("step %ld/%d | loss %.4f%s | %d:%02d left | %.0f tokens/s | %.0f GFLOP/s%s", step, o->steps, loss,
+           val, (int)(left / 60), (int)fmod(left, 60), tokens_per_second,
+           tokens_per_second * flops_per_token(run->model.config, run->T) / 1e9, end);
     fflush(stdout);
 }
 
@@ -3918,6 +3916,7 @@ static void start_student(GPT2 *m, const Options *o) {
 static void compare_workers(const Run *run, const char *device) {
     const GPT2 *m = &run->model;
     const Options *o = &run->options;
+    if (workers.count == 1) return;
 #ifdef GPT2_DEVICE
     const char *arithmetic = device; // GPUs of another kind round products otherwise
 #else
@@ -4024,25 +4023,21 @@ static void prepare_model(Run *run) {
     run->loader = (DataLoader){&run->train, run->T, o->seed, 0, 0};
 }
 
-// Room for the teacher's passes, where there is one; dies where one is missing, or reads another text.
+// Room for the teacher's passes, where there is one; dies where it reads another text.
 static void prepare_teacher(Run *run) {
     const Options *o = &run->options;
     GPT2Config g = run->model.config, of_teacher = run->teacher.config;
-    if (*o->teacher) {
-        if (of_teacher.vocab_size != g.vocab_size)
-            die("the teacher knows %d tokens, the student %d; they must read the same text alike",
-                of_teacher.vocab_size, g.vocab_size);
-        Tokenizer t = {0}, *ours = &run->tokenizer;
-        if (ours->vocab_size && tokenizer_load(&t, o->teacher) && !same_tokens(&t, ours))
-            die("%s has other tokens than the student; train both with one tokenizer", o->teacher);
-        tokenizer_free(&t);
-        if (of_teacher.max_seq_len < run->T)
-            die("the teacher's context is %d; use --seq-len %d", of_teacher.max_seq_len,
-                of_teacher.max_seq_len);
-        gpt2_allocate_activations(&run->teacher, run->B, run->T, 0);
-    } else if (optim_is_polyak(&run->optimizer) && !*o->teacher_cache)
-        die_usage("%s needs --teacher: its step comes from a teacher's loss", o->optimizer);
-    else if (!strcmp(o->distill, "soft")) die_usage("--distill soft needs --teacher");
+    Tokenizer t = {0}, *ours = &run->tokenizer;
+    if (!*o->teacher) return;
+    if (of_teacher.vocab_size != g.vocab_size)
+        die("the teacher knows %d tokens, the student %d; they must read the same text alike",
+            of_teacher.vocab_size, g.vocab_size);
+    if (ours->vocab_size && tokenizer_load(&t, o->teacher) && !same_tokens(&t, ours))
+        die("%s has other tokens than the student; train both with one tokenizer", o->teacher);
+    tokenizer_free(&t);
+    if (of_teacher.max_seq_len < run->T)
+        die("the teacher's context is %d; use --seq-len %d", of_teacher.max_seq_len, of_teacher.max_seq_len);
+    gpt2_allocate_activations(&run->teacher, run->B, run->T, 0);
 }
 
 // Makes ready for sums over micro-batches and over workers.
@@ -4107,6 +4102,7 @@ static void print_plan(const Run *run, const char *device) {
                o->accumulate / workers.count);
     printf("memory     %.0f MB: model, activations %.0f, optimizer %.0f\n",
            (allocated_bytes + optimizer_bytes) / 1e6, allocated_bytes / 1e6, optimizer_bytes / 1e6);
+    fflush(stdout); // the first step may take minutes
 }
 
 // Reads data, makes or loads the model, and everything else that the loop needs.
@@ -4117,7 +4113,7 @@ static void prepare(Run *run) {
     if (*o->export_hf && !workers.rank) {
         make_folder(o->export_hf);
         check_writable(path_in(o->export_hf, "model.safetensors").s);
-        path_in(o->export_hf, "generation_config.json"); // the longest path must not be too long
+        path_in(o->export_hf, "special_tokens_map.json"); // the longest path must not be too long
     }
     if (*o->out && !workers.rank) claim_folder(o->out);
     load_models(run);
@@ -4147,9 +4143,9 @@ static void prepare(Run *run) {
 // ---- a step, and the loop
 
 // What to do where a number is none.
-static const char *advice(const Run *run) {
-    if (isnan(optim_get(&run->optimizer, "lr"))) return "; try another optimizer or schedule";
-    return isnan(optim_get(&run->optimizer, "muon-lr")) ? "; lower --lr" : "; lower --muon-lr and --lr";
+static const char *advice(const Optimizer *o) {
+    if (isnan(optim_get(o, "lr"))) return "; try another optimizer or schedule";
+    return isnan(optim_get(o, "muon-lr")) ? "; lower --lr" : "; lower --muon-lr and --lr";
 }
 
 // A run's first model is written as DIR/model.new. It takes the place of an older one when DIR/state.bin,
@@ -4173,7 +4169,7 @@ static void save_checkpoint(Run *run) {
     swap_evaluation_point(run, 1);
     if (!workers.rank) {
         if (!all_finite(m->params_memory, m->num_parameters))
-            die("after step %ld a weight is not a number%s", run->now.step, advice(run));
+            die("after step %ld a weight is not a number%s", run->now.step, advice(&run->optimizer));
         gpt2_save(m->config, m->params_memory, path_in(out, run->saved ? "model.bin" : "model.new").s);
     }
     swap_evaluation_point(run, 0);
@@ -4189,7 +4185,7 @@ static double validate(Run *run, GPT2 *m) {
     if (!isfinite(loss) && m == &run->teacher) die("the teacher's validation loss is not a number");
     if (!isfinite(loss))
         die("after step %ld the validation loss is not a number%s", run->now.step,
-            run->now.step ? advice(run) : "; look at the model");
+            run->now.step ? advice(&run->optimizer) : "; look at the model");
     return loss;
 }
 
@@ -4217,7 +4213,7 @@ static double gradient(Run *run, DataLoader *loader, int count, double *teacher)
         }
         gpt2_forward(m, run->x, run->B, run->T);
         begin_micro_batch(&run->sum, i, first, end, exchange);
-        losses[i] = gpt2_backward(m, run->y, scale, 0, soft ? &labels : NULL);
+        losses[i] = gpt2_backward(m, run->y, scale, soft ? &labels : NULL);
         end_micro_batch(&run->sum);
     }
     loader_skip(loader, (uint64_t)(count - end) * run->B);
@@ -4239,7 +4235,7 @@ static void update(Run *run, StepResult *r) {
     r->grad_norm = strcmp(o->grad_norm, "l1") ? norm : norms.s1;
     if (!isfinite(r->loss) || !isfinite(norm))
         die("the loss or its gradient is not a number at step %ld%s, or look at the data", step + 1,
-            advice(run));
+            advice(&run->optimizer));
     float clip = o->clip > 0 && norm > o->clip ? (float)(o->clip / norm) : 1.0f;
     double factor = run->schedule ? run->schedule[step]
                                   : optim_schedule(o->schedule, step, o->steps, o->warmup, o->final_lr);
@@ -4264,21 +4260,20 @@ static StepResult train_step(Run *run) {
     else {
         Proxy *p = &run->proxy;
         GPT2 *m = &run->model;
-        size_t n = m->num_parameters;
-        OptimSpan flat = optim_flat(n, NULL);
+        OptimSpan flat = optim_flat(m->num_parameters, NULL);
         DataLoader again = p->loader;
-        double eta = o->proxy_eta > 0 ? o->proxy_eta : INFINITY;
+        float average = run->now.step ? (float)o->proxy_average : 0;
+        float pull = o->proxy_eta > 0 ? (float)(1 / o->proxy_eta) : 0;
         optim_copy(flat, p->g_t, m->grads_memory);
         optim_copy(flat, p->x_t, m->params_memory);
         pair.data = &p->data;
         if (o->proxy_paired) gradient(run, &pair, o->accumulate, NULL);
         else gradient(run, &p->loader, o->proxy_steps, NULL);
-        optim_proxy_correction(p->correction, p->g_t, m->grads_memory, run->now.step ? o->proxy_average : 0,
-                               n);
+        optim_proxy_correction(flat, p->correction, p->g_t, m->grads_memory, average);
         for (int k = 0; k < o->proxy_steps; k++) {
             gradient(run, o->proxy_paired ? &p->loader : &again, 1, NULL);
-            optim_proxy_gradient(m->grads_memory, m->grads_memory, p->correction, m->params_memory, p->x_t,
-                                 eta, n);
+            optim_proxy_gradient(flat, m->grads_memory, m->grads_memory, p->correction, m->params_memory,
+                                 p->x_t, pull);
             update(run, &r);
         }
     }
@@ -4334,6 +4329,13 @@ static void train(Run *run) {
     }
 }
 
+// Whoever closed standard input, output or error gets one that cannot be used: files of ours do not take their
+// numbers, where lines meant for the terminal would end.
+static void hold_standard_files(void) {
+    for (int fd = 0; fd < 3; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd ? O_RDONLY : O_WRONLY) < 0) exit(1);
+}
+
 // libgomp's threads spin for milliseconds where they wait for each other. Where other programs run too, that
 // makes a step up to 40 times slower. The limit is read before main, so the program starts itself once more.
 static void spin_briefly(char **argv) {
@@ -4346,6 +4348,7 @@ static void spin_briefly(char **argv) {
 #ifndef TRAIN_GPT2_NO_MAIN
 int main(int argc, char **argv) {
     static Run run;
+    hold_standard_files();
     spin_briefly(argv);
     start_workers(&argc, &argv);
     run.options = parse_command_line(argc, argv, &run.optimizer);
@@ -4375,17 +4378,14 @@ int main(int argc, char **argv) {
         check_printed();
         return 0;
     }
-    if (o->steps == 0) {
-        swap_evaluation_point(&run, 1);
+    if (o->steps == 0) { // the parameters are the evaluation point still
         run.now.val_loss = validate(&run, &run.model);
-        swap_evaluation_point(&run, 0);
         save_checkpoint(&run);
     }
     if (*o->export_hf) {
         swap_evaluation_point(&run, 1);
         if (!workers.rank)
-            gpt2_export_hf(run.model.config, run.model.params_memory,
-                           run.tokenizer.vocab_size ? &run.tokenizer : NULL, o->export_hf);
+            gpt2_export_hf(run.model.config, run.model.params_memory, &run.tokenizer, o->export_hf);
         swap_evaluation_point(&run, 0);
     }
     if (run.teacher.params_memory) {

@@ -115,14 +115,14 @@ int gpu_optim_start(Optimizer *o, float *params, size_t n, const OptimSegment *s
 void gpu_optim_step(Optimizer *o, const float *grad, float scale, double factor, double loss,
                     double loss_star);
 void gpu_optim_eval(const Optimizer *o, float *out); // and waits
-int gpu_optim_state(Optimizer *o, int i, void **block, size_t *bytes, const char **name);
+int gpu_optim_state(Optimizer *o, int i, void **block, size_t *bytes);
 size_t gpu_optim_bytes(const Optimizer *o); // of this process's shard
 void gpu_optim_free(Optimizer *o);
 OptimSums gpu_gradient_norms(const Optimizer *o, const float *g);
 void gpu_copy(OptimSpan span, float *out, const float *x);
-void gpu_proxy_correction(float *c, const float *g, const float *proxy_t, double average, size_t n);
-void gpu_proxy_gradient(float *out, const float *proxy, const float *c, const float *x, const float *xt,
-                        double eta, size_t n);
+void gpu_proxy_correction(OptimSpan span, float *c, const float *g, const float *proxy_t, float average);
+void gpu_proxy_gradient(OptimSpan span, float *out, const float *proxy, const float *c, const float *x,
+                        const float *x_t, float pull);
 #ifdef __cplusplus
 }
 
@@ -1769,13 +1769,13 @@ void gpu_optim_eval(const Optimizer *optimizer, float *out) {
 
 // Blocks are whole: gathered, one at a time, and handed out for a checkpoint to be written from or read into.
 // The next call takes this process's shard back from it.
-int gpu_optim_state(Optimizer *o, int i, void **block, size_t *bytes, const char **name) {
+int gpu_optim_state(Optimizer *o, int i, void **block, size_t *bytes) {
     static float *whole, *shard;
     size_t begin = shard_begin(o->n), shard_bytes = (shard_end(o->n) - begin) * sizeof(float);
     if (whole) memcpy(shard, whole + begin, shard_bytes);
     optim_release(whole);
     whole = NULL;
-    if (!optim_state(o, i, block, bytes, name)) return 0;
+    if (!optim_state(o, i, block, bytes)) return 0;
     if (!sharded || i == 0) return 1;
     shard = (float *)*block;
     *block = whole = (float *)optim_allocate(ranks * shard_size(o->n), sizeof(float));
@@ -1802,13 +1802,13 @@ OptimSums gpu_gradient_norms(const Optimizer *optimizer, const float *g) {
     return norms;
 }
 void gpu_copy(OptimSpan span, float *out, const float *x) { optim_copy(span, out, x); }
-void gpu_proxy_correction(float *c, const float *g, const float *proxy_t, double average, size_t n) {
-    optim_proxy_correction(c, g, proxy_t, average, n);
-    all_gather(c, n); // of g this process has the sum in its shard alone; a checkpoint holds all of c
+void gpu_proxy_correction(OptimSpan span, float *c, const float *g, const float *proxy_t, float average) {
+    optim_proxy_correction(span, c, g, proxy_t, average);
+    all_gather(c, span.n); // of g this process has the sum in its shard alone; a checkpoint holds all of c
 }
-void gpu_proxy_gradient(float *out, const float *proxy, const float *c, const float *x, const float *xt,
-                        double eta, size_t n) {
-    optim_proxy_gradient(out, proxy, c, x, xt, eta, n);
+void gpu_proxy_gradient(OptimSpan span, float *out, const float *proxy, const float *c, const float *x,
+                        const float *x_t, float pull) {
+    optim_proxy_gradient(span, out, proxy, c, x, x_t, pull);
 }
 
 #elif !defined GPT2_DEVICE_WORKERS // the C part within train_gpt2.c, at the end of its chapter 5
@@ -1880,11 +1880,10 @@ static void gpt2_logits_gpu(const GPT2 *m, float *logits, int first, int n) {
 static double gpt2_loss_gpu(GPT2 *m, const uint16_t *targets) { return gpu_loss(m->gpu, targets); }
 
 static int add_micro_batch; // to the gradients of those before (chapter 10)
-static double gpt2_backward_gpu(GPT2 *m, const uint16_t *targets, float grad_scale, int add,
-                                const SoftLabels *soft) {
+static double gpt2_backward_gpu(GPT2 *m, const uint16_t *targets, float grad_scale, const SoftLabels *soft) {
     static const SoftLabels none = {.temperature = 1};
     const SoftLabels *s = soft ? soft : &none;
-    return gpu_backward(m->gpu, m->grads_memory, targets, grad_scale, add || add_micro_batch,
+    return gpu_backward(m->gpu, m->grads_memory, targets, grad_scale, add_micro_batch,
                         soft ? soft->teacher->gpu : NULL, s->temperature, s->weight);
 }
 

@@ -294,12 +294,11 @@ static double first_step(Problem *p, long *evaluations) {
     return a;
 }
 
-// AdProxGD in double, until the prox residual |x - x_prev|/a is below 1e-12 or no longer falls. Returns F at
+// AdProxGD in double, from 0 and a first step a, until the prox residual |x - x_prev|/a is below 1e-12 or no longer falls. Returns F at
 // the last x; *residual is the smallest on the way there.
-static double optimum(Problem *p, double *x, double *residual) {
+static double optimum(Problem *p, double a, double *x, double *residual) {
     double *g = vector(p), *x_prev = vector(p), *g_prev = vector(p);
-    long evaluations;
-    double a = first_step(p, &evaluations), a_prev = a, best = INFINITY;
+    double a_prev = a, best = INFINITY;
     for (long t = 0, since = 0; t < 200000 && since < 20000; t++, since++) {
         double dx = 0, dg = 0, moved = 0;
         loss_gradient(p, x, NULL, 0, g);
@@ -560,8 +559,8 @@ int main(int argc, char **argv) {
     if (!csv) die(strerror(errno), path, 1);
     double *x_star = vector(&p);
     s.x_star = x_star;
-    s.f_star = optimum(&p, x_star, &residual);
     s.first_step = first_step(&p, &s.search);
+    s.f_star = optimum(&p, s.first_step, x_star, &residual);
     fprintf(stderr, "%ld rows, %ld columns, %zu entries; F* = %.15g (prox residual %.1e)\n", p.data.rows,
             p.data.cols, p.data.row_start[p.data.rows], s.f_star, residual);
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # `make demo [DATA=text.txt]`: a teacher learns a text, a smaller student learns from the teacher's loss without any
 # learning rate, and both write; finally the teacher writes the same text with several tokens a pass, and is measured.
-# Runs go to runs/teacher and runs/student. Called from the project's folder.
+# Runs go to runs/teacher, runs/student and runs/ahead. Called from the project's folder.
 set -eu
 trap 'exit 130' INT TERM # a trainer that is stopped ends well: the next stage is not to begin
 export LC_ALL=C # numbers have points, for awk, sort and printf
@@ -50,7 +50,7 @@ else printf '\nmake plot RUNS="runs/teacher runs/student" draws them as a pictur
 say "5  Several tokens a pass: the teacher, trained on together with a prompt token that guesses the token after the next"
 ./decode_ppd train --model runs/teacher --data "$data" --joint --deep --prompts 1 --cuts 48 --batch 8 --steps 200 \
     --prompt-weight 0.1 --out-model runs/ahead --out runs/ahead.ppd
-prompt=$(awk 'NF { print (NF > 2 ? $1 " " $2 " " $3 : $1); exit }' "$data")
+prompt=$(awk 'NF { print (NF > 2 ? $1 " " $2 " " $3 : $1); exit }' <"$data")
 for with in "" "--ppd runs/ahead.ppd" "--ppd runs/ahead.ppd --ngram"; do
     printf '\n-- decode_ppd run --model runs/ahead %s\n' "$with"
     ./decode_ppd run --model runs/ahead $with --prompt "$prompt" --tokens 400 >runs/ahead.now

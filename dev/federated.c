@@ -46,9 +46,6 @@ first). */
 #ifdef FEDERATED_MPI
 #include <mpi.h>
 #endif
-#ifndef _OPENMP
-static inline int omp_get_thread_num(void) { return 0; }
-#endif
 
 // ===========================================================================================================
 // 1  Options (the table and its help stand in chapter 9)
@@ -364,7 +361,7 @@ static double client_gradient(const Federation *f, Client *c, Workspace *t, cons
         int B = f->options.trainer.batch, T = c->loader.T;
         loader_next(&c->loader, t->x, t->y, B);
         gpt2_forward(&t->model, t->x, B, T);
-        loss = gpt2_backward(&t->model, t->y, 1.0f / ((float)B * (float)T), 0, NULL);
+        loss = gpt2_backward(&t->model, t->y, 1.0f / ((float)B * (float)T), NULL);
     }
     from_model(&f->layout, t->g, t->grads);
     if (!isfinite(loss)) {
@@ -403,15 +400,12 @@ static float clip_factor(const FedOptions *o, const float *g, size_t n) {
     return norm > o->clip ? (float)(o->clip / norm) : 1.0f;
 }
 
-// Steps on b alone with the server's w, or on everything.
-static void client_steps(const Federation *f, Client *c, Workspace *t, int steps, const float *w,
-                         double rate) {
-    for (int k = 0; k < steps; k++) {
-        size_t n = c->optimizer.n;
-        const float *shared = n > f->layout.num_private ? c->x + f->layout.num_private : w;
-        double loss = client_gradient(f, c, t, c->x, shared);
-        optim_step(&c->optimizer, t->g, clip_factor(&f->options, t->g, n), rate, loss, 0);
-    }
+// A step on b alone with the server's w, or on everything.
+static void client_step(const Federation *f, Client *c, Workspace *t, const float *w, double rate) {
+    size_t n = c->optimizer.n;
+    const float *shared = n > f->layout.num_private ? c->x + f->layout.num_private : w;
+    double loss = client_gradient(f, c, t, c->x, shared);
+    optim_step(&c->optimizer, t->g, clip_factor(&f->options, t->g, n), rate, loss, 0);
 }
 
 // ===========================================================================================================
@@ -455,7 +449,7 @@ static void client_answer(const Federation *f, Client *c, Workspace *t, const Me
         out->count = l->num_shared;
         memset(out->payload, 0, out->count * sizeof(float));
         for (int k = 0; k <= o->local_steps; k++) {
-            if (k < o->local_steps) client_steps(f, c, t, 1, w, in->rate);
+            if (k < o->local_steps) client_step(f, c, t, w, in->rate);
             else client_gradient(f, c, t, c->x, w);
             if (k == o->local_steps || o->mean_gradient)
                 for (size_t i = 0; i < out->count; i++) out->payload[i] += share * g[i];
@@ -463,7 +457,7 @@ static void client_answer(const Federation *f, Client *c, Workspace *t, const Me
     } else if (in->kind == WORK) {
         float *own = c->x + l->num_private;
         if (o->method == FEDAVG) memcpy(own, w, l->num_shared * sizeof(float));
-        client_steps(f, c, t, o->local_steps, NULL, in->rate);
+        for (int k = 0; k < o->local_steps; k++) client_step(f, c, t, NULL, in->rate);
         out->count = o->method == FEDAVG ? l->num_shared : 0;
         for (size_t i = 0; i < out->count; i++) out->payload[i] = w[i] - own[i];
     } else {
@@ -473,8 +467,8 @@ static void client_answer(const Federation *f, Client *c, Workspace *t, const Me
             c->alone = 1;
             client_start(f, c, 1);
             for (int k = 0; k < o->finetune; k++)
-                client_steps(f, c, t, 1, NULL,
-                             o->finetune_lr * optim_schedule(o->schedule, k, o->finetune, 0, 0));
+                client_step(f, c, t, NULL,
+                            o->finetune_lr * optim_schedule(o->schedule, k, o->finetune, 0, 0));
         }
         out->count = 1;
         out->payload[0] = (float)client_loss(f, c, t, w);
@@ -606,8 +600,9 @@ static void mpi_stop(Federation *f) { (void)f; }
 // when such an answer arrives is the clock's affair.
 static void post(Federation *f, const int *to, int count, MessageKind kind, double rate) {
     size_t n = f->options.method == LOCAL ? 0 : f->layout.num_shared;
+    int lane = kind == WORK ? WORKING : MEASURING;
     for (int i = 0; i < count; i++) {
-        Message *request = f->peers[to[i]].request[kind == WORK ? WORKING : MEASURING];
+        Message *request = f->peers[to[i]].request[lane];
         int job = request->job + 1;
         *request = (Message){.kind = kind, .client = to[i], .job = job, .rate = (float)rate, .count = n};
         memcpy(request->payload, kind == WORK ? f->w : f->point, n * sizeof(float));
@@ -616,7 +611,6 @@ static void post(Federation *f, const int *to, int count, MessageKind kind, doub
         if (mpi_size > 1) mpi_send(f, to[i], request);
     }
     if (mpi_size > 1) return;
-    int lane = kind == WORK ? WORKING : MEASURING;
 #pragma omp parallel for schedule(dynamic, 1)
     for (int i = 0; i < count; i++) {
         Peer *p = &f->peers[to[i]];
@@ -901,7 +895,8 @@ static double measure(Federation *f, MessageKind kind, double *worst) {
     if (!answers) die("no client says its loss; are their ranks alive?");
     if (answers < honest) printf("of %d clients %d say their loss in time\n", honest, answers);
     if (!isfinite(sum))
-        die("the loss is not a number after %ld server steps: the run diverges; lower --server-lr", f->steps);
+        die("the loss is not a number after %ld server steps: the run diverges; lower --server-lr or --client-lr",
+            f->steps);
     return sum / answers;
 }
 
@@ -1303,32 +1298,30 @@ static FedOptions fed_options(int argc, char **argv) {
         set_option(&o, row, row->initial);
     }
     uint64_t given = read_options(&o, fed_rows, NUM_FED, argc, argv, rest, fed_help);
+    o.method = choice("method", o.method_name, methods);
+    o.aggregator = choice("aggregate", o.aggregator_name, aggregators);
+    o.attack = choice("attack", o.attack_name, attacks);
+    const struct { const char *name; int idle; const char *why; } useful[] = {
+        {"attack", !o.attackers, "goes with --attackers"}, {"misfit", !o.convex, "is for --convex"},
+        {"trim", o.aggregator != TRIMMED, "goes with --aggregate trimmed"},
+        {"finetune-lr", !o.finetune, "goes with --finetune"},
+        {"mean-gradient", o.method != FFGG, "is for --method ffgg"}};
     const char *of_texts = "data clients min-bytes tokenizer model layers heads channels context batch";
     for (int i = 0; i < NUM_FED; i++) {
         const char *name = fed_rows[i].name;
         if (!(given >> i & 1)) continue;
         if (o.convex && optim_word(of_texts, name)) die_usage("--%s is for texts, not for --convex", name);
-        if (!o.convex && !strcmp(name, "misfit")) die_usage("--misfit is for --convex");
+        for (int k = 0; k < OPTIM_COUNT(useful); k++)
+            if (useful[k].idle && !strcmp(useful[k].name, name)) die_usage("--%s %s", name, useful[k].why);
         for (int k = 0; k < NUM_OPTIONS; k++) // is_given's bits
             if (i >= NUM_OWN && !strcmp(option_rows[k].name, name)) rest->given |= 1ull << k;
     }
     for (int i = 0; i < rest->num_hyper; i++)
         if (strncmp(rest->hyper_name[i], "server-", 7) && strncmp(rest->hyper_name[i], "client-", 7))
             die_usage("--%s is no option; see --help", rest->hyper_name[i]);
-    o.method = choice("method", o.method_name, methods);
-    o.aggregator = choice("aggregate", o.aggregator_name, aggregators);
-    o.attack = choice("attack", o.attack_name, attacks);
     if (!o.convex && !*o.data) die_usage("give a text with --data FILE, or --convex; see --help");
     if (!strcmp(o.clock, "real") && mpi_size == 1)
         die_usage("--clock real needs MPI's ranks (make federated_mpi)");
-    const struct { const char *name; int idle; const char *where; } useful[] = {
-        {"attack", !o.attackers, "--attackers"}, {"trim", o.aggregator != TRIMMED, "--aggregate trimmed"},
-        {"finetune-lr", !o.finetune, "--finetune"}};
-    for (int i = 0; i < NUM_FED; i++)
-        for (int k = 0; k < OPTIM_COUNT(useful) && given >> i & 1; k++)
-            if (useful[k].idle && !strcmp(useful[k].name, fed_rows[i].name))
-                die_usage("--%s goes with %s", useful[k].name, useful[k].where);
-    if (o.mean_gradient && o.method != FFGG) die_usage("--mean-gradient is for --method ffgg");
     if (!*o.patterns && o.method == FFGG) o.patterns = o.convex ? "b" : "h.*.ln_*,ln_f.*";
     if (!*o.schedule) o.schedule = o.convex ? "constant" : "cosine";
     if (isnan(optim_schedule(o.schedule, 0, 1, 0, 0)))
@@ -1352,6 +1345,7 @@ static FedOptions fed_options(int argc, char **argv) {
 #ifndef FEDERATED_NO_MAIN
 int main(int argc, char **argv) {
     static Federation f;
+    hold_standard_files();
     spin_briefly(argv);
 #ifdef FEDERATED_MPI
     MPI_Init(&argc, &argv);

@@ -7,8 +7,9 @@
     LIBSVM                         what dev/convex reads
 
     clang -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -DFUZZ_MODEL \
-        dev/fuzz.c -o fuzz_model -lm
-    mkdir corpus_model; ASAN_OPTIONS=detect_leaks=0 ./fuzz_model -max_total_time=600 -timeout=10 corpus_model
+        dev/fuzz.c -o dev/fuzz_model -lm
+    mkdir dev/fuzz_corpus
+    ASAN_OPTIONS=detect_leaks=0 dev/fuzz_model -max_total_time=600 -timeout=10 dev/fuzz_corpus
 
 The corpus is given a good file to start from. What the C library allocates itself (getline) is not seen by
 test/caught.h and leaks. */
@@ -57,7 +58,7 @@ static GPT2 tiny_model(void) {
 #endif
 static void write_first(void) {
     GPT2 m = tiny_model();
-    gpt2_export_hf(tiny, m.params_memory, NULL, folder);
+    gpt2_export_hf(tiny, m.params_memory, &(Tokenizer){0}, folder);
     if (!strcmp(FILE_NAME, "model.bin")) gpt2_save(tiny, m.params_memory, path_in(folder, FILE_NAME).s);
 }
 static void read_it(void *unused) {

@@ -2,17 +2,18 @@
 # Checks and measures train_gpt2.cu on a machine with an NVIDIA GPU, in less than ten minutes and without a network.
 #   dev/gpu_check.sh [REPORT_DIR]          default: gpu_report; report.txt there is the summary, beside it every output
 #   PEAK=312      peak TFLOP/s of the card's bf16 (dense), for MFU, where the table below does not know the card
-#   GOLDEN="DIR.."  more golden folders than test/golden/gpt2_tiny
+#   GOLDEN=DIR    more golden folders than test/golden/gpt2_tiny: those in DIR
 #   LIMIT=570     seconds it may take
 # Needs nvcc, cuBLAS and make; uses ncu and compute-sanitizer where they are installed, PyTorch beside us where python3
 # has it, and all GPUs of the machine where NCCL and Open MPI are.
 set -u
 export LC_ALL=C # numbers have points, for awk, sort and printf
-cd "$(dirname "$0")/.."
+unset CDPATH
+cd "$(dirname "$0")/.." || exit 1
 report=${1:-gpu_report}
 mkdir -p "$report"
 report=$(realpath "$report")
-work=$(mktemp -d)
+work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
 began=$SECONDS failures=0
 gpu=./train_gpt2cu cpu=./train_gpt2 golden_test=./test/test_gpt2_cuda_gpu
@@ -46,7 +47,9 @@ fi
 say "build      $(grep -c -i warning "$report/build.txt") warnings, $((SECONDS - began)) seconds"
 
 # ---- golden files, every kernel and every optimizer on the device
-$golden_test test/golden/gpt2_tiny ${GOLDEN:-} >"$report/golden.txt" 2>&1 || fail "test_gpt2_cuda_gpu; see golden.txt"
+goldens=(test/golden/gpt2_tiny)
+for folder in "${GOLDEN:-}"/*/; do [ ! -f "$folder/state.bin" ] || goldens+=("$folder"); done
+$golden_test "${goldens[@]}" >"$report/golden.txt" 2>&1 || fail "test_gpt2_cuda_gpu; see golden.txt"
 say "goldens    $(tail -n 1 "$report/golden.txt")"
 grep -h '^golden' "$report/golden.txt" | while read -r line; do say "           $line"; done
 
@@ -55,24 +58,24 @@ largest_difference() { # largest_difference RUN RUN: of a step's loss
     awk -F, 'NR == FNR { a[FNR] = $4; next } FNR > 1 { d = a[FNR] - $4; d = d < 0 ? -d : d; if (d > most) most = d }
         END { printf "%.6f", FNR < 51 ? 9 : most }' "$1/log.csv" "$2/log.csv"
 }
-options="--data dev/data/tales.txt --layers 4 --heads 4 --channels 128 --context 64 --batch 12 --steps 50 --eval-tokens 4096"
-$cpu $options --out "$work/cpu" >"$report/steps_cpu.txt" 2>&1 || fail "train_gpt2"
+options=(--data dev/data/tales.txt --layers 4 --heads 4 --channels 128 --context 64 --batch 12 --steps 50 --eval-tokens 4096)
+$cpu "${options[@]}" --out "$work/cpu" >"$report/steps_cpu.txt" 2>&1 || fail "train_gpt2"
 for precision in --f32 ""; do
-    $gpu $options $precision --out "$work/gpu$precision" >"$report/steps_gpu$precision.txt" 2>&1 || fail "train_gpt2cu $precision"
+    $gpu "${options[@]}" $precision --out "$work/gpu$precision" >"$report/steps_gpu$precision.txt" 2>&1 || fail "train_gpt2cu $precision"
     difference=$(largest_difference "$work/cpu" "$work/gpu$precision")
     cp "$work/gpu$precision/log.csv" "$report/log_gpu$precision.csv"
     say "50 steps   ${precision:---bf16}: largest difference of a step's loss from the CPU's: $difference"
     awk -v d="$difference" -v f32="$precision" 'BEGIN { exit !(d < (f32 ? 0.001 : 0.05)) }' || fail "the losses of 50 steps"
 done
-$gpu $options --out "$work/again" >/dev/null 2>&1
+$gpu "${options[@]}" --out "$work/again" >/dev/null 2>&1
 cmp -s "$work/gpu/model.bin" "$work/again/model.bin" && say "twice      the same bits" || fail "the same run twice gives other bits"
 
 # ---- all GPUs: the losses of one
 if [ "$several" ]; then
     FULL=1 mpirun -n "$gpus" $golden_test >"$report/golden_all.txt" 2>&1 || fail "test_gpt2_cuda_gpu on $gpus GPUs; see golden_all.txt"
     on_all="mpirun -n $gpus $gpu --workers data"
-    $gpu $options --f32 --accumulate "$gpus" --out "$work/one" >/dev/null 2>&1 || fail "one GPU"
-    $on_all $options --f32 --accumulate "$gpus" --out "$work/all" >"$report/steps_all.txt" 2>&1 || fail "$gpus GPUs"
+    $gpu "${options[@]}" --f32 --accumulate "$gpus" --out "$work/one" >/dev/null 2>&1 || fail "one GPU"
+    $on_all "${options[@]}" --f32 --accumulate "$gpus" --out "$work/all" >"$report/steps_all.txt" 2>&1 || fail "$gpus GPUs"
     difference=$(largest_difference "$work/one" "$work/all")
     say "$gpus GPUs     largest difference of a step's loss from one GPU's: $difference"
     awk -v d="$difference" 'BEGIN { exit !(d < 0.001) }' || fail "the losses of $gpus GPUs"
@@ -87,7 +90,7 @@ shard=$work/tokens.bin count=$(($(wc -c <dev/data/tales.txt) / 2))
     head -c 1012 /dev/zero
     head -c $((2 * count)) dev/data/tales.txt
 } >"$shard"
-model="--data $shard --layers 12 --heads 12 --channels 768 --context 1024 --eval-tokens 1024 --warmup 10 --lr 6e-4"
+model=(--data "$shard" --layers 12 --heads 12 --channels 768 --context 1024 --eval-tokens 1024 --warmup 10 --lr 6e-4)
 # measure BATCH STEPS [OPTION...]: sets speed (tokens/s after the first third), seconds (of a step), memory (MiB); 1: it
 # does not fit, or failed, which is counted
 measure() {
@@ -96,7 +99,7 @@ measure() {
     rm -rf "$work/run"
     nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits -lms 200 >"$work/memory" 2>/dev/null &
     local sampler=$!
-    timeout "$(left)" ${trainer:-$gpu} $model --batch "$batch" --steps "$steps" --out "$work/run" "$@" >"$work/run.txt" 2>&1
+    timeout "$(left)" ${trainer:-$gpu} "${model[@]}" --batch "$batch" --steps "$steps" --out "$work/run" "$@" >"$work/run.txt" 2>&1
     local code=$?
     kill $sampler
     wait $sampler 2>/dev/null
@@ -146,7 +149,7 @@ fi
 # ---- each kernel's share of the time
 if command -v ncu >/dev/null && [ "$(left)" -gt 60 ] && [ -n "$best" ]; then
     timeout "$(($(left) - 30))" ncu --clock-control none --metrics gpu__time_duration.sum --csv --print-units base \
-        --log-file "$report/kernels.csv" $gpu $model --batch $((best < 32 ? best : 32)) --steps 3 --out "$work/profile" >"$report/ncu.txt" 2>&1
+        --log-file "$report/kernels.csv" $gpu "${model[@]}" --batch $((best < 32 ? best : 32)) --steps 3 --out "$work/profile" >"$report/ncu.txt" 2>&1
     # a line a launch; the last field is its time in ns, with commas, and the fifth the kernel and its parameters.
     # Not counted is the first launch of each kernel, for which memory comes to the GPU.
     awk -F'","' '$NF ~ /^[0-9,.]+"/ { name = $5; sub(/\(.*/, "", name); sub(/^void /, "", name); time = $NF; gsub(/[",]/, "", time)

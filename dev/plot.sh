@@ -17,15 +17,15 @@ plots=() rates=() colour=0
 for run in "$@"; do
     log=$run/log.csv
     [ -r "$log" ] || die "$log cannot be read; is $run the --out folder of a run?"
-    colour=$((colour + 1))
-    awk -F, -v c=4 "$smooth" "$log" >"$points/$colour.train"
-    awk -F, 'NR > 1 && $5 != "" { print $1, $5 }' "$log" >"$points/$colour.val"
-    awk -F, -v c=6 "$smooth" "$log" >"$points/$colour.teacher"
-    awk -F, 'NR > 1 && $7 != "" { print $1, $7 }' "$log" >"$points/$colour.rate"
-    [ -s "$points/$colour.rate" ] && rates+=("'$points/$colour.rate' with lines lc $colour lw 2 title '$run'")
-    [ -s "$points/$colour.train" ] && plots+=("'$points/$colour.train' with lines lc $colour lw 1 title '$run, training'")
-    [ -s "$points/$colour.val" ] && plots+=("'$points/$colour.val' with linespoints lc $colour lw 3 pt 7 title '$run, validation'")
-    [ -s "$points/$colour.teacher" ] && plots+=("'$points/$colour.teacher' with lines lc $colour lw 2 dt 3 title '$run, its teacher'")
+    colour=$((colour + 1)) title=${run//\'/\'\'}
+    awk -F, -v c=4 "$smooth" <"$log" >"$points/$colour.train"
+    awk -F, 'NR > 1 && $5 != "" { print $1, $5 }' <"$log" >"$points/$colour.val"
+    awk -F, -v c=6 "$smooth" <"$log" >"$points/$colour.teacher"
+    awk -F, 'NR > 1 && $7 != "" { print $1, $7 }' <"$log" >"$points/$colour.rate"
+    [ -s "$points/$colour.rate" ] && rates+=("'$points/$colour.rate' with lines lc $colour lw 2 title '$title'")
+    [ -s "$points/$colour.train" ] && plots+=("'$points/$colour.train' with lines lc $colour lw 1 title '$title, training'")
+    [ -s "$points/$colour.val" ] && plots+=("'$points/$colour.val' with linespoints lc $colour lw 3 pt 7 title '$title, validation'")
+    [ -s "$points/$colour.teacher" ] && plots+=("'$points/$colour.teacher' with lines lc $colour lw 2 dt 3 title '$title, its teacher'")
 done
 [ ${#plots[@]} -gt 0 ] || die "these runs have no steps yet"
 list() { local IFS=,; echo "$*"; }

@@ -8,7 +8,8 @@
 #   JOBS=2             tests at a time
 set -u
 export LC_ALL=C # numbers have points, for awk, sort and printf
-cd "$(dirname "$0")/.."
+unset CDPATH
+cd "$(dirname "$0")/.." || exit 1
 [[ ${JOBS:=2} =~ ^[1-9][0-9]*$ ]] || { echo "error: JOBS takes a whole number, not '$JOBS'" >&2; exit 2; }
 [ "${FULL:-}" != 0 ] || unset FULL
 full=${FULL:-} kills=5 mutations=300 architectures=

@@ -111,8 +111,8 @@ static void test_optimum(void) {
         p.l1 = kind ? 0.02 : 0, p.box = kind == 2 ? 0.2 : INFINITY;
         memset(w, 0, p.data.cols * sizeof *w);
         Setting s = {.p = &p, .x_star = w, .budget = 2000, .steps = 2000};
-        s.f_star = optimum(&p, w, &residual);
         s.first_step = first_step(&p, &s.search);
+        s.f_star = optimum(&p, s.first_step, w, &residual);
         loss_gradient(&p, w, NULL, 0, g);
         off = 0;
         int low = 0, high = 0, zero = 0;

@@ -157,7 +157,7 @@ for how in "--steps 400" "--steps 300 --joint --lr 1e-3 --out-model $work/learne
     wait $pid
     refuses 1 "lr" "${training[@]}" "$work/broken" --lr 1e-2 --resume
     ok "it goes on $how" "${training[@]}" "$work/broken" --resume
-    ok "from a checkpoint" grep -q '^resumed at step' "$work/last"
+    ok "from a checkpoint" grep -q '^resumed    at step' "$work/last"
     [[ $how != *joint* ]] || mv "$work/learned/model.bin" "$work/learned/broken.bin"
     ok "unbroken $how" "${training[@]}" "$work/whole"
     ok "the same numbers" cmp -n $((40 + 3 * 32 * 4)) "$work/broken" "$work/whole"
@@ -210,10 +210,14 @@ refuses 1 "is --model's" "${long[@]}" --joint --model "$work/model/model.bin" --
 refuses 1 "change places" "${bench[@]}" --ppd "$work/heads" --heads-file "$work/p"
 refuses 1 "change places" "${bench[@]}" --draft "$work/model" --draft-ppd "$work/heads"
 refuses 2 "give one" "${run[@]}" --prompt 1 --ngram --draft "$work/draft"
+refuses 2 "goes with --ppd" "${run[@]}" --prompt 1 --tree 8
+refuses 1 "is not a number.*; lower --muon-lr and --lr" "${long[@]}" --joint --optimizer muon --muon-lr 1e39 --warmup 0 \
+    --out-model "$work/wild"
 ok "a model that sees one token" "$train" "${small[@]}" --context 1 --steps 2 --out "$work/one"
 ok "has a bench" "$decode" bench --model "$work/one" --data "$work/text.txt" --tokens 4 --texts 1
 ok "of numbers" bash -c '! grep -E "nan| 0\.0 .* 0%" "$1"' _ "$work/last"
-refuses 1 "no such\|cannot open\|No such" "$decode" train --model "$work/model" "${tokens[@]}" --out "$work/x" --resume
+ok "nothing to resume: it begins" "$decode" train --model "$work/model" "${tokens[@]}" --steps 1 --out "$work/x" --resume
+ok "and says so" grep -q '^resumed    nothing: there is no .*/x.state, the run begins' "$work/last"
 
 # ---- the study: its report from a CSV; with FULL=1 all of it, on a few steps
 if [ -f dev/studies/driver.sh ]; then

@@ -3,7 +3,7 @@
 # curl or wget or both.
 set -u
 . "$(dirname "$0")/lib.sh"
-data=$(cd "$(dirname "$0")/../dev/data" && pwd) || exit 1
+data=$(unset CDPATH && cd "$(dirname "$0")/../dev/data" && pwd) || exit 1
 command -v python3 >/dev/null || { skip "no python3 for the server"; finish; exit; }
 
 # A server that knows ranges. Below /cut it drops a program's first connection for a file in the middle; below

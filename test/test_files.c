@@ -203,7 +203,7 @@ static void test_golden(const char *dir) {
     gpt2_save(m.config, m.params_memory, copy.s);
     char *a = read_file(bin.s, &n), *b = read_file(copy.s, &k);
     check(n == k && !memcmp(a, b, n), "model.bin is not written as it was read");
-    gpt2_export_hf(m.config, m.params_memory, NULL, in_test("export").s);
+    gpt2_export_hf(m.config, m.params_memory, &(Tokenizer){0}, in_test("export").s);
     check_params(in_test("export").s, m.params_memory, m.config, "an exported folder");
     free(a), free(b);
     gpt2_free(&m);
@@ -483,7 +483,7 @@ static void save_limited(void *params) {
 static void export_limited(void *params) {
     signal(SIGXFSZ, SIG_IGN);
     setrlimit(RLIMIT_FSIZE, &(struct rlimit){3000, 3000});
-    gpt2_export_hf(small, params, NULL, in_test("kept").s);
+    gpt2_export_hf(small, params, &(Tokenizer){0}, in_test("kept").s);
 }
 
 static void save_nowhere(void *params) { gpt2_save(small, params, in_test("no/such/folder.bin").s); }

@@ -3,7 +3,8 @@
 #   test/test_gpt2_cuda.sh [GPU_TRAINER [CPU_TRAINER [GPU_TRAINER_FOR_MPIRUN]]]
 # GPU_TRAINER is the GPU's trainer built for a CPU (test/cuda_on_cpu.h) or for a GPU; the third one has USE_NCCL=1.
 set -u
-cd "$(dirname "$0")/.."
+unset CDPATH
+cd "$(dirname "$0")/.." || exit 1
 gpu=$(realpath "${1:-./test/test_train_gpt2_cuda}") cpu=$(realpath "${2:-./train_gpt2}") nccl=${3:+$(realpath "$3")} here=$PWD
 . test/lib.sh
 export OMP_NUM_THREADS=1
@@ -11,7 +12,7 @@ for i in $(seq 60); do
     echo "Once there was a fox who had $i stones. Every day it gave $((i * 7 % 11)) of them away, and found $((i % 5)) more."
 done >"$work/text.txt"
 options="--data $work/text.txt --layers 2 --heads 2 --channels 16 --context 16 --batch 2 --lr 1e-2"
-cd "$work"
+cd "$work" || exit 1
 
 # two logs, but for the time: numbers that differ by at most a share of $3
 logs_agree() {
@@ -136,5 +137,5 @@ fi
 
 "$gpu" --help >help.txt
 ok "--help" grep -q -- "--f32" help.txt
-cd "$here"
+cd "$here" || exit 1
 finish

@@ -3,7 +3,8 @@
 # links it, too.
 #   test/test_nvcc.sh [-v] [ARCH...]       default: sm_80; -v prints registers and shared memory of each kernel
 set -u
-cd "$(dirname "$0")/.."
+unset CDPATH
+cd "$(dirname "$0")/.." || exit 1
 verbose=
 [ "${1:-}" = -v ] && verbose=1 && shift
 passed=0 failed=0

@@ -360,12 +360,11 @@ static const char *golden_run(const Golden *g, long restart, Run *run) {
         if (t == restart && t > 0) {                       // a checkpoint: params and what optim_state lists
             void *from, *to;
             size_t bytes;
-            const char *name;
             golden_optimizer(g, &fresh, segments, &warmup);
             if (optim_start(&fresh, other, n, segments, g->num_tensors)) return "no memory";
             memcpy(other, x, n * sizeof(float));
-            for (int i = 0; optim_state(&o, i, &from, &bytes, &name); i++) {
-                optim_state(&fresh, i, &to, &bytes, &name);
+            for (int i = 0; optim_state(&o, i, &from, &bytes); i++) {
+                optim_state(&fresh, i, &to, &bytes);
                 memcpy(to, from, bytes);
             }
             optim_free(&o);
@@ -834,15 +833,14 @@ static void bits_run(const char *name, const char *base, size_t n, int shift, in
         if (restart && t == 3) {
             void *from, *to;
             size_t bytes;
-            const char *block;
             optim_init(&fresh, name);
             if (base) optim_set_base(&fresh, base);
             optim_set(&fresh, "slice-p", 7);
             memset(other, 0, n * sizeof(float));
             optim_start(&fresh, other, n, segments, 5);
             memcpy(other, x, n * sizeof(float));
-            for (int i = 0; optim_state(&o, i, &from, &bytes, &block); i++) {
-                optim_state(&fresh, i, &to, &bytes, &block);
+            for (int i = 0; optim_state(&o, i, &from, &bytes); i++) {
+                optim_state(&fresh, i, &to, &bytes);
                 memcpy(to, from, bytes);
             }
             optim_free(&o);
@@ -983,7 +981,6 @@ static void interface_tests(void) {
     Optimizer o;
     void *ptr;
     size_t bytes;
-    const char *name;
     float x[3] = { 1, 2, 3 }, g[3] = { 0, 0, 0 };
     int ok = optim_init(&o, "no-such") == -1 && !optim_init(&o, "adamw");
     ok &= optim_set(&o, "mu-x", 0.9) == -1 && optim_set(&o, "no", 1) == -1 && isnan(optim_get(&o, "mu-x"));
@@ -1002,8 +999,8 @@ static void interface_tests(void) {
     optim_free(&o);
     ok = !optim_init(&o, "prodigy") && optim_set(&o, "slice-p", 2.5) == -2 && !optim_set(&o, "slice-p", 2);
     ok &= isinf(optim_get(&o, "growth-rate")) && !optim_start(&o, x, 3, NULL, 0);
-    ok &= optim_state(&o, 3, &ptr, &bytes, &name) && !strcmp(name, "x0") && bytes == 2 * sizeof(float);
-    ok &= ((float *)ptr)[0] == 1 && ((float *)ptr)[1] == 3 && !optim_state(&o, 5, &ptr, &bytes, &name);
+    ok &= optim_state(&o, 3, &ptr, &bytes) && ptr == o.x0 && bytes == 2 * sizeof(float);
+    ok &= ((float *)ptr)[0] == 1 && ((float *)ptr)[1] == 3 && !optim_state(&o, 5, &ptr, &bytes);
     ok &= optim_bytes(&o) == sizeof o.s + (3 + 3 + 2 + 2) * sizeof(float);
     ok &= optim_set(&o, "slice-p", 1) == -2 && !optim_set(&o, "d-coef", 2); // x0 is of every second entry
     optim_free(&o);
@@ -1121,10 +1118,12 @@ static void schedule_tests(void) {
 
 static void proxy_test(void) {
     float a[6][100], out[100], c[100] = {0};
-    double error = 0, average[] = {0, 0.75};
+    const OptimSpan all = optim_flat(100, NULL);
+    const float average[] = {0, 0.75};
+    double error = 0;
     for (int j = 0; j < 5; j++) for (int i = 0; i < 100; i++) a[j][i] = (float)uniform();
-    for (int t = 0; t < 2; t++) optim_proxy_correction(c, a[1 + t], a[2 + t], average[t], 100);
-    optim_proxy_gradient(out, a[0], c, a[3], a[4], 0.05, 100);
+    for (int t = 0; t < 2; t++) optim_proxy_correction(all, c, a[1 + t], a[2 + t], average[t]);
+    optim_proxy_gradient(all, out, a[0], c, a[3], a[4], 1 / 0.05f);
     for (int i = 0; i < 100; i++) {
         const double want = a[0][i] + 0.75 * (a[1][i] - (double)a[2][i]) +
                             0.25 * (a[2][i] - (double)a[3][i]) + (a[3][i] - (double)a[4][i]) / 0.05;

@@ -36,6 +36,9 @@ if command -v flock >/dev/null; then
 else skip "two of one study (flock is not installed)"; fi
 refuses 2 "EXTRA is for trainings" env EXTRA="--lr 1" bash dev/studies/convex.sh
 refuses 2 "EXTRA is for trainings" env EXTRA="--lr 1" bash dev/studies/decoding.sh
+refuses 2 "are for other studies" env STEPS=10 bash dev/studies/federated.sh
+refuses 2 "are for other studies" env STEPS=10 bash dev/studies/workers.sh
+refuses 2 "are for other studies" env DATA="$work/text.txt" bash dev/studies/workers.sh
 refuses 2 "STEPS is at least 4" env DATA="$work/text.txt" STEPS=3 bash dev/studies/schedules.sh
 refuses 1 "cannot be read" env DATA=nowhere bash dev/studies/proxy.sh
 for steps in 0 abc; do refuses 2 "STEPS takes a whole number, not '$steps'" env DATA="$work/text.txt" STEPS=$steps bash dev/studies/proxy.sh; done
@@ -47,13 +50,13 @@ make -s -C "$project" demo DATA=/nope >"$work/out" 2>&1
 ok "make demo of a text that is not there" grep -q '^error: /nope cannot be read' "$work/out"
 refuses 1 "federated-full.csv is not there" env REPORT=1 FULL=1 RESULTS="$work/results" bash dev/studies/federated.sh
 
-# ---- the demo, of few steps, with a text whose name has a space and whose lines are words
+# ---- the demo, of few steps, with a text whose name has a space and a =, and whose lines are words
 mkdir "$work/demo" && ln -s "$project/dev" "$work/demo/"
 printf '#!/bin/sh\nexec "%s/train_gpt2" "$@" --channels 32 --steps 4 --eval-every 2 --sample-every 4\n' "$project" >"$work/demo/train_gpt2"
 printf '#!/bin/sh\n[ "$1" != train ] || set -- "$@" --steps 2 --own-tokens 1000\nexec "%s/decode_ppd" "$@"\n' "$project" >"$work/demo/decode_ppd"
 chmod +x "$work/demo/train_gpt2" "$work/demo/decode_ppd"
-tr -s ' ' '\n' <"$work/text.txt" >"$work/my text.txt"
-ok "the demo" bash -c 'cd "$1" && bash dev/demo.sh "$2"' _ "$work/demo" "$work/my text.txt"
+tr -s ' ' '\n' <"$work/text.txt" >"$work/my text=1.txt"
+ok "the demo" bash -c 'cd "$1" && bash dev/demo.sh "$2"' _ "$work/demo" "$work/my text=1.txt"
 cp "$work/last" "$work/shown"
 ok "the same text, with several tokens a pass" [ "$(grep -c '^the same text' "$work/shown")" = 2 ]
 ok "and how many times as fast they are" grep -qE '^PPD  *[0-9].* yes$' "$work/shown"
@@ -61,7 +64,7 @@ for mark in T S; do ok "the curve of $mark" grep -qE "^ *[0-9.]+ \|.*$mark" "$wo
 printf '#!/bin/sh\nexec "%s/train_gpt2" "$@" --eval-every 0\n' "$project" >"$work/demo/train_gpt2"
 rm -rf "$work/demo/runs"
 set -m
-(cd "$work/demo" && exec bash dev/demo.sh "$work/my text.txt") >"$work/out" 2>&1 &
+(cd "$work/demo" && exec bash dev/demo.sh "$work/my text=1.txt") >"$work/out" 2>&1 &
 await rows 2 "$work/demo/runs/teacher/log.csv"
 kill -INT -- -$!
 wait $!
@@ -71,9 +74,12 @@ ok "and no stage follows" bash -c "! grep -q '^== 3' '$work/out'"
 
 # ---- a picture of runs, one of which has no rate
 if command -v gnuplot >/dev/null; then
-    mkdir "$work/rateless"
+    mkdir "$work/rateless" "$work/it's lr=3"
     awk 'BEGIN { print "step,tokens,seconds,train_loss,val_loss,teacher_loss,lr,grad_norm"
                  for (i = 1; i <= 60; i++) print i ",1,1," 3 - i / 60 ",,,,1" }' >"$work/rateless/log.csv"
+    cp "$work/rateless/log.csv" "$work/it's lr=3"
+    ok "runs of any name" bash -c 'cd "$1" && bash "$2/dev/plot.sh" named.png "$3" </dev/null' _ "$work" "$project" "it's lr=3"
+    ok "their picture" [ "$(head -c 4 "$work/named.png" | tail -c 3)" = PNG ]
     ok "a run without rates" bash "$project/dev/plot.sh" "$work/rateless.png" "$work/rateless"
     ok "a picture" [ "$(head -c 4 "$work/rateless.png" | tail -c 3)" = PNG ]
     refuses 1 "cannot write" bash "$project/dev/plot.sh" "$work/nowhere/rateless.png" "$work/rateless"
@@ -164,6 +170,7 @@ ok "an entry of more steps than AdamW, which begins otherwise" env STEPS=1001 SE
     ENTRY="--init-std 0.03" bash dev/studies/race.sh
 ok "has taken more" grep -qE '^longer +1001 +-0\.1% ' "$work/last"
 refuses 2 "TRACK is tales" env TRACK=moon bash dev/studies/race.sh
+refuses 2 "on the track tales" env DATA="$work/text.txt" ENTRY="--lr 1e-3" bash dev/studies/race.sh
 refuses 1 "no row of AdamW on tinyshakespeare" env REPORT=1 TRACK=tinyshakespeare bash dev/studies/race.sh
 
 # ---- README's rows and the files they come from; the race's table on the page and its CSV; all from the CSVs alone

@@ -85,6 +85,12 @@ ok "no part of it is left" eval '! ls "$work"/big* >/dev/null 2>&1'
 cp "$work/small" "$work/kept"
 refuses 1 "File too large" "${limited[@]}" --out "$work/kept"
 ok "the file that was there is kept" cmp -s "$work/small" "$work/kept"
+refuses 2 "without other options" "$tales" --score "$work/small" --seed 5
+"$tales" --bytes 1000000000 --out "$work/big" >/dev/null 2>&1 &
+await [ -s "$work/big.tmp" ]
+kill $!
+wait $!
+ok "stopped, it leaves nothing" eval '! ls "$work"/big* >/dev/null 2>&1'
 ok "--help" eval '"$tales" --help | grep -q -- --score'
 
 finish

@@ -33,10 +33,10 @@ static double fma_peak(double seconds) {
     return best;
 }
 
-static const struct { const char *name; GPT2Config g; int B, T; } models[] = {
-    {"124M", {1024, 50257, 12, 12, 768}, 4, 64},
-    {"medium", {256, 65, 6, 6, 384}, 16, 256},
-    {"small", {64, 65, 4, 4, 128}, 12, 64},
+static const struct { GPT2Config g; int B, T; } models[] = { // 124M, medium, small
+    {{1024, 50257, 12, 12, 768}, 4, 64},
+    {{256, 65, 6, 6, 384}, 16, 256},
+    {{64, 65, 4, 4, 128}, 12, 64},
 };
 
 static double peak_megabytes(void) {
@@ -52,44 +52,34 @@ static double peak_megabytes(void) {
 // Whole training steps as the trainer does them: forward, backward, clipping, AdamW. Prints the median step's
 // figures.
 static void bench_step(const char *name, double seconds) {
-    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
-        if (strcmp(models[i].name, name)) continue;
-        GPT2Config g = models[i].g;
-        int B = models[i].B, T = models[i].T, count = 0;
-        static Run run;
-        char *arguments[] = {"bench", NULL};
-        run.options = parse_command_line(1, arguments, &run.optimizer);
-        run.options.clip = 1;
-        run.options.steps = 1 << 30;
-        GPT2 *m = &run.model;
-        gpt2_allocate(m, g), gpt2_initialize(m, 1, GPT2_STD), gpt2_allocate_activations(m, B, T, 1);
-        start_optimizer(&run.optimizer, m, "");
-        run.B = B, run.T = T;
-        run.x = allocate(B * T, sizeof *run.x), run.y = allocate(B * T, sizeof *run.y);
-        run.losses = allocate(2, sizeof *run.losses);
-        allocate_sums(&run.sum, m, 0, 1);
-        uint16_t *tokens = allocate(100000, sizeof *tokens);
-        for (int t = 0; t < 100000; t++) tokens[t] = (uint16_t)(random_u64(1, t) % g.vocab_size);
-        dataset_add(&run.train, tokens, 100000);
-        run.loader = (DataLoader){&run.train, T, 1, 0, 0};
-        double times[4096], end = 0;
-        for (int step = 0; step < 4096 && (step < 5 || now() < end); step++) {
-            double start = now();
-            train_step(&run);
-            run.now.step++;
-            if (step < 2) end = now() + seconds; // warming up
-            else times[count++] = now() - start;
-        }
-        for (int a = 0; a < count; a++) // the median, by insertion sort
-            for (int b = a; b > 0 && times[b] < times[b - 1]; b--) {
-                double swap = times[b];
-                times[b] = times[b - 1], times[b - 1] = swap;
-            }
-        double speed = B * T / times[count / 2];
-        printf("%.1f %.1f %.0f\n", speed, speed * flops_per_token(g, T) / 1e9, peak_megabytes());
-        return;
+    static Run run;
+    int i = choice("model", name, "124M|medium|small"), B = models[i].B, T = models[i].T, count = 0;
+    GPT2Config g = models[i].g;
+    char *arguments[] = {"bench", NULL};
+    run.options = parse_command_line(1, arguments, &run.optimizer);
+    run.options.clip = 1;
+    run.options.steps = 1 << 30;
+    GPT2 *m = &run.model;
+    gpt2_allocate(m, g), gpt2_initialize(m, 1, GPT2_STD), gpt2_allocate_activations(m, B, T, 1);
+    start_optimizer(&run.optimizer, m, "");
+    run.B = B, run.T = T;
+    run.x = allocate(B * T, sizeof *run.x), run.y = allocate(B * T, sizeof *run.y);
+    run.losses = allocate(2, sizeof *run.losses);
+    allocate_sums(&run.sum, m, 0, 1);
+    uint16_t *tokens = allocate(100000, sizeof *tokens);
+    for (int t = 0; t < 100000; t++) tokens[t] = (uint16_t)(random_u64(1, t) % g.vocab_size);
+    dataset_add(&run.train, tokens, 100000);
+    run.loader = (DataLoader){&run.train, T, 1, 0, 0};
+    double times[4096], end = 0;
+    for (int step = 0; step < 4096 && (step < 5 || now() < end); step++) {
+        double start = now();
+        train_step(&run);
+        run.now.step++;
+        if (step < 2) end = now() + seconds; // warming up
+        else insert_sorted(times, count++, now() - start);
     }
-    die_usage("no model is called '%s'", name);
+    double speed = B * T / times[count / 2];
+    printf("%.1f %.1f %.0f\n", speed, speed * flops_per_token(g, T) / 1e9, peak_megabytes());
 }
 
 static const struct { const char *what; int M, N, K, trans_a, trans_b;
@@ -130,11 +120,7 @@ static void bench_matmul(int only) {
             double start = now();
             for (int q = 0; q < repeats; q++)
                 matmul(C, A, B, M, N, K, products[i].trans_a, products[i].trans_b, plain);
-            times[r] = (now() - start) / repeats;
-            for (int b = r; b > 0 && times[b] < times[b - 1]; b--) {
-                double swap = times[b];
-                times[b] = times[b - 1], times[b - 1] = swap;
-            }
+            insert_sorted(times, r, (now() - start) / repeats);
         }
         printf("%s|%d|%d|%d|%.1f\n", products[i].what, M, N, K, 2e-9 * M * N * K / times[4]);
         fflush(stdout);
@@ -145,15 +131,11 @@ static void bench_matmul(int only) {
 // Bytes that one step of an optimizer has to move: each buffer's once for each time that it is read or
 // written.
 static void bench_optim(const char *name) {
-    static const struct { const char *name; int reads_and_writes; } traffic[] = {
-        {"adamw", 7}, {"gpa", 9}, {"schedule-free", 7}, {"prodigy", 12},
-    };
+    static const int reads_and_writes[] = {7, 9, 7, 12};
+    int floats = reads_and_writes[choice("optimizer", name, "adamw|gpa|schedule-free|prodigy")];
     Optimizer o;
     GPT2 m;
-    int floats = 0;
-    for (size_t i = 0; i < sizeof traffic / sizeof *traffic; i++)
-        if (!strcmp(traffic[i].name, name)) floats = traffic[i].reads_and_writes;
-    if (!floats || optim_init(&o, name)) die_usage("bench optim takes adamw, gpa, schedule-free or prodigy");
+    optim_init(&o, name);
     gpt2_allocate(&m, models[0].g), gpt2_initialize(&m, 1, GPT2_STD);
     float *g = allocate_floats(m.num_parameters);
     random_normal(g, m.num_parameters, 1e-3f, 2);

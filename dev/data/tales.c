@@ -26,11 +26,13 @@ the kettle that would not whistle is the kettle that whistles when all is well. 
 */
 #include <errno.h>
 #include <math.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 // -----------------------------------------------------------------------------------------------------------
 // 1  the grammar
@@ -890,16 +892,23 @@ static const char *with_commas(long long n, char text[32]) {
     return text;
 }
 
+static char unfinished[4096]; // the file being written, under its temporary name
+
+static void on_signal(int signal) {
+    if (*unfinished) unlink(unfinished);
+    _exit(128 + signal);
+}
+
 static void write_tales(const char *path, long long bytes, uint64_t seed) {
     static Tale tale;
-    char beside[4096];
     const char *name = path ? path : "standard output";
     struct stat there;
     // A device or a pipe is written to as it is; a file is replaced when the new one is whole.
     int replace = path && (stat(path, &there) || S_ISREG(there.st_mode));
-    if (snprintf(beside, sizeof beside, replace ? "%s.part" : "%s", name) >= (int)sizeof beside)
+    if (replace && snprintf(unfinished, sizeof unfinished, "%s.tmp", name) >= (int)sizeof unfinished)
         die("--out: the name is too long; choose a shorter one");
-    FILE *file = path ? fopen(beside, "wb") : stdout;
+    signal(SIGINT, on_signal), signal(SIGTERM, on_signal);
+    FILE *file = replace ? fopen(unfinished, "wb") : path ? fopen(path, "wb") : stdout;
     if (!file) die("%s: cannot write: %s; give --out a file in a folder that exists", name, strerror(errno));
 
     double entropy = grammar_entropy();
@@ -911,9 +920,9 @@ static void write_tales(const char *path, long long bytes, uint64_t seed) {
         length += tale.length;
     }
     failed |= fclose(file) != 0;
-    if (failed || (replace && rename(beside, path))) {
+    if (failed || (replace && rename(unfinished, path))) {
         int why = errno;
-        if (replace) remove(beside);
+        if (replace) unlink(unfinished);
         die("%s: cannot write %lld bytes: %s; make room or choose another place", name, bytes, strerror(why));
     }
     char a[32], b[32];
@@ -998,16 +1007,15 @@ int main(int argc, char **argv) {
     long long bytes = 2000000, seed = 1337;
     for (int i = 1; i < argc; i += 2) {
         const char *option = argv[i], *value = argv[i + 1];     // argv ends with NULL
-        int known = !strcmp(option, "--bytes") || !strcmp(option, "--seed") || !strcmp(option, "--out")
-            || !strcmp(option, "--score");
         if (!strcmp(option, "--help")) return fputs(usage, stdout) < 0 || fflush(stdout);
-        if (!known) die_usage("%s: no such option", option);
         if (!value) die_usage("%s: its value is missing", option);
         if (!strcmp(option, "--bytes")) bytes = whole_number(option, value, 1);
-        if (!strcmp(option, "--seed")) seed = whole_number(option, value, 0);
-        if (!strcmp(option, "--out")) out = value;
-        if (!strcmp(option, "--score")) scored = value;
+        else if (!strcmp(option, "--seed")) seed = whole_number(option, value, 0);
+        else if (!strcmp(option, "--out")) out = value;
+        else if (!strcmp(option, "--score")) scored = value;
+        else die_usage("%s: no such option", option);
     }
+    if (scored && argc > 3) die_usage("--score goes without other options");
     prepare_grammar();
     if (scored) score(scored);
     else write_tales(out, bytes, (uint64_t)seed);

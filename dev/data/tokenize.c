@@ -124,11 +124,12 @@ int main(int argc, char **argv) {
     Output o = {.tokenizer = &tokenizer, .shard_tokens = 100000000};
     const char *merges = NULL;
     int i = 1;
+    hold_standard_files();
     for (; i < argc && !strncmp(argv[i], "--", 2); i += 2) {
         const char *name = argv[i] + 2, *value = argv[i + 1];
         if (!strcmp(name, "help")) {
             printf("dev/data/tokenize --merges vocab.bpe --out NAME [--shard-tokens N] TEXT...\n"
-                   "writes llm.c's token shards NAME_000000.bin, ..; each text is a document\n");
+                   "writes llm.c's token shards NAME_000000.bin, .., of N tokens (100000000); each text is a document\n");
             return 0;
         }
         if (!value) die_usage("--%s needs a value; see --help", name);

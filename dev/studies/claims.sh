@@ -2,6 +2,7 @@
 # a section of the project's README. finish_claims ends it.
 set -u
 export LC_ALL=C # numbers have points, for awk, sort and printf
+cores=$(env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) # those that this process may use
 die() { echo "error: $1" >&2; exit "${2:-1}"; }
 study=$(basename "$0" .sh)
 full=${FULL:-} report=${REPORT:-}
@@ -11,7 +12,7 @@ results=${RESULTS:-dev/studies/results}
 if [ "${STEPS:-}${EXTRA:-}" ] && [ "$study" != race ]; then results=${RESULTS:-runs/studies/results}; fi # a trial
 result=$results/$study${full:+-full} # NAME.csv, NAME.txt, NAME.md, NAME.png without their endings
 csv=$result.csv
-jobs=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
+jobs=${JOBS:-$cores}
 [[ $jobs =~ ^[1-9][0-9]*$ ]] || die "JOBS takes a whole number, not '$jobs'" 2
 mkdir -p "$results" || die "cannot make $results"
 

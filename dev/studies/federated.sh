@@ -27,8 +27,10 @@
 #   JOBS=2         runs at a time, of one thread each (default: one for each core)
 #   REPORT=1       no runs: tables, claims and picture once more from the CSV that is there
 #   RESULTS=DIR    where federated.csv, federated.md (the claims) and federated.png go, federated-full with FULL=1
+unset CDPATH
 cd "$(dirname "$0")/../.." || exit 1
 . dev/studies/claims.sh
+[ ! "${STEPS:-}${EXTRA:-}" ] || die "STEPS and EXTRA are for other studies" 2
 set -f # patterns of tensors are words, too
 play=${DATA:-data/tinyshakespeare.txt} books=${BOOKS:-}
 runs=runs/studies/federated${full:+-full}

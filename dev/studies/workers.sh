@@ -17,9 +17,10 @@
 # everything takes c max(1, N/P) times as long, a link's bandwidth is an N-th of the memory's, and nothing
 # is hidden. t_micro and t_update come from runs of one worker; c, t_outer, the memory's bandwidth and a
 # message's time from runs of two; the runs of four test them all.
+unset CDPATH FULL # it has one length
 cd "$(dirname "$0")/../.." || exit 1
-unset FULL # it has one length
 . dev/studies/claims.sh
+[ ! "${STEPS:-}${EXTRA:-}${DATA:-}" ] || die "STEPS, EXTRA and DATA are for other studies" 2
 networks=${NETWORKS:-1-Gbit-Ethernet:0.125:50 10-Gbit-Ethernet:1.25:50 200-Gbit-InfiniBand:25:2}
 machines=${MACHINES:-this-machine:0 100-TFLOP/s:100000}
 new=$csv.tmp
@@ -71,7 +72,7 @@ if [ ! "$report" ]; then
                 if (alones) printf "measured,%s,%s,%s,%.2f,0\n", head, tail, "alone", quartile(alone, alones)
             }' - "$work/run/log.csv" >>"$new" || die "cannot write $new"
     }
-    printf '# make study NAME=workers\n# cores %d\n' "$(getconf _NPROCESSORS_ONLN)" >"$new"
+    printf '# make study NAME=workers\n# cores %d\n' $cores >"$new"
     echo part,model,layers,parameters,workers,mode,micro_batches,step,ms,bytes >>"$new"
     for model in "small 4 128 100" "middle 4 256 50" "large 6 384 30"; do
         echo "measuring: $model steps"
