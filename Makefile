@@ -4,7 +4,7 @@
 #   ARCH=generic    for every machine of this kind, not just for this one (native)
 #   BLAS=1          matrix products by the installed OpenBLAS instead of ours
 #   OPENMP=         one thread
-#   CUDA_ARCH=90    the GPUs that train_gpt2cu is for (else all that nvcc knows, from 75 on)
+#   CUDA_ARCH=90    the GPUs that train_gpt2cu is for (else what nvcc knows of 75 80 86 89 90 100 120)
 
 ifeq ($(origin CC),default)
 CC := $(if $(shell command -v gcc 2>/dev/null),gcc,cc)

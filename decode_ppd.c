@@ -330,8 +330,8 @@ into the slots behind the cache. Logits are made for groups of neighbouring rows
 averaged first: copies of a prompt token, for the mean of logits is the logits of the mean.
 
 Logits of prompt tokens and heads only guess, so they need not be complete. Of a large vocabulary they are
-made for the likely tokens alone, which are few: 512 of GPT-2's 3,142 groups of 16 tokens hold 92% of the King
-James Bible and Shakespeare. (Zhao et al. 2025, arXiv 2502.14856, do so with a draft's vocabulary.) */
+made for the likely tokens alone, which are few: most of a text is in 512 of GPT-2's 3,141 groups of 16. (Zhao
+et al. 2025, arXiv 2502.14856, do so with a draft's vocabulary.) */
 #define MAX_ROWS 64
 #define TOKEN_GROUP 16
 #define MAX_LIKELY 512 // groups
@@ -1351,8 +1351,7 @@ prompts before; nothing of the text sees a prompt.
 
 The model's own distribution at cut+1+i is that of the token i+2 after the cut, whose guess is prompt i's. It
 is taken at the temperature at which text will be drawn, so that prompts learn what they will meet: 0 unless
-asked for; the paper has 1. For a frozen model of the tales, 4 layers and 256 channels (300 steps of batch
-4), the nearest guess was right 42% of the time instead of 40%.
+asked for; the paper has 1.
 A prompt token is an embedding (depth 1), as in the paper, or has a vector for the beginning of every layer
 (depth L, ours): a small frozen model makes little of a strange embedding alone. With the tales' model of
 dev/studies/decoding.sh, the character after the next is among the first 1, 5, 10 guesses 50%, 81%, 92% of the
@@ -1834,15 +1833,15 @@ static int walk_tree(const Template *tree, int (*guess)[RANKS], const uint16_t *
     return made;
 }
 
-// Counts how often guesses are right, on `tokens` tokens that the model writes after beginnings in `data`; for
-// at most 40 seconds. The tables `seen` and `right` count every token. Trees are made of `seen_after` and
-// `right_after`, which are to count tokens as passes meet them, and passes begin more often where a text is
-// hard to guess: the first round counts every token, each of the next two only those at which passes with the
-// trees of the round before would begin.
+// Counts how often guesses are right, on `tokens` tokens that the model writes after beginnings in `data`,
+// for at most 40 seconds. Texts may be longer than the context, which then slides. The tables seen and right
+// count every token. Trees are made of seen_after and right_after, which are to count tokens as passes meet
+// them, and passes begin more often where a text is hard to guess: the first round counts every token, each
+// of the next two only those at which passes with the trees of the round before would begin.
 static void measure_accuracy(Engine *e, const Dataset *data, int tokens) {
     Generator *g = &e->generator;
     PromptsTables *t = &e->prompts.tables;
-    int prompt = held_out_prompt(e->decoder.config), n = g->n; // longer texts than a short context: it slides
+    int prompt = held_out_prompt(e->decoder.config), n = g->n;
     int length = MIN(128, tokens), most = tokens / length, texts = 0;
     int (*guesses)[MAX_PROMPTS][RANKS] = resize(NULL, (size_t)most * length * sizeof *guesses);
     uint16_t *written = resize(NULL, (size_t)most * length * sizeof *written);
@@ -2321,6 +2320,7 @@ static void prompt_optimizer(Optimizer *optimizer, const DecodeOptions *o) {
 // Goes on from PROMPTS.state.
 static void resume_prompts(PromptRun *r, const DecodeOptions *o) {
     if (!read_state(r->state, r->identity, r->now, r->now_bytes, NULL, &r->optimizer)) {
+        if (file_exists(o->out)) die("%s is finished; without --resume it is made anew", o->out);
         printf("resumed    nothing: there is no %s, the run begins\n", r->state);
         return;
     }

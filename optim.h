@@ -1010,8 +1010,8 @@ OPTIM_API int optim_set_base(Optimizer *o, const char *base) {
     return 0;
 }
 
-// Sets a hyperparameter; 0, -1 if this optimizer has no such one, -2 if the value is out of its range or comes
-// too late: slice-p, or an lr-cap of -1, after optim_start.
+// Sets a hyperparameter; 0, -1 if this optimizer has no such one, -2 if the value is out of its range or
+// comes too late: slice-p, or an lr-cap of -1, after optim_start.
 OPTIM_API int optim_set(Optimizer *o, const char *name, double value) {
     const int key = optim_key(o, name);
     char open, close, whole = 0;

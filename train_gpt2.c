@@ -3830,15 +3830,21 @@ static void print_sample(Run *run) {
     printf("\n---\n");
 }
 
+// Whether lines written to f can be cleared: it is a terminal, and not a simple one.
+static int can_clear(FILE *f) {
+    const char *kind = getenv("TERM");
+    return isatty(fileno(f)) && kind && strcmp(kind, "dumb");
+}
+
 // Whether to show progress after this step: on a terminal five times a second, each line in the place of the
-// one before, which is cleared; elsewhere a line now and then. *end is what it ends with.
+// one before, and cut, not wrapped, where it is too long; elsewhere a line now and then. *end is what it ends
+// with.
 static int progress_is_due(long step, long steps, const char **end) {
     static double last_shown;
-    const char *kind = getenv("TERM");
-    int terminal = isatty(fileno(stdout)) && kind && strcmp(kind, "dumb"), last = step >= steps;
+    int terminal = can_clear(stdout), last = step >= steps;
     if (!last && (terminal ? now() - last_shown < 0.2 : step % MAX(1, steps / 10))) return 0;
     last_shown = now();
-    *end = !terminal ? "\n" : last ? "\033[?7h\n" : "\033[?7h"; // until there, a narrow terminal cuts the line
+    *end = !terminal ? "\n" : last ? "\033[?7h\n" : "\033[?7h";
     line_open = terminal && !last;
     if (terminal) printf("\r\033[K\033[?7l");
     return 1;
@@ -4329,8 +4335,8 @@ static void train(Run *run) {
     }
 }
 
-// Whoever closed standard input, output or error gets one that cannot be used: files of ours do not take their
-// numbers, where lines meant for the terminal would end.
+// Whoever closed standard input, output or error gets one that cannot be used: else a file of ours would have
+// its number, and lines meant for the terminal in it.
 static void hold_standard_files(void) {
     for (int fd = 0; fd < 3; fd++)
         if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd ? O_RDONLY : O_WRONLY) < 0) exit(1);

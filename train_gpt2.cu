@@ -6,7 +6,7 @@ This file is compiled in parts. nvcc makes kernels of the first, and of optim.h'
 train_gpt2.c, compiled with -DGPT2_DEVICE='"train_gpt2.cu"', includes one at the end of its chapter 5 and,
 with GPT2_DEVICE_WORKERS, one at the end of chapter 10, and from there on speaks to the GPU where it says
 gpt2_forward, gpt2_backward or optim_step. So files, data, options, teacher, proxy and the training loop are
-the CPU's own. Between C++ and C stands a border of two dozen C functions.
+the CPU's own. Between C++ and C stands a border of 27 C functions.
 
    2  the GPU: errors, memory, launches, sums over threads, matrix multiplication
    3  layers, forward beside backward
@@ -58,11 +58,11 @@ N workers add the sum of gradients and the gathering of parameters, 4 n (N-1)/N 
 each GPU, twice: 2.2 ms a step at the 450 GB/s of an H100's NVLink, 40 ms at 25 GB/s.
 
 Nothing reaches both peaks; these are bounds, not forecasts. As dev/gpu_check.sh measured on an H200: 531
-thousand tokens/s, 61.7 ms a step, 13.3 GB; PyTorch 2.11, compiled, in the same minutes 512 thousand and 16.3
+thousand tokens/s, 61.7 ms a step, 13.3 GB; PyTorch 2.11, compiled, minutes later 512 thousand and 16.3
 GB; with B 128 553 thousand. Each kernel alone takes, in ms: the products 36.3 (670 TFLOP/s), attention 11.8
 (forward 223 TFLOP/s, backward 239: warps wait for what they asked for, and no unit is busy for more than 40%
 of the time), cross entropy 2.2, layer norms 1.3 and 1.8, biases 1.7, AdamW, norm and copy 1.5, embeddings
-0.1. That is 56.6; where the other 5 pass was not measured: between kernels, or the card slows under load.
+0.1. That is 56.7; where the other 5 pass was not measured: between kernels, or the card slows under load.
 */
 
 #ifdef __cplusplus

@@ -294,8 +294,8 @@ static double first_step(Problem *p, long *evaluations) {
     return a;
 }
 
-// AdProxGD in double, from 0 and a first step a, until the prox residual |x - x_prev|/a is below 1e-12 or no longer falls. Returns F at
-// the last x; *residual is the smallest on the way there.
+// AdProxGD in double, from x (0) with a first step a, until the prox residual |x - x_prev|/a is below 1e-12
+// or no longer falls. Returns F at the last x; *residual is the smallest on the way there.
 static double optimum(Problem *p, double a, double *x, double *residual) {
     double *g = vector(p), *x_prev = vector(p), *g_prev = vector(p);
     double a_prev = a, best = INFINITY;

@@ -895,8 +895,7 @@ static double measure(Federation *f, MessageKind kind, double *worst) {
     if (!answers) die("no client says its loss; are their ranks alive?");
     if (answers < honest) printf("of %d clients %d say their loss in time\n", honest, answers);
     if (!isfinite(sum))
-        die("the loss is not a number after %ld server steps: the run diverges; lower --server-lr or --client-lr",
-            f->steps);
+        die("the loss is not a number after %ld server steps: the run diverges; lower the rates", f->steps);
     return sum / answers;
 }
 

@@ -8,7 +8,7 @@
 # has it, and all GPUs of the machine where NCCL and Open MPI are.
 set -u
 export LC_ALL=C # numbers have points, for awk, sort and printf
-unset CDPATH
+unset CDPATH # cd would search it, and print where it went
 cd "$(dirname "$0")/.." || exit 1
 report=${1:-gpu_report}
 mkdir -p "$report"
@@ -48,7 +48,10 @@ say "build      $(grep -c -i warning "$report/build.txt") warnings, $((SECONDS -
 
 # ---- golden files, every kernel and every optimizer on the device
 goldens=(test/golden/gpt2_tiny)
-for folder in "${GOLDEN:-}"/*/; do [ ! -f "$folder/state.bin" ] || goldens+=("$folder"); done
+if [ -n "${GOLDEN:-}" ]; then
+    for folder in "$GOLDEN"/*/; do [ ! -f "$folder/state.bin" ] || goldens+=("${folder%/}"); done
+    [ ${#goldens[@]} -gt 1 ] || fail "GOLDEN=$GOLDEN has no golden folders"
+fi
 $golden_test "${goldens[@]}" >"$report/golden.txt" 2>&1 || fail "test_gpt2_cuda_gpu; see golden.txt"
 say "goldens    $(tail -n 1 "$report/golden.txt")"
 grep -h '^golden' "$report/golden.txt" | while read -r line; do say "           $line"; done
@@ -58,10 +61,12 @@ largest_difference() { # largest_difference RUN RUN: of a step's loss
     awk -F, 'NR == FNR { a[FNR] = $4; next } FNR > 1 { d = a[FNR] - $4; d = d < 0 ? -d : d; if (d > most) most = d }
         END { printf "%.6f", FNR < 51 ? 9 : most }' "$1/log.csv" "$2/log.csv"
 }
-options=(--data dev/data/tales.txt --layers 4 --heads 4 --channels 128 --context 64 --batch 12 --steps 50 --eval-tokens 4096)
+options=(--data dev/data/tales.txt --layers 4 --heads 4 --channels 128 --context 64 --batch 12 --steps 50
+    --eval-tokens 4096)
 $cpu "${options[@]}" --out "$work/cpu" >"$report/steps_cpu.txt" 2>&1 || fail "train_gpt2"
 for precision in --f32 ""; do
-    $gpu "${options[@]}" $precision --out "$work/gpu$precision" >"$report/steps_gpu$precision.txt" 2>&1 || fail "train_gpt2cu $precision"
+    $gpu "${options[@]}" $precision --out "$work/gpu$precision" >"$report/steps_gpu$precision.txt" 2>&1 ||
+        fail "train_gpt2cu $precision"
     difference=$(largest_difference "$work/cpu" "$work/gpu$precision")
     cp "$work/gpu$precision/log.csv" "$report/log_gpu$precision.csv"
     say "50 steps   ${precision:---bf16}: largest difference of a step's loss from the CPU's: $difference"
@@ -75,7 +80,8 @@ if [ "$several" ]; then
     FULL=1 mpirun -n "$gpus" $golden_test >"$report/golden_all.txt" 2>&1 || fail "test_gpt2_cuda_gpu on $gpus GPUs; see golden_all.txt"
     on_all="mpirun -n $gpus $gpu --workers data"
     $gpu "${options[@]}" --f32 --accumulate "$gpus" --out "$work/one" >/dev/null 2>&1 || fail "one GPU"
-    $on_all "${options[@]}" --f32 --accumulate "$gpus" --out "$work/all" >"$report/steps_all.txt" 2>&1 || fail "$gpus GPUs"
+    $on_all "${options[@]}" --f32 --accumulate "$gpus" --out "$work/all" >"$report/steps_all.txt" 2>&1 ||
+        fail "$gpus GPUs"
     difference=$(largest_difference "$work/one" "$work/all")
     say "$gpus GPUs     largest difference of a step's loss from one GPU's: $difference"
     awk -v d="$difference" 'BEGIN { exit !(d < 0.001) }' || fail "the losses of $gpus GPUs"
@@ -99,7 +105,8 @@ measure() {
     rm -rf "$work/run"
     nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits -lms 200 >"$work/memory" 2>/dev/null &
     local sampler=$!
-    timeout "$(left)" ${trainer:-$gpu} "${model[@]}" --batch "$batch" --steps "$steps" --out "$work/run" "$@" >"$work/run.txt" 2>&1
+    timeout "$(left)" ${trainer:-$gpu} "${model[@]}" --batch "$batch" --steps "$steps" --out "$work/run" "$@" \
+        >"$work/run.txt" 2>&1
     local code=$?
     kill $sampler
     wait $sampler 2>/dev/null
@@ -114,7 +121,7 @@ measure() {
     echo "batch $batch $*: $speed tokens/s, $seconds s a step, $memory MiB" >>"$report/speed.txt"
 }
 : >"$report/speed.txt"
-flops=$((6 * (124439808 - 1024 * 768) + 6 * 12 * 768 * 1024)) # a token, as train_gpt2.c counts
+flops=$((6 * 123532032 + 6 * 12 * 768 * 1024)) # a token, as train_gpt2.c counts: of weights that multiply
 best=
 for batch in 32 64 128 16 8 4 2; do
     [ "$(left)" -gt 150 ] || break
@@ -149,7 +156,8 @@ fi
 # ---- each kernel's share of the time
 if command -v ncu >/dev/null && [ "$(left)" -gt 60 ] && [ -n "$best" ]; then
     timeout "$(($(left) - 30))" ncu --clock-control none --metrics gpu__time_duration.sum --csv --print-units base \
-        --log-file "$report/kernels.csv" $gpu "${model[@]}" --batch $((best < 32 ? best : 32)) --steps 3 --out "$work/profile" >"$report/ncu.txt" 2>&1
+        --log-file "$report/kernels.csv" $gpu "${model[@]}" --batch $((best < 32 ? best : 32)) --steps 3 \
+        --out "$work/profile" >"$report/ncu.txt" 2>&1
     # a line a launch; the last field is its time in ns, with commas, and the fifth the kernel and its parameters.
     # Not counted is the first launch of each kernel, for which memory comes to the GPU.
     awk -F'","' '$NF ~ /^[0-9,.]+"/ { name = $5; sub(/\(.*/, "", name); sub(/^void /, "", name); time = $NF; gsub(/[",]/, "", time)

@@ -8,7 +8,7 @@
 #   JOBS=2             tests at a time
 set -u
 export LC_ALL=C # numbers have points, for awk, sort and printf
-unset CDPATH
+unset CDPATH # cd would search it, and print where it went
 cd "$(dirname "$0")/.." || exit 1
 [[ ${JOBS:=2} =~ ^[1-9][0-9]*$ ]] || { echo "error: JOBS takes a whole number, not '$JOBS'" >&2; exit 2; }
 [ "${FULL:-}" != 0 ] || unset FULL

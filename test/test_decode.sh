@@ -211,13 +211,15 @@ refuses 1 "change places" "${bench[@]}" --ppd "$work/heads" --heads-file "$work/
 refuses 1 "change places" "${bench[@]}" --draft "$work/model" --draft-ppd "$work/heads"
 refuses 2 "give one" "${run[@]}" --prompt 1 --ngram --draft "$work/draft"
 refuses 2 "goes with --ppd" "${run[@]}" --prompt 1 --tree 8
-refuses 1 "is not a number.*; lower --muon-lr and --lr" "${long[@]}" --joint --optimizer muon --muon-lr 1e39 --warmup 0 \
-    --out-model "$work/wild"
+refuses 1 "is not a number.*; lower --muon-lr and --lr" "${long[@]}" --joint --optimizer muon --muon-lr 1e39 \
+    --warmup 0 --out-model "$work/wild"
 ok "a model that sees one token" "$train" "${small[@]}" --context 1 --steps 2 --out "$work/one"
 ok "has a bench" "$decode" bench --model "$work/one" --data "$work/text.txt" --tokens 4 --texts 1
 ok "of numbers" bash -c '! grep -E "nan| 0\.0 .* 0%" "$1"' _ "$work/last"
-ok "nothing to resume: it begins" "$decode" train --model "$work/model" "${tokens[@]}" --steps 1 --out "$work/x" --resume
-ok "and says so" grep -q '^resumed    nothing: there is no .*/x.state, the run begins' "$work/last"
+single=("$decode" train --model "$work/model" "${tokens[@]}" --steps 1 --out "$work/single" --resume)
+ok "nothing to resume: it begins" "${single[@]}"
+ok "and says so" grep -q '^resumed    nothing: there is no .*/single.state, the run begins' "$work/last"
+refuses 1 "is finished" "${single[@]}"
 
 # ---- the study: its report from a CSV; with FULL=1 all of it, on a few steps
 if [ -f dev/studies/driver.sh ]; then

@@ -524,6 +524,9 @@ static Tokenizer export_tokenizers(void) {
             export_tokenizer(&t, 8, in_test(name).s);
             snprintf(left, sizeof left, "%s/added_tokens.json", name);
             put(left, "{}", 2);
+            snprintf(left, sizeof left, "%s/tokenizer.bpe", name);
+            put(left, "a b\n", 4);
+            snprintf(left, sizeof left, "%s/added_tokens.json", name);
         }
         tokenizer_free(&t);
         tokenizer_init(&t, kinds[i], text, strlen(text), in_test("merges.txt").s);

@@ -3,7 +3,7 @@
 #   test/test_gpt2_cuda.sh [GPU_TRAINER [CPU_TRAINER [GPU_TRAINER_FOR_MPIRUN]]]
 # GPU_TRAINER is the GPU's trainer built for a CPU (test/cuda_on_cpu.h) or for a GPU; the third one has USE_NCCL=1.
 set -u
-unset CDPATH
+unset CDPATH # cd would search it, and print where it went
 cd "$(dirname "$0")/.." || exit 1
 gpu=$(realpath "${1:-./test/test_train_gpt2_cuda}") cpu=$(realpath "${2:-./train_gpt2}") nccl=${3:+$(realpath "$3")} here=$PWD
 . test/lib.sh

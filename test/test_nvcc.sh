@@ -3,7 +3,7 @@
 # links it, too.
 #   test/test_nvcc.sh [-v] [ARCH...]       default: sm_80; -v prints registers and shared memory of each kernel
 set -u
-unset CDPATH
+unset CDPATH # cd would search it, and print where it went
 cd "$(dirname "$0")/.." || exit 1
 verbose=
 [ "${1:-}" = -v ] && verbose=1 && shift

@@ -55,8 +55,8 @@ mkdir "$work/demo" && ln -s "$project/dev" "$work/demo/"
 printf '#!/bin/sh\nexec "%s/train_gpt2" "$@" --channels 32 --steps 4 --eval-every 2 --sample-every 4\n' "$project" >"$work/demo/train_gpt2"
 printf '#!/bin/sh\n[ "$1" != train ] || set -- "$@" --steps 2 --own-tokens 1000\nexec "%s/decode_ppd" "$@"\n' "$project" >"$work/demo/decode_ppd"
 chmod +x "$work/demo/train_gpt2" "$work/demo/decode_ppd"
-tr -s ' ' '\n' <"$work/text.txt" >"$work/my text=1.txt"
-ok "the demo" bash -c 'cd "$1" && bash dev/demo.sh "$2"' _ "$work/demo" "$work/my text=1.txt"
+tr -s ' ' '\n' <"$work/text.txt" >"$work/demo/text=1 my.txt"
+ok "the demo" bash -c 'cd "$1" && bash dev/demo.sh "text=1 my.txt" </dev/null' _ "$work/demo"
 cp "$work/last" "$work/shown"
 ok "the same text, with several tokens a pass" [ "$(grep -c '^the same text' "$work/shown")" = 2 ]
 ok "and how many times as fast they are" grep -qE '^PPD  *[0-9].* yes$' "$work/shown"
@@ -64,7 +64,7 @@ for mark in T S; do ok "the curve of $mark" grep -qE "^ *[0-9.]+ \|.*$mark" "$wo
 printf '#!/bin/sh\nexec "%s/train_gpt2" "$@" --eval-every 0\n' "$project" >"$work/demo/train_gpt2"
 rm -rf "$work/demo/runs"
 set -m
-(cd "$work/demo" && exec bash dev/demo.sh "$work/my text=1.txt") >"$work/out" 2>&1 &
+(cd "$work/demo" && exec bash dev/demo.sh "text=1 my.txt") >"$work/out" 2>&1 &
 await rows 2 "$work/demo/runs/teacher/log.csv"
 kill -INT -- -$!
 wait $!
@@ -74,11 +74,12 @@ ok "and no stage follows" bash -c "! grep -q '^== 3' '$work/out'"
 
 # ---- a picture of runs, one of which has no rate
 if command -v gnuplot >/dev/null; then
-    mkdir "$work/rateless" "$work/it's lr=3"
+    mkdir "$work/rateless" "$work/lr=it's 3"
     awk 'BEGIN { print "step,tokens,seconds,train_loss,val_loss,teacher_loss,lr,grad_norm"
                  for (i = 1; i <= 60; i++) print i ",1,1," 3 - i / 60 ",,,,1" }' >"$work/rateless/log.csv"
-    cp "$work/rateless/log.csv" "$work/it's lr=3"
-    ok "runs of any name" bash -c 'cd "$1" && bash "$2/dev/plot.sh" named.png "$3" </dev/null' _ "$work" "$project" "it's lr=3"
+    cp "$work/rateless/log.csv" "$work/lr=it's 3"
+    ok "runs of any name" bash -c 'cd "$1" && bash "$2/dev/plot.sh" named.png "$3" </dev/null' _ \
+        "$work" "$project" "lr=it's 3"
     ok "their picture" [ "$(head -c 4 "$work/named.png" | tail -c 3)" = PNG ]
     ok "a run without rates" bash "$project/dev/plot.sh" "$work/rateless.png" "$work/rateless"
     ok "a picture" [ "$(head -c 4 "$work/rateless.png" | tail -c 3)" = PNG ]
@@ -148,7 +149,7 @@ ok "the page's optimizer compiles without warnings" bash -c "${CC:-gcc} -std=gnu
     '$work/train_gpt2.c' -o '$work/with_signum' -lm"
 ok "its help" "$work/with_signum" --help signum
 ok "its maths" grep -q 'sign(m)' "$work/last"
-unset FULL NAME TRACK GRID SEEDS # some systems have a NAME of their own
+unset FULL NAME TRACK GRID SEEDS DATA STEPS # some systems have a NAME of their own
 export RESULTS="$work/results" JOBS=2 TRAIN="$work/with_signum" EXTRA="$tiny"
 ok "the race" env STEPS=3 SEEDS=2 ENTRY="--optimizer signum --lr 1e-3" bash dev/studies/race.sh
 ok "a row of the table" grep -q '^tales,signum,3,2,' "$work/results/race.csv"

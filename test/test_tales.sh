@@ -71,7 +71,7 @@ refuses 1 "none: cannot read" "$tales" --score "$work/none"
 refuses 1 "cannot read" "$tales" --score "$work"
 
 # The command line.
-refuses 2 "no such option" "$tales" --byte 3
+for option in "--byte 3" --verbose; do refuses 2 "no such option" "$tales" $option; done
 refuses 2 "value is missing" "$tales" --bytes
 refuses 2 "not a whole number" "$tales" --bytes 12k
 refuses 2 "not a whole number" "$tales" --bytes 0

@@ -31,17 +31,21 @@ ok "tokens are counted" [ "$(tail -n 1 "$work/a/log.csv" | cut -d, -f2)" = 3840 
 ok "warmup of a twentieth, and a cosine" [ "$(rates "$work/a" 1 60)" = "0.00333333 7.59242e-06 " ]
 for file in model.bin state.bin tokenizer.txt; do ok "$file is there" [ -s "$work/a/$file" ]; done
 ok "no temporary file stays" [ -z "$(find "$work/a" -name '*.tmp')" ]
-for closed in "<&-" "<&- >&- 2>&-"; do # their numbers are not to be the log's
+for closed in "<&- >&-" "<&- >&- 2>&-"; do # their numbers are not to be the log's
+    rm -rf "$work/closed"
     bash -c "exec \"\$@\" $closed" _ "$train" "${small[@]}" --steps 60 --out "$work/closed" >/dev/null 2>&1
+    ok "$closed: exit 1, for nothing can be printed" [ $? = 1 ]
     ok "the log of a run with $closed" same_log "$work/closed" "$work/a"
 done
-if command -v script >/dev/null; then # a terminal: no line is longer than it is wide
+if SHELL=/bin/sh script -qec true /dev/null >/dev/null 2>&1 </dev/null; then # a terminal: too long a line is cut
+    command=$(printf '%q ' "$train" "${small[@]}" --steps 60)
     for kind in xterm dumb; do
-        TERM=$kind script -qec "$(printf '%q ' "$train" "${small[@]}" --steps 60)" /dev/null >"$work/terminal.$kind" </dev/null
+        SHELL=/bin/sh TERM=$kind script -qec "$command" /dev/null >"$work/terminal.$kind" </dev/null
     done
-    ok "progress on a terminal" grep -q $'\r\033\[K\033\[?7lstep 60/60 .* tokens/s | .*\033\[?7h' "$work/terminal.xterm"
+    ok "progress on a terminal" grep -q $'\r\033\[K\033\[?7lstep 60/60 .* tokens/s | .*\033\[?7h' \
+        "$work/terminal.xterm"
     ok "on a simple one" [ "$(grep -c '^step ' "$work/terminal.dumb")" = 10 ]
-else skip "progress on a terminal (script is not installed)"; fi
+else skip "progress on a terminal (no script -c, of util-linux)"; fi
 ok "--steps 0 evaluates what it is given" "$train" "${small[@]}" --model "$work/a" --steps 0
 ok "and finds the same loss" diff <(tail -n 1 "$work/last") <(tail -n 1 "$work/a.out")
 ok "--eval-tokens" "$train" "${small[@]}" --model "$work/a" --steps 0 --eval-tokens 16

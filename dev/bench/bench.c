@@ -33,7 +33,7 @@ static double fma_peak(double seconds) {
     return best;
 }
 
-static const struct { GPT2Config g; int B, T; } models[] = { // 124M, medium, small
+static const struct { GPT2Config g; int B, T; } models[] = { // in the order of bench_step's list of names
     {{1024, 50257, 12, 12, 768}, 4, 64},
     {{256, 65, 6, 6, 384}, 16, 256},
     {{64, 65, 4, 4, 128}, 12, 64},
@@ -53,7 +53,7 @@ static double peak_megabytes(void) {
 // figures.
 static void bench_step(const char *name, double seconds) {
     static Run run;
-    int i = choice("model", name, "124M|medium|small"), B = models[i].B, T = models[i].T, count = 0;
+    int i = choice("step", name, "124M|medium|small"), B = models[i].B, T = models[i].T, count = 0;
     GPT2Config g = models[i].g;
     char *arguments[] = {"bench", NULL};
     run.options = parse_command_line(1, arguments, &run.optimizer);
@@ -132,7 +132,7 @@ static void bench_matmul(int only) {
 // written.
 static void bench_optim(const char *name) {
     static const int reads_and_writes[] = {7, 9, 7, 12};
-    int floats = reads_and_writes[choice("optimizer", name, "adamw|gpa|schedule-free|prodigy")];
+    int floats = reads_and_writes[choice("optim", name, "adamw|gpa|schedule-free|prodigy")];
     Optimizer o;
     GPT2 m;
     optim_init(&o, name);

@@ -18,7 +18,7 @@ export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000} # as the trainer sets it for itse
 
 read -r peak bandwidth < <($bench machine)
 [ -r /proc/cpuinfo ] && grep -m 1 'model name' /proc/cpuinfo | sed 's/.*: //'
-echo "FMA peak $peak GFLOP/s, reads $bandwidth GB/s, $(getconf _NPROCESSORS_ONLN) cores"
+echo "FMA peak $peak GFLOP/s, reads $bandwidth GB/s, $(env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) cores"
 
 echo
 echo "training step (AdamW, clipping)     tok/s   GFLOP/s  of peak      MB | PyTorch tok/s       MB   ours/PyTorch, its better mode"

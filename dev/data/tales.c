@@ -1008,12 +1008,14 @@ int main(int argc, char **argv) {
     for (int i = 1; i < argc; i += 2) {
         const char *option = argv[i], *value = argv[i + 1];     // argv ends with NULL
         if (!strcmp(option, "--help")) return fputs(usage, stdout) < 0 || fflush(stdout);
+        int known = !strcmp(option, "--bytes") || !strcmp(option, "--seed") || !strcmp(option, "--out")
+            || !strcmp(option, "--score");
+        if (!known) die_usage("%s: no such option", option);
         if (!value) die_usage("%s: its value is missing", option);
         if (!strcmp(option, "--bytes")) bytes = whole_number(option, value, 1);
-        else if (!strcmp(option, "--seed")) seed = whole_number(option, value, 0);
-        else if (!strcmp(option, "--out")) out = value;
-        else if (!strcmp(option, "--score")) scored = value;
-        else die_usage("%s: no such option", option);
+        if (!strcmp(option, "--seed")) seed = whole_number(option, value, 0);
+        if (!strcmp(option, "--out")) out = value;
+        if (!strcmp(option, "--score")) scored = value;
     }
     if (scored && argc > 3) die_usage("--score goes without other options");
     prepare_grammar();

@@ -69,7 +69,7 @@ static void put_text(Output *o, const char *text, size_t n) {
 
 static void show(Output *o, int last) {
     double seconds = now() - o->began;
-    int terminal = isatty(fileno(stderr));
+    int terminal = can_clear(stderr);
     if (!last && (!terminal || now() - o->shown < 0.2)) return;
     o->shown = now();
     fprintf(stderr, "%s%zu MB", terminal ? "\r\033[K" : "", o->bytes / 1000000);
@@ -129,7 +129,8 @@ int main(int argc, char **argv) {
         const char *name = argv[i] + 2, *value = argv[i + 1];
         if (!strcmp(name, "help")) {
             printf("dev/data/tokenize --merges vocab.bpe --out NAME [--shard-tokens N] TEXT...\n"
-                   "writes llm.c's token shards NAME_000000.bin, .., of N tokens (100000000); each text is a document\n");
+                   "writes llm.c's token shards NAME_000000.bin, .., of N tokens (100000000);\n"
+                   "each text is a document\n");
             return 0;
         }
         if (!value) die_usage("--%s needs a value; see --help", name);

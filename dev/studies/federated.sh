@@ -27,7 +27,7 @@
 #   JOBS=2         runs at a time, of one thread each (default: one for each core)
 #   REPORT=1       no runs: tables, claims and picture once more from the CSV that is there
 #   RESULTS=DIR    where federated.csv, federated.md (the claims) and federated.png go, federated-full with FULL=1
-unset CDPATH
+unset CDPATH # cd would search it, and print where it went
 cd "$(dirname "$0")/../.." || exit 1
 . dev/studies/claims.sh
 [ ! "${STEPS:-}${EXTRA:-}" ] || die "STEPS and EXTRA are for other studies" 2
@@ -62,7 +62,8 @@ of() {
     esac
 }
 # rates METHOD: those to choose from, for Muon its rate and momentum; of the server in FFGG, else of the clients.
-# FFGG wants less momentum than FedAvg (0.9 and 0.95 are best), so their pairs differ.
+# FFGG wants less momentum than FedAvg (0.9 is best, but with private MLPs among speakers
+# 0.95), so their pairs differ.
 rates() {
     case $1 in
     local) echo 0.005/0.95 0.01/0.95 0.02/0.95 0.01/0.9 ;;

@@ -16,7 +16,7 @@
 # gradients in pairs, and not at all averaged (one seed, one rate). A third proxy, the text's words in another order,
 # of which what words are made of can be learnt and no more, brought AdamW's loss with 24.3% fewer, and an average made
 # it worse, 2.60 instead of 2.49: it lags behind x. AdamW has to be tuned in warmup and beta1: by its rate alone, with
-# 200 gradients, it ended where runs with the noisy proxy were with 46% fewer.
+# 200 gradients, it ended where runs with the noisy proxy were with 46% fewer. (All of an older build.)
 . dev/studies/driver.sh
 length 120 400
 sequences=12

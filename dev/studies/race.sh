@@ -24,7 +24,8 @@ read -ra entry <<<"${ENTRY:-}"
 grid=${GRID:-}
 name=${NAME:-}
 
-if [ "$track" = tales ] && [ "$data" != dev/data/tales.txt ]; then die "on the track tales DATA is dev/data/tales.txt; TRACK=tinyshakespeare has a text" 2; fi
+[ "$track" != tales ] || [ "$data" -ef dev/data/tales.txt ] ||
+    die "the track tales has its own text; TRACK=tinyshakespeare takes DATA" 2
 [ "$track" = tales ] || [ "$track" = tinyshakespeare ] || die "TRACK is tales or tinyshakespeare, not '$track'" 2
 data_sum=$(cksum <"$data" | cut -d ' ' -f 1)
 if [ ! "$report" ] && [ "$track" = tinyshakespeare ] && [ "$data_sum" != 1901475708 ]; then die "$data is not tinyshakespeare; dev/data/texts.sh fetches it, DATA=FILE names it" 2; fi

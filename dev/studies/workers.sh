@@ -17,7 +17,8 @@
 # everything takes c max(1, N/P) times as long, a link's bandwidth is an N-th of the memory's, and nothing
 # is hidden. t_micro and t_update come from runs of one worker; c, t_outer, the memory's bandwidth and a
 # message's time from runs of two; the runs of four test them all.
-unset CDPATH FULL # it has one length
+unset CDPATH # cd would search it, and print where it went
+unset FULL   # this study has one length
 cd "$(dirname "$0")/../.." || exit 1
 . dev/studies/claims.sh
 [ ! "${STEPS:-}${EXTRA:-}${DATA:-}" ] || die "STEPS, EXTRA and DATA are for other studies" 2
