@@ -156,6 +156,17 @@ typedef union { float f; int32_t i; } Sum; // of a product: an integer if both s
 typedef int32_t any_word __attribute__((may_alias));
 typedef int32_t any_words __attribute__((vector_size(4 * VEC), may_alias));
 
+// What a thread keeps for itself.
+typedef struct {
+    const char *x;  // the activations to be multiplied: R rows, `row` bytes apart, zero beyond the inputs
+    size_t row;
+    int cached;     // the weights stay in a cache from pass to pass
+    float *scale;   // (R) int8: of each row
+    char *bytes;    // (R, wide) int8
+    float *normed;  // (R, stride) a layer norm's output
+    float *scores;  // (capacity) of attention
+} Scratch;
+
 #define CHUNK 128 // words
 
 /* out (RB, ld) = or, with add, += products of `words` words of NV / 2 panels of weights, from w on, `panel`
@@ -212,25 +223,27 @@ static inline __attribute__((always_inline)) void tile(const WeightKind kind, co
 // Panels first to last - 1 for all rows, into out (R, ld), a chunk at a time, which stays in L1 for the next
 // tile. A tile has 2 MR accumulators at most (bf16 needs registers to be widened in): of two panels, which
 // come from memory faster than one does, where rows are few, else of one. Each of the tiles fetches its part
-// of a later chunk.
+// of a later chunk. From a cache the next chunk is early enough, and two panels are no faster than one that a
+// single tile takes (measured with AVX2: up to a fifth, but not of int8).
 static inline __attribute__((always_inline)) void panel_products(const WeightKind kind, Sum *out, int ld,
                                                                  const Linear *m, int first, int last,
-                                                                 const char *x, size_t row, int rows) {
+                                                                 const Scratch *x, int rows) {
     const int bf16 = kind == WEIGHTS_BF16;
     const int wide = MR / 2 - bf16 * MR / 6, tall = MR - 2 * bf16; // rows of such tiles
-    const size_t panel = (size_t)m->words * NR * 4;
+    const int near = x->cached && kind != WEIGHTS_INT8, pairs = MIN(bf16 ? 4 : 5, near ? wide : MR);
+    const size_t panel = (size_t)m->words * NR * 4, row = x->row;
     for (int p = first, taken; p < last; p += taken) {
-        taken = rows <= (bf16 ? 4 : 5) && p + 1 < last ? 2 : 1;
+        taken = rows <= pairs && p + 1 < last ? 2 : 1; // panels
         int most = taken == 2 ? wide : tall, tiles = (rows + most - 1) / most;
         for (int done = 0, words; done < m->words; done += words) {
             words = MIN(CHUNK, m->words - done);
-            int later = done + 2 * CHUNK; // of this panel, or of the one after all that are taken
+            int later = done + (near ? CHUNK : 2 * CHUNK); // of this panel, or of the one after all that are taken
             if (later >= m->words) later += (taken - 1) * m->words;
             const char *w = m->data + p * panel + (size_t)done * NR * 4,
                        *soon = m->data + p * panel + (size_t)later * NR * 4;
             for (int r = 0, t = 0, n; r < rows; r += n, t++) {
                 Sum *to = out + (size_t)r * ld + p * NR;
-                const char *from = x + r * row + (size_t)done * (bf16 ? 8 : 4);
+                const char *from = x->x + r * row + (size_t)done * (bf16 ? 8 : 4);
                 n = (rows - r + tiles - t - 1) / (tiles - t);
 #define CASE(RB, NV)                                                                                         \
     case 10 * RB + NV:                                                                                       \
@@ -253,22 +266,12 @@ static inline __attribute__((always_inline)) void panel_products(const WeightKin
 
 #define PRODUCT(name, kind)                                                                                \
     static __attribute__((noinline)) void name(Sum *out, int ld, const Linear *m, int first, int last,     \
-                                               const char *x, size_t row, int rows) {                     \
-        panel_products(kind, out, ld, m, first, last, x, row, rows);                                       \
+                                               const Scratch *x, int rows) {                              \
+        panel_products(kind, out, ld, m, first, last, x, rows);                                            \
     }
 PRODUCT(product_f32, WEIGHTS_F32)
 PRODUCT(product_bf16, WEIGHTS_BF16)
 PRODUCT(product_int8, WEIGHTS_INT8)
-
-// What a thread keeps for itself.
-typedef struct {
-    const char *x;  // the activations to be multiplied: R rows, `row` bytes apart, zero beyond the inputs
-    size_t row;
-    float *scale;   // (R) int8: of each row
-    char *bytes;    // (R, wide) int8
-    float *normed;  // (R, stride) a layer norm's output
-    float *scores;  // (capacity) of attention
-} Scratch;
 
 // Sets s->x to rows x (R, ld) as the kind of weights needs them: f32 as they stand, or bytes with the row's
 // largest number at 127.
@@ -295,7 +298,7 @@ typedef enum { STAY, ADD, GELU } Finish;
 static void linear_panels(Sum *sums, int sums_ld, const Scratch *x, const Linear *m, int first, int last,
                           int rows, Finish finish, float *out, int ld) {
     (m->kind == WEIGHTS_F32 ? product_f32 : m->kind == WEIGHTS_BF16 ? product_bf16 : product_int8)
-        (sums, sums_ld, m, first, last, x->x, x->row, rows);
+        (sums, sums_ld, m, first, last, x, rows);
     int n0 = first * NR, n1 = MIN(last * NR, m->N);
     for (int r = 0; r < rows; r++) {
         Sum *s = sums + (size_t)r * sums_ld;
@@ -440,6 +443,7 @@ static void decoder_init(Decoder *d, const GPT2 *m, WeightKind kind) {
     d->scratch = allocate(d->threads, sizeof *d->scratch);
     for (int t = 0; t < d->threads; t++) {
         Scratch *s = &d->scratch[t];
+        s->cached = decoder_bytes(d) <= 16 << 20; // such caches are common
         s->normed = allocate_floats((size_t)MAX_ROWS * d->stride), s->scale = allocate_floats(MAX_ROWS);
         s->bytes = allocate(MAX_ROWS, d->wide), s->scores = allocate_floats(d->capacity + 4 * VEC);
     }

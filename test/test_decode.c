@@ -58,7 +58,9 @@ static void test_products(void) {
                 changed += memcmp(alone, out + (size_t)r * ld, N * sizeof(float)) != 0;
             }
             float row[K];
-            for (int some = 2; some < 14; some++) { // tiles of every shape
+            for (int at = 4; at < 28; at++) { // tiles of every shape, of weights from memory and from a cache
+                int some = at / 2;
+                s.cached = at % 2;
                 Sum *few = allocate((size_t)rows * ld, sizeof *few);
                 prepare_rows(&s, x, ld, some, K, kind);
                 linear_rows(few, ld, &s, &m, some, STAY, NULL, 0);
