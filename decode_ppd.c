@@ -230,14 +230,15 @@ static inline __attribute__((always_inline)) void panel_products(const WeightKin
                                                                  const Scratch *x, int rows) {
     const int bf16 = kind == WEIGHTS_BF16;
     const int wide = MR / 2 - bf16 * MR / 6, tall = MR - 2 * bf16; // rows of such tiles
-    const int near = x->cached && kind != WEIGHTS_INT8, pairs = MIN(bf16 ? 4 : 5, near ? wide : MR);
+    const int near = x->cached && kind != WEIGHTS_INT8, ahead = near ? CHUNK : 2 * CHUNK;
+    const int pairs = MIN(bf16 ? 4 : 5, near ? wide : MR); // rows of which two panels are taken
     const size_t panel = (size_t)m->words * NR * 4, row = x->row;
     for (int p = first, taken; p < last; p += taken) {
-        taken = rows <= pairs && p + 1 < last ? 2 : 1; // panels
+        taken = rows <= pairs && p + 1 < last ? 2 : 1;
         int most = taken == 2 ? wide : tall, tiles = (rows + most - 1) / most;
         for (int done = 0, words; done < m->words; done += words) {
             words = MIN(CHUNK, m->words - done);
-            int later = done + (near ? CHUNK : 2 * CHUNK); // of this panel, or of the one after all that are taken
+            int later = done + ahead; // of this panel, or of the one after all that are taken
             if (later >= m->words) later += (taken - 1) * m->words;
             const char *w = m->data + p * panel + (size_t)done * NR * 4,
                        *soon = m->data + p * panel + (size_t)later * NR * 4;
