@@ -31,6 +31,8 @@ await() {
     failed=$((failed + 1))
     echo "FAILED: not within half a minute: $*"
 }
+# "${known[@]}" COMMAND...: the command, or a rank of mpirun's, whose process is in $work/pid.RANK.
+known=(sh -c 'echo $$ >"$0.${OMPI_COMM_WORLD_RANK:-0}" && exec "$@"' "$work/pid")
 rows() { [ -e "$2" ] && [ "$(wc -l <"$2")" -gt "$1" ]; } # N LOG: it has more than N rows
 
 # refuses CODE PATTERN COMMAND...: the command must print one line on stderr, `error: ...PATTERN...`, and exit with

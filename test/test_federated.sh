@@ -134,7 +134,7 @@ for server in muon gpa schedule-free; do
 done
 
 # ---- MPI's ranks
-if command -v mpirun >/dev/null && command -v pgrep >/dev/null && [ -x "$federated_mpi" ]; then
+if command -v mpirun >/dev/null && [ -x "$federated_mpi" ]; then
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
     export OMPI_MCA_mpi_yield_when_idle=1 OMP_NUM_THREADS=1
     mpi() { timeout 60 mpirun -n "$@"; }
@@ -153,11 +153,11 @@ if command -v mpirun >/dev/null && command -v pgrep >/dev/null && [ -x "$federat
     ok "a rank that never answers" loss 0 1e-8 mpi 3 "${real[@]}" --attackers 0.05 --attack silent \
         --deadline 0.05
     # a rank that stands still for 2.6 deadlines: all its clients are given up, asked again, and then answer
-    timeout 60 mpirun -n 2 "$federated_mpi" "${text[@]}" --rounds 1000000 --eval-every 0 --clock real --async 1 \
-        --deadline 1 >"$work/out" 2>&1 &
+    timeout 60 mpirun -n 2 "${known[@]}" "$federated_mpi" "${text[@]}" --rounds 1000000 --eval-every 0 \
+        --clock real --async 1 --deadline 1 >"$work/out" 2>&1 &
     run=$!
     await grep -q '^round 0' "$work/out"
-    rank=$(pgrep -P "$(pgrep -P $run)" | sed -n 2p)
+    rank=$(cat "$work/pid.1")
     ok "a rank stands still" kill -STOP "$rank"
     sleep 2.6
     kill -CONT "$rank"

@@ -101,26 +101,25 @@ if [ "$nccl" ] && command -v mpirun >/dev/null; then
     ok "three processes: another log than one's" logs_agree one three 1e-5
     # kill_saved NAME COMMAND...: kills a run, or its processes (mpirun cleans up after them), when it has saved
     kill_saved() {
+        rm -f "$work"/pid.*
         "${@:2}" --out "$1" --save-every 2 >/dev/null 2>&1 &
-        local pid=$! mpirun
         await [ -f "$1/state.bin" ]
-        mpirun=$(pgrep -P $pid)
-        kill -KILL $(if [ "$mpirun" ]; then pgrep -P $mpirun; else echo $pid; fi)
-        wait $pid 2>/dev/null
+        kill -KILL $(cat "$work"/pid.*)
+        wait $! 2>/dev/null
     }
     resumes() { "$@" --resume | grep '^resumed  *at step' | grep -v -q 'step 40'; }
     long="${shared/--steps 6/--steps 40} --accumulate 2"
     averaged="--proxy text.txt --proxy-average 0.5"
     for how in "--optimizer adamw" "--optimizer gpa" "$averaged"; do "$gpu" $long $how --out "whole_${how##* }" >/dev/null; done
-    kill_saved two on 2 "$nccl" $long --workers data
+    kill_saved two on 2 "${known[@]}" "$nccl" $long --workers data
     ok "one process goes on from what two left" resumes "$gpu" $long --out two
     without_bytes two
     ok "resumed by one process: another log" logs_agree whole_adamw two 1e-5
-    kill_saved proxied on 2 "$nccl" $long $averaged --workers data
+    kill_saved proxied on 2 "${known[@]}" "$nccl" $long $averaged --workers data
     ok "one process goes on from what two left, with a proxy" resumes "$gpu" $long $averaged --out proxied
     without_bytes proxied
     ok "resumed by one process, with a proxy: another log" logs_agree whole_0.5 proxied 1e-5
-    kill_saved one_gpa "$gpu" $long --optimizer gpa
+    kill_saved one_gpa "${known[@]}" "$gpu" $long --optimizer gpa
     ok "two processes go on from what one left" resumes on 2 "$nccl" $long --optimizer gpa --workers data --out one_gpa
     without_bytes one_gpa
     ok "resumed by two processes: another log" logs_agree whole_gpa one_gpa 1e-5

@@ -10,11 +10,8 @@ export OMPI_MCA_pml=ob1 # does not look for fast networks, which takes twice as 
 
 bottles >"$work/text.txt"
 small=(--data "$work/text.txt" --layers 2 --heads 2 --channels 32 --context 16 --batch 4 --eval-every 10)
-mpi() { # N COMMAND...: by N processes, more than there are cores
-    local n=$1
-    shift
-    mpirun -q --oversubscribe --bind-to none -n "$n" "$@"
-}
+by=(mpirun -q --oversubscribe --bind-to none -n) # N COMMAND...: by N processes, more than there are cores
+mpi() { "${by[@]}" "$@"; }
 # All but the seconds and the bytes sent, and the model.
 cells() { cut -d, -f1,2,4-8 "$1/log.csv"; }
 same_run() { cmp "$1/model.bin" "$2/model.bin" && diff <(cells "$1") <(cells "$2"); }
@@ -105,13 +102,12 @@ done
 long=("${small[@]}" --accumulate 6 --steps 150)
 ok "an unbroken run" "$train" "${long[@]}" --out "$work/whole"
 killed() { # NAME VICTIM OPTIONS...: kills a worker after the first checkpoint
-    local name=$1 victim=$2 run mpirun start
+    local name=$1 victim=$2 run start
     shift 2
-    mpi 3 "$train_mpi" "${long[@]}" "$@" --out "$work/$name" >"$work/out" 2>"$work/err" &
+    "${by[@]}" 3 "${known[@]}" "$train_mpi" "${long[@]}" "$@" --out "$work/$name" >"$work/out" 2>"$work/err" &
     run=$!
     await [ -e "$work/$name/state.bin" ]
-    mpirun=$(pgrep -P $run)
-    kill -9 "$(pgrep -P "$mpirun" | sed -n $((victim + 1))p)"
+    kill -9 "$(cat "$work/pid.$victim")"
     start=$SECONDS
     wait $run
     ok "killed worker $victim: the run fails" [ $? != 0 ]
@@ -135,39 +131,37 @@ ok "frozen tensors are as they were" cmp -i $((1024 + 128 * 128)) -n $((16 * 128
     "$work/diloco/model.bin"
 ok "and did not travel" near "$(sent diloco)" $((4 * (parameters - 16 * 32 - 12704))) 5000
 rm -rf "$work/stopped"
-mpi 2 "$train_mpi" "${long[@]}" --workers data --out "$work/stopped" >"$work/out" 2>"$work/err" &
-run=$!
+"${by[@]}" 2 "$train_mpi" "${long[@]}" --workers data --out "$work/stopped" >"$work/out" 2>"$work/err" &
 await rows 5 "$work/stopped/log.csv"
-kill -TERM "$(pgrep -P $run)"
-wait $run
+kill -TERM $!
+wait $!
 ok "mpirun, asked to stop, leaves a checkpoint" [ -s "$work/stopped/state.bin" ]
 ok "one process goes on after 2" "$train" "${long[@]}" --out "$work/stopped" --resume
 ok "to the same bits" same_run "$work/whole" "$work/stopped"
 ok "whose log has all columns" [ "$(awk -F, '{ print NF }' "$work/stopped/log.csv" | sort -u)" = 8 ]
 
 # ---- refused, with one line in all
-all=(mpirun -q --oversubscribe --bind-to none)
-refuses 2 "need --workers" "${all[@]}" -n 2 "$train_mpi" "${small[@]}" --accumulate 2
-refuses 2 "cannot share" "${all[@]}" -n 2 "$train_mpi" "${small[@]}" --accumulate 3 --workers data
-refuses 2 "data|diloco" "${all[@]}" -n 2 "$train_mpi" "${small[@]}" --accumulate 2 --workers fsdp
-refuses 2 "base" "${all[@]}" -n 2 "$train_mpi" "${small[@]}" --accumulate 2 --workers diloco --optimizer muon
-refuses 2 "a teacher's loss" "${all[@]}" -n 2 "$train_mpi" "${small[@]}" --accumulate 2 --workers diloco \
+refuses 2 "need --workers" "${by[@]}" 2 "$train_mpi" "${small[@]}" --accumulate 2
+refuses 2 "cannot share" "${by[@]}" 2 "$train_mpi" "${small[@]}" --accumulate 3 --workers data
+refuses 2 "data|diloco" "${by[@]}" 2 "$train_mpi" "${small[@]}" --accumulate 2 --workers fsdp
+refuses 2 "base" "${by[@]}" 2 "$train_mpi" "${small[@]}" --accumulate 2 --workers diloco --optimizer muon
+refuses 2 "a teacher's loss" "${by[@]}" 2 "$train_mpi" "${small[@]}" --accumulate 2 --workers diloco \
     --teacher-cache "$work/losses"
-refuses 2 "compression" "${all[@]}" -n 2 "$train_mpi" "${small[@]}" --accumulate 2 --workers data \
+refuses 2 "compression" "${by[@]}" 2 "$train_mpi" "${small[@]}" --accumulate 2 --workers data \
     --compression int8
 refuses 2 "make train_gpt2_mpi" "$train" "${small[@]}" --workers data
-refuses 1 "not a number" "${all[@]}" -n 2 "$train_mpi" "${small[@]}" --accumulate 2 --workers data \
+refuses 1 "not a number" "${by[@]}" 2 "$train_mpi" "${small[@]}" --accumulate 2 --workers data \
     --steps 99 --clip 0 --optimizer sgd --lr 1e30
 one=("$train_mpi" "${small[@]}" --accumulate 2 --workers data)
-refuses 1 "worker 1 has other" "${all[@]}" -n 1 "${one[@]}" : -n 1 "${one[@]}" --seed 8
-refuses 1 "worker 1 has other" "${all[@]}" -n 1 "${one[@]}" --out "$work/data" --resume : -n 1 "${one[@]}"
-refuses 1 "worker 1 has other" "${all[@]}" -n 1 "${one[@]}" --eval-every 1 : -n 1 "${one[@]}" --eval-every 2
+refuses 1 "worker 1 has other" "${by[@]}" 1 "${one[@]}" : -n 1 "${one[@]}" --seed 8
+refuses 1 "worker 1 has other" "${by[@]}" 1 "${one[@]}" --out "$work/data" --resume : -n 1 "${one[@]}"
+refuses 1 "worker 1 has other" "${by[@]}" 1 "${one[@]}" --eval-every 1 : -n 1 "${one[@]}" --eval-every 2
 # However long it takes until all are ended: worker 0 as on a busy machine.
 echo '#include <mpi.h>
 #include <unistd.h>
 int MPI_Abort(MPI_Comm all, int status) { return sleep(2), PMPI_Abort(all, status); }' >"$work/slow.c"
 ok "a slow MPI_Abort" mpicc -shared -fPIC "$work/slow.c" -o "$work/slow.so"
-refuses 2 "cannot share" "${all[@]}" -n 1 -x LD_PRELOAD="$work/slow.so" "${one[@]}" --accumulate 3 \
+refuses 2 "cannot share" "${by[@]}" 1 -x LD_PRELOAD="$work/slow.so" "${one[@]}" --accumulate 3 \
     : -n 1 "${one[@]}" --accumulate 3
-refuses 1 "no file matches" "${all[@]}" -n 1 "${one[@]}" : -n 1 "${one[@]}" --data "$work/missing.txt"
+refuses 1 "no file matches" "${by[@]}" 1 "${one[@]}" : -n 1 "${one[@]}" --data "$work/missing.txt"
 finish
