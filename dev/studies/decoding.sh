@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # What parallel prompt decoding (arXiv 2405.18628) is worth on this machine, against plain decoding of the same text:
 # prompts for the frozen model, as the paper has them and with a vector for every layer; a model that was trained on
-# together with its prompts, at two weights of their loss; independent heads (Medusa, 2401.10774) trained as long;
-# n-grams; a smaller draft model.
+# together with its prompts; independent heads (Medusa, 2401.10774) trained as long; n-grams; a smaller draft model.
 # Two pictures: tokens a pass and latency by tree size, and the speedup of every method.
 #
 # By default a model of 3 million parameters on the tales. FULL=1 is the paper's case, a model whose weights do not fit
 # in a cache: 34 million parameters, 8 layers, GPT-2's tokens, two hours on two cores (OMP_NUM_THREADS is yours; whatever
 # is finished is kept, what was interrupted goes on):
-#   cat data/kjv.txt data/tinyshakespeare.txt >both.txt      # dev/data/texts.sh fetches them, dev/data/gpt2.sh the merges
-#   make study NAME=decoding FULL=1 DATA=both.txt GPT2_MERGES=data/gpt2-124M/vocab.bpe
+#   dev/data/texts.sh kjv && dev/data/texts.sh tinyshakespeare && dev/data/gpt2.sh 124M
+#   { head -c 3963970 data/kjv.txt && head -c 1003854 data/tinyshakespeare.txt
+#     tail -c +3963971 data/kjv.txt && tail -c +1003855 data/tinyshakespeare.txt; } >data/both.txt
+#   make study NAME=decoding FULL=1 DATA=data/both.txt GPT2_MERGES=data/gpt2-124M/vocab.bpe
+# The last tenth of either text is at the end, where the trainer takes what it holds out.
 #
 # The model looks ahead at a price. By an older build: trained so with FULL=1 from the middle of its training on, at
 # the rates of its own (3e-3 and 3e-2, 500 steps alone, 500 with the prompts), it guesses the next tokens but one,
@@ -27,7 +29,8 @@ if [ "$full" ]; then
     draft=(--layers 2 --heads 3 --channels 192 --batch 4 "${muon[@]}" --lr 4e-3 --muon-lr 4e-2 --steps "${STEPS:-700}")
     own_tokens=$((${STEPS:-400} * 150))
     prompts=(--steps "${STEPS:-400}" --batch 2 --own-tokens $own_tokens)
-    joint=(--steps "${STEPS:-600}" --batch 4) joint_rates=("${muon[@]}" --lr 1e-3 --muon-lr 5e-3)
+    joint=(--steps "${STEPS:-500}" --batch 4) joint_rates=("${muon[@]}" --lr 2e-3 --muon-lr 1e-2)
+    weights=(together:0.2)
     reading=(--cuts 48 --own-tokens $own_tokens)
     texts=16 text_tokens=128
 else
@@ -36,6 +39,7 @@ else
     draft=(--layers 2 --heads 4 --channels 64 --batch 12 --lr 4e-3 --steps "${STEPS:-1000}")
     prompts=(--steps "${STEPS:-600}")
     joint=(--steps "${STEPS:-600}" --batch 8) joint_rates=(--lr 5e-4)
+    weights=(together:0.5 light:0.1) # of the prompts' loss, in a model that is trained with them
     reading=(--cuts 32 --own-tokens 20000)
     texts=64 text_tokens=200
 fi
@@ -81,22 +85,23 @@ if [ ! "$report" ]; then
     guesses heads model "${prompts[@]}" --heads
     guesses draft_deep draft "${prompts[@]}" --deep
     looking_ahead=(--joint --deep "${reading[@]}" "${joint[@]}" "${joint_rates[@]}")
-    guesses joint model "${looking_ahead[@]}" --prompt-weight 0.5 --out-model "$runs/joint_model"
-    guesses joint_light model "${looking_ahead[@]}" --prompt-weight 0.1 --out-model "$runs/joint_light_model"
+    for weight in "${weights[@]}"; do
+        guesses ${weight%:*} model "${looking_ahead[@]}" --prompt-weight ${weight#*:} --out-model "$runs/${weight%:*}_model"
+    done
     trained continued --model "$runs/model" "${joint[@]}" "${joint_rates[@]}" --warmup 20 # on as many tokens, alone
-    guesses joint_heads joint_model --heads "${reading[@]}" "${joint[@]}" # as long as the prompts
+    guesses together_heads together_model --heads "${reading[@]}" "${joint[@]}" # as long as the prompts
     drafted=(--draft "$runs/draft" --draft-ppd "$runs/draft_deep")
-    measured paper --model "$runs/model" --ppd "$runs/prompts" --heads-file "$runs/heads" "${drafted[@]}"
-    measured frozen --model "$runs/model" --ppd "$runs/deep" --heads-file "$runs/heads" "${drafted[@]}"
-    measured together --model "$runs/joint_model" --ppd "$runs/joint" --heads-file "$runs/joint_heads" "${drafted[@]}"
-    measured light --model "$runs/joint_light_model" --ppd "$runs/joint_light"
+    measured paper_bench --model "$runs/model" --ppd "$runs/prompts" --heads-file "$runs/heads" "${drafted[@]}"
+    measured frozen_bench --model "$runs/model" --ppd "$runs/deep" --heads-file "$runs/heads" "${drafted[@]}"
+    measured together_bench --model "$runs/together_model" --ppd "$runs/together" --heads-file "$runs/together_heads" "${drafted[@]}"
+    [ "$full" ] || measured light_bench --model "$runs/light_model" --ppd "$runs/light"
     for size in 1 2 3 4 6 9 13 19; do # the length that trees of each size really have, in held-out text
         stage "$runs/tree_$size" bash -c 'tail -c $(($(wc -c <"$1") / 10)) "$1" | head -c 60000 | tail -n 12 | cut -c 1-40 | grep . | "${@:2}" --tree '$size' >/dev/null' \
-            _ "$data" "$decode" run --model "$runs/joint_model" --ppd "$runs/joint" --tokens $((text_tokens < 100 ? text_tokens : 100))
+            _ "$data" "$decode" run --model "$runs/together_model" --ppd "$runs/together" --tokens $((text_tokens < 100 ? text_tokens : 100))
     done
     {
         printf '%s\nmodel,part,name,measure,value\n' "$(command_line)"
-        for model in paper frozen together light; do
+        for model in paper frozen "${weights[@]%:*}"; do
             awk -v model=$model '
                 function put(part, name, measure, value) { print model "," part "," name "," measure "," value }
                 /^(f32|bf16|int8) / { put("kind", $1, "tokens_per_s", $4); put("kind", $1, "share_of_bandwidth", $6 + 0) }
@@ -113,16 +118,15 @@ if [ ! "$report" ]; then
                 / predicted$/ { of = $0; sub(/:.*/, "", of); put("predicted", of, "speedup", $(NF - 1)); put("predicted", of, "a_pass", tau($0)) }
                 /^distance / { put("accuracy", of, "top1_" $2, $4); put("accuracy", of, "top5_" $2, $6); put("accuracy", of, "top10_" $2, $8) }
                 /^tree of / { put("tree", of, "a_pass_" $3, $5); put("tree", of, "ms_" $3, $(NF - 3)); put("tree", of, "speedup_" $3, $NF) }
-                function tau(line) { sub(/.*: /, "", line); return line + 0 }' "$runs/$model.log"
+                function tau(line) { sub(/.*: /, "", line); return line + 0 }' "$runs/${model}_bench.log"
         done
         for size in 1 2 3 4 6 9 13 19; do
             awk -v size=$size '/tokens a pass/ { print "together,tree,PPD,measured_" size "," $1 }' "$runs/tree_$size.log"
         done
-        for stage in deep heads joint; do
+        for stage in deep heads together; do
             awk -v stage=$stage '/trained numbers/ { print "all,size," stage ",trained," $1; print "all,size," stage ",percent," $4 + 0 }' "$runs/$stage.log"
         done
-        awk '/^val loss.*after/ { print "together,loss,model,together," $3 }' "$runs/joint.log"
-        awk '/^val loss.*after/ { print "light,loss,model,together," $3 }' "$runs/joint_light.log"
+        for model in "${weights[@]%:*}"; do awk -v model=$model '/^val loss.*after/ { print model ",loss,model,together," $3 }' "$runs/$model.log"; done
         awk '/^final val loss/ { print "together,loss,model,alone," $4 }' "$runs/continued.log"
     } >"$csv.tmp" && mv "$csv.tmp" "$csv" || die "cannot write $csv"
 fi
@@ -157,6 +161,7 @@ done <<<"$methods"
 printf '\naccuracy (top-1, top-10) at distance 1, 2, 3\n'
 for row in "paper PPD" "frozen PPD" "frozen heads" "together PPD" "together heads" "light PPD"; do
     read -r model of <<<"$row"
+    [ "$(value $model accuracy $of top1_1)" ] || continue
     printf '%-24s' "$row"
     for d in 1 2 3; do printf '%8s %5s' "$(value $model accuracy $of top1_$d)" "$(value $model accuracy $of top10_$d)"; done
     printf '\n'
@@ -209,10 +214,9 @@ memory=$(awk -v mb="$(value frozen method PPD added_mb)" -v n="$(value all size 
 claim "Memory that prompts and trees add, at most 0.1% of the model's (ours)" "0.0004% of 7B" "$memory%" "$(holds "$memory <= 0.1")"
 alone=$(value together loss model alone)
 [ "$alone" ] || die "$csv is of an older form of this study; call it without REPORT"
-for weight in "together 0.5" "light 0.1"; do
-    read -r model weight <<<"$weight"
-    x=$(value $model loss model together)
-    [ ! "$x" ] || claim "Training together, prompts of weight $weight, costs validation loss, against as many tokens alone (ours: at most 0.01)" "-" \
+for weight in "${weights[@]}"; do
+    x=$(value ${weight%:*} loss model together)
+    [ ! "$x" ] || claim "Training together, prompts of weight ${weight#*:}, costs validation loss, against as many tokens alone (ours: at most 0.01)" "-" \
         "$(awk -v a="$x" -v b="$alone" 'BEGIN { printf "%+.4f", a - b }')" "$(holds "$x <= $alone + 0.01")"
 done
 finish_claims
