@@ -2585,9 +2585,9 @@ static int bench_command(const DecodeOptions *o) {
     for (; texts < o->texts; texts++) {
         const uint16_t *from = text.tokens + (text.count - prompt) * (size_t)texts / o->texts;
         Method turn[sizeof methods / sizeof *methods];
-        int loop = 0, between = MAX(o->texts / 16, 1), times = texts / between;
-        for (int i = 0; i < 3 && times && texts % between == 0; i++)
-            engine_latency_again(engines[i], PLANNING - 1 + times);
+        int loop = 0, between = MAX(o->texts / 16, 1), before = texts / between;
+        for (int i = 0; i < 3 && before && texts % between == 0; i++)
+            engine_latency_again(engines[i], PLANNING - 1 + before);
         memcpy(turn, methods, sizeof methods);
         double took[sizeof methods / sizeof *methods][REPEATS];
         for (int n = 0, times = 1; n < times; n++)
