@@ -38,8 +38,8 @@ as there; R is the number of rows in a pass, n the number of prompt tokens. */
 
 so that a core reads one long stream, and a lane of a vector belongs to one output. A word of 32 bits holds
 one input as f32, two as bf16, four as int8, whose outputs have a scale each (the largest weight is 127).
-Padding is zero. A model's file has another order (and never int8), in pages of 4 KB: it is mapped, and the
-weights are packed from there, once, into huge pages. */
+Padding is zero. A model's file has another order (and never int8), in pages of 4 KB: one of float32 is mapped
+by `run` and `bench`, and the weights are packed from there, once, into huge pages. */
 typedef enum { WEIGHTS_F32, WEIGHTS_BF16, WEIGHTS_INT8, NUM_KINDS } WeightKind;
 static const struct { const char *name; int bytes; } kinds[NUM_KINDS] = {
     {"f32", 4}, {"bf16", 2}, {"int8", 1}};
@@ -108,9 +108,9 @@ static void linear_row(const Linear *m, int n, float *out) {
 // The bytes that a pass reads of the weights.
 static size_t linear_bytes(const Linear *m) { return (size_t)m->N * m->K * kinds[m->kind].bytes; }
 
-// Each of the sums c += the four products of bytes in that 32-bit lane. Where the machine multiplies only
-// unsigned by signed bytes, activations are stored with 128 added (`offset` takes that off again); elsewhere
-// they are signed.
+// Each of the sums c += the four products of bytes in that 32-bit lane. VNNI multiplies unsigned by signed
+// bytes: there activations are stored with 128 added (`offset` takes that off again); elsewhere they are
+// signed.
 #if VEC == 16 && defined(__AVX512VNNI__)
 #define ACTIVATION_OFFSET 128
 static inline vec_i dot4(vec_i c, vec_i x, vec_i w) {
@@ -162,7 +162,7 @@ typedef struct {
     size_t row;
     int cached;     // the weights stay in a cache from pass to pass
     float *scale;   // (R) int8: of each row
-    char *bytes;    // (R, wide) int8
+    char *bytes;    // int8: the rows, `row` bytes apart
     float *normed;  // (R, stride) a layer norm's output
     float *scores;  // (capacity) of attention
 } Scratch;
@@ -238,7 +238,7 @@ static inline __attribute__((always_inline)) void panel_products(const WeightKin
         int most = taken == 2 ? wide : tall, tiles = (rows + most - 1) / most;
         for (int done = 0, words; done < m->words; done += words) {
             words = MIN(CHUNK, m->words - done);
-            int later = done + ahead; // of this panel, or of the one after all that are taken
+            int later = done + ahead; // of this panel, or of one behind all that are taken
             if (later >= m->words) later += (taken - 1) * m->words;
             const char *w = m->data + p * panel + (size_t)done * NR * 4,
                        *soon = m->data + p * panel + (size_t)later * NR * 4;
@@ -656,7 +656,8 @@ static void decoder_accept(Decoder *d, const int *path, int n) {
 }
 
 // Brings tokens into the cache, in passes of MAX_ROWS rows: from some 16 rows on arithmetic bounds a pass,
-// and larger ones would gain nothing. With `next`, the tokens after each, returns the sum of their losses.
+// and larger ones would gain nothing. With `next` (n), the tokens after each, returns the sum of their
+// losses in nats, else 0.
 static double decoder_prefill(Decoder *d, const uint16_t *tokens, int n, const uint16_t *next) {
     double sum = 0;
     for (int first = 0; first < n; first += MAX_ROWS) {
@@ -936,7 +937,8 @@ static void generator_prefill(Generator *g) {
     if (missing > MAX_MISSING) decoder_prefill(d, g->text + g->base + d->past, missing, NULL);
 }
 
-// Begins a text: the prompt goes into the cache now, and into the draft's, so that steps are of new tokens.
+// Begins a text: its prompt, if it has more than MAX_MISSING + 1 tokens, goes into the cache now, and into
+// the draft's, so that steps are of new tokens.
 static void generator_text(Generator *g, const uint16_t *tokens, int n) {
     g->length = g->base = g->state = g->decoder->past = 0;
     g->drawn = (uint64_t)g->texts++ << 32; // however many tokens of the text before were thrown away
@@ -993,7 +995,9 @@ state's own tree is the best there is. Proposals are right with the measured pro
 them are, so n of them bring 1 + a + ... + a^n tokens, and if the first is wrong, what the template brings.
 What the pass guesses for the next one, behind the last proposal (a chain as behind a lone root) or the
 template's nodes, counts as far as proposals will fail there. The tokens, less what the guesses that led here
-are worth, divided by the time are to be the most. a begins high: what is never tried is never learned. */
+are worth, divided by the time are to be the most. a begins high: what is never tried is never learned.
+source: 0 the draft, 2 to 4 an n-gram of that length; prefix: rows of text, the root the last. Returns how
+many proposals, `most` at most, and the template in *shape. */
 static int plan_proposals(const Generator *g, int source, int prefix, int most, const Template **shape) {
     double a = (g->accepted[source] + 3) / (g->proposed[source] + 4), best = -INFINITY;
     const Template *own = &g->templates[g->state], *smallest = &g->templates[0];
@@ -1404,7 +1408,8 @@ typedef struct {
 // P, of a text.
 static int prompt_rows(const PromptTrainer *t) { return t->h.heads ? 0 : t->cuts * t->h.n * t->h.copies; }
 
-// Activations for a text and its prompts; without joint the gradients of t->m are freed, for it is frozen.
+// Activations for a text and its prompts, jointly for B texts, too; without joint the gradients of t->m are
+// freed, for it is frozen.
 static void trainer_allocate(PromptTrainer *t) {
     GPT2 *m = t->m;
     int C = m->config.channels, P = prompt_rows(t), R = t->T + P, guesses = t->h.n * t->cuts;
@@ -1512,7 +1517,7 @@ static void prompts_enter_backward(void *trainer, int l, const float *dx) {
     }
 }
 
-// The hidden states of a text of T tokens, and of its prompts behind them.
+// The hidden states m->lnf of a text of T tokens, and of its P prompt rows behind them. `cut` has to stay.
 static void prompt_forward(PromptTrainer *t, const uint16_t *tokens, const int *cut) {
     t->cut = cut;
     t->m->extra = (ExtraRows){prompt_rows(t), !t->joint, t, prompts_enter, prompt_attention_forward,
@@ -1681,7 +1686,8 @@ static void prompts_load(Prompts *p, const char *path, GPT2Config g, uint64_t mo
         die("%s is not a file of prompt tokens; `decode_ppd train` makes one", path);
     if ((h->heads != 0 && h->heads != 1) || h->n < 1 || h->n > MAX_PROMPTS || h->copies < 1 ||
         h->copies > MAX_ROWS || h->n * h->copies > MAX_TREE || (h->depth != 1 && h->depth != h->layers))
-        die("%s: %d prompts of %d copies cannot be: the file is damaged", path, h->n, h->copies);
+        die("%s: kind %d, %d of %d copies and depth %d cannot be: the file is damaged", path, h->heads, h->n,
+            h->copies, h->depth);
     if (h->channels != g.channels || h->layers != g.num_layers)
         die("%s is for a model of %d layers and %d channels, not of %d and %d; give that model", path,
             h->layers, h->channels, g.num_layers, g.channels);
@@ -1701,7 +1707,8 @@ static void prompts_load(Prompts *p, const char *path, GPT2Config g, uint64_t mo
     fclose(f);
 }
 
-// A number for this machine, build and number of threads, so that latencies of others are not believed.
+// A number for this machine, the width of its vectors and the number of threads, so that latencies of others
+// are not believed.
 static uint64_t machine_hash(int threads) {
     char line[256] = "";
     uint64_t hash = hash_bytes(threads, &(int){VEC}, sizeof(int));
@@ -1786,7 +1793,7 @@ static void engine_stop(Engine *e) {
 // The tokenizer beside a model of V tokens; there may be none unless it is needed.
 static void load_tokenizer(Tokenizer *t, const char *path, int V, int needed) {
     if (!tokenizer_load(t, path) && needed)
-        die("%s has no tokenizer beside it (tokenizer.txt, tokenizer.bpe, vocab.bpe or tokenizer.json)",
+        die("%s has no tokenizer beside it (tokenizer.txt, .bpe or .json, merges.txt or vocab.bpe)",
             path);
     if (t->vocab_size > V)
         die("%s: the tokenizer has %d tokens, the model knows %d", path, t->vocab_size, V);
@@ -1818,7 +1825,8 @@ static Shard longest_piece(const Dataset *d) {
 // Tokens of such a beginning in held-out text.
 static int held_out_prompt(GPT2Config g) { return MAX(1, MIN(64, g.max_seq_len / 4)); }
 
-// Counts what is right of the guesses after a token; text: what followed. Of all tokens for right, seen.
+// Counts what is right of the guesses (n,RANKS) after a token; text (n): what followed. In right_after and
+// seen_after, and with `all` in right and seen, too.
 static void count_guesses(PromptsTables *t, int n, int (*guess)[RANKS], const uint16_t *text, int all) {
     for (int d = 0, near = 1, rank; d < n; d++, near = near && rank < 3) {
         for (rank = 0; rank < RANKS && guess[d][rank] != text[d];) rank++;
@@ -1850,7 +1858,9 @@ static void measure_accuracy(Engine *e, const Dataset *data, int tokens) {
     uint16_t *written = resize(NULL, (size_t)most * length * sizeof *written);
     Shard piece = longest_piece(data);
     for (double start = now(); texts < most && now() - start < 40; texts++) {
-        generator_text(g, piece.tokens + (piece.count - prompt) * (size_t)texts / most, prompt);
+        const uint16_t *from = piece.tokens + (piece.count - prompt) * (size_t)texts / most;
+        check_tokens(data, from, prompt);
+        generator_text(g, from, prompt);
         for (int i = 0; i < length; i++) {
             generator_step(g, 1);
             memcpy(guesses[texts * length + i], g->guess, sizeof *guesses);
@@ -2004,7 +2014,7 @@ static void load_engines(Engine *engine, Engine *draft, const DecodeOptions *o) 
             draft->decoder.config.vocab_size, engine->decoder.config.vocab_size);
 }
 
-// Training and held-out tokens for a model, in pieces of more than T and held_out tokens.
+// Training and held-out tokens for a model; the longest piece of each has more than T and held_out tokens.
 static void load_data(const DecodeOptions *o, const Tokenizer *t, GPT2Config g, Dataset *train, int T,
                       Dataset *val, int held_out) {
     dataset_load(train, o->data, t, NULL, 0);
@@ -2016,7 +2026,8 @@ static void load_data(const DecodeOptions *o, const Tokenizer *t, GPT2Config g, 
 
 // ---- run
 
-// Writes up to `tokens` tokens after a prompt; returns how many. *seconds is the time after the prompt.
+// Writes a prompt and up to `tokens` tokens after it; returns how many were made, the unwritten end of the
+// text included. The time after the prompt is added to *seconds.
 static int write_text(Engine *e, const uint16_t *prompt, size_t n, int tokens, double *seconds) {
     Generator *g = &e->generator;
     Writer w = {.tokenizer = &e->tokenizer, .file = stdout};
@@ -2063,6 +2074,7 @@ static int run_command(const DecodeOptions *o) {
         prompts++;
         free(tokens);
     }
+    if (!*o->prompt && !interrupted && ferror(stdin)) die("cannot read the prompts: %s", strerror(errno));
     free(line);
     if (!prompts && !interrupted) die("the prompt is empty; give --prompt TEXT, or lines on standard input");
     double passes = MAX(1, g->passes);
@@ -2086,7 +2098,7 @@ typedef struct {
     float *params, *grads; // all that is trained: jointly the model, then the prompts
     size_t count;
     char identity[8192], state[4096]; // what the run is; PROMPTS.state, its checkpoint
-    size_t own, now_bytes;            // tokens of the model's own, in whole texts; bytes of *now
+    size_t own, now_bytes;            // tokens of texts by the model, whole ones; bytes of *now
     struct {
         long step;
         uint64_t guessed_epoch, guessed_index, epoch, index;
@@ -2121,8 +2133,8 @@ static void start_prompts(PromptRun *r, const DecodeOptions *o) {
         m->grads_memory = r->grads, m->grads = point_parameters(r->grads, g);
     }
     optim_matmul = muon_matmul;
-    r->optimizer.n = r->optimizer.num_slices = r->count;
-    check_memory(optim_bytes(&r->optimizer));
+    r->optimizer.n = r->count, r->optimizer.num_slices = r->count / MAX(1, r->optimizer.h.slice_p); // about
+    check_memory(optim_bytes(&r->optimizer) + sizeof(float) * optim_scratch(&r->optimizer, segments, n));
     if (optim_start(&r->optimizer, r->params, r->count, segments, n)) die("out of memory for the optimizer");
     free(segments);
 }
@@ -2140,9 +2152,9 @@ static void show_prompt_step(const PromptRun *r, const DecodeOptions *o, double 
     fflush(stdout);
 }
 
-// Fills now->own with what the model itself writes, greedily, after places of the training text: such text as
-// guesses will be wanted in. int8 weights make it faster and a little different, n-grams only faster. What is
-// interrupted is not kept.
+// Fills now->own with texts that begin as places of the training text do, and that the model goes on with,
+// greedily: such text as guesses will be wanted in. int8 weights make it faster and a little different,
+// n-grams only faster. What is interrupted is not kept.
 static void write_own_text(PromptRun *r, const Dataset *train, uint64_t seed) {
     static Engine e; // keeps its latencies from one time to the next
     Generator *g = &e.generator;
@@ -2155,13 +2167,15 @@ static void write_own_text(PromptRun *r, const Dataset *train, uint64_t seed) {
     engine_latency(&e);
     g->ngram = 1;
     for (; made < r->own; made += length) {
-        uint64_t at = random_u64(seed + 9, (uint64_t)r->now->step * r->own + made);
-        generate(g, from.tokens + at % (from.count - prompt), prompt, length);
+        uint64_t at = random_u64(seed + 9, (uint64_t)r->now->step * r->own + made) % (from.count - prompt);
+        check_tokens(train, from.tokens + at, prompt);
+        generate(g, from.tokens + at, prompt, length);
         if (interrupted) break;
         memcpy(r->now->own + made, g->text, (size_t)length * sizeof *g->text);
     }
     if (!r->now->step && !interrupted)
-        printf("the model wrote %zu tokens of its own to learn from, in %.1f s\n", made, now() - start);
+        printf("the model wrote %zu tokens of its own to learn from, in %.1f s\n",
+               made / length * (length - prompt), now() - start);
     engine_stop(&e);
 }
 
@@ -2237,6 +2251,7 @@ static void check_outputs(const DecodeOptions *o, const char *state) {
     for (int i = 0; i < 2; i++) { // older ones differ in the eighth character
         char magic[8] = "";
         FILE *f = fopen(written[i], "rb");
+        if (!f && errno == EACCES) die("cannot read %s: %s", written[i], strerror(errno));
         if (f && fread(magic, 1, 8, f) && memcmp(magic, magics[i], 7))
             die("%s is something else; --out names another file, for the prompts", written[i]);
         if (f) fclose(f);
@@ -2263,7 +2278,7 @@ static void find_likely(const Dataset *text, int V, PromptsTables *t) {
     if (groups < 2 * MAX_LIKELY) return;
     int64_t *count = allocate(groups + 1, sizeof *count);
     for (Shard *s = text->shards; s < text->shards + text->num_shards; s++)
-        for (size_t i = 0; i < s->count; i++) count[s->tokens[i] / TOKEN_GROUP]++;
+        for (size_t i = 0; i < s->count; i++) count[MIN(s->tokens[i] / TOKEN_GROUP, groups)]++;
     for (int i = 0, most = 0; i < MAX_LIKELY; i++, count[most] = -1) // -1: taken
         for (int k = 0; k < groups; k++)
             if (count[k] > count[most]) most = k;
@@ -2347,8 +2362,8 @@ static int train_command(const DecodeOptions *o) {
                    !is_shards(o->data) || (*o->val && !is_shards(o->val)));
     int T = o->seq_len ? o->seq_len : MIN(256, m.config.max_seq_len);
     if (T > m.config.max_seq_len || T <= o->prompts + 1)
-        die("--seq-len %d: it must be above --prompts + 1 and at most the model's context of %d", T,
-            m.config.max_seq_len);
+        die("--seq-len %d: it must be above --prompts + 1 (%d) and at most the model's context of %d", T,
+            o->prompts + 1, m.config.max_seq_len);
     load_data(o, &engine.tokenizer, m.config, &train, MAX(T, own_prompt(&m)), &val,
               held_out_prompt(m.config));
     if ((size_t)o->batch * T > 1 << 28) die("--batch %d of %d tokens is too large", o->batch, T);
@@ -2584,6 +2599,7 @@ static int bench_command(const DecodeOptions *o) {
     // text by text, in turns: what else the machine does hits all alike; an interrupted text does not count
     for (; texts < o->texts; texts++) {
         const uint16_t *from = text.tokens + (text.count - prompt) * (size_t)texts / o->texts;
+        check_tokens(&val, from, prompt);
         Method turn[sizeof methods / sizeof *methods];
         int loop = 0, between = MAX(o->texts / 16, 1), before = texts / between;
         for (int i = 0; i < 3 && before && texts % between == 0; i++)

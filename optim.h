@@ -150,7 +150,7 @@ static inline OptimSums optim_add(const OptimSums *sums, int count) {
 
 // OPTIM_PASS(name, (arguments), body): `body` for every element i of the span; it may use chunk.
 // OPTIM_SUM: the same, and `body` adds to s0 and s1, whose totals are returned. They are of `type` over a
-// block of elements (float loops read memory a third faster) and double over blocks and chunks.
+// block of elements (float loops read memory a third faster; on a GPU a thread's), and double over those.
 #ifndef OPTIM_CUDA
 #define OPTIM_PASS(name, arguments, ...)                                                                    \
     OPTIM_API void name(OptimSpan span, OPTIM_LIST arguments) {                                             \
@@ -280,7 +280,7 @@ typedef struct {          // one tensor (of one layer) inside the flat parameter
     KEY(lr_cap, "lr-cap", "[-1,inf)", "longest step, times the schedule; 0: none; -1: matrices' 1/fan-in") \
     KEY(d0, "d0", "[1e-16,inf)", "first estimate of the distance to the solution")                          \
     KEY(d_coef, "d-coef", "(0,inf)", "factor of the estimate")                                              \
-    KEY(growth_rate, "growth-rate", "[1,inf]", "the most that the estimate grows by, after its first step") \
+    KEY(growth_rate, "growth-rate", "[1,inf]", "the most the estimate grows by; prodigy's first is free")   \
     KEY(safeguard_warmup, "safeguard-warmup", "[0,1]i", "keep the rate out of the estimate's denominator")  \
     KEY(bias_correction, "bias-correction", "[0,1]i", "Adam's, in the rate")                                \
     KEY(slice_p, "slice-p", "[1,1e9]i", "estimate from every p-th entry of each tensor")                    \
@@ -313,7 +313,7 @@ typedef struct {          // everything that changes from step to step besides t
     double t;                       // updates done
     double step, step_prev;         // the last step lengths found (sps, iam, adgd, dog, dowg, resetting)
     double d, d_max, numerator;     // estimated distance to the solution (prodigy, dadapt-adam, resetting)
-    double distance, grad_sum;      // from the start; sum of (weighted) |g|^2 (dog, dowg, resetting)
+    double distance, grad_sum;      // from the start (dowg: squared), sum of (weighted) |g|^2 (resetting, too)
     double lr_max, weight_sum;      // schedule-free
 } OptimScalars;
 
@@ -343,7 +343,7 @@ struct Optimizer {
     OptimScalars s;
     float *params;        // the caller's, as many as n
     size_t n, moving;     // moving: those that the segments cover
-    size_t num_slices;
+    size_t num_slices;    // of a sliced buffer: every slice-p-th element of each segment
     OPTIM_BUFFERS(OPTIM_POINTER)                         // those of the row are allocated, the others NULL
     void (*average)(float *x, size_t n); // diloco among workers: x = its mean over them (and to the bit
                                          // what it was where no segment is); NULL: one worker
@@ -1011,7 +1011,7 @@ OPTIM_API int optim_set_base(Optimizer *o, const char *base) {
 }
 
 // Sets a hyperparameter; 0, -1 if this optimizer has no such one, -2 if the value is out of its range or
-// comes too late: slice-p, or an lr-cap of -1, after optim_start.
+// comes too late: slice-p, d0, or an lr-cap of -1, after optim_start.
 OPTIM_API int optim_set(Optimizer *o, const char *name, double value) {
     const int key = optim_key(o, name);
     char open, close, whole = 0;
@@ -1021,7 +1021,8 @@ OPTIM_API int optim_set(Optimizer *o, const char *name, double value) {
     if (!(open == '[' ? value >= low : value > low)) return -2;
     if (!(close == ']' ? value <= high : value < high) || (whole && value != floor(value))) return -2;
     if (value < 0 && value > -1 && !strcmp(name, "lr-cap")) return -2;
-    if (o->chunks && (!strcmp(name, "slice-p") || (!strcmp(name, "lr-cap") && value < 0))) return -2;
+    if (o->chunks && (!strcmp(name, "slice-p") || !strcmp(name, "d0"))) return -2;
+    if (o->chunks && !strcmp(name, "lr-cap") && value < 0) return -2;
     if (value < 1e-3 && o->row->eval == optim_eval_schedule_free && !strcmp(name, "beta1")) return -2;
     *optim_value(o, key) = value;
     return 0;
@@ -1245,6 +1246,7 @@ OPTIM_API double optim_schedule(const char *kind, long step, long steps, long wa
     return final_fraction + (1 - final_fraction) * left;
 }
 
+// In a sorted array (count) that has `out`, `in` takes its place.
 static void optim_replace(double *sorted, long count, double out, double in) {
     long k = 0;
     while (sorted[k] != out) k++;

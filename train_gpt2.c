@@ -22,7 +22,7 @@ Read it top to bottom. Data flows one way through the chapters:
   12  the training loop
 
 Shapes: B sequences of T tokens, C channels, NH heads of HS = C/NH channels, L layers, V tokens in the
-vocabulary; rows = B*T. Every array is row-major float32. (B,T,C) stands for float x[B][T][C].
+vocabulary; rows = B*T. Arrays are row-major, float32 unless they say otherwise: (B,T,C) is float x[B][T][C].
 Results are the same to the last bit for any number of threads (but with BLAS=1): each sum is one thread's
 work, or is cut into pieces of fixed size which are added in order. */
 
@@ -106,7 +106,8 @@ __attribute__((format(printf, 2, 3), noreturn)) static void end_with(int code, c
 
 // For the end of a program: dies if not all that was printed has come to where it went.
 static void check_printed(void) {
-    if (fflush(stdout) || ferror(stdout)) die("cannot write all of the output; make room");
+    if (fflush(stdout) || ferror(stdout))
+        die("cannot write all of the output; who read it is gone, or the disk full");
 }
 
 // Ends the program before it uses `bytes` more where fewer are left: Linux promises memory that is not there,
@@ -124,7 +125,7 @@ static void check_memory(size_t bytes) {
             bytes >> 20, left >> 10);
 }
 
-static size_t allocated_bytes; // by allocate(), for the plan that is printed at the start
+static size_t allocated_bytes; // by allocate(), and of tokens; for the plan that is printed at the start
 
 // count zeroed elements of size bytes, aligned to a cache line; large ones ask the kernel for huge pages,
 // which spare passes over hundreds of megabytes most of their page-table walks.
@@ -162,7 +163,7 @@ static double random_uniform(uint64_t stream, uint64_t i) {
     return (double)(random_u64(stream, i) >> 11) * 0x1p-53;
 }
 
-// x[0..n) = normal numbers of mean 0 (Box and Muller).
+// x[0..n) = normal numbers of mean 0 and deviation std (Box and Muller), of numbers 0 to 2n-1 of a stream.
 static void random_normal(float *x, size_t n, float std, uint64_t stream) {
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < n; i++) {
@@ -538,8 +539,8 @@ static void multiply(float *C, long ldc, const float *a, long a_row, long a_col,
     }
 }
 
-// The size of equal parts of n, each at most `most` and a multiple of `unit`, their number a multiple of
-// `threads` if possible.
+// The size of equal parts of n, a multiple of `unit` and at most `most` (rounded up to one), their number a
+// multiple of `threads` if possible.
 static UNUSED int share(int n, int threads, int most, int unit) {
     long round = (long)threads * most;
     int parts = (int)(threads * ((n + round - 1) / round));
@@ -596,7 +597,8 @@ static void matmul(float *C, const float *A, const void *B, int M, int N, int K,
 #endif
 }
 
-// A product that is known to be symmetric, C (N,N): the half below the diagonal, copied to the other.
+// C (N,N) = op(A) (N,K) op(B) (K,N), stored as matmul's, where that is known to be symmetric: the half below
+// the diagonal is computed, and copied to the other.
 static void symmetric_matmul(float *C, const float *A, const float *B, int N, int K, int trans_a,
                              int trans_b) {
 #ifdef USE_BLAS
@@ -969,7 +971,8 @@ static ParameterTensors point_parameters(float *memory, GPT2Config g) {
     return p;
 }
 
-// Layer l's part of each tensor that has layers. NULL stays NULL: the gradients of a frozen model.
+// Layer l's part of each tensor that has layers. NULL stays NULL: the gradients of a frozen
+// model, the matrices of one in bfloat16.
 static ParameterTensors tensors_of_layer(ParameterTensors p, GPT2Config g, int l) {
     float **pointers = (float **)&p;
     for (int i = 0; i < NUM_TENSORS; i++) {
@@ -1308,7 +1311,7 @@ static const char *open_device(UNUSED int f32) {
 }
 
 // Compiled with -DGPT2_DEVICE='"train_gpt2.cu"', this file is the GPU's trainer: from here on, functions of
-// that file stand for gpt2_allocate to open_device above, and for optim.h's.
+// that file stand for those above that allocate or pass through a model, and for optim.h's on parameters.
 #ifdef GPT2_DEVICE
 #include GPT2_DEVICE
 #endif
@@ -1430,8 +1433,8 @@ static char *read_file(const char *path, size_t *size) {
     return text;
 }
 
-// Whatever this program writes is written under another name, brought to the disk, and renamed into place: at
-// any moment there is either the old file or the new one, whole.
+// What this program writes, but for lines added to log.csv and to a teacher's cache, is written under another
+// name, brought to the disk, and renamed: at any moment there is the old file or the new one, whole.
 static FILE *write_begin(const char *path) {
     Path temporary = path_in(path, "");
     strcpy(temporary.s + strlen(path), ".tmp"); // path_in leaves room for it
@@ -1520,7 +1523,7 @@ static void read_floats(FILE *f, float *out, size_t n, NumberType type, const ch
 
 // llm.c's model file: 256 int32 (magic, version, maxT, V, L, NH, C, Vp), then the tensors in the order of
 // ParameterTensors, float32 (version 3) or bfloat16 (version 5). Its wte has Vp rows, V rounded up for GPUs;
-// in memory here it has V.
+// in memory here it has V, but where the file is mapped.
 #define MODEL_MAGIC 20240326
 
 static void load_llmc(GPT2 *m, const char *path, int map) {
@@ -1564,7 +1567,7 @@ static void load_llmc(GPT2 *m, const char *path, int map) {
     fclose(f);
 }
 
-// Writes version 3.
+// Writes version 3 of params, all in one (num_parameters), whose wte has V rows; the others are zeros.
 static void gpt2_save(const GPT2Config g, const float *params, const char *path) {
     int Vp = (g.vocab_size + 127) / 128 * 128;
     int32_t header[256] = {MODEL_MAGIC, 3, g.max_seq_len, g.vocab_size, g.num_layers, g.num_heads,
@@ -1595,7 +1598,7 @@ typedef struct {
 } Json;
 
 static void json_broken(const Json *j) {
-    die("%s is not JSON from byte %zu on: the file is damaged", j->path, (size_t)(j->p - j->text));
+    die("%s is not JSON from byte %zu of its text on: it is damaged", j->path, (size_t)(j->p - j->text));
 }
 
 static int utf8_encode(char *out, int c) {
@@ -1707,12 +1710,14 @@ static size_t json_get(const Json *j, size_t object, const char *name) {
     return 0;
 }
 
+// Whether a value is this text (a string, true, false, null) or this number, to 1e-9.
 static int json_is(const Json *j, size_t node, const char *text) {
     JsonNode n = j->nodes[node];
     if (n.type == '0') return isdigit((unsigned char)*text) && fabs(strtod(n.text, NULL) - atof(text)) < 1e-9;
     return n.type != '{' && n.type != '[' && n.length == strlen(text) && !memcmp(n.text, text, n.length);
 }
 
+// A value, called `what` where it is no whole number from min to max: then it dies.
 static int64_t json_int(const Json *j, size_t node, int64_t min, int64_t max, const char *what) {
     double x = j->nodes[node].type == '0' ? strtod(j->nodes[node].text, NULL) : NAN;
     if (!(x >= (double)min && x <= (double)max) || x != floor(x))
@@ -1803,13 +1808,15 @@ static void read_safetensors(GPT2 *m, char *seen, const char *path) {
         if (j.nodes[shape].type != '[' || j.nodes[shape].length != (second ? 2 : 1) ||
             json_int(&j, shape + 1, 0, INT32_MAX, name.s) != first ||
             (second && json_int(&j, shape + 2, 0, INT32_MAX, name.s) != second))
-            die("%s: the shape of %s is not config.json's (%d,%d)", path, name.s, first, second);
+            die("%s: the shape of %s is not config.json's (%d%s%.0d)", path, name.s, first, second ? "," : "",
+                second);
         int type = json_is(&j, dtype, "F32") ? F32 : json_is(&j, dtype, "F16") ? F16 : BF16;
         if (type == BF16 && !json_is(&j, dtype, "BF16")) die("%s: %s is not F32, F16 or BF16", path, name.s);
         if (j.nodes[offsets].type != '[' || j.nodes[offsets].length != 2)
             die("%s: %s has no data_offsets: the file is damaged", path, name.s);
-        int64_t begin = json_int(&j, offsets + 1, 0, data, name.s);
-        int64_t end = json_int(&j, offsets + 2, 0, data, name.s);
+        int64_t begin = json_int(&j, offsets + 1, 0, (int64_t)1 << 62, name.s);
+        int64_t end = json_int(&j, offsets + 2, 0, (int64_t)1 << 62, name.s);
+        if (begin > data || end > data) die("%s ends within %s: it is cut short or damaged", path, name.s);
         if (end - begin != (int64_t)layer_size(t) * (type == F32 ? 4 : 2))
             die("%s: the numbers of %s do not fill its shape: the file is damaged", path, name.s);
         if (seen[i * g.num_layers + layer]++) die("%s: %s is there twice", path, name.s);
@@ -2197,9 +2204,10 @@ static uint16_t *tokenizer_encode(const Tokenizer *t, const char *text, size_t n
     int length;
     for (const char *p = text, *end = text + n; t->kind == TOKENIZER_CHARS && p < end; p += length) {
         int c = utf8_decode(p, end, &length);
-        if (c < 0 || !t->char_id[c])
+        if (c < 0) die("the text is not UTF-8 at byte %zu; correct it", (size_t)(p - text));
+        if (!t->char_id[c])
             die("the character %s (U+%04X) at byte %zu of the text is not in the tokenizer; train with it",
-                printable(p, (size_t)length).s, c < 0 ? 0xFFFD : c, (size_t)(p - text));
+                printable(p, (size_t)length).s, c, (size_t)(p - text));
         ids[(*count)++] = t->char_id[c] - 1;
     }
     return ids;
@@ -2643,8 +2651,9 @@ static void loader_next(DataLoader *l, uint16_t *x, uint16_t *y, int B) {
 static struct { int rank, count; double bytes_sent; } workers = {0, 1, 0};
 static void sum_over_workers(double *x, int n);
 
-// Mean loss over the first max_tokens of the dataset (0: all) in windows of T that do not overlap; each
-// shard's last window may be shorter. Some shard has two tokens or more. The workers take batches in turn.
+// Mean loss, in nats a token, over the first max_tokens of the dataset (0: all) in windows of T that do not
+// overlap; each shard's last window may be shorter. Some shard has two tokens or more. The workers take
+// batches in turn.
 static double evaluate(GPT2 *m, const Dataset *d, int T, size_t max_tokens) {
     double sum = 0;
     size_t count = 0;
@@ -2854,8 +2863,9 @@ static void check_pairs(const Dataset *proxy, const Dataset *data) {
     int same = proxy->num_shards == data->num_shards;
     for (int s = 0; same && s < data->num_shards; s++) same = proxy->shards[s].count == data->shards[s].count;
     if (!same)
-        die("--proxy-paired: the proxy has %zu tokens, the training data %zu (with --val, all of --data)",
-            dataset_tokens(proxy), dataset_tokens(data));
+        die("--proxy-paired: the proxy has %zu tokens in %d parts, the training data %zu in %d (with --val, "
+            "all of --data); each part must be as long as its pair",
+            dataset_tokens(proxy), proxy->num_shards, dataset_tokens(data), data->num_shards);
 }
 
 // ===========================================================================================================
@@ -3385,7 +3395,7 @@ static void set_option(void *options, const OptionRow *row, const char *text) {
     }
     double x = parse_number(row->name, text, row->type != 'd');
     if (row->type != 'f' && (x < row->low || x > row->high))
-        die_usage("--%s %s is not between %g and %g", row->name, text, row->low, row->high);
+        die_usage("--%s %s is not between %.10g and %.10g", row->name, text, row->low, row->high);
     if (row->type == 'd') *(double *)field = x;
     else *(int *)field = (int)x;
 }
@@ -3457,7 +3467,8 @@ static uint64_t read_options(void *options, const OptionRow *rows, int n, int ar
             while (key < OPTIM_COUNT(optim_keys) && strcmp(optim_keys[key].name, name)) key++;
             if (end == value || *end)
                 die_usage(key < OPTIM_COUNT(optim_keys) ? "--%s takes a number, not '%s'"
-                                                        : "--%s %s is no option; see --help", name, value);
+                                                        : "--%s %s is no option, or no number; see --help",
+                          name, value);
         }
         i += !flag;
     }
@@ -3487,7 +3498,7 @@ static void check_options(const Options *o, const Optimizer *optimizer) {
     if (*o->proxy && optim_is_polyak(optimizer))
         die_usage("--proxy does not go with %s, whose steps need the loss at each gradient", o->optimizer);
     if (!*o->teacher && !*o->teacher_cache && optim_is_polyak(optimizer))
-        die_usage("%s needs --teacher: its step comes from a teacher's loss", o->optimizer);
+        die_usage("%s needs --teacher or --teacher-cache: its step is of a teacher's loss", o->optimizer);
     if (!*o->teacher && !hard) die_usage("--distill soft needs --teacher");
     const struct { const char *name; int idle; const char *why; } given[] = {
         {"proxy-steps", !*o->proxy, "goes with --proxy FILE"},
@@ -3692,6 +3703,7 @@ static void read_part(FILE *f, uint64_t *hash, void *part, uint64_t bytes, const
     copy_from_worker_0(part, bytes);
 }
 
+// now: now_bytes as they are; params and correction (o->n), NULL without a proxy.
 static void write_state(const char *path, const char *identity, const void *now, size_t now_bytes,
                         const float *params, const float *correction, Optimizer *o) {
     FILE *f = workers.rank ? NULL : write_begin(path);
@@ -3791,7 +3803,7 @@ static void log_number(FILE *f, double x, const char *format, char end) {
     fputc(end, f);
 }
 
-// Draws a token from the softmax of logits (V) at a temperature.
+// The token that u in [0,1) draws from the softmax of logits (V) at a temperature.
 static int draw(const float *logits, int V, float temperature, double u) {
     float lse = log_sum_exp(logits, V, temperature);
     int likeliest = 0;
@@ -3868,6 +3880,7 @@ static void show_progress(const Run *run, double loss, double tokens_per_second)
 
 // The schedule that the gradient norms of a finished run suggest (optim_refined), from its log.csv. For
 // Adam's kind the theory has the l1 norm, which is there with --grad-norm l1; l2 norms may stand for it.
+// (steps) factors of the rate, the largest of them 1.
 static double *refined_schedule(const char *path, int steps, const Optimizer *optimizer) {
     size_t size, rows = 0;
     char *text = read_file(path, &size), *row = strchr(text, '\n');
@@ -3955,8 +3968,8 @@ static void claim_folder(const char *out) {
     for (int i = 0; i < 6; i++) unlink(path_in(out, unfinished[i]).s);
 }
 
-// Loads the models that the command line names: what training starts from, and the teacher. A folder that is
-// read anew by --resume cannot be written to.
+// Loads the models that the command line names: what training starts from, and the teacher. The folders of
+// --teacher and --student-from, which --resume reads anew, cannot be written to; that of --model can.
 static void load_models(Run *run) {
     const Options *o = &run->options;
     const char *read[] = {o->teacher, o->student_from};
@@ -3980,6 +3993,8 @@ static void load_texts(Run *run) {
     Tokenizer *t = &run->tokenizer;
     size_t length = 0;
     char *text = is_shards(o->data) ? NULL : read_texts(o->data, &length);
+    if (!text && !strcmp(o->tokenizer, "chars"))
+        die_usage("--tokenizer chars is made of a text, and %s are token shards", o->data);
     if (*o->tokenizer || *o->merges) {
         const char *start = *o->model ? o->model : o->student_from;
         Tokenizer own = {0};

@@ -18,24 +18,25 @@ the CPU's own. Between C++ and C stands a border of 27 C functions.
 Shapes and letters as in train_gpt2.c. T is a type here, float or bf16 (bfloat16: 8 bits of exponent, 8 of
 mantissa); the length of a sequence is `length`. The parameters, their gradients and all that the optimizer
 keeps are float32; in bf16 training the layers use a copy of the parameters, renewed after every step, and
-activations are bf16. Sums are taken in float32, in an order that depends on nothing but the shapes: there are
-no atomic additions, so a run gives the same bits each time. What the optimizer works on is unified memory,
-which the CPU reads only to save it.
+activations are bf16. Sums are taken in float32 (the loss, and the optimizer's over threads, in double), in an
+order that depends on nothing but shapes and tokens: there are no atomic additions, so a run gives the same
+bits each time. What the optimizer works on is unified memory, which the CPU fills at the start, and reads to
+save it or to compare workers.
 
 Everything goes into one stream, the default one. The CPU waits where it needs numbers: a micro-batch's loss,
 which is known when the GPU has half of the work still before it, and the norm of the gradient at the end of a
-step (and the sums of optimizers that find their own rate); logits, evaluation points, checkpoints. And it
-waits before it writes where the GPU may still read: with the targets until the GPU begins the forward pass,
-which stays in its queue. So the CPU sorts the next tokens while the GPU is in backward, and in a step only
-the norm (or such a sum) leaves the GPU without work, and a teacher's loss in each micro-batch. There are no
-CUDA graphs: a step of 124M is 470 launches, 2 ms of the CPU's time at 4 us each, hidden behind tens of ms of
-the GPU's; only models of a few MB would gain, and a graph would hide that wte_backward's grid comes from the
-batch.
+step (and Muon's sums, and those of optimizers that find their own rate); logits, evaluation points,
+checkpoints. And it waits before it writes where the GPU may still read: with the targets until the GPU begins
+the forward pass, which stays in its queue. So the CPU sorts the next tokens while the GPU is in backward, and
+in a step only the norm (or such a sum) leaves the GPU without work, and a teacher's loss in each micro-batch.
+There are no CUDA graphs: a step of 124M is 470 launches, 2 ms of the CPU's time at 4 us each, hidden behind
+tens of ms of the GPU's; only models of a few MB would gain, and a graph would hide that wte_backward's grid
+comes from the batch.
 
 What to expect, on paper. With R = B*length rows, a step of GPT-2 124M (L 12, C 768, V 50257, n = 124M
 parameters) in bf16 with B 32, length 1024 has these floating-point operations, and these bytes to and from
 the GPU's memory where nothing but a row stays in cache. The H100 has 295 FLOP for a byte, the A100 153: what
-is above is bound by arithmetic, the rest by memory.
+has more is bound by arithmetic, the rest by memory (attention is just below the H100's).
 
                                                        TFLOP                        GB      FLOP a byte
     products of the layers, forward and backward       72 L R C^2        16.7    112 L R C   33.8    494
@@ -92,7 +93,7 @@ typedef struct Gpu Gpu;            // a model on the GPU
 void gpu_die(const char *message); // the C part's die()
 const char *gpu_open(int device, int *has_bf16); // makes it current; its name, whether it multiplies bf16
 size_t gpu_bytes(void);            // allocated so far
-float *gpu_share(size_t n);        // n floats that both sides can reach (the CPU after a gpu_wait)
+float *gpu_share(size_t n);        // n zeros that both sides can reach (the CPU after a gpu_wait)
 void gpu_unshare(float *p, size_t n); // what gpu_share(n) gave, or NULL
 void gpu_wait(void);
 Gpu *gpu_create(GPT2Config g, int B, int length, int training, int half); // half: in bf16
@@ -611,7 +612,7 @@ __device__ inline size_t head_at(int head, int NH, int HS, int length, int strid
 #define MAX_HEAD 256
 
 // 32 rows of HS numbers, from row `first` on, into shared memory as (32,HS+1): lanes reading a column meet no
-// bank twice. stride: numbers from row to row.
+// bank twice where HS is even. stride: numbers from row to row.
 template <typename T>
 __device__ inline void load_rows(float *to, const T *from, int stride, int first, int length, int HS) {
     for (int i = threadIdx.x; i < WARP * HS; i += blockDim.x) {
@@ -1169,6 +1170,7 @@ struct Gpu {
     int half; // it is a Model<bf16>, else a Model<float>
     void *owned[40]; // the GPU's memory
     int num_owned;
+    size_t bytes; // of it
 };
 
 template <typename T> struct Model : Gpu {
@@ -1192,7 +1194,7 @@ template <typename T> struct Model : Gpu {
     T *dresidual, *dnormed, *dwide;                   // (B,length,C), (B,length,C), (B,length,4C)
     float *partial, *D; // (groups,4C) or (groups,2,C), (B,NH,length)
     T *logits;                                        // (logit_rows,Vp)
-    // Products are fast where sizes are multiples of 8. So the classifier has Vp classes, V rounded up: the
+    // Products are fast where sizes are multiples of 8. So the classifier has Vp classes, V up to 64s: the
     // rows behind wte are those of the tensors after it, whatever they are. Their logits are not looked at
     // and their gradients are 0; so nothing comes of those rows, and to what stands behind wte's gradient 0
     // is added (or written, before its own comes).
@@ -1209,6 +1211,7 @@ template <typename T> struct Model : Gpu {
 template <typename V> static V *take(Gpu *m, size_t n) {
     V *p = device_memory<V>(n);
     m->owned[m->num_owned++] = p;
+    m->bytes += n * sizeof(V);
     return p;
 }
 
@@ -1227,7 +1230,7 @@ template <typename T> static Gpu *model_create(GPT2Config g, int B, int length, 
     m->keep = training;
     m->num_parameters = point_parameters(&m->w, (T *)NULL, g);
     if (m->half) m->copy = take<T>(m, m->num_parameters);
-    m->residual = take<T>(m, (kept + 1) * rows * C), m->residual2 = take<T>(m, kept * rows * C);
+    m->residual = take<T>(m, (kept + (training != 0)) * rows * C), m->residual2 = take<T>(m, kept * rows * C);
     m->ln1_mean = take<float>(m, kept * rows), m->ln1_rstd = take<float>(m, kept * rows);
     m->ln2_mean = take<float>(m, kept * rows), m->ln2_rstd = take<float>(m, kept * rows);
     m->ln1 = take<T>(m, kept * rows * C), m->ln2 = take<T>(m, kept * rows * C);
@@ -1260,6 +1263,7 @@ template <typename T> static Gpu *model_create(GPT2Config g, int B, int length, 
 template <typename T> static void model_free(Model<T> *m) {
     void *sent[] = {m->tokens_sent, m->targets_sent, m->order_sent, m->start_sent, m->loss_sum};
     for (int i = 0; i < m->num_owned; i++) CUDA(cudaFree(m->owned[i]));
+    gpu_allocated -= m->bytes;
     for (int i = 0; i < 5; i++) CUDA(cudaFreeHost(sent[i]));
     CUDA(cudaEventDestroy(m->sent));
     CUDA(cudaEventDestroy(m->loss_known));
@@ -1289,7 +1293,7 @@ template <typename V> static void send(V *to, const V *from, size_t n) {
     CUDA(cudaMemcpyAsync(to, from, n * sizeof(V), cudaMemcpyHostToDevice, 0));
 }
 
-// Brings tokens (rows) to the GPU; for a training pass also their order.
+// Brings tokens (rows) to the GPU; in a model that trains also their order.
 template <typename T> static void send_tokens(Model<T> *m, const uint16_t *tokens, int rows) {
     CUDA(cudaEventSynchronize(m->sent)); // of the batch before: long ago
     memcpy(m->tokens_sent, tokens, rows * sizeof *tokens);
@@ -1412,9 +1416,9 @@ template <typename T> __device__ inline float log2_sum_exp(const T *x, int V, fl
     return top + log2f(total);
 }
 
-// losses (rows) of logits (rows,Vp), and, with scale != 0, in the logits' place scale times the gradient, as
-// train_gpt2.c's classifier has it, and 0 from V on: teacher is NULL or the teacher's logits. A block has a
-// row.
+// losses (rows) of logits (rows,Vp), and, with grad_scale != 0, in the logits' place grad_scale times the
+// gradient, as train_gpt2.c's classifier has it, and 0 from V on: teacher is NULL or the teacher's logits. A
+// block has a row.
 template <typename T> __global__ void __launch_bounds__(CLASSIFIER_THREADS, 2)
     cross_entropy(T *logits, float *losses, const uint16_t *targets, int V, int Vp, float grad_scale,
                   const T *teacher, float temperature, float weight) {
@@ -1496,7 +1500,7 @@ template <typename T> static double mean_loss(Model<T> *m) {
     return *m->loss_sum / (m->B * m->length);
 }
 
-// The layer norm's gradients: dx +=, dweight +=, dbias +=.
+// From m->dnormed, the gradient of a layer norm's output: m->dresidual += its input's, dweight +=, dbias +=.
 template <typename T> static void layernorm_gradients(Model<T> *m, float *dweight, float *dbias, const T *x,
                                                       const T *weight, const float *mean, const float *rstd) {
     int rows = m->B * m->length, C = m->shape.channels, blocks = blocks_for(rows, NORM_ROWS);
@@ -1763,6 +1767,7 @@ void gpu_optim_eval(const Optimizer *optimizer, float *out) {
     Optimizer o = *optimizer;
     OnGpu on(&o, o.n);
     optim_eval_params(&o, out + on.begin);
+    CUDA(cudaGetLastError());
     all_gather(out, on.n);
     gpu_wait();
 }

@@ -41,10 +41,11 @@ say "3  A student: 3 layers, 128 wide. IAM over Muon reads the teacher's loss on
 
 say "4  Validation loss"
 draw runs/teacher runs/student
-if command -v gnuplot >/dev/null; then
-    picture=$(bash dev/plot.sh runs/demo.png runs/teacher runs/student)
+if ! command -v gnuplot >/dev/null; then
+    printf '\nmake plot RUNS="runs/teacher runs/student" draws them as a picture once gnuplot-nox is installed\n'
+elif picture=$(bash dev/plot.sh runs/demo.png runs/teacher runs/student); then
     printf '\ncurves: %s\n' "$picture"
-else printf '\nmake plot RUNS="runs/teacher runs/student" draws them as a picture once gnuplot-nox is installed\n'; fi
+fi
 # A model of this size looks ahead only if it is trained to: the teacher goes on with its prompt for some steps, and its
 # loss stays. One prompt, since this model's weights stay in a cache, where every further row of a pass costs.
 say "5  Several tokens a pass: the teacher, trained on together with a prompt token that guesses the token after the next"

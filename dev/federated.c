@@ -181,7 +181,7 @@ static void start_vector(Optimizer *o, const Optimizer *hyper, const Layout *l, 
         n += l->tensors[i].segment.size;
     }
     *o = *hyper;
-    if (optim_start(o, x, n, segments, last - first)) die("out of memory for the optimizers of the clients");
+    if (optim_start(o, x, n, segments, last - first)) die("out of memory for the optimizers");
     free(segments);
 }
 
@@ -372,7 +372,8 @@ static double client_gradient(const Federation *f, Client *c, Workspace *t, cons
     return loss;
 }
 
-// The client's (b, w) where it is measured, into t->g (b, w): its x, but for optimizers that average.
+// The client's (b, w) where it is measured, into t->g (b, w): its x, but for optimizers that average; w as
+// given where that is not the client's alone.
 static void client_point(const Federation *f, const Client *c, Workspace *t, const float *w) {
     const Layout *l = &f->layout;
     optim_eval_params(&c->optimizer, t->g);
@@ -759,6 +760,8 @@ static int bucketing(float *buckets, float **g, int n, size_t d, int size, uint6
     return count;
 }
 
+// out (d) = the aggregate of g (n,d). trim: the share that TRIMMED cuts at either end, rounded up. CLIPPING
+// begins at out.
 static void aggregate(float *out, float **g, int n, size_t d, Aggregator kind, double trim) {
     int half = (n - 1) / 2, cut = kind == MEDIAN ? half : 0;
     if (kind == TRIMMED) cut = MIN((int)ceil(trim * n - 1e-9), half);
@@ -770,6 +773,7 @@ static void aggregate(float *out, float **g, int n, size_t d, Aggregator kind, d
 // ===========================================================================================================
 // 8  The server
 
+// The schedule's factor. A round is as many answers as there are clients; on texts a fifth of them is warmup.
 static double schedule_now(const Federation *f) {
     const FedOptions *o = &f->options;
     long round = MIN(spent(f) / f->num_clients, o->rounds - 1);
@@ -938,11 +942,10 @@ static void serve(Federation *f) {
         mean = measure(f, EVALUATE, &worst);
         log_row(f, mean, worst);
     }
+    double tuned_worst = 0, tuned = o->finetune ? measure(f, FINETUNE, &tuned_worst) : 0; // it may print
     printf("final mean loss %.6g, worst %.6g", mean, worst);
-    if (o->finetune) {
-        mean = measure(f, FINETUNE, &worst);
-        printf("; after %d steps of fine-tuning %.6g, worst %.6g", o->finetune, mean, worst);
-    }
+    if (o->finetune)
+        printf("; after %d steps of fine-tuning %.6g, worst %.6g", o->finetune, tuned, tuned_worst);
     printf("\n");
 }
 
@@ -1015,7 +1018,7 @@ static int is_here(int client) {
     return mpi_size == 1 || (mpi_rank && client % (mpi_size - 1) == mpi_rank - 1);
 }
 
-// The tokens of a client that is here, in place of its text.
+// A client's tokens, from its text: of the clients that are here, and on rank 0 of all, to say what is wrong.
 static void tokenize_client(const Federation *f, Client *c, uint64_t seed) {
     size_t count;
     const uint16_t *tokens = tokenizer_encode(&f->tokenizer, c->text, c->bytes, &count);

@@ -14,7 +14,8 @@ report=${1:-gpu_report}
 mkdir -p "$report"
 report=$(realpath "$report")
 work=$(mktemp -d) || exit 1
-trap 'rm -rf "$work"' EXIT
+sampler=
+trap '[ ! "$sampler" ] || kill $sampler; rm -rf "$work"' EXIT
 began=$SECONDS failures=0
 gpu=./train_gpt2cu cpu=./train_gpt2 golden_test=./test/test_gpt2_cuda_gpu
 
@@ -104,12 +105,13 @@ measure() {
     shift 2
     rm -rf "$work/run"
     nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits -lms 200 >"$work/memory" 2>/dev/null &
-    local sampler=$!
+    sampler=$!
     timeout "$(left)" ${trainer:-$gpu} "${model[@]}" --batch "$batch" --steps "$steps" --out "$work/run" "$@" \
         >"$work/run.txt" 2>&1
     local code=$?
     kill $sampler
     wait $sampler 2>/dev/null
+    sampler=
     memory=$(sort -n "$work/memory" | tail -n 1)
     if [ $code != 0 ]; then
         cat "$work/run.txt" >>"$report/speed.txt"

@@ -12,6 +12,7 @@ results=${RESULTS:-dev/studies/results}
 if [ "${STEPS:-}${EXTRA:-}" ] && [ "$study" != race ]; then results=${RESULTS:-runs/studies/results}; fi # a trial
 result=$results/$study${full:+-full} # NAME.csv, NAME.txt, NAME.md, NAME.png without their endings
 csv=$result.csv
+[ ! "$report" ] || [ -r "$csv" ] || die "$csv is not there yet; call the study without REPORT"
 jobs=${JOBS:-$cores}
 [[ $jobs =~ ^[1-9][0-9]*$ ]] || die "JOBS takes a whole number, not '$jobs'" 2
 mkdir -p "$results" || die "cannot make $results"

@@ -126,7 +126,10 @@ if [ ! "$report" ]; then
         for stage in deep heads together; do
             awk -v stage=$stage '/trained numbers/ { print "all,size," stage ",trained," $1; print "all,size," stage ",percent," $4 + 0 }' "$runs/$stage.log"
         done
-        for model in "${weights[@]%:*}"; do awk -v model=$model '/^val loss.*after/ { print model ",loss,model,together," $3 }' "$runs/$model.log"; done
+        for weight in "${weights[@]}"; do
+            awk -v model=${weight%:*} -v weight=${weight#*:} '/^val loss.*after/ { print model ",loss,prompts,weight," weight "\n" model ",loss,model,together," $3 }' \
+                "$runs/${weight%:*}.log"
+        done
         awk '/^final val loss/ { print "together,loss,model,alone," $4 }' "$runs/continued.log"
     } >"$csv.tmp" && mv "$csv.tmp" "$csv" || die "cannot write $csv"
 fi
@@ -214,9 +217,9 @@ memory=$(awk -v mb="$(value frozen method PPD added_mb)" -v n="$(value all size 
 claim "Memory that prompts and trees add, at most 0.1% of the model's (ours)" "0.0004% of 7B" "$memory%" "$(holds "$memory <= 0.1")"
 alone=$(value together loss model alone)
 [ "$alone" ] || die "$csv is of an older form of this study; call it without REPORT"
-for weight in "${weights[@]}"; do
-    x=$(value ${weight%:*} loss model together)
-    [ ! "$x" ] || claim "Training together, prompts of weight ${weight#*:}, costs validation loss, against as many tokens alone (ours: at most 0.01)" "-" \
+for model in together light; do
+    x=$(value $model loss model together)
+    [ ! "$x" ] || claim "Training together, prompts of weight $(value $model loss prompts weight), costs validation loss, against as many tokens alone (ours: at most 0.01)" "-" \
         "$(awk -v a="$x" -v b="$alone" 'BEGIN { printf "%+.4f", a - b }')" "$(holds "$x <= $alone + 0.01")"
 done
 finish_claims
@@ -224,7 +227,7 @@ finish_claims
 command -v gnuplot >/dev/null || { echo "no picture: gnuplot is not installed (package gnuplot-nox)"; exit 0; }
 points=$runs/points
 for model in frozen together; do
-    awk -F, -v model=$model '$1 == model && $2 == "tree" && $3 == "PPD" && split($4, x, "_") { rows = x[length(x)]; size[rows]; what[rows, $4] = $5 }
+    awk -F, -v model=$model '$1 == model && $2 == "tree" && $3 == "PPD" && (n = split($4, x, "_")) { rows = x[n]; size[rows]; what[rows, $4] = $5 }
         END { print "\"" model "\""; for (s = 1; s <= 64; s++) if (s in size) print s, what[s, "a_pass_" s], what[s, "ms_" s], what[s, "measured_" s]; print "\n" }' "$csv"
 done >"$points"
 while IFS= read -r method; do

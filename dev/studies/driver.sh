@@ -365,9 +365,10 @@ against() {
 
 # table REFERENCE: all methods; "fewer" is what saved says of them. It is NAME.txt, too.
 table() {
-    local label setting
+    local label setting rows
     printf '\n'
-    rows_of "$1" | sed 's/ *$//' >"$result.txt.tmp" && mv "$result.txt.tmp" "$result.txt" || die "cannot write $result.txt"
+    rows=$(rows_of "$1") || exit 1
+    sed 's/ *$//' <<<"$rows" >"$result.txt.tmp" && mv "$result.txt.tmp" "$result.txt" || die "cannot write $result.txt"
     cat "$result.txt"
     curves 'for (i = 1; i <= methods; i++) printf "%s\t%s\n", order[i], setting[order[i]]' |
         while IFS=$'\t' read -r label setting; do at_end "$csv" "$label" "$setting"; done

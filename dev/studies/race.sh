@@ -43,6 +43,7 @@ for word in ${entry[@]+"${entry[@]}"} $(for axis in $grid; do echo "--${axis%%=*
 done
 [ -n "$name" ] || name=$(printf '%s ' ${entry[@]+"${entry[@]}"} | awk '{
     for (i = 1; i < NF; i++) if ($i == "--optimizer") name = $(i + 1); else if ($i == "--base") base = " over " $(i + 1) } END { print (name == "" ? "adamw" : name) base }')
+[ "$name" != AdamW ] || die "AdamW's row is the target; give another NAME" 2
 [[ $name != *,* && ${ENTRY:-} != *,* ]] || die "no comma in NAME and ENTRY" 2
 [ ! "$grid" ] || [ ${#entry[@]} -gt 0 ] || die "GRID is what to tune of an ENTRY" 2
 fixed=(--layers 4 --heads 4 --channels 128 --context 64 --batch 12 --tokenizer chars)

@@ -25,6 +25,8 @@ cd "$(dirname "$0")/../.." || exit 1
 networks=${NETWORKS:-1-Gbit-Ethernet:0.125:50 10-Gbit-Ethernet:1.25:50 200-Gbit-InfiniBand:25:2}
 machines=${MACHINES:-this-machine:0 100-TFLOP/s:100000}
 new=$csv.tmp
+work=
+trap 'rm -rf ${work:+"$work"} "$new" "$new.rows"' EXIT
 inner=5 # H of what is measured; 32 for what is computed
 
 if [ ! "$report" ]; then
@@ -32,7 +34,6 @@ if [ ! "$report" ]; then
     make -s train_gpt2_mpi dev/data/tales.txt || die "train_gpt2_mpi does not compile"
     export OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
     work=$(mktemp -d) || exit 1
-    trap 'rm -rf "$work" "$new" "$new.rows"' EXIT
 
     # run NAME LAYERS CHANNELS STEPS WORKERS MODE MICRO_BATCHES: rows for the steps after which workers meet
     # (of data's, all) and for the others: the lower quartile of the times, for other programs only ever make
@@ -82,7 +83,6 @@ if [ ! "$report" ]; then
         for n in 2 4; do run $model $n data 4 && run $model $n diloco 4; done
     done
 else
-    [ -r "$csv" ] || die "$csv is not there yet; call the study without REPORT"
     grep -v -E '^(predicted|scaling|# two at once)' "$csv" >"$new"
 fi
 
