@@ -178,6 +178,7 @@ ok "a bench tells of the texts that were written" grep -qE '^[1-9][0-9]{0,5} tex
 # ---- refused
 refuses 1 empty "${run[@]}"
 refuses 1 "prompt is empty" bash -c 'echo 12 | exec "$@"' _ "${run[@]}" --prompt "" # it is not read
+refuses 1 "cannot read the prompts" bash -c 'exec "$@" </' _ "${run[@]}"
 refuses 1 "not in the tokenizer" "${run[@]}" --prompt "Ω"
 refuses 1 "cannot open" "$decode" run --model "$work/none" --prompt 1
 refuses 1 "cannot open" "${run[@]}" --ppd "$work/none" --prompt 1

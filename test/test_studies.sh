@@ -41,6 +41,8 @@ refuses 2 "are for other studies" env STEPS=10 bash dev/studies/workers.sh
 refuses 2 "are for other studies" env DATA="$work/text.txt" bash dev/studies/workers.sh
 refuses 2 "STEPS is at least 4" env DATA="$work/text.txt" STEPS=3 bash dev/studies/schedules.sh
 refuses 1 "cannot be read" env DATA=nowhere bash dev/studies/proxy.sh
+for name in proxy convex workers; do refuses 1 "is not there yet" env RESULTS="$work/none" REPORT=1 bash dev/studies/$name.sh; done
+ok "and leaves nothing" [ -z "$(ls "$work/none")" ]
 for steps in 0 abc; do refuses 2 "STEPS takes a whole number, not '$steps'" env DATA="$work/text.txt" STEPS=$steps bash dev/studies/proxy.sh; done
 for name in nothing driver "averaging schedules"; do
     make -s -C "$project" study NAME="$name" >"$work/out" 2>&1
@@ -152,6 +154,7 @@ ok "its maths" grep -q 'sign(m)' "$work/last"
 unset FULL NAME TRACK GRID SEEDS DATA STEPS # some systems have a NAME of their own
 export RESULTS="$work/results" JOBS=2 TRAIN="$work/with_signum" EXTRA="$tiny"
 ok "the race" env STEPS=3 SEEDS=2 ENTRY="--optimizer signum --lr 1e-3" bash dev/studies/race.sh
+refuses 2 "AdamW's row is the target" env STEPS=3 NAME=AdamW ENTRY="--optimizer signum" bash dev/studies/race.sh
 ok "a row of the table" grep -q '^tales,signum,3,2,' "$work/results/race.csv"
 ok "the target's row" grep -q '^tales,AdamW,' "$work/results/race.csv"
 ok "the race, tuned" env STEPS=3 SEEDS=2 NAME=tuned ENTRY="--optimizer signum" GRID="lr=1e-4,1e-3,1e-2" \

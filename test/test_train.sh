@@ -506,6 +506,7 @@ ok "another model's tokenizer is gone" [ "$(cd "$work/hf_shards" && ls | tr '\n'
 ok "no tokenizer of an earlier run stays" [ ! -e "$work/shards/tokenizer.txt" ]
 ok "nor is one exported" [ -z "$(ls "$work/hf_shards" | grep token)" ]
 refuses 1 "no tokenizer" "$train" "${shards[@]}" --steps 3 --val "$work/text.txt"
+refuses 2 "are token shards" "$train" "${shards[@]}" --steps 3 --tokenizer chars
 refuses 1 "one.bin is of tokens; end the pattern in .bin" "$train" "${small[@]}" --data "$work/[ot]*.bi*" --tokenizer bytes
 refuses 1 "holds token" "$train" "${shards[@]:0:2}" --steps 3 --model "$work/a"
 if [ -x dev/data/tokenize ]; then # and shards of a text
