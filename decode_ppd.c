@@ -1686,8 +1686,8 @@ static void prompts_load(Prompts *p, const char *path, GPT2Config g, uint64_t mo
         die("%s is not a file of prompt tokens; `decode_ppd train` makes one", path);
     if ((h->heads != 0 && h->heads != 1) || h->n < 1 || h->n > MAX_PROMPTS || h->copies < 1 ||
         h->copies > MAX_ROWS || h->n * h->copies > MAX_TREE || (h->depth != 1 && h->depth != h->layers))
-        die("%s: kind %d, %d of %d copies and depth %d cannot be: the file is damaged", path, h->heads, h->n,
-            h->copies, h->depth);
+        die("%s: %d prompts of %d copies, depth %d and kind %d cannot be: the file is damaged", path, h->n,
+            h->copies, h->depth, h->heads);
     if (h->channels != g.channels || h->layers != g.num_layers)
         die("%s is for a model of %d layers and %d channels, not of %d and %d; give that model", path,
             h->layers, h->channels, g.num_layers, g.channels);
@@ -2074,7 +2074,7 @@ static int run_command(const DecodeOptions *o) {
         prompts++;
         free(tokens);
     }
-    if (!*o->prompt && !interrupted && ferror(stdin)) die("cannot read the prompts: %s", strerror(errno));
+    if (!interrupted && ferror(stdin)) die("cannot read the prompts: %s", strerror(errno));
     free(line);
     if (!prompts && !interrupted) die("the prompt is empty; give --prompt TEXT, or lines on standard input");
     double passes = MAX(1, g->passes);

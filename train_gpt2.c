@@ -971,8 +971,8 @@ static ParameterTensors point_parameters(float *memory, GPT2Config g) {
     return p;
 }
 
-// Layer l's part of each tensor that has layers. NULL stays NULL: the gradients of a frozen
-// model, the matrices of one in bfloat16.
+// Layer l's part of each tensor that has layers. NULL stays NULL: the gradients of a frozen model,
+// the matrices of one in bfloat16.
 static ParameterTensors tensors_of_layer(ParameterTensors p, GPT2Config g, int l) {
     float **pointers = (float **)&p;
     for (int i = 0; i < NUM_TENSORS; i++) {
@@ -3703,7 +3703,7 @@ static void read_part(FILE *f, uint64_t *hash, void *part, uint64_t bytes, const
     copy_from_worker_0(part, bytes);
 }
 
-// now: now_bytes as they are; params and correction (o->n), NULL without a proxy.
+// now has now_bytes, params and correction o->n numbers; correction is NULL without a proxy.
 static void write_state(const char *path, const char *identity, const void *now, size_t now_bytes,
                         const float *params, const float *correction, Optimizer *o) {
     FILE *f = workers.rank ? NULL : write_begin(path);
@@ -3880,7 +3880,7 @@ static void show_progress(const Run *run, double loss, double tokens_per_second)
 
 // The schedule that the gradient norms of a finished run suggest (optim_refined), from its log.csv. For
 // Adam's kind the theory has the l1 norm, which is there with --grad-norm l1; l2 norms may stand for it.
-// (steps) factors of the rate, the largest of them 1.
+// Returns (steps) factors of the rate, the largest of them 1.
 static double *refined_schedule(const char *path, int steps, const Optimizer *optimizer) {
     size_t size, rows = 0;
     char *text = read_file(path, &size), *row = strchr(text, '\n');

@@ -1194,10 +1194,10 @@ template <typename T> struct Model : Gpu {
     T *dresidual, *dnormed, *dwide;                   // (B,length,C), (B,length,C), (B,length,4C)
     float *partial, *D; // (groups,4C) or (groups,2,C), (B,NH,length)
     T *logits;                                        // (logit_rows,Vp)
-    // Products are fast where sizes are multiples of 8. So the classifier has Vp classes, V up to 64s: the
-    // rows behind wte are those of the tensors after it, whatever they are. Their logits are not looked at
-    // and their gradients are 0; so nothing comes of those rows, and to what stands behind wte's gradient 0
-    // is added (or written, before its own comes).
+    // Products are fast where sizes are multiples of 8. So the classifier has Vp classes, V rounded up to
+    // 64s: the rows behind wte are those of the tensors after it, whatever they are. Their logits are not
+    // looked at and their gradients are 0; so nothing comes of those rows, and to what stands behind wte's
+    // gradient 0 is added (or written, before its own comes).
     int logit_rows, Vp;
     // The batch: tokens, targets, and the rows sorted by token (see wte_backward); before each, its place
     // in memory of the CPU's that the GPU copies from while the CPU goes on.

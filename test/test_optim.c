@@ -1003,6 +1003,7 @@ static void interface_tests(void) {
     ok &= ((float *)ptr)[0] == 1 && ((float *)ptr)[1] == 3 && !optim_state(&o, 5, &ptr, &bytes);
     ok &= optim_bytes(&o) == sizeof o.s + (3 + 3 + 2 + 2) * sizeof(float);
     ok &= optim_set(&o, "slice-p", 1) == -2 && !optim_set(&o, "d-coef", 2); // x0 is of every second entry
+    ok &= optim_set(&o, "d0", 1) == -2;                                     // the estimate has begun
     optim_free(&o);
     ok &= !optim_init(&o, "schedule-free") && optim_set(&o, "beta1", 0) == -2;
     check(ok, "prodigy's slices", 0);

@@ -41,8 +41,8 @@ refuses 2 "are for other studies" env STEPS=10 bash dev/studies/workers.sh
 refuses 2 "are for other studies" env DATA="$work/text.txt" bash dev/studies/workers.sh
 refuses 2 "STEPS is at least 4" env DATA="$work/text.txt" STEPS=3 bash dev/studies/schedules.sh
 refuses 1 "cannot be read" env DATA=nowhere bash dev/studies/proxy.sh
-for name in proxy convex workers; do refuses 1 "is not there yet" env RESULTS="$work/none" REPORT=1 bash dev/studies/$name.sh; done
-ok "and leaves nothing" [ -z "$(ls "$work/none")" ]
+for name in proxy convex workers federated; do refuses 1 "is not there yet" env RESULTS="$work/none" REPORT=1 bash dev/studies/$name.sh; done
+ok "and leaves nothing" [ ! -e "$work/none" ]
 for steps in 0 abc; do refuses 2 "STEPS takes a whole number, not '$steps'" env DATA="$work/text.txt" STEPS=$steps bash dev/studies/proxy.sh; done
 for name in nothing driver "averaging schedules"; do
     make -s -C "$project" study NAME="$name" >"$work/out" 2>&1

@@ -318,7 +318,6 @@ measure() {
 # ---- what came out, from the CSV alone
 # curves PROGRAM: awk that knows the measured losses, in mean over the seeds. Names of methods come as $A and $B.
 curves() {
-    [ -r "$csv" ] || die "$csv is not there yet; call the study without REPORT"
     awk -F, '
         function mean(m, s) { return many[m, s] < seeds[m] || sum[m, s] > 1e20 ? 1e30 : sum[m, s] / many[m, s] }
         function final(m) { return mean(m, last[m]) }

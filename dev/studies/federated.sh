@@ -271,7 +271,6 @@ if [ ! "$report" ]; then
                 print "" } }'
     } >"$csv.tmp" && mv "$csv.tmp" "$csv" || die "cannot write $csv"
 fi
-[ -r "$csv" ] || die "$csv is not there yet; call the study without REPORT"
 
 # ---- what came out, from the CSV alone
 # report PROGRAM: awk that knows the last losses, means over the seeds
