@@ -536,7 +536,8 @@ static void attend(const Decoder *d, float *out, const float *q, const float *ke
             const float *v = values + (size_t)(j < past ? j : ancestors[j - past]) * d->head_stride + c;
             for (int i = 0; i < 4; i++) o[i] += scores[j] * *(const vec *)(v + i * VEC);
         }
-        for (int k = c; k < MIN(HS, c + 4 * VEC); k++) out[k] = o[(k - c) / VEC][(k - c) % VEC] / sum;
+        for (int i = 0; i < 4; i++) o[i] /= sum;
+        memcpy(out + c, o, MIN(HS - c, 4 * VEC) * sizeof(float));
     }
 }
 
@@ -1020,7 +1021,7 @@ static int plan_proposals(const Generator *g, int source, int prefix, int most, 
             if (rate > best && (n || t == own || !g->kind)) best = rate, count = n, *shape = t;
         }
     }
-    return MAX(count, g->passes % 16 == 0 && most); // now and then one anyway, to learn what it is worth
+    return count == 0 && most && g->passes % 16 == 0 ? 1 : count; // now and then one, to learn what it is worth
 }
 
 static int generator_step(Generator *g, int limit);
@@ -2067,7 +2068,7 @@ static int run_command(const DecodeOptions *o) {
         const char *text = *o->prompt ? o->prompt : line;
         while (!*o->prompt && length && (line[length - 1] == '\n' || line[length - 1] == '\r')) length--;
         if (length == 0) continue;
-        uint16_t *tokens = tokenizer_encode(&engine.tokenizer, text, (size_t)length, &count);
+        uint16_t *tokens = tokenizer_encode(&engine.tokenizer, text, (size_t)length, "the prompt", &count);
         if (count == 0 || count > INT32_MAX / 4)
             die("a prompt of %zu tokens; it must have some, and not billions", count);
         made += write_text(&engine, tokens, count, o->tokens, &seconds);
@@ -2142,7 +2143,7 @@ static void start_prompts(PromptRun *r, const DecodeOptions *o) {
 static void show_prompt_step(const PromptRun *r, const DecodeOptions *o, double loss, double rate) {
     const PromptTrainer *t = &r->trainer;
     const char *end;
-    if (!progress_is_due(r->now->step, o->steps, &end)) return;
+    if (!begin_progress(r->now->step, o->steps, &end)) return;
     double left = (o->steps - r->now->step) * (double)t->B * t->T / rate;
     printf("step %ld/%d | KL %.4f", r->now->step, o->steps, t->kl);
     if (t->joint) printf(" | loss %.4f", loss);
@@ -2219,7 +2220,7 @@ static int train_prompts(PromptRun *r, const Dataset *train, const DecodeOptions
         show_prompt_step(r, o, loss, rate);
         r->now->guessed_epoch = r->guessed.epoch, r->now->guessed_index = r->guessed.index;
         r->now->epoch = r->text.epoch, r->now->index = r->text.index;
-        if (o->save_every && r->now->step % o->save_every == 0) save_prompts_state(r);
+        if (due(o->save_every, r->now->step)) save_prompts_state(r);
     }
     if (interrupted && o->save_every && r->now->step) save_prompts_state(r);
     free(x), free(y), free(guessed);
@@ -2652,6 +2653,7 @@ int main(int argc, char **argv) {
     hold_standard_files();
     spin_briefly(argv);
     DecodeOptions o = decode_options(argc, argv, command);
+    says_it_stops = command == 0 && isatty(2);
     catch_signals();
     if (command == 0) signal(SIGPIPE, SIG_IGN); // who reads the progress may stop
     int status = command == 0 ? train_command(&o) : command == 1 ? run_command(&o) : bench_command(&o);

@@ -173,10 +173,14 @@ static void random_normal(float *x, size_t n, float std, uint64_t stream) {
 }
 
 static volatile sig_atomic_t interrupted; // by a signal: the step is finished, then saved
+static int says_it_stops;                 // whether somebody is to be told, for a step may take a while
 static void on_signal(int signal) {
+    static const char note[] = "\nstopping after this step; again, and it ends at once and saves nothing\n";
     static time_t first;
-    if (!interrupted) first = time(NULL);
-    else if (time(NULL) > first + 1) { // asked again, and not by the same keystroke
+    if (!interrupted) {
+        first = time(NULL);
+        if (says_it_stops && write(2, note, sizeof note - 1) < 0) says_it_stops = 0;
+    } else if (time(NULL) > first + 1) { // asked again, and not by the same keystroke
         if (unfinished_file[0]) unlink(unfinished_file);
         _exit(128 + signal);
     }
@@ -1023,10 +1027,10 @@ typedef struct {
     const uint16_t *tokens; // of the last forward pass, (B,T)
     int B, T;
     ExtraRows extra;        // of all passes while it has rows
-    // unless context is NULL, gpt2_backward calls this as soon as it has the gradients of layer l, and last,
+    // unless owner is NULL, gpt2_backward calls this as soon as it has the gradients of layer l, and last,
     // with l = L, when it has those of the tensors that are in no layer
-    void (*layer_done)(void *context, int l);
-    void *context;
+    void (*layer_done)(void *owner, int l);
+    void *owner;
     struct Gpu *gpu; // train_gpt2.cu's: what it has instead of the activations
 } GPT2;
 
@@ -1270,10 +1274,10 @@ static void layers_backward(GPT2 *m, Epilogue dw) {
         linear_backward(dnormed, d.qkvw, d.qkvb, dqkv, m->normed, p.qkvw, n, C, 3 * C, plain, dw);
         layernorm_backward(dresidual, d.ln1w, d.ln1b, m->partial, dnormed, x, p.ln1w, mean1, rstd1, n, C);
         if (extra.rows) extra.enter_backward(extra.owner, l, m->dresidual);
-        if (m->context) m->layer_done(m->context, l);
+        if (m->owner) m->layer_done(m->owner, l);
     }
     if (!first) encoder_backward(m->grads.wte, m->grads.wpe, dresidual, m->tokens, m->B, m->T, C);
-    if (m->context) m->layer_done(m->context, g.num_layers);
+    if (m->owner) m->layer_done(m->owner, g.num_layers);
 }
 
 // After gpt2_forward: grads = grad_scale times the gradient of the summed loss. Returns the mean loss.
@@ -1353,13 +1357,14 @@ static int is_folder(const char *path) {
 
 // Makes a folder, and those above it.
 static void make_folder(const char *path) {
-    Path part = path_in(path, "");
+    Path part = path_in(path, ""); // ends in a slash
+    int error = 0;
     for (char *slash = strchr(part.s + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
         *slash = 0;
-        if (!mkdir(part.s, 0777)) memcpy(new_folders[num_new_folders++ % NEW_FOLDERS], part.s, sizeof part.s);
+        error = mkdir(part.s, 0777) ? errno : 0;
+        if (!error) memcpy(new_folders[num_new_folders++ % NEW_FOLDERS], part.s, sizeof part.s);
         *slash = '/';
     }
-    int error = mkdir(path, 0777) ? errno : 0;
     if (error && !is_folder(path)) die("cannot make the folder %s: %s", path, strerror(error));
 }
 
@@ -1397,8 +1402,8 @@ static void compare_identity(const char *ours, const char *theirs, const char *p
     while (*ours || *theirs) {
         int n = (int)strcspn(ours, "\n"), m = (int)strcspn(theirs, "\n");
         if (n != m || memcmp(ours, theirs, n))
-            die("%s belongs to another run: '%s' there, '%s' here", path, printable(theirs, m).s,
-                printable(ours, n).s);
+            die("%s belongs to another run: '%s' there, '%s' here; give that, or begin another elsewhere",
+                path, printable(theirs, m).s, printable(ours, n).s);
         ours += n + (ours[n] != 0), theirs += m + (theirs[m] != 0);
     }
 }
@@ -1445,8 +1450,9 @@ static FILE *write_begin(const char *path) {
     return f;
 }
 
+static const char *what_is_left = ""; // where a file fails after another that is whole
 static void write_failed(const char *path) {
-    die("cannot write %s: %s; make room or choose another place", path, strerror(errno));
+    die("cannot write %s: %s; make room or choose another place%s", path, strerror(errno), what_is_left);
 }
 
 static void write_bytes(FILE *f, const void *p, size_t n) {
@@ -2194,8 +2200,9 @@ static const char *tokenizer_token(const Tokenizer *t, int id, size_t *length) {
     return t->text + t->start[id];
 }
 
-// The tokens of a text; the caller frees them.
-static uint16_t *tokenizer_encode(const Tokenizer *t, const char *text, size_t n, size_t *count) {
+// The tokens of a text, which messages call `name`; the caller frees them.
+static uint16_t *tokenizer_encode(const Tokenizer *t, const char *text, size_t n, const char *name,
+                                  size_t *count) {
     *count = 0;
     if (t->kind == TOKENIZER_GPT2) return bpe_encode(t, text, n, count);
     uint16_t *ids = resize(NULL, n * sizeof *ids);
@@ -2204,10 +2211,10 @@ static uint16_t *tokenizer_encode(const Tokenizer *t, const char *text, size_t n
     int length;
     for (const char *p = text, *end = text + n; t->kind == TOKENIZER_CHARS && p < end; p += length) {
         int c = utf8_decode(p, end, &length);
-        if (c < 0) die("the text is not UTF-8 at byte %zu; correct it", (size_t)(p - text));
+        if (c < 0) die("%s is not UTF-8 at byte %zu; correct it", name, (size_t)(p - text));
         if (!t->char_id[c])
-            die("the character %s (U+%04X) at byte %zu of the text is not in the tokenizer; train with it",
-                printable(p, (size_t)length).s, c, (size_t)(p - text));
+            die("%s: the character %s (U+%04X) at byte %zu is not in the tokenizer; train with it, or take "
+                "it out", name, printable(p, (size_t)length).s, c, (size_t)(p - text));
         ids[(*count)++] = t->char_id[c] - 1;
     }
     return ids;
@@ -2429,8 +2436,10 @@ static void gpt2_export_hf(GPT2Config g, const float *params, const Tokenizer *t
     char end[16] = "null";
     if (t->kind == TOKENIZER_GPT2) snprintf(end, sizeof end, "%d", t->vocab_size - 1);
     make_folder(dir);
+    Path weights = path_in(dir, "model.safetensors"), new = path_in(dir, "model.safetensors.new");
+    export_safetensors(g, params, new); // where there is no room for it, an older model stays whole
     unlink(path_in(dir, "config.json").s); // no new weights beside another's tokenizer: it is written last
-    export_safetensors(g, params, path_in(dir, "model.safetensors"));
+    if (rename(new.s, weights.s)) write_failed(weights.s);
     export_tokenizer(t, g.max_seq_len, dir);
     Path path = path_in(dir, "generation_config.json");
     FILE *f = write_begin(path.s);
@@ -2482,7 +2491,8 @@ static void dataset_add(Dataset *d, const uint16_t *tokens, size_t count) {
 static void check_dataset(const Dataset *d, const char *name, int vocab_size, int T) {
     size_t longest = 0;
     for (int s = 0; s < d->num_shards; s++) longest = MAX(longest, d->shards[s].count);
-    if (longest <= (size_t)T) die("the %s is shorter than %d tokens; give a longer text", name, T + 1);
+    if (longest <= (size_t)T)
+        die("no part of the %s has %d tokens; give a longer text, or shorter sequences", name, T + 1);
     if (d->largest >= vocab_size)
         die("the %s holds token %d, the model knows %d tokens; it is of another tokenizer", name, d->largest,
             vocab_size);
@@ -2553,7 +2563,7 @@ static void dataset_load(Dataset *d, const char *pattern, const Tokenizer *token
     if (!tokenizer->vocab_size) die("%s is text, but there is no tokenizer: give --merges FILE", pattern);
     char *read = text ? NULL : read_texts(pattern, &length);
     size_t count;
-    const uint16_t *tokens = tokenizer_encode(tokenizer, text ? text : read, length, &count);
+    const uint16_t *tokens = tokenizer_encode(tokenizer, text ? text : read, length, pattern, &count);
     free(read);
     dataset_add(d, tokens, count);
     allocated_bytes += count * sizeof *tokens;
@@ -2751,6 +2761,22 @@ static void cache_request(FILE *f, const Tokenizer *t, DataLoader loader, long w
     free(x), free(y), free(text);
 }
 
+// Begins the file: its first lines and, where no teacher is there to give its losses, each step's text.
+static void cache_begin(const char *path, const char *teacher, const char *order, const DataLoader *l,
+                        const Tokenizer *t, long windows, int steps) {
+    if (!*teacher && !t->vocab_size) die("%s is not there; --teacher FILE|DIR makes it", path);
+    Path own = path_in(path, ""); // where another run begins it meanwhile, the other's stays
+    snprintf(own.s + strlen(path), sizeof own.s - strlen(path), ".%ld", (long)getpid());
+    FILE *f = write_begin(own.s);
+    fprintf(f, CACHE_TITLE "%s\n%s", *teacher ? teacher : "?", order);
+    if (!*teacher) cache_request(f, t, *l, windows, steps);
+    write_commit(f, own.s);
+    int failed = link(own.s, path) && errno != EEXIST && rename(own.s, path);
+    unlink(own.s);
+    if (failed) write_failed(path);
+    if (!*teacher) die("%s was not there; it has each step's text now: add lines `step loss`", path);
+}
+
 // Opens the file, or begins it, for `steps` steps of `accumulate` batches of B windows. Losses that it lacks
 // will come from the teacher of the name `teacher`; where that is "", none may be missing.
 static void cache_open(TeacherCache *c, const char *path, const char *teacher, const DataLoader *l,
@@ -2760,19 +2786,7 @@ static void cache_open(TeacherCache *c, const char *path, const char *teacher, c
     int known = 0;
     snprintf(order, sizeof order, "data %016llx\norder seed %llu, seq-len %d, batch %d, accumulate %d\n",
              (unsigned long long)l->data->hash, (unsigned long long)l->seed, l->T, B, accumulate);
-    if (!file_exists(path)) {
-        if (!*teacher && !t->vocab_size) die("%s is not there; --teacher FILE|DIR makes it", path);
-        Path own = path_in(path, ""); // where another run begins it meanwhile, the other's stays
-        snprintf(own.s + strlen(path), sizeof own.s - strlen(path), ".%ld", (long)getpid());
-        FILE *f = write_begin(own.s);
-        fprintf(f, CACHE_TITLE "%s\n%s", *teacher ? teacher : "?", order);
-        if (!*teacher) cache_request(f, t, *l, (long)B * accumulate, steps);
-        write_commit(f, own.s);
-        int failed = link(own.s, path) && errno != EEXIST && rename(own.s, path);
-        unlink(own.s);
-        if (failed) write_failed(path);
-        if (!*teacher) die("%s was not there; it has each step's text now: add lines `step loss`", path);
-    }
+    if (!file_exists(path)) cache_begin(path, teacher, order, l, t, (long)B * accumulate, steps);
     char *text = read_file(path, &n);
     if (strncmp(text, CACHE_TITLE, strlen(CACHE_TITLE)))
         die("%s is not a list of a teacher's losses; name one, or a new file", path);
@@ -2801,7 +2815,8 @@ static void cache_open(TeacherCache *c, const char *path, const char *teacher, c
     while (known < steps && !isnan(c->loss[known])) known++;
     if (known == steps) return;
     if (!*teacher)
-        die("%s lacks the loss of step %d: add it, or give the teacher of its second line", path, known + 1);
+        die("%s lacks the loss of step %d: add it (a new file gets the texts of all steps), or give the "
+            "teacher of its second line", path, known + 1);
     c->file = fopen(path, "a");
     if (!c->file) die("cannot add to %s: %s", path, strerror(errno));
     signal(SIGXFSZ, SIG_IGN); // as in write_begin
@@ -2913,7 +2928,7 @@ static void begin_micro_batch(GradientSum *s, long i, long first, long end, int 
     s->travels = exchange && i + 1 == end;
     s->joins = !exchange && i + 1 == end ? s->waiting : joins_after(i + 1, 1, first);
     m->grads = point_parameters(s->sums[s->waiting], m->config);
-    m->context = s->joins || s->travels ? s : NULL;
+    m->owner = s->joins || s->travels ? s : NULL;
 }
 
 static const char *frozen_tensors = ""; // --freeze: nothing is added up or sent for them
@@ -2937,13 +2952,13 @@ static void add_floats(float *x, const float *y, size_t n) {
 }
 
 // Called by gpt2_backward: joins a layer's sums, and sends them while the layers below are computed.
-static void layer_done(void *context, int l) {
-    const GradientSum *s = context;
-    float *const *last = s->sums + s->waiting;
+static void layer_done(void *owner, int l) {
+    const GradientSum *s = owner;
     size_t n, at;
     for (int i = 0; i < NUM_TENSORS && s->joins; i++) {
         n = layer_tensor(s->model->config, l, i, &at);
-        for (int k = 1; k <= s->joins; k++) add_floats(last[-k] + at, last[1 - k] + at, n);
+        for (int k = s->waiting; k > s->waiting - s->joins; k--)
+            add_floats(s->sums[k - 1] + at, s->sums[k] + at, n);
     }
     if (s->travels) send_layer(s, l);
     receive_layers(0);
@@ -2953,7 +2968,7 @@ static void end_micro_batch(GradientSum *s) {
     GPT2 *m = s->model;
     s->waiting += 1 - s->joins;
     m->grads = point_parameters(m->grads_memory, m->config);
-    m->context = NULL;
+    m->owner = NULL;
 }
 
 // Room for what waits while micro-batches first .. end-1 are added.
@@ -3455,8 +3470,11 @@ static uint64_t read_options(void *options, const OptionRow *rows, int n, int ar
         if (!strcmp(name, "help")) help(value), check_printed(), exit(0);
         int row = 0;
         while (row < n && strcmp(rows[row].name, name)) row++;
-        int flag = row < n && rows[row].type == 'f';
-        if (!flag && !value) die_usage("--%s needs a value; see --help", name);
+        int flag = row < n && rows[row].type == 'f', word = row < n && rows[row].type == 's';
+        if (row == n && strchr(name, '=')) die_usage("--%s: a value stands behind a space, not a =", name);
+        if (!flag && (!value || (!strncmp(value, "--", 2) && isalpha((unsigned char)value[2]))))
+            die_usage("--%s needs a value%s; see --help", name, row < n ? "" : ", or is no option");
+        if (word && !*value) die_usage("--%s is empty; give a value, or leave it out", name);
         if (row < n) set_option(options, &rows[row], flag ? "1" : value), given |= 1ull << row;
         else if (rest->num_hyper == 64) die_usage("too many options");
         else {
@@ -3482,7 +3500,7 @@ static int is_given(const Options *o, const char *name) {
     return o->given >> row & 1;
 }
 
-// Dies where options contradict each other, or one would do nothing beside the others.
+// Dies where options contradict each other, or one says what another leaves no room for.
 static void check_options(const Options *o, const Optimizer *optimizer) {
     int hard = strcmp(o->distill, "soft"), refined = !strncmp(o->schedule, "refined:", 8), N = workers.count;
     if (isnan(optim_schedule(o->schedule, 0, 1, 0, 0)) && !refined)
@@ -3511,6 +3529,7 @@ static void check_options(const Options *o, const Optimizer *optimizer) {
         {"init-std", *o->model || *o->student_from, "is for a new model, and here one is given"},
         {"merges", *o->tokenizer && strcmp(o->tokenizer, "gpt2"), "goes with --tokenizer gpt2"},
         {"save-every", !*o->out, "needs --out DIR, where checkpoints go"},
+        {"final-lr", !strcmp(o->schedule, "constant"), "does not go with a constant schedule"},
         {"warmup", refined, "does not go with a refined schedule, which begins as that says"},
         {"final-lr", refined, "does not go with a refined schedule, which ends as that says"}};
     for (size_t i = 0; i < sizeof given / sizeof *given; i++)
@@ -3848,13 +3867,15 @@ static int can_clear(FILE *f) {
     return isatty(fileno(f)) && kind && strcmp(kind, "dumb");
 }
 
-// Whether to show progress after this step: on a terminal five times a second, each line in the place of the
-// one before, and cut, not wrapped, where it is too long; elsewhere a line now and then. *end is what it ends
-// with.
-static int progress_is_due(long step, long steps, const char **end) {
+// Begins a line of progress, if one is due after this step: on a terminal five times a second, each in the
+// place of the one before, and cut, not wrapped, where it is too long; elsewhere after every tenth of the
+// steps, and every minute. *end is what it ends with.
+static int begin_progress(long step, long steps, const char **end) {
     static double last_shown;
+    if (!last_shown) last_shown = now();
     int terminal = can_clear(stdout), last = step >= steps;
-    if (!last && (terminal ? now() - last_shown < 0.2 : step % MAX(1, steps / 10))) return 0;
+    double since = now() - last_shown;
+    if (!last && (terminal ? since < 0.2 : since < 60 && step % MAX(1, steps / 10))) return 0;
     last_shown = now();
     *end = !terminal ? "\n" : last ? "\033[?7h\n" : "\033[?7h";
     line_open = terminal && !last;
@@ -3862,17 +3883,26 @@ static int progress_is_due(long step, long steps, const char **end) {
     return 1;
 }
 
+// The micro-batches that pass through the model in a step: the objective's, and a proxy's.
+static int batches_a_step(const Options *o) {
+    int proxy = (o->proxy_paired ? o->accumulate : o->proxy_steps) + o->proxy_steps;
+    return o->accumulate + (*o->proxy ? proxy : 0);
+}
+
 static void show_progress(const Run *run, double loss, double tokens_per_second) {
     const Options *o = &run->options;
     long step = run->now.step;
     const char *end;
-    if (!progress_is_due(step, o->steps, &end)) return;
-    double left = (double)(o->steps - step) * run->B * run->T * o->accumulate / tokens_per_second;
+    if (!begin_progress(step, o->steps, &end)) return;
+    double left = (double)(o->steps - step) * run->B * run->T * batches_a_step(o) / tokens_per_second;
+    double flops = flops_per_token(run->model.config, run->T);
+    if (run->teacher.params_memory && (!run->cache.loss || run->cache.file)) // a forward pass is a third
+        flops += flops_per_token(run->teacher.config, run->T) / 3 * o->accumulate / batches_a_step(o);
     char val[32] = "";
     if (!isnan(run->now.val_loss)) snprintf(val, sizeof val, " | val %.4f", run->now.val_loss);
     printf("step %ld/%d | loss %.4f%s | %d:%02d left | %.0f tokens/s | %.0f GFLOP/s%s", step, o->steps, loss,
            val, (int)(left / 60), (int)fmod(left, 60), tokens_per_second,
-           tokens_per_second * flops_per_token(run->model.config, run->T) / 1e9, end);
+           tokens_per_second * flops / 1e9, end);
     fflush(stdout);
 }
 
@@ -3945,9 +3975,11 @@ static void compare_workers(const Run *run, const char *device) {
                   *o->teacher_cache != 0};
     double *hashes = allocate(workers.count, sizeof(double));
     uint64_t hash = hash_bytes(0, run->identity, strlen(run->identity));
-    hash = hash_bytes(hash, arithmetic, strlen(arithmetic)) ^ hash_bytes(1, meet, sizeof meet);
+    hash = hash_bytes(hash, arithmetic, strlen(arithmetic));
     hash = hash_bytes(hash, o->compression, strlen(o->compression));
-    hash = hash_bytes(hash ^ run->val.hash, m->params_memory, m->num_parameters * sizeof(float));
+    hash = hash_bytes(hash, meet, sizeof meet);
+    hash = hash_bytes(hash, &run->val.hash, sizeof run->val.hash);
+    hash = hash_bytes(hash, m->params_memory, m->num_parameters * sizeof(float));
     hashes[workers.rank] = (double)(hash >> 12);
     sum_over_workers(hashes, workers.count);
     for (int r = 1; r < workers.count; r++)
@@ -4002,13 +4034,21 @@ static void load_texts(Run *run) {
         if (*start && tokenizer_load(&own, start) && !same_tokens(&own, t))
             die("%s has other tokens than --tokenizer and --merges make; leave them out", start);
         tokenizer_free(&own);
-    } else if (!(*o->model && tokenizer_load(t, o->model)) &&
-             !(*o->student_from && tokenizer_load(t, o->student_from)) &&
-             !(*o->teacher && tokenizer_load(t, o->teacher)) && text) {
-        tokenizer_init(t, "chars", text, length, NULL);
-        if (*o->model || *o->student_from)
-            printf("tokenizer  the text's %d characters: the model has none beside it\n", t->vocab_size);
+    } else {
+        const char *models[] = {o->model, o->student_from, o->teacher}, *last = "";
+        for (int i = 0; i < 3 && !t->vocab_size; i++)
+            if (*models[i]) tokenizer_load(t, last = models[i]);
+        if (!t->vocab_size && text) {
+            tokenizer_init(t, "chars", text, length, NULL);
+            if (*last)
+                printf("tokenizer  the text's %d characters: %s has none beside it\n", t->vocab_size, last);
+        }
     }
+    if (!t->vocab_size && o->sample_every) die_usage("--sample-every needs a tokenizer: give --merges FILE");
+    const char *others[] = {"merges.txt", "vocab.bpe", "tokenizer.json"}; // tokenizer_save removes its own
+    for (int i = 0; i < 3 && !t->vocab_size && *o->out; i++)
+        if (file_exists(path_in(o->out, others[i]).s))
+            die("--out %s has a %s, and these tokens may be others; choose another", o->out, others[i]);
     dataset_load(&run->train, o->data, t, text, length);
     free(text);
     if (*o->val) dataset_load(&run->val, o->val, t, NULL, 0);
@@ -4113,6 +4153,16 @@ static void print_plan(const Run *run, const char *device) {
     printf("data       %zu training tokens, %zu for validation\n", dataset_tokens(&run->train),
            dataset_tokens(&run->val));
     printf("step       %s, %d x %d x %d tokens, %s\n", o->optimizer, o->accumulate, run->B, run->T, device);
+    double rate = optim_get(opt, "lr"), muon_rate = optim_get(opt, "muon-lr"), cap = optim_get(opt, "lr-cap");
+    if (isnan(rate) && !(cap > 0)) printf("rate       found by %s itself; no schedule\n", o->optimizer);
+    else {
+        printf("rate       %s%.4g", isnan(rate) ? "at most " : "", isnan(rate) ? cap : rate);
+        if (!isnan(muon_rate)) printf(", of matrices %.4g", muon_rate);
+        printf(run->schedule ? ", %s\n" : ", %s, %d steps of warmup\n", o->schedule, o->warmup);
+    }
+    if (!*o->model && !*o->student_from && run->T < g.max_seq_len)
+        printf("positions  %d to %d of the context are not trained\n", run->T + 1, g.max_seq_len);
+    if (!*o->out && !*o->export_hf && o->steps) printf("out        nothing is kept without --out DIR\n");
     if (optim_is_polyak(opt) && is_given(o, "clip"))
         printf("clip       none: %s's steps would be longer for it\n", o->optimizer);
     if ((*o->teacher || *o->teacher_cache) && strcmp(o->distill, "soft") && !optim_is_polyak(opt))
@@ -4133,7 +4183,7 @@ static void prepare(Run *run) {
     const char *device = open_device(o->f32);
     if (*o->export_hf && !workers.rank) {
         make_folder(o->export_hf);
-        check_writable(path_in(o->export_hf, "model.safetensors").s);
+        check_writable(path_in(o->export_hf, "model.safetensors.new").s);
         path_in(o->export_hf, "special_tokens_map.json"); // the longest path must not be too long
     }
     if (*o->out && !workers.rank) claim_folder(o->out);
@@ -4154,8 +4204,9 @@ static void prepare(Run *run) {
         run->schedule = refined_schedule(o->schedule + 8, o->steps, &run->optimizer);
     }
     run->now.val_loss = NAN;
+    uint64_t hash = hash_bytes(run->train.hash, &run->proxy.data.hash, sizeof run->train.hash);
     run->identity = describe_run(o, &run->optimizer, run->model.config, device,
-                                 hash_bytes(run->train.hash, &run->proxy.data.hash, sizeof run->train.hash),
+                                 hash_bytes(hash, run->tokenizer.text, run->tokenizer.text_size),
                                  *teacher ? teacher : run->cache.teacher, run->schedule);
     compare_workers(run, device);
     print_plan(run, device);
@@ -4195,7 +4246,9 @@ static void save_checkpoint(Run *run) {
     }
     swap_evaluation_point(run, 0);
     if (run->log && fsync(fileno(run->log)) && errno != EINVAL) write_failed(path_in(out, "log.csv").s);
+    what_is_left = run->saved ? "" : " (the trained model is there, as model.new)";
     save_state(run); // the log's rows up to here have reached the disk before it
+    what_is_left = "";
     take_new_model(run);
     run->saved = 1;
 }
@@ -4266,38 +4319,43 @@ static void update(Run *run, StepResult *r) {
     r->lr = optim_rate(&run->optimizer, factor);
 }
 
+// Steps on the proxy, corrected by the gradient of the objective in m->grads_memory (optim_proxy_gradient).
+// pair: the loader as it was before the objective's batch, for a proxy that has one like it.
+static void proxy_steps(Run *run, DataLoader pair, StepResult *r) {
+    const Options *o = &run->options;
+    Proxy *p = &run->proxy;
+    GPT2 *m = &run->model;
+    OptimSpan flat = optim_flat(m->num_parameters, NULL);
+    DataLoader again = p->loader;
+    float average = run->now.step ? (float)o->proxy_average : 0;
+    float pull = o->proxy_eta > 0 ? (float)(1 / o->proxy_eta) : 0;
+    optim_copy(flat, p->g_t, m->grads_memory);
+    optim_copy(flat, p->x_t, m->params_memory);
+    pair.data = &p->data;
+    if (o->proxy_paired) gradient(run, &pair, o->accumulate, NULL);
+    else gradient(run, &p->loader, o->proxy_steps, NULL);
+    optim_proxy_correction(flat, p->correction, p->g_t, m->grads_memory, average);
+    for (int k = 0; k < o->proxy_steps; k++) {
+        gradient(run, o->proxy_paired ? &p->loader : &again, 1, NULL);
+        optim_proxy_gradient(flat, m->grads_memory, m->grads_memory, p->correction, m->params_memory, p->x_t,
+                             pull);
+        update(run, r);
+    }
+}
+
 // One gradient of the objective, and one update with it; or, with a proxy, several.
 static StepResult train_step(Run *run) {
     const Options *o = &run->options;
     StepResult r = {0};
-    DataLoader pair = run->loader; // for the proxy, where it has a batch like the data's
+    DataLoader before = run->loader;
     const double *cached = run->cache.loss ? &run->cache.loss[run->now.step] : NULL;
     int known = cached && !isnan(*cached), has_teacher = known || run->teacher.params_memory;
     r.loss = gradient(run, &run->loader, o->accumulate, has_teacher && !known ? &r.teacher_loss : NULL);
     if (known) r.teacher_loss = *cached;
     if (!isfinite(r.teacher_loss)) die("the teacher's loss is not a number at step %ld", run->now.step + 1);
     if (run->cache.file && !known) cache_add(&run->cache, run->now.step, r.teacher_loss);
-    if (!run->proxy.x_t) update(run, &r);
-    else {
-        Proxy *p = &run->proxy;
-        GPT2 *m = &run->model;
-        OptimSpan flat = optim_flat(m->num_parameters, NULL);
-        DataLoader again = p->loader;
-        float average = run->now.step ? (float)o->proxy_average : 0;
-        float pull = o->proxy_eta > 0 ? (float)(1 / o->proxy_eta) : 0;
-        optim_copy(flat, p->g_t, m->grads_memory);
-        optim_copy(flat, p->x_t, m->params_memory);
-        pair.data = &p->data;
-        if (o->proxy_paired) gradient(run, &pair, o->accumulate, NULL);
-        else gradient(run, &p->loader, o->proxy_steps, NULL);
-        optim_proxy_correction(flat, p->correction, p->g_t, m->grads_memory, average);
-        for (int k = 0; k < o->proxy_steps; k++) {
-            gradient(run, o->proxy_paired ? &p->loader : &again, 1, NULL);
-            optim_proxy_gradient(flat, m->grads_memory, m->grads_memory, p->correction, m->params_memory,
-                                 p->x_t, pull);
-            update(run, &r);
-        }
-    }
+    if (run->proxy.x_t) proxy_steps(run, before, &r);
+    else update(run, &r);
     if (!has_teacher) r.teacher_loss = NAN;
     return r;
 }
@@ -4312,6 +4370,9 @@ static int interrupted_anywhere(const Run *run) {
     return stop > 0;
 }
 
+// Whether something that is done every so many steps, or with 0 never, is to be done after this one.
+static int due(int every, long step) { return every && step % every == 0; }
+
 static void train(Run *run) {
     const Options *o = &run->options;
     double began = now() - run->now.seconds, tokens_per_second = 0;
@@ -4321,15 +4382,14 @@ static void train(Run *run) {
         run->now.step++;
         stop = interrupted_anywhere(run);
         sent = workers.bytes_sent - sent;
-        double speed = (double)o->accumulate * run->B * run->T / (now() - start);
+        double speed = (double)batches_a_step(o) * run->B * run->T / (now() - start);
         tokens_per_second = tokens_per_second ? 0.9 * tokens_per_second + 0.1 * speed : speed;
-        int last = run->now.step == o->steps,
-            evaluated = last || (o->eval_every && run->now.step % o->eval_every == 0),
-            sampled = o->sample_every && (last || run->now.step % o->sample_every == 0);
+        int last = run->now.step == o->steps, evaluated = last || due(o->eval_every, run->now.step),
+            sampled = o->sample_every && (last || due(o->sample_every, run->now.step));
         if (evaluated || sampled) {
             swap_evaluation_point(run, 1);
             if (evaluated) run->now.val_loss = validate(run, &run->model);
-            if (sampled && run->tokenizer.vocab_size && workers.rank == 0) print_sample(run);
+            if (sampled && workers.rank == 0) print_sample(run);
             swap_evaluation_point(run, 0);
         }
         run->now.seconds = now() - began;
@@ -4345,8 +4405,7 @@ static void train(Run *run) {
             if (*o->workers) log_number(run->log, sent, "%.0f", '\n');
             if (fflush(run->log)) write_failed(path_in(o->out, "log.csv").s);
         }
-        if (last || (o->save_every && run->now.step % o->save_every == 0) || stop)
-            save_checkpoint(run);
+        if (last || stop || due(o->save_every, run->now.step)) save_checkpoint(run);
     }
 }
 
@@ -4381,34 +4440,35 @@ int main(int argc, char **argv) {
             printf("resumed    at step %ld of %d\n", run.now.step, o->steps);
         } else printf("resumed    nothing: %s has no checkpoint, the run begins\n", o->out);
     }
+    says_it_stops = isatty(2) && !workers.rank;
     catch_signals();
     signal(SIGPIPE, SIG_IGN); // who reads the progress may stop; the run goes on, and is saved
     if (*o->out && !workers.rank) {
         run.saved = run.now.step > 0;
-        if (!run.saved) unlink(path_in(o->out, "state.bin").s); // of another run
+        Path state = path_in(o->out, "state.bin");
+        if (!run.saved && !unlink(state.s))
+            printf("replaces   %s; --resume would have gone on from it\n", state.s);
         open_log(&run);
     }
+    long began = run.now.step;
     train(&run);
+    if (interrupted) clearerr(stdout); // a write that the signal broke off
     end_line();
     if (workers.count > 1)
         printf("sent       %.3f MB by each worker\n", workers.bytes_sent / 1e6);
     if (run.now.step < o->steps) {
         printf("stopped at step %ld of %d", run.now.step, o->steps);
-        if (*o->out) printf("; the same command with --resume goes on");
-        printf("\n");
+        printf(*o->out ? "; the same command with --resume goes on\n" : "; without --out nothing is saved\n");
         check_printed();
         return 0;
     }
-    if (o->steps == 0) { // the parameters are the evaluation point still
-        run.now.val_loss = validate(&run, &run.model);
-        save_checkpoint(&run);
-    }
-    if (*o->export_hf) {
-        swap_evaluation_point(&run, 1);
-        if (!workers.rank)
-            gpt2_export_hf(run.model.config, run.model.params_memory, &run.tokenizer, o->export_hf);
-        swap_evaluation_point(&run, 0);
-    }
+    if (o->steps == 0) save_checkpoint(&run);
+    swap_evaluation_point(&run, 1);
+    // no step was taken: what the checkpoint says may be of other validation data
+    if (run.now.step == began) run.now.val_loss = validate(&run, &run.model);
+    if (*o->export_hf && !workers.rank)
+        gpt2_export_hf(run.model.config, run.model.params_memory, &run.tokenizer, o->export_hf);
+    swap_evaluation_point(&run, 0);
     if (run.teacher.params_memory) {
         double loss = validate(&run, &run.teacher);
         printf("teacher val loss %.4f, the student is %+.4f from it\n", loss, run.now.val_loss - loss);

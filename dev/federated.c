@@ -1021,7 +1021,7 @@ static int is_here(int client) {
 // A client's tokens, from its text: of the clients that are here, and on rank 0 of all, to say what is wrong.
 static void tokenize_client(const Federation *f, Client *c, uint64_t seed) {
     size_t count;
-    const uint16_t *tokens = tokenizer_encode(&f->tokenizer, c->text, c->bytes, &count);
+    const uint16_t *tokens = tokenizer_encode(&f->tokenizer, c->text, c->bytes, c->name, &count);
     dataset_add(&c->train, tokens, count);
     dataset_split(&c->train, &c->val);
     c->loader = (DataLoader){&c->train, f->config.max_seq_len, seed, 0, 0};

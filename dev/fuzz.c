@@ -90,7 +90,7 @@ static void read_it(void *unused) {
     if (!tokenizer_load(&t, folder)) abort();
     const char *text = t.kind == TOKENIZER_CHARS ? t.text : "hello world, it's\n\n  1 \xC3\xA9\xFF";
     size_t n = t.kind == TOKENIZER_CHARS ? t.text_size : strlen(text);
-    uint16_t *ids = tokenizer_encode(&t, text, n, &count);
+    uint16_t *ids = tokenizer_encode(&t, text, n, "the text", &count);
     for (size_t i = 0; i < count; i++, at += length) {
         const char *token = tokenizer_token(&t, ids[i], &length);
         if (at + length > n || memcmp(token, text + at, length)) abort();

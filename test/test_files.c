@@ -45,7 +45,7 @@ static void load_tokenizer(void *path) {
     if (!tokenizer_load(&t, path)) return;
     if (t.kind == TOKENIZER_CHARS) text = t.text, n = t.text_size;
     else n = strlen(text);
-    uint16_t *ids = tokenizer_encode(&t, text, n, &count);
+    uint16_t *ids = tokenizer_encode(&t, text, n, "the text", &count);
     for (size_t i = 0; i < count; i++, text += length) {
         const char *token = tokenizer_token(&t, ids[i], &length);
         if (length > n || memcmp(token, text, length)) abort();
@@ -740,7 +740,7 @@ static void export_all(const char *dir, const char *merges) {
         for (size_t k = 0; k < m.num_parameters; k++)
             m.params_memory[k] += 0.02f * (float)(random_uniform(9, k) - 0.5); // biases, too
         gpt2_export_hf(m.config, m.params_memory, &t, path.s);
-        uint16_t *ids = tokenizer_encode(&t, text, strlen(text), &count);
+        uint16_t *ids = tokenizer_encode(&t, text, strlen(text), "the text", &count);
         write_logits(&m, ids, (int)count, path_in(path.s, "logits.bin").s);
         FILE *f = write_begin(path_in(path.s, "text.txt").s);
         write_bytes(f, text, strlen(text));

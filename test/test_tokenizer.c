@@ -21,7 +21,7 @@ static void write_file(const char *path, const char *text, size_t n) {
 // decode(encode(text)) == text
 static int there_and_back(const Tokenizer *t, const char *text, size_t n) {
     size_t count, length, at = 0;
-    uint16_t *ids = tokenizer_encode(t, text, n, &count);
+    uint16_t *ids = tokenizer_encode(t, text, n, "the text", &count);
     int same = 1;
     for (size_t i = 0; same && i < count; i++, at += length) {
         const char *token = tokenizer_token(t, ids[i], &length);
@@ -39,7 +39,7 @@ static void check_saved(const Tokenizer *t, const char *text, size_t n, const ch
     check(tokenizer_load(&u, folder) == 1, "%s: not loaded again", what);
     check(u.kind == t->kind && u.vocab_size == t->vocab_size && u.text_size == t->text_size &&
           !memcmp(u.text, t->text, t->text_size), "%s: loaded with other tokens", what);
-    uint16_t *x = tokenizer_encode(t, text, n, &a), *y = tokenizer_encode(&u, text, n, &b);
+    uint16_t *x = tokenizer_encode(t, text, n, "the text", &a), *y = tokenizer_encode(&u, text, n, "the text", &b);
     check(a == b && !memcmp(x, y, a * sizeof *x), "%s: encodes otherwise once loaded", what);
     free(x), free(y);
     tokenizer_free(&u);
@@ -53,7 +53,7 @@ static void encode_chars(void *text) { // with a tokenizer of "abc"
     Tokenizer t = {0};
     size_t count;
     tokenizer_init(&t, "chars", "abc", 3, NULL);
-    tokenizer_encode(&t, text, strlen(text), &count);
+    tokenizer_encode(&t, text, strlen(text), "the text", &count);
 }
 
 static void make_chars(void *text) {
@@ -93,7 +93,7 @@ static void test_bytes_and_chars(void) {
         c = utf8_decode(token, token + length, &used);
         check(c > last && used == (int)length, "character %d is not in order", i);
     }
-    uint16_t *ids = tokenizer_encode(&t, text, n, &count);
+    uint16_t *ids = tokenizer_encode(&t, text, n, "the text", &count);
     check(count == 18, "%zu characters, not 18", count);
     free(ids);
     check_saved(&t, text, n, "chars");
@@ -183,7 +183,7 @@ static void test_byte_pairs(void) {
                 uint64_t r = random_u64(k, i + 1);
                 text[i] = k % 4 == 0 ? (char)r : "abc e\xC3\xA9\n'"[r % 9];
             }
-            uint16_t *ids = tokenizer_encode(&t, text, n, &count);
+            uint16_t *ids = tokenizer_encode(&t, text, n, "the text", &count);
             size_t expected = encode_slowly(&t, text, n, slow);
             wrong += count != expected || memcmp(ids, slow, count * sizeof *ids);
             lost += !there_and_back(&t, text, n);
@@ -274,7 +274,7 @@ static void test_shards(void) {
         write_file(in.s, text, n);
         for (char *p = text, *end; p; p = end ? end + strlen(end_of_text) : NULL) { // a document
             end = strstr(p, end_of_text);
-            uint16_t *ids = tokenizer_encode(&t, p, (size_t)((end ? end : text + n) - p), &count);
+            uint16_t *ids = tokenizer_encode(&t, p, (size_t)((end ? end : text + n) - p), "the text", &count);
             expected[all++] = 456;
             memcpy(expected + all, ids, count * sizeof *ids);
             all += count;
@@ -305,7 +305,7 @@ static void test_cases(const Tokenizer *t, const char *path) {
         Json j = {.text = line, .p = line, .path = path};
         JsonNode string = {0};
         json_string(&j, &string);
-        uint16_t *ids = tokenizer_encode(t, string.text, string.length, &count);
+        uint16_t *ids = tokenizer_encode(t, string.text, string.length, "the text", &count);
         size_t k = 0;
         int same = 1;
         line = j.p + 1; // the line of tokens
@@ -339,12 +339,12 @@ static void test_gpt2(const char *merges) {
             text[i] = k == 2 ? (char)('a' + random_u64(1, i) % 26) :
                       k == 4 ? (char)random_u64(2, i) : kinds[k];
         double start = now();
-        uint16_t *ids = tokenizer_encode(&t, text, n, &count);
+        uint16_t *ids = tokenizer_encode(&t, text, n, "the text", &count);
         check(now() - start < 10, "a megabyte of kind %d takes %.1f s", k, now() - start);
         check(there_and_back(&t, text, n), "a megabyte of kind %d does not come back", k);
         free(ids);
     }
-    uint16_t *ids = tokenizer_encode(&t, end_of_text, strlen(end_of_text), &count);
+    uint16_t *ids = tokenizer_encode(&t, end_of_text, strlen(end_of_text), "the text", &count);
     check(count == 7 && ids[0] == 27, "<|endoftext|> in a text is not ordinary text");
     const char *token = tokenizer_token(&t, 50256, &n);
     check(n == 13 && !memcmp(token, "<|endoftext|>", 13), "token 50256 is not <|endoftext|>");
@@ -361,7 +361,7 @@ static void speed(const char *merges, const char *path) {
     tokenizer_init(&t, "gpt2", NULL, 0, merges);
     for (int i = 0; i < 5; i++) {
         double start = now();
-        free(tokenizer_encode(&t, text, n, &count));
+        free(tokenizer_encode(&t, text, n, "the text", &count));
         best = fmin(best, now() - start);
     }
     printf("%s: %zu bytes, %zu tokens, %.1f MB/s\n", path, n, count, (double)n / best * 1e-6);

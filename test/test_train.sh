@@ -122,6 +122,8 @@ done
 long=("${small[@]}" --steps 300 --save-every 1 --eval-every 100)
 ok "an unbroken run" "$train" "${long[@]}" --out "$work/whole"
 ok "resuming a finished run changes nothing" "$train" "${long[@]}" --out "$work/whole" --resume
+ok "it is validated on what is given now" [ "$("$train" "${long[@]}" --out "$work/whole" --resume --eval-tokens 50 | tail -n 1)" = \
+    "$("$train" "${small[@]}" --model "$work/whole" --steps 0 --eval-tokens 50 | tail -n 1)" ]
 RANDOM=7
 for ((i = 0; i < kills; i++)); do
     rm -rf "$work/killed"
@@ -147,6 +149,10 @@ for signal in $signals; do
     ok "SIG$signal: says how to go on" grep -q 'with --resume goes on' "$work/stopped.out"
     ok "SIG$signal: a checkpoint" [ -s "$work/stopped/state.bin" ]
 done
+ok "a run anew in its place" "$train" "${small[@]}" --steps 1 --out "$work/stopped"
+ok "says what it replaces" grep -q '^replaces .*stopped/state.bin' "$work/last"
+timeout -s INT 1 "$train" "${small[@]}" --steps 10000000 >"$work/stopped.out" 2>&1
+ok "without --out it says that nothing is saved" grep -q 'without --out nothing is saved' "$work/stopped.out"
 "$train" "${long[@]}" --save-every 0 --steps 40 --out "$work/unread" 2>/dev/null | head -n 1 >"$work/out"
 ok "a run whose progress nobody reads is saved" [ -s "$work/unread/state.bin" ]
 if [ -w /dev/full ]; then
@@ -383,7 +389,12 @@ refuses 2 "mu-x" "$train" "${small[@]}" --mu-x 0.9
 ok "an option's range may have no end" "$train" "${small[@]}" --steps 1 --optimizer prodigy --growth-rate inf
 refuses 1 "needs its merges" "$train" "${small[@]}" --tokenizer gpt2
 refuses 1 "Not a directory" "$train" "${small[@]}" --out "$work/text.txt/run"
-refuses 2 "needs a value" "$train" --steps
+refuses 2 "needs a value; see" "$train" --steps
+refuses 2 "needs a value; see" "$train" "${small[@]}" --steps 3 --out --resume
+refuses 2 "needs a value, or is no option" "$train" --verbose
+refuses 2 "steps=5: a value stands behind a space" "$train" --steps=5 --layers 1
+refuses 2 "out is empty" "$train" "${small[@]}" --steps 3 --out ""
+refuses 2 "with a constant schedule" "$train" "${small[@]}" --schedule constant --final-lr 0.5
 refuses 2 "whole number" "$train" --steps many
 refuses 2 "whole number" "$train" --steps 1.5
 refuses 2 "between" "$train" --layers 0
@@ -419,8 +430,10 @@ ok "which leaves no model" [ ! -e "$work/nan/model.bin" ]
 # more memory than there is: Linux would promise it, and kill the program that uses it
 [ ! -r /proc/meminfo ] || refuses 1 "are left; use a smaller model or --batch" "$train" "${small[@]}" --channels 1024 \
     --context 1024 --batch 262144
-refuses 1 "training data is shorter than 17" "$train" "${small[@]}" --data "$work/short.txt"
-refuses 1 "validation data is shorter than 2" "$train" "${small[@]}" --data "$work/text.txt" --val <(printf g)
+refuses 1 "umlauts.txt: the character" "$train" "${small[@]}" --model "$work/a" --val "$work/umlauts.txt"
+refuses 1 "latin1.txt is not UTF-8" "$train" "${small[@]}" --model "$work/a" --val "$work/latin1.txt"
+refuses 1 "no part of the training data has 17 tokens" "$train" "${small[@]}" --data "$work/short.txt"
+refuses 1 "no part of the validation data has 2 tokens" "$train" "${small[@]}" --data "$work/text.txt" --val <(printf g)
 refuses 1 "a has 2, and it can have no other" "$train" "${small[@]}" --model "$work/a" --layers 3
 refuses 1 "cannot open" "$train" "${small[@]}" --merges "$work/missing"
 refuses 2 "merges goes with --tokenizer gpt2" "$train" "${small[@]}" --merges "$work/missing" --tokenizer bytes
@@ -429,18 +442,18 @@ refuses 2 "lr-cap -0.5 is out of range" "$train" "${untuned[@]}" --optimizer iam
 refuses 1 "is too large; --accumulate" "$train" --data "$work/text.txt" --layers 1 --heads 1 --channels 1 --context 2048 --batch 1048576
 refuses 2 "save-every needs --out" "$train" "${small[@]}" --save-every 5
 refuses 2 "teacher-weights goes with --teacher" "$train" "${small[@]}" --teacher-weights bf16
-mkdir -p "$work/hf_full/model.safetensors.tmp" # nothing can be written there: said before the first step
+mkdir -p "$work/hf_full/model.safetensors.new.tmp" # nothing can be written there: said before the first step
 refuses 1 "cannot write" "$train" "${small[@]}" --steps 100000000 --export-hf "$work/hf_full"
 # an error takes nothing away: the model in --out stays until there is another
 cp -r "$work/a" "$work/kept"
 refuses 1 "not a number" "$train" "${small[@]}" --steps 9 --clip 0 --optimizer sgd --lr 1e38 --model "$work/kept" --out "$work/kept"
-refuses 1 "proxy is shorter than 17" "$train" "${small[@]}" --proxy "$work/short.txt" --model "$work/kept" --out "$work/kept"
+refuses 1 "no part of the proxy has 17 tokens" "$train" "${small[@]}" --proxy "$work/short.txt" --model "$work/kept" --out "$work/kept"
 refuses 1 "make room" bash -c 'ulimit -f 8; exec "$@"' _ "$train" "${small[@]}" --steps 1 --model "$work/kept" --out "$work/kept"
 for file in model.bin tokenizer.txt; do ok "$file stays" cmp "$work/a/$file" "$work/kept/$file"; done
 # a first save that comes no further than the model, or the state: what --resume ends with is the same
 kept=("$train" "${small[@]}" --steps 3 --model "$work/kept" --out "$work/kept")
 blocks=$(($(wc -c <"$work/a/model.bin") / 1024 + 2)) # room for the model, not for a state
-refuses 1 "state.bin.tmp.* make room" bash -c 'ulimit -f $0; exec "$@"' $blocks "${kept[@]}"
+refuses 1 "state.bin.tmp.* make room.*is there, as model.new" bash -c 'ulimit -f $0; exec "$@"' $blocks "${kept[@]}"
 ok "the model that it began with stays" cmp "$work/a/model.bin" "$work/kept/model.bin"
 mkdir "$work/kept/tokenizer.txt.tmp"
 refuses 1 "cannot write .*tokenizer" "${kept[@]}"
@@ -449,9 +462,12 @@ ok "--resume takes up the new model" "${kept[@]}" --resume
 ok "of the last step" grep -q '^resumed    at step 3 of 3' "$work/last"
 ok "unbroken" "$train" "${small[@]}" --steps 3 --model "$work/a" --out "$work/unbroken"
 ok "is the same model" cmp "$work/unbroken/model.bin" "$work/kept/model.bin"
-# an export over another one, broken off: no new weights with the old tokenizer
+# an export over another one: it stays where there is no room; where it breaks off later, no new weights stand beside
+# the old tokenizer
 exported=("$train" "${small[@]}" --steps 0 --model)
 ok "an export" "${exported[@]}" "$work/a" --export-hf "$work/hf_over"
+refuses 1 "make room" bash -c 'ulimit -f 8; exec "$@"' _ "${exported[@]}" "$work/whole" --export-hf "$work/hf_over"
+ok "the older one stays" "${exported[@]}" "$work/hf_over"
 mkdir "$work/hf_over/tokenizer.json.tmp"
 refuses 1 "cannot write" "${exported[@]}" "$work/whole" --export-hf "$work/hf_over"
 refuses 1 "neither model.bin nor config.json" "${exported[@]}" "$work/hf_over"
@@ -468,10 +484,12 @@ ok "a run goes on without its log" "$train" "${long[@]}" --out "$work/logless" -
 ok "and writes another" grep -q '^step,' "$work/logless/log.csv"
 mkdir "$work/nameless" && cp "$work/whole/model.bin" "$work/nameless"
 ok "a model without a tokenizer" "$train" "${small[@]:0:2}" --model "$work/nameless" --steps 0
-ok "takes the text's characters, and says so" grep -q '^tokenizer  .* the model has none' "$work/last"
+ok "takes the text's characters, and says so" grep -q '^tokenizer  .*/nameless has none' "$work/last"
 refuses 1 "belongs to another run" "$train" "${long[@]}" --out "$work/whole" --resume --seed 8
 refuses 1 "belongs to another run" "$train" "${long[@]}" --out "$work/whole" --resume --beta1 0.5
 head -c 8000 "$work/text.txt" >"$work/other.txt"
+tr a-z A-Z <"$work/text.txt" >"$work/upper.txt" # other characters, the same numbers
+refuses 1 "belongs to another run: 'data" "$train" "${long[@]}" --data "$work/upper.txt" --out "$work/whole" --resume
 refuses 1 "belongs to another run" "$train" "${long[@]}" --data "$work/other.txt" --tokenizer chars --out "$work/whole" --resume
 # the data is the proxy, too; then both are another text
 same=("${small[@]}" --val "$work/text.txt" --steps 2 --out "$work/same")
@@ -506,6 +524,9 @@ ok "another model's tokenizer is gone" [ "$(cd "$work/hf_shards" && ls | tr '\n'
 ok "no tokenizer of an earlier run stays" [ ! -e "$work/shards/tokenizer.txt" ]
 ok "nor is one exported" [ -z "$(ls "$work/hf_shards" | grep token)" ]
 refuses 1 "no tokenizer" "$train" "${shards[@]}" --steps 3 --val "$work/text.txt"
+refuses 2 "sample-every needs a tokenizer" "$train" "${shards[@]}" --steps 3 --sample-every 1
+refuses 1 "hf has a merges.txt, and these" bash -c 'mkdir "$1/merged.hf" && : >"$1/merged.hf/merges.txt" && exec "${@:2}" --out "$1/merged.hf"' \
+    _ "$work" "$train" "${shards[@]}" --steps 3
 refuses 2 "are token shards" "$train" "${shards[@]}" --steps 3 --tokenizer chars
 refuses 1 "one.bin is of tokens; end the pattern in .bin" "$train" "${small[@]}" --data "$work/[ot]*.bi*" --tokenizer bytes
 refuses 1 "holds token" "$train" "${shards[@]:0:2}" --steps 3 --model "$work/a"

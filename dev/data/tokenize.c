@@ -62,7 +62,7 @@ static void put_tokens(Output *o, const uint16_t *tokens, size_t count) {
 
 static void put_text(Output *o, const char *text, size_t n) {
     size_t count;
-    uint16_t *tokens = tokenizer_encode(o->tokenizer, text, n, &count);
+    uint16_t *tokens = tokenizer_encode(o->tokenizer, text, n, "the text", &count);
     put_tokens(o, tokens, count);
     free(tokens);
 }

@@ -30,7 +30,8 @@ if [ "$full" ]; then
     draft=(--layers 2 --heads 3 --channels 192 --batch 4 "${muon[@]}" --lr 4e-3 --muon-lr 4e-2 --steps "${STEPS:-700}")
     own_tokens=$((${STEPS:-400} * 150))
     prompts=(--steps "${STEPS:-400}" --batch 2 --own-tokens $own_tokens)
-    joint=(--steps "${STEPS:-600}" --batch 4) joint_rates=("${muon[@]}" --lr 1e-3 --muon-lr 5e-3)
+    joint=(--steps "${STEPS:-500}" --batch 4) joint_rates=("${muon[@]}" --lr 2e-3 --muon-lr 1e-2)
+    weights=(together:0.2) # of the prompts' loss, in a model that is trained with them
     reading=(--cuts 48 --own-tokens $own_tokens)
     texts=16 text_tokens=128
 else
@@ -39,11 +40,11 @@ else
     draft=(--layers 2 --heads 4 --channels 64 --batch 12 --lr 4e-3 --steps "${STEPS:-1000}")
     prompts=(--steps "${STEPS:-600}")
     joint=(--steps "${STEPS:-600}" --batch 8) joint_rates=(--lr 5e-4)
+    weights=(together:0.5 light:0.1)
     reading=(--cuts 32 --own-tokens 20000)
     texts=64 text_tokens=200
 fi
 [ ! "${STEPS:-}" ] || texts=2 text_tokens=32 # a trial
-weights=(together:0.5 light:0.1)             # of the prompts' loss, in a model that is trained with them
 
 # ---- stages: each writes a file of its own, once
 # stage FILE COMMAND...: unless FILE is there, made by the same command and program; its output goes to FILE.log.
@@ -94,7 +95,7 @@ if [ ! "$report" ]; then
     measured paper_bench --model "$runs/model" --ppd "$runs/prompts" --heads-file "$runs/heads" "${drafted[@]}"
     measured frozen_bench --model "$runs/model" --ppd "$runs/deep" --heads-file "$runs/heads" "${drafted[@]}"
     measured together_bench --model "$runs/together_model" --ppd "$runs/together" --heads-file "$runs/together_heads" "${drafted[@]}"
-    measured light_bench --model "$runs/light_model" --ppd "$runs/light"
+    [ "$full" ] || measured light_bench --model "$runs/light_model" --ppd "$runs/light"
     for size in 1 2 3 4 6 9 13 19; do # the length that trees of each size really have, in held-out text
         stage "$runs/tree_$size" bash -c 'tail -c $(($(wc -c <"$1") / 10)) "$1" | head -c 60000 | tail -n 12 | cut -c 1-40 | grep . | "${@:2}" --tree '$size' >/dev/null' \
             _ "$data" "$decode" run --model "$runs/together_model" --ppd "$runs/together" --tokens $((text_tokens < 100 ? text_tokens : 100))
