@@ -117,10 +117,10 @@ build/gpu$(NCCL).o: train_gpt2.cu optim.h build/nvcc
 build/gpu_program$(NCCL).o: $(TRAINER) train_gpt2.cu
 	$(ON_GPU) -c $< -o $@
 
-build/gpu_test$(NCCL).o: test/test_gpt2_cuda.c $(TRAINER) train_gpt2.cu test/check.h
+build/gpu_test$(NCCL).o: test/test_gpt2_cuda.c $(TRAINER) train_gpt2.cu test/check.h test/golden.h
 	$(ON_GPU) -c $< -o $@
 
-build/shim_test$(NCCL).o: test/test_gpt2_cuda.c $(TRAINER) train_gpt2.cu test/check.h
+build/shim_test$(NCCL).o: test/test_gpt2_cuda.c $(TRAINER) train_gpt2.cu test/check.h test/golden.h
 	$(ON_GPU) -DCUDA_ON_CPU -c $< -o $@
 
 build/shim$(NCCL).o: train_gpt2.cu optim.h test/cuda_on_cpu.h
@@ -140,6 +140,8 @@ test/test_gpt2_cuda$(NCCL): build/shim$(NCCL).o build/shim_test$(NCCL).o
 test/test_train_gpt2_cuda$(NCCL): build/shim$(NCCL).o build/gpu_program$(NCCL).o
 	$(COMPILE) $(OPTIMIZE) $^ -o $@ -lstdc++ $(LIBS)
 
+test/test_gpt2: test/golden.h
+test/test_files: test/readers.h
 test/test_decode: decode_ppd.c
 test/test_tokenizer: dev/data/tokenize.c
 test/test_convex: dev/convex.c

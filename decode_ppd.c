@@ -1048,13 +1048,6 @@ static const uint16_t *propose_by_draft(Generator *g, int count) {
     return s->text + g->length;
 }
 
-// Tokens that come as a text, from the draft or from an n-gram, join the tree as a path from the root.
-static void add_proposals(const Generator *g, Tree *t, const uint16_t *tokens, int count) {
-    int chain = t->bare ? 0 : proposals_chain(g);
-    for (int i = 0, at = t->root; i < count && at >= 0; i++) // the chain at its end goes on from there
-        at = tree_add(t, at, tokens[i], i == count - 1 ? chain : 0, g->copies);
-}
-
 // Typical acceptance (Medusa, arXiv 2401.10774): the likeliest child whose probability is above
 // min(0.09, 0.3 exp(-entropy)). It does not keep the model's distribution. At temperature 0, probabilities
 // are those at temperature 1, and where no child is typical the likeliest token is taken.
@@ -1148,7 +1141,9 @@ static int generator_step(Generator *g, int limit) {
     if (proposals) {
         const uint16_t *from = g->draft ? propose_by_draft(g, proposals) : g->text + found;
         memcpy(proposed, from, proposals * sizeof *proposed);
-        add_proposals(g, &t, proposed, proposals);
+        int chain = t.bare ? 0 : proposals_chain(g); // at the end of their path, which goes on from there
+        for (int i = 0, at = t.root; i < proposals && at >= 0; i++)
+            at = tree_add(&t, at, proposed[i], i == proposals - 1 ? chain : 0, g->copies);
     }
     int nodes = t.batch.rows - t.root, before = g->length;
     add_outputs(g, &t, room);
@@ -2312,10 +2307,8 @@ static void finish_prompts(PromptRun *r, Engine *e, const Dataset *train, const 
     }
     measure_accuracy(e, val, 4000);
     if (o->joint) {
-        Path model = path_in(o->out_model, "model.bin"), new = path_in(o->out_model, "model.new");
-        gpt2_save(g, m->params_memory, new.s); // an old model goes before its tokenizer does
-        unlink(model.s), tokenizer_save(&e->tokenizer, o->out_model);
-        if (rename(new.s, model.s)) write_failed(model.s);
+        gpt2_save(g, m->params_memory, path_in(o->out_model, "model.new").s);
+        take_new_model(o->out_model, o->model, &e->tokenizer); // which is not there: see check_outputs
     }
     prompts_save(&e->prompts, o->out);
     unlink(r->state);

@@ -1027,10 +1027,7 @@ typedef struct {
     const uint16_t *tokens; // of the last forward pass, (B,T)
     int B, T;
     ExtraRows extra;        // of all passes while it has rows
-    // unless owner is NULL, gpt2_backward calls this as soon as it has the gradients of layer l, and last,
-    // with l = L, when it has those of the tensors that are in no layer
-    void (*layer_done)(void *owner, int l);
-    void *owner;
+    struct GradientSum *sum; // chapter 10's, or NULL: which layer_done is called with
     struct Gpu *gpu; // train_gpt2.cu's: what it has instead of the activations
 } GPT2;
 
@@ -1235,6 +1232,10 @@ static double classifier(GPT2 *m, const uint16_t *targets, float grad_scale, con
 // The mean loss of targets (B,T) after gpt2_forward, in nats per token.
 static double gpt2_loss(GPT2 *m, const uint16_t *targets) { return classifier(m, targets, 0.0f, NULL); }
 
+// Where m->sum is not NULL, called as soon as the gradients of layer l are there, and last, with l = L, when
+// those of the tensors are that are in no layer.
+static void layer_done(const struct GradientSum *s, int l);
+
 // The gradients of all layers from m->dnormed, that of m->lnf; those of the matrices are written or added to,
 // by dw, the others added to. Takes the layers last to first; dresidual is the gradient of the residual
 // stream all along.
@@ -1274,10 +1275,10 @@ static void layers_backward(GPT2 *m, Epilogue dw) {
         linear_backward(dnormed, d.qkvw, d.qkvb, dqkv, m->normed, p.qkvw, n, C, 3 * C, plain, dw);
         layernorm_backward(dresidual, d.ln1w, d.ln1b, m->partial, dnormed, x, p.ln1w, mean1, rstd1, n, C);
         if (extra.rows) extra.enter_backward(extra.owner, l, m->dresidual);
-        if (m->owner) m->layer_done(m->owner, l);
+        if (m->sum) layer_done(m->sum, l);
     }
     if (!first) encoder_backward(m->grads.wte, m->grads.wpe, dresidual, m->tokens, m->B, m->T, C);
-    if (m->owner) m->layer_done(m->owner, g.num_layers);
+    if (m->sum) layer_done(m->sum, g.num_layers);
 }
 
 // After gpt2_forward: grads = grad_scale times the gradient of the summed loss. Returns the mean loss.
@@ -2905,7 +2906,7 @@ number; at the end the rest is joined from right to left:
 
 A worker computes n/N neighbours and joins what it can of them. What is left travels: one sum where n/N is a
 power of two, a few where it is not. Sums that wait take memory: log2(n/N) gradients, or a few more. */
-typedef struct {
+typedef struct GradientSum {
     GPT2 *model;
     float *sums[64]; // (num_parameters) each: those that wait, then the one that is computed now
     int waiting;     // how many wait
@@ -2924,11 +2925,11 @@ static int joins_after(long end, long size, long first) {
 // Before micro-batch i of those of this worker, first .. end-1: where its gradient goes, and what follows.
 static void begin_micro_batch(GradientSum *s, long i, long first, long end, int exchange) {
     GPT2 *m = s->model;
-    if (i == first) s->waiting = 0, s->sums[0] = m->grads_memory;
+    if (i > first) s->waiting += 1 - s->joins;
+    else s->waiting = 0, s->sums[0] = m->grads_memory;
     s->travels = exchange && i + 1 == end;
     s->joins = !exchange && i + 1 == end ? s->waiting : joins_after(i + 1, 1, first);
     m->grads = point_parameters(s->sums[s->waiting], m->config);
-    m->owner = s->joins || s->travels ? s : NULL;
 }
 
 static const char *frozen_tensors = ""; // --freeze: nothing is added up or sent for them
@@ -2952,8 +2953,7 @@ static void add_floats(float *x, const float *y, size_t n) {
 }
 
 // Called by gpt2_backward: joins a layer's sums, and sends them while the layers below are computed.
-static void layer_done(void *owner, int l) {
-    const GradientSum *s = owner;
+static void layer_done(const GradientSum *s, int l) {
     size_t n, at;
     for (int i = 0; i < NUM_TENSORS && s->joins; i++) {
         n = layer_tensor(s->model->config, l, i, &at);
@@ -2964,16 +2964,9 @@ static void layer_done(void *owner, int l) {
     receive_layers(0);
 }
 
-static void end_micro_batch(GradientSum *s) {
-    GPT2 *m = s->model;
-    s->waiting += 1 - s->joins;
-    m->grads = point_parameters(m->grads_memory, m->config);
-    m->owner = NULL;
-}
-
 // Room for what waits while micro-batches first .. end-1 are added.
 static void allocate_sums(GradientSum *s, GPT2 *m, long first, long end) {
-    s->model = m, m->layer_done = layer_done;
+    s->model = m, m->sum = s;
     for (long i = first, waiting = 0; i < end; i++) {
         if (waiting && !s->sums[waiting]) s->sums[waiting] = allocate_floats(m->num_parameters);
         waiting += 1 - joins_after(i + 1, 1, first);
@@ -3689,7 +3682,6 @@ static void swap_evaluation_point(Run *run, int enter) {
     float *swap = m->params_memory;
     m->params_memory = m->grads_memory, m->grads_memory = swap;
     m->params = point_parameters(m->params_memory, m->config);
-    m->grads = point_parameters(m->grads_memory, m->config);
 }
 
 // ---- checkpoints of a run
@@ -4223,12 +4215,11 @@ static const char *advice(const Optimizer *o) {
 // A run's first model is written as DIR/model.new. It takes the place of an older one when DIR/state.bin,
 // from which --resume goes on, is there: only then, and before its tokenizer, the old one goes, unless the
 // run began with it and reads it anew.
-static void take_new_model(const Run *run) {
-    const Options *o = &run->options;
-    Path model = path_in(o->out, "model.bin"), new = path_in(o->out, "model.new");
+static void take_new_model(const char *out, const char *began, const Tokenizer *t) {
+    Path model = path_in(out, "model.bin"), new = path_in(out, "model.new");
     if (workers.rank || !file_exists(new.s)) return;
-    if (!same_file(o->model, o->out) && !same_file(o->model, model.s)) unlink(model.s);
-    tokenizer_save(&run->tokenizer, o->out);
+    if (!same_file(began, out) && !same_file(began, model.s)) unlink(model.s);
+    tokenizer_save(t, out);
     if (rename(new.s, model.s)) write_failed(model.s);
 }
 
@@ -4249,7 +4240,7 @@ static void save_checkpoint(Run *run) {
     what_is_left = run->saved ? "" : " (the trained model is there, as model.new)";
     save_state(run); // the log's rows up to here have reached the disk before it
     what_is_left = "";
-    take_new_model(run);
+    take_new_model(out, run->options.model, &run->tokenizer);
     run->saved = 1;
 }
 
@@ -4288,7 +4279,6 @@ static double gradient(Run *run, DataLoader *loader, int count, double *teacher)
         gpt2_forward(m, run->x, run->B, run->T);
         begin_micro_batch(&run->sum, i, first, end, exchange);
         losses[i] = gpt2_backward(m, run->y, scale, soft ? &labels : NULL);
-        end_micro_batch(&run->sum);
     }
     loader_skip(loader, (uint64_t)(count - end) * run->B);
     if (exchange) receive_layers(1), sum_over_workers(losses, 2 * count);
@@ -4436,7 +4426,7 @@ int main(int argc, char **argv) {
     prepare(&run);
     if (o->resume) {
         if (load_state(&run)) {
-            take_new_model(&run); // where the first save came no further than its state
+            take_new_model(o->out, o->model, &run.tokenizer); // where the first save ended with its state
             printf("resumed    at step %ld of %d\n", run.now.step, o->steps);
         } else printf("resumed    nothing: %s has no checkpoint, the run begins\n", o->out);
     }

@@ -1862,10 +1862,7 @@ static void gpt2_allocate_gpu(GPT2 *m, GPT2Config config) {
 static void gpt2_allocate_activations_gpu(GPT2 *m, int B, int T, int training) {
     m->max_rows = B * T, m->logit_rows = 1;
     m->logits = allocate_floats(m->config.vocab_size);
-    if (training) {
-        m->grads_memory = allocate_floats_gpu(m->num_parameters);
-        m->grads = point_parameters(m->grads_memory, m->config);
-    }
+    if (training) m->grads_memory = allocate_floats_gpu(m->num_parameters);
     m->gpu = gpu_create(m->config, B, T, training, gpu_bf16);
     allocated_bytes = gpu_bytes();
 }
@@ -1922,7 +1919,6 @@ static void begin_micro_batch_gpu(GradientSum *s, long i, long first, long end, 
     (void)s, (void)end, (void)exchange;
     add_micro_batch = i > first;
 }
-static void end_micro_batch_gpu(GradientSum *s) { (void)s, add_micro_batch = 0; }
 
 #ifdef USE_NCCL
 static void prepare_workers_gpu(GPT2 *m, const float *x_outer, int n, int width) {
@@ -1947,5 +1943,4 @@ static void diloco_average_gpu(float *x, size_t n) {
 #endif
 #define allocate_sums allocate_sums_gpu
 #define begin_micro_batch begin_micro_batch_gpu
-#define end_micro_batch end_micro_batch_gpu
 #endif

@@ -23,6 +23,7 @@ test/caught.h and leaks. */
 #include <sys/stat.h>
 #else
 #include "../train_gpt2.c"
+#include "../test/readers.h"
 #endif
 
 static char folder[32]; // holds the file in question, and what else its reader wants
@@ -47,7 +48,7 @@ static GPT2 tiny_model(void) {
 #endif
 
 // FILE_NAME is what is damaged; write_first puts a good one, and what its reader needs beside it, into the
-// folder; read_it is what a program does with it.
+// folder; READER is what a program does with it, and with what it is called.
 #if defined(FUZZ_MODEL) || defined(FUZZ_SAFETENSORS) || defined(FUZZ_CONFIG)
 #if defined(FUZZ_MODEL)
 #define FILE_NAME "model.bin"
@@ -61,13 +62,7 @@ static void write_first(void) {
     gpt2_export_hf(tiny, m.params_memory, &(Tokenizer){0}, folder);
     if (!strcmp(FILE_NAME, "model.bin")) gpt2_save(tiny, m.params_memory, path_in(folder, FILE_NAME).s);
 }
-static void read_it(void *unused) {
-    GPT2 m;
-    (void)unused;
-    gpt2_load(&m, folder);
-    for (size_t i = 0; i < m.num_parameters; i++)
-        if (!isfinite(m.params_memory[i])) abort();
-}
+#define READER load_model, folder
 
 #elif defined(FUZZ_MERGES) || defined(FUZZ_TOKENIZER)
 #ifdef FUZZ_MERGES
@@ -83,20 +78,7 @@ static const char second[] =
     "\"pre_tokenizer\": {\"type\": \"ByteLevel\"}}";
 #endif
 static void write_first(void) { put(folder, FILE_NAME, first, strlen(first)); }
-static void read_it(void *unused) {
-    Tokenizer t = {0};
-    size_t count, length, at = 0;
-    (void)unused;
-    if (!tokenizer_load(&t, folder)) abort();
-    const char *text = t.kind == TOKENIZER_CHARS ? t.text : "hello world, it's\n\n  1 \xC3\xA9\xFF";
-    size_t n = t.kind == TOKENIZER_CHARS ? t.text_size : strlen(text);
-    uint16_t *ids = tokenizer_encode(&t, text, n, "the text", &count);
-    for (size_t i = 0; i < count; i++, at += length) {
-        const char *token = tokenizer_token(&t, ids[i], &length);
-        if (at + length > n || memcmp(token, text + at, length)) abort();
-    }
-    if (at != n) abort();
-}
+#define READER load_tokenizer, folder
 
 #elif defined(FUZZ_STATE)
 #define FILE_NAME "state.bin"
@@ -109,10 +91,10 @@ static void write_first(void) {
     start_optimizer(&run.optimizer, &run.model, "");
     save_state(&run);
 }
-static void read_it(void *unused) {
-    (void)unused;
-    if (!load_state(&run)) abort();
+static void resume(void *of) {
+    if (!load_state(of)) abort();
 }
+#define READER resume, &run
 
 #elif defined(FUZZ_SHARD)
 #define FILE_NAME "shard.bin"
@@ -121,15 +103,7 @@ static void write_first(void) {
     for (int i = 0; i < 40; i++) ((uint16_t *)(shard + 256))[i] = (uint16_t)(i % 9);
     put(folder, FILE_NAME, shard, sizeof shard);
 }
-static void read_it(void *unused) {
-    Dataset d = {0};
-    uint16_t x[16], y[16];
-    (void)unused;
-    dataset_add_shard(&d, path_in(folder, FILE_NAME).s);
-    check_dataset(&d, "shard", 1 << 16, 8);
-    DataLoader l = {&d, 8, 1, 0, 0};
-    for (int i = 0; i < 5; i++) loader_next(&l, x, y, 2);
-}
+#define READER load_shard, path_in(folder, FILE_NAME).s
 
 #elif defined(FUZZ_LOSSES)
 #define FILE_NAME "losses"
@@ -138,16 +112,7 @@ static void write_first(void) {
         "order seed 1337, seq-len 8, batch 2, accumulate 1\n# \"the texts\"\n1 4.25\n2 3.5e0\n7 0\n";
     put(folder, FILE_NAME, text, strlen(text));
 }
-static void read_it(void *unused) {
-    const Dataset d = {.hash = 7};
-    const DataLoader l = {&d, 8, 1337, 0, 0};
-    const Tokenizer t = {0};
-    TeacherCache c = {0};
-    (void)unused;
-    cache_open(&c, path_in(folder, FILE_NAME).s, "a teacher", &l, &t, 2, 1, 10);
-    for (int i = 0; i < 10; i++)
-        if (isinf(c.loss[i]) || c.loss[i] < 0) abort();
-}
+#define READER load_losses, path_in(folder, FILE_NAME).s
 
 #elif defined(FUZZ_LIBSVM)
 #define FILE_NAME "data.svm"
@@ -155,15 +120,15 @@ static void write_first(void) {
     const char text[] = "+1 1:0.5 3:-2e0 1000:1\n-1 2:1 # a remark\n+1 3:4 17:0.25\n";
     put(folder, FILE_NAME, text, strlen(text));
 }
-static void read_it(void *unused) {
+static void load(void *in) {
     char path[100];
-    (void)unused;
-    snprintf(path, sizeof path, "%s/%s", folder, FILE_NAME);
+    snprintf(path, sizeof path, "%s/%s", (char *)in, FILE_NAME);
     Data d = data_read(path);
     for (size_t k = 0; k < d.row_start[d.rows]; k++)
         if (d.col[k] < 0 || d.col[k] >= d.cols || d.row[k] < 0 || d.row[k] >= d.rows) abort();
     data_free(&d);
 }
+#define READER load, folder
 #else
 #error "define one of the FUZZ_.. at the top of the file"
 #endif
@@ -204,7 +169,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     char error[600], path[100];
     const char *name = size && data[0] == '{' ? OTHER_NAME : FILE_NAME;
     put(folder, name, data, size);
-    caught(read_it, NULL, error, sizeof error);
+    caught(READER, error, sizeof error);
     snprintf(path, sizeof path, "%s/%s", folder, name);
     if (strcmp(FILE_NAME, OTHER_NAME)) unlink(path);
     return 0;

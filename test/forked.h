@@ -84,10 +84,3 @@ __attribute__((unused)) static void check_refused(void (*function)(void *), void
     check(is_refusal(&o) && strstr(o.error, text), "expected an error with '%s', got %d: %s", text, o.code,
           o.error);
 }
-
-// The function must be refused in any way or succeed.
-__attribute__((unused)) static void check_survives(void (*function)(void *), void *argument,
-                                                   const char *what) {
-    Outcome o = in_child(function, argument);
-    check((o.code == 0 && !o.error[0]) || is_refusal(&o), "%s: exit %d: %s", what, o.code, o.error);
-}

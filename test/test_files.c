@@ -8,6 +8,7 @@
 #include "check.h"
 #include "forked.h"
 #include "damaged.h"
+#include "readers.h"
 
 static char folder[64] = "/tmp/test_files_XXXXXX";
 
@@ -28,29 +29,6 @@ static void remove_folder(const char *path) {
         }
     globfree(&g);
     rmdir(path);
-}
-
-static void load_model(void *path) {
-    GPT2 m;
-    gpt2_load(&m, path);
-    float sum = 0;
-    for (size_t i = 0; i < m.num_parameters; i++) sum += fabsf(m.params_memory[i]);
-    if (!isfinite(sum)) die("the weights are not finite");
-}
-
-static void load_tokenizer(void *path) {
-    Tokenizer t = {0};
-    const char *text = "hello world, ab\n  it's";
-    size_t count, length, n = 0;
-    if (!tokenizer_load(&t, path)) return;
-    if (t.kind == TOKENIZER_CHARS) text = t.text, n = t.text_size;
-    else n = strlen(text);
-    uint16_t *ids = tokenizer_encode(&t, text, n, "the text", &count);
-    for (size_t i = 0; i < count; i++, text += length) {
-        const char *token = tokenizer_token(&t, ids[i], &length);
-        if (length > n || memcmp(token, text, length)) abort();
-        n -= length;
-    }
 }
 
 // ---- models that the tests write themselves
@@ -620,24 +598,6 @@ static void test_hf_tokenizers(void) {
 }
 
 // ---- damaged files
-
-static void load_shard(void *path) {
-    Dataset d = {0};
-    uint16_t x[16], y[16];
-    dataset_add_shard(&d, path);
-    DataLoader l = {&d, 8, 1, 0, 0};
-    for (int i = 0; i < 20; i++) loader_next(&l, x, y, 2);
-}
-
-static void load_losses(void *path) {
-    const Dataset d = {.hash = 7};
-    const DataLoader l = {&d, 8, 1337, 0, 0};
-    const Tokenizer t = {0};
-    TeacherCache c = {0};
-    cache_open(&c, path, "a teacher", &l, &t, 2, 1, 30);
-    for (int i = 0; i < 30; i++)
-        if (isinf(c.loss[i]) || c.loss[i] < 0) abort();
-}
 
 // A run with a checkpoint in the test's folder.
 static Run *small_run(void) {

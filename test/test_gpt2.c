@@ -4,22 +4,12 @@
 #define TRAIN_GPT2_NO_MAIN
 #include "../train_gpt2.c"
 #include "check.h"
+#include "golden.h"
 
 static float *random_floats(size_t n, float std, uint64_t stream) {
     float *x = allocate_floats(n);
     random_normal(x, n, std, stream);
     return x;
-}
-
-// The largest difference as a share of the largest entry of b.
-static double relative_error(const float *a, const float *b, size_t n) {
-    double error = 0, largest = 1e-30;
-    for (size_t i = 0; i < n; i++) {
-        error = fmax(error, fabs((double)a[i] - b[i]));
-        largest = fmax(largest, fabs(b[i]));
-        if (!isfinite(a[i])) return INFINITY;
-    }
-    return error / largest;
 }
 
 // ---- exp and GELU against libm, in units in the last place
@@ -389,10 +379,6 @@ static void test_threads(void) {} // one thread
 
 // ---- golden files
 
-static void read_exactly(FILE *f, void *p, size_t n, const char *path) {
-    if (fread(p, 1, n, f) != n) die("%s is cut short", path);
-}
-
 static void test_golden(const char *dir) {
     GPT2 m, hf;
     char path[4096], hf_path[4096];
@@ -403,44 +389,18 @@ static void test_golden(const char *dir) {
               !memcmp(m.params_memory, hf.params_memory, m.num_parameters * 4),
           "%s: hf/ and model.bin differ", dir);
     GPT2Config g = m.config;
-    int32_t header[256], V = g.vocab_size, padded;
-    FILE *f = fopen(path, "rb");
-    read_exactly(f, header, sizeof header, path);
-    padded = header[7];
-    fclose(f);
-    snprintf(path, sizeof path, "%s/state.bin", dir);
-    f = fopen(path, "rb");
-    if (!f) die("%s is missing", path);
-    read_exactly(f, header, sizeof header, path);
-    int B = header[2], T = header[3], rows = B * T;
-    check(header[0] == 20240327 && B > 0 && T > 0, "%s: header", path);
-    int32_t *ids = allocate(2 * rows, sizeof *ids);
-    uint16_t *x = allocate(2 * rows, sizeof *x);
-    float *logits = allocate_floats((size_t)rows * V), *ours = allocate_floats((size_t)rows * V), loss;
-    float *grads = allocate_floats(m.num_parameters + (size_t)(padded - V) * g.channels);
-    read_exactly(f, ids, 2 * rows * sizeof *ids, path);
-    read_exactly(f, logits, (size_t)rows * V * sizeof(float), path);
-    read_exactly(f, &loss, sizeof loss, path);
-    read_exactly(f, grads, (m.num_parameters + (size_t)(padded - V) * g.channels) * sizeof(float), path);
-    fclose(f);
-    for (int i = 0; i < 2 * rows; i++) x[i] = (uint16_t)ids[i];
+    Golden o = read_golden(dir, g);
+    int V = g.vocab_size, B = o.B, T = o.T, rows = B * T;
+    float *ours = allocate_floats((size_t)rows * V);
     gpt2_allocate_activations(&m, B, MAX(T, g.max_seq_len), 1);
-    gpt2_forward(&m, x, B, T);
+    gpt2_forward(&m, o.x, B, T);
     gpt2_logits(&m, ours, 0, rows);
-    double error = relative_error(ours, logits, (size_t)rows * V),
-           our_loss = gpt2_backward(&m, x + rows, 1.0f / rows, NULL);
+    double error = relative_error(ours, o.logits, (size_t)rows * V),
+           loss = gpt2_backward(&m, o.x + rows, 1.0f / rows, NULL);
     check(error < 1e-4, "%s: logits are off by %g of the largest", dir, error);
-    check(fabs(our_loss - loss) < 1e-4, "%s: loss %.6f, expected %.6f", dir, our_loss, loss);
-    float *theirs = grads;
-    double worst = 0;
-    for (int i = 0; i < NUM_TENSORS; i++) {
-        TensorShape t = tensor_shape(g, i);
-        double e = relative_error(((float **)&m.grads)[i], theirs, tensor_size(t));
-        check(e < 1e-4, "%s: gradient of %s is off by %g of its largest entry", dir, t.name, e);
-        worst = fmax(worst, e);
-        theirs += tensor_size(t) + (i == 0 ? (size_t)(padded - V) * g.channels : 0);
-    }
-    printf("%s: logits %.1e, loss %.1e, gradients %.1e\n", dir, error, fabs(our_loss - loss), worst);
+    check(fabs(loss - o.loss) < 1e-4, "%s: loss %.6f, expected %.6f", dir, loss, o.loss);
+    double worst = compare_gradients(dir, g, m.grads_memory, o.grads, o.padded, relative_error, 1e-4);
+    printf("%s: logits %.1e, loss %.1e, gradients %.1e\n", dir, error, fabs(loss - o.loss), worst);
 
     snprintf(path, sizeof path, "%s/greedy.txt", dir);
     size_t length;
@@ -460,7 +420,7 @@ static void test_golden(const char *dir) {
         tokens[n] = (uint16_t)expected;
     }
     check(wrong == 0 && n > 1, "%s: %d tokens of the greedy continuation differ", dir, wrong);
-    free(text), free(ids), free(x), free(logits), free(ours), free(grads);
+    free(text), free(ours), free(o.x), free(o.logits), free(o.grads);
     gpt2_free(&m), gpt2_free(&hf);
 }
 

@@ -19,23 +19,13 @@
 #undef optim_state
 #undef optim_bytes
 #include "check.h"
+#include "golden.h"
 
 #ifdef CUDA_ON_CPU
 extern unsigned cuda_on_cpu_seed;
 extern long cuda_on_cpu_drains;
 extern int cuda_on_cpu_no_gelu;
 #endif
-
-// The largest difference as a share of the largest entry of b.
-static double relative_error(const float *a, const float *b, size_t n) {
-    double error = 0, largest = 1e-30;
-    for (size_t i = 0; i < n; i++) {
-        error = fmax(error, fabs((double)a[i] - b[i]));
-        largest = fmax(largest, fabs(b[i]));
-        if (!isfinite(a[i])) return INFINITY;
-    }
-    return error / largest;
-}
 
 // The norm of the difference as a share of the norm of b: what rounding to bf16 leaves small.
 static double norm_error(const float *a, const float *b, size_t n) {
@@ -74,71 +64,28 @@ static GPT2 load_model(const char *path) {
     return m;
 }
 
-// Every tensor's gradient against `expected`, whose wte has `padded` rows; the worst error.
-static double compare_gradients(const char *name, GPT2Config g, const float *ours, const float *expected,
-                                int padded, double (*error)(const float *, const float *, size_t),
-                                double tolerance) {
-    double worst = 0;
-    gpu_wait();
-    for (int i = 0; i < NUM_TENSORS; i++) {
-        TensorShape t = tensor_shape(g, i);
-        double e = error(ours, expected, tensor_size(t));
-        check(e < tolerance, "%s: gradient of %s is off by %g", name, t.name, e);
-        worst = fmax(worst, e);
-        ours += tensor_size(t);
-        expected += tensor_size(t) + (i == 0 ? (size_t)(padded - g.vocab_size) * g.channels : 0);
-    }
-    return worst;
-}
-
 // ---- golden files
-
-static void read_exactly(FILE *f, void *p, size_t n, const char *path) {
-    if (fread(p, 1, n, f) != n) die("%s is cut short", path);
-}
 
 static void test_golden(const char *dir, int bf16) {
     GPT2 m = load_model(dir);
     GPT2Config g = m.config;
-    int32_t header[256], V = g.vocab_size, padded;
-    Path path = path_in(dir, "model.bin");
-    FILE *f = fopen(path.s, "rb");
-    if (!f) die("%s is missing", path.s);
-    read_exactly(f, header, sizeof header, path.s);
-    padded = header[7];
-    fclose(f);
-    path = path_in(dir, "state.bin");
-    f = fopen(path.s, "rb");
-    if (!f) die("%s is missing", path.s);
-    read_exactly(f, header, sizeof header, path.s);
-    int B = header[2], T = header[3], rows = B * T;
-    check(header[0] == 20240327 && B > 0 && T > 0, "%s: header", path.s);
-    int32_t *ids = allocate(2 * rows, sizeof *ids);
-    uint16_t *x = allocate(2 * rows, sizeof *x);
-    float *logits = allocate_floats((size_t)rows * V), *ours = allocate_floats((size_t)rows * V), loss;
-    size_t n = m.num_parameters + (size_t)(padded - V) * g.channels;
-    float *grads = allocate_floats(n);
-    read_exactly(f, ids, 2 * rows * sizeof *ids, path.s);
-    read_exactly(f, logits, (size_t)rows * V * sizeof(float), path.s);
-    read_exactly(f, &loss, sizeof loss, path.s);
-    read_exactly(f, grads, n * sizeof(float), path.s);
-    fclose(f);
-    for (int i = 0; i < 2 * rows; i++) x[i] = (uint16_t)ids[i];
-
+    Golden o = read_golden(dir, g);
+    int V = g.vocab_size, B = o.B, T = o.T, rows = B * T;
+    float *ours = allocate_floats((size_t)rows * V);
     Pair p = make_pair(&m, B, T, bf16);
-    gpt2_forward_gpu(&p.gpu, x, B, T);
+    gpt2_forward_gpu(&p.gpu, o.x, B, T);
     gpt2_logits_gpu(&p.gpu, ours, 0, rows);
-    double ours_loss = gpt2_backward_gpu(&p.gpu, x + rows, 1.0f / rows, NULL);
+    double loss = gpt2_backward_gpu(&p.gpu, o.x + rows, 1.0f / rows, NULL);
     double (*measure)(const float *, const float *, size_t) = bf16 ? norm_error : relative_error;
-    double error = measure(ours, logits, (size_t)rows * V), tolerance = bf16 ? 0.03 : 1e-4;
+    double error = measure(ours, o.logits, (size_t)rows * V), tolerance = bf16 ? 0.03 : 1e-4;
     char name[64];
     snprintf(name, sizeof name, "golden, %s", bf16 ? "bf16" : "f32");
     check(error < tolerance, "%s: logits are off by %g", name, error);
-    check(fabs(ours_loss - loss) < (bf16 ? 0.01 : 1e-4), "%s: loss %.6f, expected %.6f", name, ours_loss,
-          loss);
-    double worst = compare_gradients(name, g, p.gpu.grads_memory, grads, padded, measure, tolerance);
-    printf("%s: logits %.1e, loss %.1e, gradients %.1e\n", name, error, fabs(ours_loss - loss), worst);
-    free(ids), free(x), free(logits), free(ours), free(grads);
+    check(fabs(loss - o.loss) < (bf16 ? 0.01 : 1e-4), "%s: loss %.6f, expected %.6f", name, loss, o.loss);
+    gpu_wait();
+    double worst = compare_gradients(name, g, p.gpu.grads_memory, o.grads, o.padded, measure, tolerance);
+    printf("%s: logits %.1e, loss %.1e, gradients %.1e\n", name, error, fabs(loss - o.loss), worst);
+    free(ours), free(o.x), free(o.logits), free(o.grads);
     free_pair(&p);
 }
 
@@ -196,6 +143,7 @@ static void test_shape(GPT2Config g, int B, int T, int bf16, int soft, const cha
     check(fabs(loss - expected) < (bf16 ? 0.02 : 1e-5), "%s: loss %.6f, train_gpt2.c's is %.6f", name, loss,
           expected);
     float *grads = p.gpu.grads_memory;
+    gpu_wait();
     double worst =
         compare_gradients(name, g, grads, p.cpu.grads_memory, g.vocab_size, norm_error, tolerance);
     printf("%s: loss %.1e, gradients %.1e\n", name, fabs(loss - expected), worst);
@@ -283,14 +231,7 @@ static void test_waits(void) {
 static void start_pair(Optimizer *cpu, Optimizer *gpu, const OptimRow *row, Pair *p) {
     GPT2 *m = &p->cpu;
     OptimSegment segments[256];
-    size_t offset = 0;
-    int n = 0;
-    for (int i = 0; i < NUM_TENSORS; i++) {
-        TensorShape t = tensor_shape(m->config, i);
-        for (int l = 0; l < MAX(t.layers, 1); l++, n++, offset += layer_size(t))
-            segments[n] =
-                (OptimSegment){offset, layer_size(t), t.layers && t.cols ? t.rows : 0, t.cols, t.cols > 0};
-    }
+    int n = model_segments(m->config, "", segments);
     optim_choose(cpu, row);
     if (optim_get(cpu, "inner-steps") > 0) optim_set(cpu, "inner-steps", 4);
     if (optim_get(cpu, "slice-p") > 0) optim_set(cpu, "slice-p", 3);

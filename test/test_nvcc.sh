@@ -7,12 +7,8 @@ unset CDPATH # cd would search it, and print where it went
 cd "$(dirname "$0")/.." || exit 1
 verbose=
 [ "${1:-}" = -v ] && verbose=1 && shift
-passed=0 failed=0
-if ! command -v nvcc >/dev/null; then
-    echo "nvcc is not installed"
-    echo "0 passed, 0 failed, 1 skipped"
-    exit 0
-fi
+. test/lib.sh
+command -v nvcc >/dev/null || { skip "nvcc is not installed"; finish; exit; }
 mkdir -p build
 [ $# -gt 0 ] || set -- sm_80
 nccl=
@@ -49,5 +45,4 @@ if [ "${FULL:-}" ]; then # the program, as make links it, in a folder of its own
     else failed=$((failed + 1)) && echo "FAILED: make train_gpt2cu"; fi
     rm -rf build/linked
 fi
-echo "$passed passed, $failed failed"
-[ $failed = 0 ]
+finish

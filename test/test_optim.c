@@ -29,6 +29,19 @@ static void set_threads(int n) {
 #endif
 }
 
+// A checkpoint: params and what optim_state lists go to an optimizer that was started anew, elsewhere.
+static void move_state(Optimizer *o, Optimizer *fresh) {
+    void *from, *to;
+    size_t bytes;
+    memcpy(fresh->params, o->params, o->n * sizeof(float));
+    for (int i = 0; optim_state(o, i, &from, &bytes); i++) {
+        optim_state(fresh, i, &to, &bytes);
+        memcpy(to, from, bytes);
+    }
+    optim_free(o);
+    *o = *fresh;
+}
+
 // -----------------------------------------------------------------------------------------------------------
 // Golden files
 
@@ -358,17 +371,9 @@ static const char *golden_run(const Golden *g, long restart, Run *run) {
     if (optim_start(&o, x, n, segments, g->num_tensors)) return "no memory";
     for (long t = 0, r = 0; t < g->steps; t++) {
         if (t == restart && t > 0) {                       // a checkpoint: params and what optim_state lists
-            void *from, *to;
-            size_t bytes;
             golden_optimizer(g, &fresh, segments, &warmup);
             if (optim_start(&fresh, other, n, segments, g->num_tensors)) return "no memory";
-            memcpy(other, x, n * sizeof(float));
-            for (int i = 0; optim_state(&o, i, &from, &bytes); i++) {
-                optim_state(&fresh, i, &to, &bytes);
-                memcpy(to, from, bytes);
-            }
-            optim_free(&o);
-            o = fresh;
+            move_state(&o, &fresh);
         }
         const double loss = quadratic(g, o.params, t, grad);
         for (size_t i = 0; i < n && adgd(g); i++) { rule.x[i] = o.params[i]; rule.g[i] = grad[i]; }
@@ -454,9 +459,9 @@ static const OptimSegment reference_segments[3] = {        // a tall matrix, a w
 typedef struct { double x[N], eval[N], m[N], v[N], z[N], x0[N], s[N], r2[N], outer[N], x_outer[N]; } Arrays;
 typedef struct Reference {
     Arrays a;
-    double d, numerator, grad_sum, distance;
+    double d, numerator, grad_sum, distance, gap; // gap: f_t(x) - f*_t
 } Reference;
-typedef void (*Rule)(Reference *r, const Optimizer *o, const double *g, long t, double gap);
+typedef void (*Rule)(Reference *r, const Optimizer *o, const double *g, long t);
 
 static int is_matrix(int i) { return i < 39; }
 
@@ -507,9 +512,8 @@ static void reference_muon(Reference *r, const Optimizer *o, const double *g, lo
     reference_orthogonalise(u + 24, 3, 5);
 }
 
-static void rule_muon(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
+static void rule_muon(Reference *r, const Optimizer *o, const double *g, long t) {
     double u[N];
-    (void)gap;
     reference_muon(r, o, g, t, u);
     for (int i = 0; i < N; i++) {
         const double rate = is_matrix(i) ? o->h.muon_lr : o->h.lr;
@@ -518,10 +522,9 @@ static void rule_muon(Reference *r, const Optimizer *o, const double *g, long t,
     }
 }
 
-static void rule_gpa(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
+static void rule_gpa(Reference *r, const Optimizer *o, const double *g, long t) {
     double u[N];                                           // x is eval, y is x
     const int sgd = o->row->base == OPTIM_SGD;
-    (void)gap;
     if (!sgd) reference_muon(r, o, g, t, u);
     for (int i = 0; i < N; i++) {
         const double rate = is_matrix(i) && !sgd ? o->h.muon_lr : o->h.lr;
@@ -542,12 +545,11 @@ static void reference_outer(Reference *r, const Optimizer *o, long t) {
     }
     memcpy(a->eval, a->x, sizeof(a->x));
 }
-static void rule_diloco_muon(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
-    rule_muon(r, o, g, t, gap);
+static void rule_diloco_muon(Reference *r, const Optimizer *o, const double *g, long t) {
+    rule_muon(r, o, g, t);
     reference_outer(r, o, t);
 }
-static void rule_diloco_sgd(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
-    (void)gap;
+static void rule_diloco_sgd(Reference *r, const Optimizer *o, const double *g, long t) {
     for (int i = 0; i < N; i++) {
         r->a.m[i] = t ? o->h.momentum * r->a.m[i] + (1 - o->h.dampening) * g[i] : g[i];
         r->a.x[i] = (1 - o->h.lr * (is_matrix(i) ? o->h.weight_decay : 0)) * r->a.x[i] - o->h.lr * r->a.m[i];
@@ -555,9 +557,9 @@ static void rule_diloco_sgd(Reference *r, const Optimizer *o, const double *g, l
     reference_outer(r, o, t);
 }
 
-static void rule_iam_muon(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
+static void rule_iam_muon(Reference *r, const Optimizer *o, const double *g, long t) {
     Arrays *a = &r->a;
-    double d[N], numerator = gap, gd = 0;
+    double d[N], numerator = r->gap, gd = 0;
     for (int i = 0; i < N; i++) {
         if (is_matrix(i)) {
             a->m[i] = o->h.muon_momentum * a->m[i] + g[i];
@@ -582,9 +584,9 @@ static void rule_iam_muon(Reference *r, const Optimizer *o, const double *g, lon
     }
 }
 
-static void rule_iam(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
+static void rule_iam(Reference *r, const Optimizer *o, const double *g, long t) {
     Arrays *a = &r->a;
-    double d[N], numerator = gap, gd = 0;
+    double d[N], numerator = r->gap, gd = 0;
     const double l = o->h.lambda;
     for (int i = 0; i < N; i++) {
         a->v[i] = o->h.beta2 * a->v[i] + (1 - o->h.beta2) * g[i] * g[i];
@@ -600,10 +602,9 @@ static void rule_iam(Reference *r, const Optimizer *o, const double *g, long t, 
     }
 }
 
-static void rule_schedule_free(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
+static void rule_schedule_free(Reference *r, const Optimizer *o, const double *g, long t) {
     Arrays *a = &r->a;                                     // x is eval, y is x
     const double weight = pow(t + 1, o->h.r), c = weight / (r->grad_sum += weight);
-    (void)gap;
     for (int i = 0; i < N; i++) {
         a->v[i] = o->h.beta2 * a->v[i] + (1 - o->h.beta2) * g[i] * g[i];
         const double u = g[i] / (sqrt(a->v[i] / (1 - pow(o->h.beta2, t + 1))) + o->h.eps);
@@ -613,13 +614,12 @@ static void rule_schedule_free(Reference *r, const Optimizer *o, const double *g
     }
 }
 
-static void rule_prodigy(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
+static void rule_prodigy(Reference *r, const Optimizer *o, const double *g, long t) {
     Arrays *a = &r->a;                                     // distance: the largest estimate so far
     const OptimHyper *h = &o->h;
     const double d = r->d = t ? r->d : h->d0, dlr = d * h->lr;
     const double b3 = h->beta3 == 0 ? sqrt(h->beta2) : h->beta3;
     double dot = 0, sum = 0;
-    (void)gap;
     for (int i = 0; i < N; i++) {
         dot += g[i] * (a->x0[i] - a->x[i]);
         sum += fabs(a->s[i] = b3 * a->s[i] + d / h->d0 * dlr * g[i]);
@@ -637,10 +637,9 @@ static void rule_prodigy(Reference *r, const Optimizer *o, const double *g, long
     }
 }
 
-static void rule_resetting(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
+static void rule_resetting(Reference *r, const Optimizer *o, const double *g, long t) {
     Arrays *a = &r->a;
     double g2 = 0, s2 = 0;
-    (void)gap;
     if (t == 0) r->d = o->h.d0;
     for (int i = 0; i < N; i++) { a->s[i] += r->d * g[i]; g2 += g[i] * g[i]; s2 += a->s[i] * a->s[i]; }
     r->numerator += r->d * r->d * g2 / sqrt(r->grad_sum > 0 ? r->grad_sum : g2);
@@ -654,9 +653,8 @@ static void rule_resetting(Reference *r, const Optimizer *o, const double *g, lo
     memset(a->s, 0, sizeof(a->s));
 }
 
-static void rule_cdowg(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
+static void rule_cdowg(Reference *r, const Optimizer *o, const double *g, long t) {
     Arrays *a = &r->a;
-    (void)gap;
     for (int i = 0; i < N; i++) {
         a->r2[i] = fmax(t ? a->r2[i] : 1e-4, (a->x[i] - a->x0[i]) * (a->x[i] - a->x0[i]));
         a->v[i] += a->r2[i] * g[i] * g[i];
@@ -664,10 +662,9 @@ static void rule_cdowg(Reference *r, const Optimizer *o, const double *g, long t
     }
 }
 
-static void rule_dog(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
+static void rule_dog(Reference *r, const Optimizer *o, const double *g, long t) {
     Arrays *a = &r->a;
     double d2 = 0, x2 = 0;
-    (void)gap;
     for (int i = 0; i < N; i++) {
         d2 += (a->x[i] - a->x0[i]) * (a->x[i] - a->x0[i]);
         x2 += a->x0[i] * a->x0[i];
@@ -680,10 +677,9 @@ static void rule_dog(Reference *r, const Optimizer *o, const double *g, long t, 
     }
 }
 
-static void rule_box(Reference *r, const Optimizer *o, const double *g, long t, double gap) {
+static void rule_box(Reference *r, const Optimizer *o, const double *g, long t) {
     Arrays *a = &r->a;                                     // v: the last gradient, z: the last x
     double dx2 = 0, dg2 = 0, step = o->h.first_step;
-    (void)gap;
     for (int i = 0; i < N; i++) {
         dx2 += (a->x[i] - a->z[i]) * (a->x[i] - a->z[i]);
         dg2 += (g[i] - a->v[i]) * (g[i] - a->v[i]);
@@ -730,20 +726,21 @@ static void reference_test(const char *what, const char *name, const char *base,
     }
     ok = ok && !optim_start(&o, x, N, reference_segments, 3);
     for (long t = 0; t < STEPS && ok; t++) {
-        double loss = 0, star = 0, gap = 0, largest = 0, off = 0;
+        double loss = 0, star = 0, largest = 0, off = 0;
         const float scale = t % 2 ? 0.5f : 0.125f;
+        r.gap = 0;
         for (int i = 0; i < N; i++) {
             const double d = x[i] - c[i] - s[t][i], e = r.a.x[i] - c[i] - s[t][i];
             grad[i] = (float)(h[i] * d) / scale;
             g[i] = h[i] * e;
             loss += 0.5 * h[i] * d * d;
             star += 0.5 * h[i] * s[t][i] * s[t][i];
-            gap += 0.5 * h[i] * (e * e - s[t][i] * s[t][i]);
+            r.gap += 0.5 * h[i] * (e * e - s[t][i] * s[t][i]);
         }
         Optimizer scheduled = o;                           // at half of its rates
         scheduled.h.lr /= 2, scheduled.h.muon_lr /= 2, scheduled.h.lr_cap /= 2;
         optim_step(&o, grad, scale, 0.5, loss, star);
-        rule(&r, &scheduled, g, t, gap);
+        rule(&r, &scheduled, g, t);
         optim_eval_params(&o, out);
         for (int i = 0; i < N; i++) {
             largest = fmax(largest, fabs(r.a.eval[i]));
@@ -831,20 +828,12 @@ static void bits_run(const char *name, const char *base, size_t n, int shift, in
     optim_start(&o, x, n, segments, 5);
     for (int t = 0; t < 6; t++) {
         if (restart && t == 3) {
-            void *from, *to;
-            size_t bytes;
             optim_init(&fresh, name);
             if (base) optim_set_base(&fresh, base);
             optim_set(&fresh, "slice-p", 7);
             memset(other, 0, n * sizeof(float));
             optim_start(&fresh, other, n, segments, 5);
-            memcpy(other, x, n * sizeof(float));
-            for (int i = 0; optim_state(&o, i, &from, &bytes); i++) {
-                optim_state(&fresh, i, &to, &bytes);
-                memcpy(to, from, bytes);
-            }
-            optim_free(&o);
-            o = fresh;
+            move_state(&o, &fresh);
             x = other;
         }
         double loss = 0;

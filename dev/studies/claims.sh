@@ -38,3 +38,12 @@ finish_claims() { # the study's command is the first line of its CSV
         printf '| claim | paper | here | held |\n|---|---|---|---|\n%s\n' "$claim_rows"
     } >"$result.md.tmp" && mv "$result.md.tmp" "$result.md" || die "cannot write $result.md"
 }
+
+# draw ARGUMENTS...: gnuplot's, for NAME.png. Ends the study: says where its results are.
+draw() {
+    local ending
+    if ! command -v gnuplot >/dev/null; then echo "no picture: gnuplot is not installed (package gnuplot-nox)"
+    else gnuplot "$@" || die "gnuplot cannot draw $result.png"; fi
+    echo
+    for ending in csv txt md png; do [ ! -f "$result.$ending" ] || echo "$result.$ending"; done
+}

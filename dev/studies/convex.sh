@@ -9,9 +9,7 @@
 # FULL=1: 3000 gradients instead of 300.
 . dev/studies/driver.sh
 [ ! "${EXTRA:-}" ] || die "EXTRA is for trainings; here are none" 2
-budget=300
-[ "$full" ] && budget=3000
-budget=${STEPS:-$budget}
+length 300 3000 # here gradients
 sets="made letters separable"
 
 if [ ! "$report" ]; then
@@ -36,7 +34,7 @@ if [ ! "$report" ]; then
         shift 3
         [ "$set" = made ] || set -- "$@" --data "$runs/$set.svm"
         echo "$part, $set, seed $seed"
-        OMP_NUM_THREADS=1 dev/convex --curvature 1 --evaluations "$budget" --seed "$seed" --out "$runs/one.csv" "$@" || die "stopped"
+        OMP_NUM_THREADS=1 dev/convex --curvature 1 --evaluations "$steps" --seed "$seed" --out "$runs/one.csv" "$@" || die "stopped"
         awk -F, -v head="$part,$set" -v seed="$seed" '
             NR > 1 {
                 if ($1 != last) { printf("%s", left); row = 0 }
@@ -130,8 +128,7 @@ for name in dowg ngd; do
 done
 
 finish_claims
-if command -v gnuplot >/dev/null; then
-    gnuplot - <<END || die "gnuplot cannot draw $result.png"
+draw - <<END
         set terminal pngcairo size 1300,900 font 'sans,10'
         set output '$result.png'
         set datafile separator ','
@@ -155,5 +152,3 @@ if command -v gnuplot >/dev/null; then
         plot 2 with lines linecolor 'gray' title 'edge of stability', for [i=1:words(names)] '$csv' using 6:(strcol(1) eq 'smooth' && strcol(2) eq 'separable' && strcol(3) eq word(names, i) ? \$8 : NaN) with lines linewidth 2 linecolor i title word(names, i)
         unset multiplot
 END
-else echo "no picture: gnuplot is not installed (package gnuplot-nox)"; fi
-printf '\n%s\n%s\n%s\n' "$csv" "$result.md" "$result.png"

@@ -225,7 +225,6 @@ for model in together light; do
 done
 finish_claims
 
-command -v gnuplot >/dev/null || { echo "no picture: gnuplot is not installed (package gnuplot-nox)"; exit 0; }
 points=$runs/points
 for model in frozen together; do
     awk -F, -v model=$model '$1 == model && $2 == "tree" && $3 == "PPD" && (n = split($4, x, "_")) { rows = x[n]; size[rows]; what[rows, $4] = $5 }
@@ -236,7 +235,7 @@ while IFS= read -r method; do
     for name in "${names[@]}"; do printf ' %s' "$(method_value "${name%%:*}" "$method" speedup)"; done
     printf '\n'
 done <<<"$methods" >"$points.methods"
-gnuplot - <<END || die "gnuplot cannot draw $result.png"
+draw - <<END
     set terminal pngcairo size 1000,900 font 'sans,11'
     set output '$result.png'
     set multiplot layout 2,1
@@ -262,4 +261,3 @@ gnuplot - <<END || die "gnuplot cannot draw $result.png"
     set xtics rotate by -20
     plot for [i=2:$((${#names[@]} + 1))] '$points.methods' using i:xtic(1) title word("paper frozen together light", i - 1), 1 with lines linecolor 'black' notitle
 END
-printf '\n%s\n%s\n%s\n' "$csv" "$result.md" "$result.png"

@@ -394,8 +394,7 @@ picture() {
             for (s = 1; s <= last[order[i]]; s++) if ((order[i], s) in many && mean(order[i], s) < 1e20) print s, mean(order[i], s)
             print "\n"
         }' >"$points"
-    command -v gnuplot >/dev/null || { echo "no picture: gnuplot is not installed (package gnuplot-nox)"; return; }
-    gnuplot - <<END || die "gnuplot cannot draw $result.png"
+    draw - <<END
         set terminal pngcairo size 1000,$(curves 'print (methods > 28 ? 60 + 20 * methods : 620)') font 'sans,11'
         set output '$result.png'
         set encoding utf8
@@ -406,5 +405,4 @@ picture() {
         set yrange [*:$(curves 'for (i = 1; i <= methods; i++) if (i == 1 || final(order[i]) < low) low = final(order[i]); print 1.3 * low')]
         plot for [i=0:$(curves 'print methods - 1')] '$points' index i with linespoints linewidth 2 pointsize 0.5 linecolor i + 1 dashtype 1 + i / 8 title columnheader(1)
 END
-    printf '\n%s\n%s\n%s\n%s\n' "$csv" "$result.txt" "$result.md" "$result.png"
 }

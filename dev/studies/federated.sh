@@ -404,8 +404,4 @@ clients alone; the best aggregator in as many rounds; in 4 times as many; the me
     say(best_long <= alone && hurt > best)'
 finish_claims
 
-if command -v gnuplot >/dev/null; then
-    gnuplot -e "csv='$csv'; out='$result.png'" dev/studies/federated.gp ||
-        die "gnuplot cannot draw $result.png"
-else echo "no picture: gnuplot is not installed (package gnuplot-nox)"; fi
-printf '\n%s\n%s\n%s\n' "$csv" "$result.md" "$result.png"
+draw -e "csv='$csv'; out='$result.png'" dev/studies/federated.gp

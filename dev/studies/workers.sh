@@ -238,7 +238,5 @@ done
 claim "124M (computed): DiLoCo keeps half of the ideal speedup up to at least as many workers as data does \
 (data / DiLoCo; on $(listed $networks); $(listed $machines))" - "${most%; }" $held
 finish_claims
-command -v gnuplot >/dev/null || { echo "no picture: gnuplot is not installed (gnuplot-nox)"; exit 0; }
-gnuplot -e "csv='$csv'; picture='$result.png'; networks='$(names $networks)'; \
-    machines='$(names $machines)'" dev/studies/workers.gp || die "gnuplot cannot draw $result.png"
-printf '\n%s\n%s\n%s\n' "$csv" "$result.md" "$result.png"
+draw -e "csv='$csv'; picture='$result.png'; networks='$(names $networks)'; \
+    machines='$(names $machines)'" dev/studies/workers.gp
