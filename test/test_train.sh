@@ -149,6 +149,14 @@ for signal in $signals; do
     ok "SIG$signal: says how to go on" grep -q 'with --resume goes on' "$work/stopped.out"
     ok "SIG$signal: a checkpoint" [ -s "$work/stopped/state.bin" ]
 done
+if command -v script >/dev/null; then # which runs a command on a terminal
+    script -qec "echo \$\$ >$work/pid; exec $train ${small[*]} --steps 1000000 --out $work/tty" "$work/tty.txt" </dev/null >/dev/null 2>&1 &
+    await rows 1 "$work/tty/log.csv"
+    kill -INT "$(cat "$work/pid")"
+    wait $!
+    ok "on a terminal a signal is answered" grep -q 'stopping after this step' "$work/tty.txt"
+    ok "and the run says how to go on" grep -q 'with --resume goes on' "$work/tty.txt"
+else skip "a run on a terminal (script is not installed)"; fi
 ok "a run anew in its place" "$train" "${small[@]}" --steps 1 --out "$work/stopped"
 ok "says what it replaces" grep -q '^replaces .*stopped/state.bin' "$work/last"
 timeout -s INT 1 "$train" "${small[@]}" --steps 10000000 >"$work/stopped.out" 2>&1
