@@ -1021,7 +1021,8 @@ static int plan_proposals(const Generator *g, int source, int prefix, int most, 
             if (rate > best && (n || t == own || !g->kind)) best = rate, count = n, *shape = t;
         }
     }
-    return count == 0 && most && g->passes % 16 == 0 ? 1 : count; // now and then one, to learn what it is worth
+    if (count == 0 && most && g->passes % 16 == 0) count = 1; // now and then: what is one worth?
+    return count;
 }
 
 static int generator_step(Generator *g, int limit);
@@ -1735,11 +1736,12 @@ static void engine_trees(Engine *e, int rows) {
     Generator *g = &e->generator;
     const PromptsTables *t = &e->prompts.tables;
     int most = engine_most_rows(e);
+    if (rows > most) die("--tree %d: with %d heads a pass has room for %d", rows, g->n, most);
     e->odds = (TreeModel){.n = g->n, .copies = g->kind == GUESS_HEADS ? 0 : g->copies};
     for (int d = 0; d < g->n; d++)
         for (int r = 0; r < RANKS; r++)
             e->odds.accuracy[d][r] = t->right_after[d][r] / (t->seen_after[d] + 1.0);
-    e->speedup = rows ? plan_trees(&e->odds, e->generator.latency, MIN(rows, most), g->templates, &e->tau)
+    e->speedup = rows ? plan_trees(&e->odds, e->generator.latency, rows, g->templates, &e->tau)
                       : fastest_trees(&e->odds, e->generator.latency, most, g->templates, &e->tau);
 }
 
@@ -1953,7 +1955,8 @@ static const OptionRow decode_rows[] = {
 #define NUM_DECODE ((int)(sizeof decode_rows / sizeof *decode_rows))
 static const char *const commands[] = {"train", "run", "bench"};
 
-static void decode_help(UNUSED const char *of) {
+static void decode_help(const char *of) {
+    if (of && strncmp(of, "--", 2)) return print_help(of); // an optimizer's
     printf("decode_ppd: text from a GPT-2, several tokens a pass.\n\n"
            "  ./decode_ppd run   --model runs/a --prompt \"Once upon a time\" --tokens 200\n"
            "  ./decode_ppd train --model runs/a --data text.txt --out runs/a/prompts.ppd\n"
@@ -1966,6 +1969,8 @@ static void decode_help(UNUSED const char *of) {
         for (int i = 0; i < NUM_DECODE; i++)
             if (decode_rows[i].marks >> c & 1) print_option(&decode_rows[i]);
     }
+    printf("\n");
+    optim_print_help(stdout, NULL);
 }
 
 static DecodeOptions decode_options(int argc, char **argv, int command) {
@@ -1977,20 +1982,22 @@ static DecodeOptions decode_options(int argc, char **argv, int command) {
         if (decode_rows[i].marks >> command & 1) rows[n++] = decode_rows[i];
     }
     uint64_t given = read_options(&o, rows, n, argc - 1, argv + 1, &o.rest, decode_help);
-    int schedule = 0, greedy = o.temperature < COLDEST;
+    int schedule = 0, final_lr = 0, greedy = o.temperature < COLDEST;
     for (int i = 0; i < n; i++) {
         const char *name = rows[i].name;
         if (!(given >> i & 1)) continue;
-        schedule |= !strcmp(name, "schedule");
+        schedule |= !strcmp(name, "schedule"), final_lr |= !strcmp(name, "final-lr");
         if (!o.joint && !strcmp(name, "prompt-weight")) die_usage("--prompt-weight goes with --joint");
         if (greedy && (!strcmp(name, "top-k") || !strcmp(name, "top-p")))
             die_usage("--%s needs a --temperature; without, the likeliest token is taken", name);
-        if (!*o.prompt && !strcmp(name, "prompt"))
-            die("the prompt is empty; give --prompt TEXT, or lines on standard input");
+        if (o.typical && (!strcmp(name, "top-k") || !strcmp(name, "top-p")))
+            die_usage("--%s does not go with --typical, which takes other tokens too", name);
     }
     if (o.typical && !*o.ppd && !*o.draft && !o.ngram)
         die_usage("--typical accepts guesses: give --ppd, --draft or --ngram");
     if (!strncmp(o.optimizer, "schedule-free", 13) && !schedule) o.schedule = "constant";
+    if (final_lr && !strcmp(o.schedule, "constant"))
+        die_usage("--final-lr does not go with a constant schedule");
     if (command != 0 && o.rest.num_hyper)
         die_usage("--%s is no option of %s; see --help", o.rest.hyper_name[0], commands[command]);
     if (!*o.model) die_usage("%s needs --model; see --help", commands[command]);
@@ -2008,15 +2015,18 @@ static void load_engines(Engine *engine, Engine *draft, const DecodeOptions *o) 
     if (draft->decoder.config.vocab_size != engine->decoder.config.vocab_size)
         die("the draft knows %d tokens, the model %d; they must read the same text alike",
             draft->decoder.config.vocab_size, engine->decoder.config.vocab_size);
+    if (!same_tokens(&draft->tokenizer, &engine->tokenizer))
+        die("%s has other tokens than %s; they must read the same text alike", o->draft, o->model);
 }
 
 // Training and held-out tokens for a model; the longest piece of each has more than T and held_out tokens.
+// With T 0, of bench, none are needed to train on.
 static void load_data(const DecodeOptions *o, const Tokenizer *t, GPT2Config g, Dataset *train, int T,
                       Dataset *val, int held_out) {
-    dataset_load(train, o->data, t, NULL, 0);
+    if (T || !*o->val) dataset_load(train, o->data, t, NULL, 0);
     if (*o->val) dataset_load(val, o->val, t, NULL, 0);
     else dataset_split(train, val);
-    check_dataset(train, "training text", g.vocab_size, T);
+    if (T) check_dataset(train, "training text", g.vocab_size, T);
     check_dataset(val, "held-out text", g.vocab_size, held_out);
 }
 
@@ -2194,6 +2204,7 @@ static int train_prompts(PromptRun *r, const Dataset *train, const DecodeOptions
     uint16_t *guessed = allocate(tokens, sizeof *guessed);
     long renewed = (long)(READINGS * r->own / tokens + 1); // so many steps the model's own text is good for
     double rate = 0;
+    says_it_stops = isatty(2);
     while (r->now->step < o->steps) {
         if (r->own && (t->joint ? r->now->step % renewed : r->now->step) == 0)
             write_own_text(r, train, o->seed);
@@ -2217,6 +2228,7 @@ static int train_prompts(PromptRun *r, const Dataset *train, const DecodeOptions
         r->now->epoch = r->text.epoch, r->now->index = r->text.index;
         if (due(o->save_every, r->now->step)) save_prompts_state(r);
     }
+    says_it_stops = 0;
     if (interrupted && o->save_every && r->now->step) save_prompts_state(r);
     free(x), free(y), free(guessed);
     return r->now->step >= o->steps;
@@ -2237,10 +2249,11 @@ static void check_train_options(const DecodeOptions *o) {
 }
 
 // Makes --out-model's folder. Dies where an output would replace something else, or cannot be written.
-static void check_outputs(const DecodeOptions *o, const char *state) {
+static void check_outputs(const DecodeOptions *o, const Tokenizer *t, const char *state) {
     Path model = path_in(o->out_model, "model.bin");
-    if (o->joint && !same_file(o->model, o->out_model)) make_folder(o->out_model);
+    if (o->joint && !same_file(o->model, o->out_model)) claim_folder(o->out_model);
     struct stat s;
+    if (is_folder(state)) die("%s is a folder; --out names another file", state);
     if (is_folder(o->out)) die("%s is a folder; --out names the file to write", o->out);
     if (!stat(o->out, &s) && !S_ISREG(s.st_mode)) die("%s is no file; --out names the file to write", o->out);
     const char *written[] = {o->out, state}, *magics[] = {PROMPTS_MAGIC, STATE_MAGIC};
@@ -2256,6 +2269,9 @@ static void check_outputs(const DecodeOptions *o, const char *state) {
         if (same_file(o->model, o->out_model) || same_file(o->model, model.s))
             die("%s is --model's; --resume will need that as it is: give --out-model another folder",
                 model.s);
+        if (file_exists(path_in(o->out_model, "state.bin").s))
+            die("%s is a run of train_gpt2; give --out-model another folder", o->out_model);
+        check_other_tokenizers(t, o->out_model);
         const char *slash = strrchr(o->out, '/'), *name = slash ? slash + 1 : o->out;
         int taken = !strcmp(name, "model.bin") || !strcmp(name, "tokenizer.txt") ||
                     !strcmp(name, "tokenizer.bpe");
@@ -2263,6 +2279,7 @@ static void check_outputs(const DecodeOptions *o, const char *state) {
             die("%s will be --out-model's; --out names another file", o->out);
         check_writable(model.s);
     }
+    check_writable(state);
     check_writable(o->out);
 }
 
@@ -2355,13 +2372,16 @@ static int train_command(const DecodeOptions *o) {
     load_tokenizer(&engine.tokenizer, o->model, m.config.vocab_size,
                    !is_shards(o->data) || (*o->val && !is_shards(o->val)));
     int T = o->seq_len ? o->seq_len : MIN(256, m.config.max_seq_len);
+    if (m.config.max_seq_len <= o->prompts + 1)
+        die("a context of %d has no room for %d prompts; give fewer --prompts", m.config.max_seq_len,
+            o->prompts);
     if (T > m.config.max_seq_len || T <= o->prompts + 1)
         die("--seq-len %d: it must be above --prompts + 1 (%d) and at most the model's context of %d", T,
             o->prompts + 1, m.config.max_seq_len);
     load_data(o, &engine.tokenizer, m.config, &train, MAX(T, own_prompt(&m)), &val,
               held_out_prompt(m.config));
     if ((size_t)o->batch * T > 1 << 28) die("--batch %d of %d tokens is too large", o->batch, T);
-    check_outputs(o, run.state);
+    check_outputs(o, &engine.tokenizer, run.state);
     int L = m.config.num_layers;
     *t = (PromptTrainer){.m = &m, .cuts = o->cuts, .B = o->batch, .T = T, .joint = o->joint,
                          .weight = o->joint ? (float)o->prompt_weight : 1,
@@ -2646,7 +2666,6 @@ int main(int argc, char **argv) {
     hold_standard_files();
     spin_briefly(argv);
     DecodeOptions o = decode_options(argc, argv, command);
-    says_it_stops = command == 0 && isatty(2);
     catch_signals();
     if (command == 0) signal(SIGPIPE, SIG_IGN); // who reads the progress may stop
     int status = command == 0 ? train_command(&o) : command == 1 ? run_command(&o) : bench_command(&o);

@@ -121,7 +121,7 @@ static void check_memory(size_t bytes) {
             left += kib;
     if (f) fclose(f);
     if (left && bytes >> 10 > left)
-        die("out of memory: %zu MiB more are needed, %zu are left; use a smaller model or --batch",
+        die("out of memory: %zu MiB more are needed, %zu are left; use a smaller model or batch",
             bytes >> 20, left >> 10);
 }
 
@@ -137,7 +137,7 @@ static void *allocate(size_t count, size_t size) {
     bytes = (bytes + alignment - 1) / alignment * alignment + (bytes == 0) * alignment;
     void *p = NULL;
     if (posix_memalign(&p, alignment, bytes))
-        die("out of memory: %zu MiB more are needed; use a smaller model or --batch", bytes >> 20);
+        die("out of memory: %zu MiB more are needed; use a smaller model or batch", bytes >> 20);
 #ifdef MADV_HUGEPAGE
     if (alignment > 64) madvise(p, bytes, MADV_HUGEPAGE);
 #endif
@@ -175,11 +175,13 @@ static void random_normal(float *x, size_t n, float std, uint64_t stream) {
 static volatile sig_atomic_t interrupted; // by a signal: the step is finished, then saved
 static int says_it_stops;                 // whether somebody is to be told, for a step may take a while
 static void on_signal(int signal) {
-    static const char note[] = "\nstopping after this step; again, and it ends at once and saves nothing\n";
+    static const char note[] = "\nstopping; once more, two seconds from now, ends it at once and unsaved\n";
     static time_t first;
     if (!interrupted) {
+        int error = errno;
         first = time(NULL);
         if (says_it_stops && write(2, note, sizeof note - 1) < 0) says_it_stops = 0;
+        errno = error;
     } else if (time(NULL) > first + 1) { // asked again, and not by the same keystroke
         if (unfinished_file[0]) unlink(unfinished_file);
         _exit(128 + signal);
@@ -1451,9 +1453,10 @@ static FILE *write_begin(const char *path) {
     return f;
 }
 
-static const char *what_is_left = ""; // where a file fails after another that is whole
+static const char *saved_model = ""; // where a run's first model stands, while what belongs to it is written
 static void write_failed(const char *path) {
-    die("cannot write %s: %s; make room or choose another place%s", path, strerror(errno), what_is_left);
+    die("cannot write %s: %s; make room or choose another place%s%s", path, strerror(errno),
+        *saved_model ? "; the model so far is " : "", saved_model);
 }
 
 static void write_bytes(FILE *f, const void *p, size_t n) {
@@ -2268,6 +2271,15 @@ static void tokenizer_save(const Tokenizer *t, const char *folder) {
     write_commit(f, txt.s);
 }
 
+// Dies if a model without a tokenizer would be taken to have one that is in this folder, and not of the kind
+// that tokenizer_save removes.
+static void check_other_tokenizers(const Tokenizer *t, const char *folder) {
+    const char *others[] = {"merges.txt", "vocab.bpe", "tokenizer.json"};
+    for (int i = 0; i < 3 && !t->vocab_size; i++)
+        if (file_exists(path_in(folder, others[i]).s))
+            die("%s has a %s, and these tokens may be others; choose another folder", folder, others[i]);
+}
+
 static void load_tokenizer_txt(Tokenizer *t, const char *path) {
     size_t size;
     char *text = read_file(path, &size);
@@ -2493,7 +2505,8 @@ static void check_dataset(const Dataset *d, const char *name, int vocab_size, in
     size_t longest = 0;
     for (int s = 0; s < d->num_shards; s++) longest = MAX(longest, d->shards[s].count);
     if (longest <= (size_t)T)
-        die("no part of the %s has %d tokens; give a longer text, or shorter sequences", name, T + 1);
+        die("no part of the %s has %d tokens; give a longer text%s", name, T + 1,
+            T > 1 ? ", or shorter sequences" : "");
     if (d->largest >= vocab_size)
         die("the %s holds token %d, the model knows %d tokens; it is of another tokenizer", name, d->largest,
             vocab_size);
@@ -3451,6 +3464,13 @@ static void set_hyperparameters(Optimizer *optimizer, int n, const char *const *
         die_usage("--box-low is above --box-high");
 }
 
+// The number of the row with this name, or n.
+static int find_row(const OptionRow *rows, int n, const char *name) {
+    int row = 0;
+    while (row < n && strcmp(rows[row].name, name)) row++;
+    return row;
+}
+
 // Goes through a command line: options that stand in a table of n rows are set; others, which are the
 // optimizer's or mistakes, are left in rest->hyper_name. help(ARGUMENT or NULL) is what --help prints.
 // Returns a set of bits: the rows that were given.
@@ -3461,11 +3481,11 @@ static uint64_t read_options(void *options, const OptionRow *rows, int n, int ar
         if (strncmp(argv[i], "--", 2)) die_usage("unexpected argument '%s'; see --help", argv[i]);
         const char *name = argv[i] + 2, *value = argv[i + 1];
         if (!strcmp(name, "help")) help(value), check_printed(), exit(0);
-        int row = 0;
-        while (row < n && strcmp(rows[row].name, name)) row++;
-        int flag = row < n && rows[row].type == 'f', word = row < n && rows[row].type == 's';
+        int row = find_row(rows, n, name), word = row < n && rows[row].type == 's';
+        int flag = row < n && rows[row].type == 'f';
         if (row == n && strchr(name, '=')) die_usage("--%s: a value stands behind a space, not a =", name);
-        if (!flag && (!value || (!strncmp(value, "--", 2) && isalpha((unsigned char)value[2]))))
+        if (!flag && (!value || !strcmp(value, "--help") ||
+                      (!strncmp(value, "--", 2) && find_row(rows, n, value + 2) < n)))
             die_usage("--%s needs a value%s; see --help", name, row < n ? "" : ", or is no option");
         if (word && !*value) die_usage("--%s is empty; give a value, or leave it out", name);
         if (row < n) set_option(options, &rows[row], flag ? "1" : value), given |= 1ull << row;
@@ -3488,9 +3508,7 @@ static uint64_t read_options(void *options, const OptionRow *rows, int n, int ar
 
 // Whether the command line itself has an option, which then is no default.
 static int is_given(const Options *o, const char *name) {
-    int row = 0;
-    while (strcmp(option_rows[row].name, name)) row++;
-    return o->given >> row & 1;
+    return o->given >> find_row(option_rows, NUM_OPTIONS, name) & 1;
 }
 
 // Dies where options contradict each other, or one says what another leaves no room for.
@@ -3592,17 +3610,20 @@ static size_t describe_options(char *text, size_t size, const void *options, con
 }
 
 // What a run is: stored in its checkpoints, and compared when one is resumed. device: open_device's; teacher:
-// the name of who gives the teacher's losses; schedule: the refined one, or NULL.
+// the name of who gives the teacher's losses; tokenizer: of texts, 0 of shards; schedule: the refined one, or
+// NULL.
 static char *describe_run(const Options *o, const Optimizer *optimizer, GPT2Config g, const char *device,
-                          uint64_t data_hash, const char *teacher, const double *schedule) {
+                          uint64_t data, uint64_t tokenizer, const char *teacher, const double *schedule) {
     size_t size = 1 << 14;
     char *text = allocate(size, 1);
     size_t n = describe_options(text, size, o, option_rows, NUM_OPTIONS, 1, optimizer);
     uint64_t factors = schedule ? hash_bytes(0, schedule, (size_t)o->steps * sizeof *schedule) : 0;
     snprintf(text + n, size - n,
-             "floats %s\nteacher %s\nshape %d %d %d %d %d\ndata %016llx\nrefined %016llx\n",
+             "floats %s\nteacher %s\nshape %d %d %d %d %d\ndata %016llx\ntokenizer %016llx\n"
+             "refined %016llx\n",
              strstr(device, ", bf16") ? "bf16" : "f32", teacher, g.num_layers, g.num_heads, g.channels,
-             g.max_seq_len, g.vocab_size, (unsigned long long)data_hash, (unsigned long long)factors);
+             g.max_seq_len, g.vocab_size, (unsigned long long)data, (unsigned long long)tokenizer,
+             (unsigned long long)factors);
     return text;
 }
 
@@ -3864,8 +3885,8 @@ static int can_clear(FILE *f) {
 // steps, and every minute. *end is what it ends with.
 static int begin_progress(long step, long steps, const char **end) {
     static double last_shown;
-    if (!last_shown) last_shown = now();
     int terminal = can_clear(stdout), last = step >= steps;
+    if (!last_shown && !terminal) last_shown = now();
     double since = now() - last_shown;
     if (!last && (terminal ? since < 0.2 : since < 60 && step % MAX(1, steps / 10))) return 0;
     last_shown = now();
@@ -4037,10 +4058,7 @@ static void load_texts(Run *run) {
         }
     }
     if (!t->vocab_size && o->sample_every) die_usage("--sample-every needs a tokenizer: give --merges FILE");
-    const char *others[] = {"merges.txt", "vocab.bpe", "tokenizer.json"}; // tokenizer_save removes its own
-    for (int i = 0; i < 3 && !t->vocab_size && *o->out; i++)
-        if (file_exists(path_in(o->out, others[i]).s))
-            die("--out %s has a %s, and these tokens may be others; choose another", o->out, others[i]);
+    if (*o->out) check_other_tokenizers(t, o->out);
     dataset_load(&run->train, o->data, t, text, length);
     free(text);
     if (*o->val) dataset_load(&run->val, o->val, t, NULL, 0);
@@ -4146,9 +4164,12 @@ static void print_plan(const Run *run, const char *device) {
            dataset_tokens(&run->val));
     printf("step       %s, %d x %d x %d tokens, %s\n", o->optimizer, o->accumulate, run->B, run->T, device);
     double rate = optim_get(opt, "lr"), muon_rate = optim_get(opt, "muon-lr"), cap = optim_get(opt, "lr-cap");
-    if (isnan(rate) && !(cap > 0)) printf("rate       found by %s itself; no schedule\n", o->optimizer);
+    if (isnan(rate) && !(cap > 0)) printf("rate       found by %s; no schedule\n", o->optimizer);
     else {
-        printf("rate       %s%.4g", isnan(rate) ? "at most " : "", isnan(rate) ? cap : rate);
+        int factor = optim_get(opt, "d0") > 0 || !strcmp(o->optimizer, "dog");
+        printf("rate       ");
+        if (factor) printf("found by %s, times ", o->optimizer);
+        printf("%s%.4g", isnan(rate) ? "at most " : "", isnan(rate) ? cap : rate);
         if (!isnan(muon_rate)) printf(", of matrices %.4g", muon_rate);
         printf(run->schedule ? ", %s\n" : ", %s, %d steps of warmup\n", o->schedule, o->warmup);
     }
@@ -4196,9 +4217,10 @@ static void prepare(Run *run) {
         run->schedule = refined_schedule(o->schedule + 8, o->steps, &run->optimizer);
     }
     run->now.val_loss = NAN;
-    uint64_t hash = hash_bytes(run->train.hash, &run->proxy.data.hash, sizeof run->train.hash);
-    run->identity = describe_run(o, &run->optimizer, run->model.config, device,
-                                 hash_bytes(hash, run->tokenizer.text, run->tokenizer.text_size),
+    uint64_t data = hash_bytes(run->train.hash, &run->proxy.data.hash, sizeof run->train.hash);
+    const Tokenizer *t = &run->tokenizer;
+    run->identity = describe_run(o, &run->optimizer, run->model.config, device, data,
+                                 is_shards(o->data) ? 0 : hash_bytes(0, t->text, t->text_size),
                                  *teacher ? teacher : run->cache.teacher, run->schedule);
     compare_workers(run, device);
     print_plan(run, device);
@@ -4229,17 +4251,18 @@ static void save_checkpoint(Run *run) {
     GPT2 *m = &run->model;
     const char *out = run->options.out;
     if (!*out) return;
+    Path new = path_in(out, "model.new");
     swap_evaluation_point(run, 1);
     if (!workers.rank) {
         if (!all_finite(m->params_memory, m->num_parameters))
             die("after step %ld a weight is not a number%s", run->now.step, advice(&run->optimizer));
-        gpt2_save(m->config, m->params_memory, path_in(out, run->saved ? "model.bin" : "model.new").s);
+        gpt2_save(m->config, m->params_memory, run->saved ? path_in(out, "model.bin").s : new.s);
     }
     swap_evaluation_point(run, 0);
     if (run->log && fsync(fileno(run->log)) && errno != EINVAL) write_failed(path_in(out, "log.csv").s);
-    what_is_left = run->saved ? "" : " (the trained model is there, as model.new)";
+    if (!run->saved) saved_model = new.s;
     save_state(run); // the log's rows up to here have reached the disk before it
-    what_is_left = "";
+    saved_model = "";
     take_new_model(out, run->options.model, &run->tokenizer);
     run->saved = 1;
 }
@@ -4365,6 +4388,7 @@ static int due(int every, long step) { return every && step % every == 0; }
 
 static void train(Run *run) {
     const Options *o = &run->options;
+    says_it_stops = isatty(2) && !workers.rank;
     double began = now() - run->now.seconds, tokens_per_second = 0;
     for (int stop = 0; run->now.step < o->steps && !stop;) {
         double start = now(), sent = workers.bytes_sent;
@@ -4397,6 +4421,7 @@ static void train(Run *run) {
         }
         if (last || stop || due(o->save_every, run->now.step)) save_checkpoint(run);
     }
+    says_it_stops = 0;
 }
 
 // Whoever closed standard input, output or error gets one that cannot be used: else a file of ours would have
@@ -4430,14 +4455,13 @@ int main(int argc, char **argv) {
             printf("resumed    at step %ld of %d\n", run.now.step, o->steps);
         } else printf("resumed    nothing: %s has no checkpoint, the run begins\n", o->out);
     }
-    says_it_stops = isatty(2) && !workers.rank;
     catch_signals();
     signal(SIGPIPE, SIG_IGN); // who reads the progress may stop; the run goes on, and is saved
     if (*o->out && !workers.rank) {
         run.saved = run.now.step > 0;
         Path state = path_in(o->out, "state.bin");
-        if (!run.saved && !unlink(state.s))
-            printf("replaces   %s; --resume would have gone on from it\n", state.s);
+        if (!run.saved && !unlink(state.s) && !o->resume)
+            printf("replaces   the checkpoint %s of an earlier run\n", state.s);
         open_log(&run);
     }
     long began = run.now.step;
@@ -4452,13 +4476,18 @@ int main(int argc, char **argv) {
         check_printed();
         return 0;
     }
+    if (run.now.step == began) { // no step was taken: what a checkpoint says may be of other validation data
+        swap_evaluation_point(&run, 1);
+        run.now.val_loss = validate(&run, &run.model);
+        swap_evaluation_point(&run, 0);
+    }
     if (o->steps == 0) save_checkpoint(&run);
-    swap_evaluation_point(&run, 1);
-    // no step was taken: what the checkpoint says may be of other validation data
-    if (run.now.step == began) run.now.val_loss = validate(&run, &run.model);
-    if (*o->export_hf && !workers.rank)
-        gpt2_export_hf(run.model.config, run.model.params_memory, &run.tokenizer, o->export_hf);
-    swap_evaluation_point(&run, 0);
+    if (*o->export_hf) {
+        swap_evaluation_point(&run, 1);
+        if (!workers.rank)
+            gpt2_export_hf(run.model.config, run.model.params_memory, &run.tokenizer, o->export_hf);
+        swap_evaluation_point(&run, 0);
+    }
     if (run.teacher.params_memory) {
         double loss = validate(&run, &run.teacher);
         printf("teacher val loss %.4f, the student is %+.4f from it\n", loss, run.now.val_loss - loss);

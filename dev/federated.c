@@ -1034,8 +1034,18 @@ static void tokenize_client(const Federation *f, Client *c, uint64_t seed) {
 static void prepare_text(Federation *f) {
     const FedOptions *o = &f->options;
     const Options *trainer = &o->trainer;
-    size_t read, length = 0;
-    char *text = read_texts(o->data, &read);
+    size_t read = 0, length = 0, n;
+    glob_t files = expand(o->data);
+    char *text = NULL;
+    for (size_t i = 0; i < files.gl_pathc; i++) {
+        char *part = read_file(files.gl_pathv[i], &n);
+        text = resize(text, read + n + 3);
+        if (i) memcpy(text + read, "\n\n", 2), read += 2; // the end of a file ends a speech, and a book
+        memcpy(text + read, part, n + 1), read += n;
+        free(part);
+    }
+    globfree(&files);
+    if (!read) die("%s is empty; give a text", o->data);
     if (memchr(text, 0, read)) die("%s holds a zero byte: it is not a text", o->data);
     for (size_t i = 0; i < read; i++) // lines may end in "\r\n"
         if (text[i] != '\r') text[length++] = text[i];
@@ -1307,7 +1317,8 @@ static FedOptions fed_options(int argc, char **argv) {
         {"attack", !o.attackers, "goes with --attackers"}, {"misfit", !o.convex, "is for --convex"},
         {"trim", o.aggregator != TRIMMED, "goes with --aggregate trimmed"},
         {"finetune-lr", !o.finetune, "goes with --finetune"},
-        {"mean-gradient", o.method != FFGG, "is for --method ffgg"}};
+        {"mean-gradient", o.method != FFGG, "is for --method ffgg"},
+        {"aggregate", o.method == LOCAL, "does not go with --method local, whose clients send nothing"}};
     const char *of_texts = "data clients min-bytes tokenizer model layers heads channels context batch";
     for (int i = 0; i < NUM_FED; i++) {
         const char *name = fed_rows[i].name;
@@ -1321,6 +1332,8 @@ static FedOptions fed_options(int argc, char **argv) {
     for (int i = 0; i < rest->num_hyper; i++)
         if (strncmp(rest->hyper_name[i], "server-", 7) && strncmp(rest->hyper_name[i], "client-", 7))
             die_usage("--%s is no option; see --help", rest->hyper_name[i]);
+    if (!o.local_steps && o.method != FFGG)
+        die_usage("--local-steps 0 trains nothing with --method %s", o.method_name);
     if (!o.convex && !*o.data) die_usage("give a text with --data FILE, or --convex; see --help");
     if (!strcmp(o.clock, "real") && mpi_size == 1)
         die_usage("--clock real needs MPI's ranks (make federated_mpi)");

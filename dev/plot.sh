@@ -17,6 +17,7 @@ plots=() rates=() colour=0
 for run in "$@"; do
     log=$run/log.csv
     [ -r "$log" ] || die "$log cannot be read; is $run the --out folder of a run?"
+    [[ $(head -n 1 "$log") == step,tokens,seconds,* ]] || die "$log is not the log.csv of a run of train_gpt2"
     colour=$((colour + 1)) title=${run//\'/\'\'}
     awk -F, -v c=4 "$smooth" <"$log" >"$points/$colour.train"
     awk -F, 'NR > 1 && $5 != "" { print $1, $5 }' <"$log" >"$points/$colour.val"
@@ -27,7 +28,7 @@ for run in "$@"; do
     [ -s "$points/$colour.val" ] && plots+=("'$points/$colour.val' with linespoints lc $colour lw 3 pt 7 title '$title, validation'")
     [ -s "$points/$colour.teacher" ] && plots+=("'$points/$colour.teacher' with lines lc $colour lw 2 dt 3 title '$title, its teacher'")
 done
-[ ${#plots[@]} -gt 0 ] || die "these runs have no steps yet"
+[ ${#plots[@]} -gt 0 ] || die "these runs have neither a validation nor 31 steps yet"
 list() { local IFS=,; echo "$*"; }
 below= top=1
 if [ ${#rates[@]} -gt 0 ]; then # cdowg's runs have none

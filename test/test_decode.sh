@@ -177,12 +177,19 @@ ok "a bench tells of the texts that were written" grep -qE '^[1-9][0-9]{0,5} tex
 
 # ---- refused
 refuses 1 empty "${run[@]}"
-refuses 1 "prompt is empty" bash -c 'echo 12 | exec "$@"' _ "${run[@]}" --prompt "" # it is not read
+refuses 2 "prompt is empty" bash -c 'echo 12 | exec "$@"' _ "${run[@]}" --prompt "" # it is not read
 refuses 1 "cannot read the prompts" bash -c 'exec "$@" </' _ "${run[@]}"
-refuses 1 "not in the tokenizer" "${run[@]}" --prompt "Ω"
+refuses 1 "the prompt: the character Ω" "${run[@]}" --prompt "Ω"
 refuses 1 "cannot open" "$decode" run --model "$work/none" --prompt 1
 refuses 1 "cannot open" "${run[@]}" --ppd "$work/none" --prompt 1
 refuses 1 "not a file of prompt tokens" "${run[@]}" --ppd "$work/text.txt" --prompt 1
+refuses 2 "top-k does not go with --typical" "${run[@]}" --ppd "$work/p" --prompt 12 --temperature 1 --typical --top-k 4
+refuses 1 "tree 48: with" "${run[@]}" --ppd "$work/heads" --tree 48 --prompt 1
+cp -r "$work/draft" "$work/shifted" && tail -c +7 "$work/draft/tokenizer.txt" | tr a-y b-z | sed '1s/^/chars\n/' >"$work/shifted/tokenizer.txt"
+refuses 1 "shifted has other tokens than" "${run[@]}" --draft "$work/shifted" --prompt 1
+ok "a bench of --val alone" "$decode" bench --model "$work/model" --val "$work/text.txt" --tokens 4 --texts 1
+ok "an optimizer's page" "$decode" train --help gpa
+ok "has its options" grep -q mu-x "$work/last"
 refuses 1 "32 channels" "$decode" run --model "$work/other" --ppd "$work/p" --prompt 1
 refuses 1 "another model" "$decode" run --model "$work/twin" --ppd "$work/p" --prompt 1
 head -c 300 "$work/p" >"$work/short"
@@ -202,9 +209,13 @@ refuses 2 "no option" "$decode" train --model "$work/model" "${tokens[@]}" --col
 refuses 1 "seq-len" "$decode" train --model "$work/model" "${tokens[@]}" --seq-len 4 --out "$work/x"
 long=("${prompts[@]}" --steps 1000000000 --own-tokens 0)
 head -c 5 "$work/text.txt" >"$work/five"
-refuses 1 "training text is shorter" "${long[@]}" --data "$work/five"
-refuses 1 "held-out text is shorter" "${long[@]}" --val "$work/five"
+refuses 1 "no part of the training text has 49 tokens" "${long[@]}" --data "$work/five"
+refuses 1 "no part of the held-out text has" "${long[@]}" --val "$work/five"
 refuses 1 "cannot write" "${long[@]}" --out "$work/no/such/place"
+refuses 1 "x.state is a folder" bash -c 'mkdir "$0" && exec "$@"' "$work/x.state" "${long[@]}" --out "$work/x"
+rmdir "$work/x.state"
+refuses 2 "with a constant schedule" "${long[@]}" --schedule constant --final-lr 0.5
+refuses 1 "other is a run of train_gpt2" "${long[@]}" --joint --out-model "$work/other"
 refuses 1 "cannot make" "${long[@]}" --joint --out-model "$work/text.txt"
 refuses 1 "is --model's" "${long[@]}" --joint --out-model "$work/other/../model"
 refuses 1 "is --model's" "${long[@]}" --joint --model "$work/model/model.bin" --out-model "$work/model"
@@ -215,6 +226,7 @@ refuses 2 "goes with --ppd" "${run[@]}" --prompt 1 --tree 8
 refuses 1 "is not a number.*; lower --muon-lr and --lr" "${long[@]}" --joint --optimizer muon --muon-lr 1e39 \
     --warmup 0 --out-model "$work/wild"
 ok "a model that sees one token" "$train" "${small[@]}" --context 1 --steps 2 --out "$work/one"
+refuses 1 "no room for 3 prompts" "${long[@]}" --model "$work/one"
 ok "has a bench" "$decode" bench --model "$work/one" --data "$work/text.txt" --tokens 4 --texts 1
 ok "of numbers" bash -c '! grep -E "nan| 0\.0 .* 0%" "$1"' _ "$work/last"
 single=("$decode" train --model "$work/model" "${tokens[@]}" --steps 1 --out "$work/single" --resume)

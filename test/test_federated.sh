@@ -113,6 +113,9 @@ ok "bytes are counted: a head of 24 and 4 for each shared number, 6 clients, 40 
 ok "books" "$federated" --data "$work/books.txt" --clients books "${text[@]:2}" --rounds 40 \
     --out "$work/books"
 ok "six of them, too" [ "$(grep -cE '^B[a-f],' "$work/books/clients.csv")" = 6 ]
+head -n 59 "$work/play.txt" >"$work/act1.txt" && tail -n +61 "$work/play.txt" >"$work/act2.txt" # no empty line between
+ok "a play in two files" "$federated" "${text[@]}" --rounds 40 --data "$work/act?.txt" --out "$work/acts"
+ok "has the same speakers and speeches" diff <(cut -d, -f 1-4 "$work/a/log.csv") <(cut -d, -f 1-4 "$work/acts/log.csv")
 sed 's/$/\r/' "$work/play.txt" >"$work/crlf.txt"
 ok "lines that end in CR LF" "$federated" --data "$work/crlf.txt" "${text[@]:2}" --rounds 40 \
     --out "$work/crlf"
@@ -189,6 +192,8 @@ refuses 2 "clients is for texts" "$federated" --convex --clients books
 refuses 2 "misfit is for --convex" "$federated" --data "$work/play.txt" --misfit 1
 refuses 2 "dowg has none" "$federated" --convex --async 1 --server-optimizer dowg
 refuses 2 "is for --method ffgg" "$federated" --convex --method fedavg --mean-gradient
+refuses 2 "local, whose clients send nothing" "$federated" --convex --method local --aggregate median
+refuses 2 "trains nothing with --method fedavg" "$federated" --convex --method fedavg --local-steps 0
 refuses 2 "not between" "$federated" --convex --attackers 2
 refuses 2 "no optimizer" "$federated" --convex --server-optimizer newton
 refuses 2 "no option of sgd" "$federated" --convex --server-beta1 0.9

@@ -83,6 +83,8 @@ if command -v gnuplot >/dev/null; then
     ok "runs of any name" bash -c 'cd "$1" && bash "$2/dev/plot.sh" named.png "$3" </dev/null' _ \
         "$work" "$project" "lr=it's 3"
     ok "their picture" [ "$(head -c 4 "$work/named.png" | tail -c 3)" = PNG ]
+    mkdir "$work/strange" && echo round,seconds >"$work/strange/log.csv"
+    refuses 1 "not the log.csv of a run of train_gpt2" bash "$project/dev/plot.sh" "$work/x.png" "$work/strange"
     ok "a run without rates" bash "$project/dev/plot.sh" "$work/rateless.png" "$work/rateless"
     ok "a picture" [ "$(head -c 4 "$work/rateless.png" | tail -c 3)" = PNG ]
     refuses 1 "cannot write" bash "$project/dev/plot.sh" "$work/nowhere/rateless.png" "$work/rateless"
@@ -93,6 +95,9 @@ refuses 1 "the package gnuplot-nox" env PATH="$work/bin" bash "$project/dev/plot
 # ---- dev/convex's CSV: into a pipe, not in its place; not over its data; and whole or not at all
 mkfifo "$work/pipe"
 cat "$work/pipe" >"$work/piped" &
+dev/convex --optimizer gd --evaluations 5 --out "$work/whole.csv" >/dev/null
+dev/convex --optimizer gd --evaluations 5 --out "$work/closed.csv" >&- 2>&-
+ok "convex with its output closed" cmp "$work/whole.csv" "$work/closed.csv"
 ok "convex into a pipe" dev/convex --optimizer gd --evaluations 5 --out "$work/pipe"
 wait $!
 ok "which stays one" [ -p "$work/pipe" ]

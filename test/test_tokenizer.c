@@ -39,7 +39,8 @@ static void check_saved(const Tokenizer *t, const char *text, size_t n, const ch
     check(tokenizer_load(&u, folder) == 1, "%s: not loaded again", what);
     check(u.kind == t->kind && u.vocab_size == t->vocab_size && u.text_size == t->text_size &&
           !memcmp(u.text, t->text, t->text_size), "%s: loaded with other tokens", what);
-    uint16_t *x = tokenizer_encode(t, text, n, "the text", &a), *y = tokenizer_encode(&u, text, n, "the text", &b);
+    uint16_t *x = tokenizer_encode(t, text, n, "the text", &a);
+    uint16_t *y = tokenizer_encode(&u, text, n, "the text", &b);
     check(a == b && !memcmp(x, y, a * sizeof *x), "%s: encodes otherwise once loaded", what);
     free(x), free(y);
     tokenizer_free(&u);

@@ -50,7 +50,7 @@ download() {
     fi
     [ $status = 0 ] && [ -f "$2" ] && return
     [ -s "$2" ] || rm -f "$2"
-    [ $status = "$no_room" ] && die "$2: no room left; make some, and run again to go on"
+    [ $status = "$no_room" ] && die "$2: no room left, or it may not be written; make room, and run again to go on"
     [ $status = "$refused" ] && die "$1: the server refuses it${answer:+ ($answer)}; look for another source"
     [ -f "$2" ] && die "$1: cut off after $(($(wc -c <"$2"))) bytes; run again to go on"
     die "$1: the server cannot be reached; check the network, and run again"

@@ -145,8 +145,11 @@ int main(int argc, char **argv) {
     if (!merges || !o.name || i == argc) die_usage("--merges, --out and a text are needed; see --help");
     tokenizer_init(&tokenizer, "gpt2", NULL, 0, merges);
     glob_t there;
-    char pattern[5000];
-    snprintf(pattern, sizeof pattern, "%s_[0-9]*.bin", o.name);
+    char pattern[2 * sizeof(Path) + 20], *p = pattern;
+    path_in(o.name, "000000.bin"); // dies where it is too long
+    for (const char *c = o.name; *c; *p++ = *c++)
+        if (strchr("*?[]\\", *c)) *p++ = '\\';
+    strcpy(p, "_[0-9]*.bin");
     if (!glob(pattern, 0, NULL, &there))
         die("%s is there already; remove these shards, or choose another --out", there.gl_pathv[0]);
     make_folder(folder_of(o.name).s);
