@@ -81,7 +81,7 @@ static void test_privacy(const char *path) {
         check(f.clients[0].x[0] != before && f.clients[0].x[0] != f.clients[1].x[0],
               "private tensors learn, each its own way");
     }
-    START(&f, "--data", path, "--method", "fedavg", "--private", "", "--channels", "16", "--context", "16");
+    START(&f, "--data", path, "--method", "fedavg", "--channels", "16", "--context", "16");
     secrets = 200; // the tap has to find what is not private
     tapped = &f, wire_tap = look, leaks = 0;
     rounds(&f, 1);
