@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What parallel prompt decoding (arXiv 2405.18628) is worth on this machine, against plain decoding of the same text:
 # prompts for the frozen model, as the paper has them and with a vector for every layer; a model that was trained on
-# together with its prompts, at two weights of their loss (FULL=1: at one); independent heads (Medusa, 2401.10774) trained as long;
-# n-grams; a smaller draft model.
+# together with its prompts, at two weights of their loss (with FULL=1 at one); independent heads (Medusa, 2401.10774)
+# trained as long; n-grams; a smaller draft model.
 # Two pictures: tokens a pass and latency by tree size, and the speedup of every method.
 #
 # By default a model of 3 million parameters on the tales. FULL=1 is the paper's case, a model whose weights do not fit
