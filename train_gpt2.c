@@ -2545,17 +2545,18 @@ static int is_shards(const char *pattern) {
     return n >= 4 && !strcmp(pattern + n - 4, ".bin");
 }
 
-// All text files that match, one after the other; NUL-terminated.
-static char *read_texts(const char *pattern, size_t *length) {
+// All text files that match, one after the other, with `between` between them; NUL-terminated.
+static char *read_texts(const char *pattern, const char *between, size_t *length) {
     glob_t g = expand(pattern);
     char *all = NULL;
+    size_t n, gap = strlen(between);
     *length = 0;
     for (size_t i = 0; i < g.gl_pathc; i++) {
         const char *path = g.gl_pathv[i];
-        size_t n;
-        if (is_shards(path)) die("%s: %s is of tokens; end the pattern in .bin", pattern, path);
+        if (is_shards(path)) die("%s: %s is of tokens; a pattern of such files ends in .bin", pattern, path);
         char *text = read_file(path, &n);
-        all = resize(all, *length + n + 1);
+        all = resize(all, *length + gap + n + 1);
+        if (*length) memcpy(all + *length, between, gap), *length += gap;
         memcpy(all + *length, text, n + 1);
         *length += n;
         free(text);
@@ -2575,7 +2576,7 @@ static void dataset_load(Dataset *d, const char *pattern, const Tokenizer *token
         return;
     }
     if (!tokenizer->vocab_size) die("%s is text, but there is no tokenizer: give --merges FILE", pattern);
-    char *read = text ? NULL : read_texts(pattern, &length);
+    char *read = text ? NULL : read_texts(pattern, "", &length);
     size_t count;
     const uint16_t *tokens = tokenizer_encode(tokenizer, text ? text : read, length, pattern, &count);
     free(read);
@@ -3481,13 +3482,13 @@ static uint64_t read_options(void *options, const OptionRow *rows, int n, int ar
         if (strncmp(argv[i], "--", 2)) die_usage("unexpected argument '%s'; see --help", argv[i]);
         const char *name = argv[i] + 2, *value = argv[i + 1];
         if (!strcmp(name, "help")) help(value), check_printed(), exit(0);
-        int row = find_row(rows, n, name), word = row < n && rows[row].type == 's';
-        int flag = row < n && rows[row].type == 'f';
+        int row = find_row(rows, n, name), flag = row < n && rows[row].type == 'f';
         if (row == n && strchr(name, '=')) die_usage("--%s: a value stands behind a space, not a =", name);
         if (!flag && (!value || !strcmp(value, "--help") ||
                       (!strncmp(value, "--", 2) && find_row(rows, n, value + 2) < n)))
             die_usage("--%s needs a value%s; see --help", name, row < n ? "" : ", or is no option");
-        if (word && !*value) die_usage("--%s is empty; give a value, or leave it out", name);
+        if (row < n && rows[row].type == 's' && !*value)
+            die_usage("--%s is empty; give a value, or leave it out", name);
         if (row < n) set_option(options, &rows[row], flag ? "1" : value), given |= 1ull << row;
         else if (rest->num_hyper == 64) die_usage("too many options");
         else {
@@ -4037,7 +4038,7 @@ static void load_texts(Run *run) {
     const Options *o = &run->options;
     Tokenizer *t = &run->tokenizer;
     size_t length = 0;
-    char *text = is_shards(o->data) ? NULL : read_texts(o->data, &length);
+    char *text = is_shards(o->data) ? NULL : read_texts(o->data, "", &length);
     if (!text && !strcmp(o->tokenizer, "chars"))
         die_usage("--tokenizer chars is made of a text, and %s are token shards", o->data);
     if (*o->tokenizer || *o->merges) {

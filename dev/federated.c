@@ -1034,18 +1034,8 @@ static void tokenize_client(const Federation *f, Client *c, uint64_t seed) {
 static void prepare_text(Federation *f) {
     const FedOptions *o = &f->options;
     const Options *trainer = &o->trainer;
-    size_t read = 0, length = 0, n;
-    glob_t files = expand(o->data);
-    char *text = NULL;
-    for (size_t i = 0; i < files.gl_pathc; i++) {
-        char *part = read_file(files.gl_pathv[i], &n);
-        text = resize(text, read + n + 3);
-        if (i) memcpy(text + read, "\n\n", 2), read += 2; // the end of a file ends a speech, and a book
-        memcpy(text + read, part, n + 1), read += n;
-        free(part);
-    }
-    globfree(&files);
-    if (!read) die("%s is empty; give a text", o->data);
+    size_t read, length = 0;
+    char *text = read_texts(o->data, "\n\n", &read); // a file's end is the end of a speech, and of a book
     if (memchr(text, 0, read)) die("%s holds a zero byte: it is not a text", o->data);
     for (size_t i = 0; i < read; i++) // lines may end in "\r\n"
         if (text[i] != '\r') text[length++] = text[i];

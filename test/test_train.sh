@@ -540,7 +540,7 @@ refuses 2 "sample-every needs a tokenizer" "$train" "${shards[@]}" --steps 3 --s
 mkdir "$work/merged" && : >"$work/merged/merges.txt"
 refuses 1 "merged has a merges.txt, and these" "$train" "${shards[@]}" --steps 3 --out "$work/merged"
 refuses 2 "are token shards" "$train" "${shards[@]}" --steps 3 --tokenizer chars
-refuses 1 "one.bin is of tokens; end the pattern in .bin" "$train" "${small[@]}" --data "$work/[ot]*.bi*" --tokenizer bytes
+refuses 1 "one.bin is of tokens; a pattern of such files ends in .bin" "$train" "${small[@]}" --data "$work/[ot]*.bi*" --tokenizer bytes
 refuses 1 "holds token" "$train" "${shards[@]:0:2}" --steps 3 --model "$work/a"
 if [ -x dev/data/tokenize ]; then # and shards of a text
     printf '#version: 0.2\nb o\nbo t\nt l\n' >"$work/vocab.bpe"

@@ -14,7 +14,7 @@
 #   make study NAME=decoding FULL=1 DATA=data/both.txt GPT2_MERGES=data/gpt2-124M/vocab.bpe
 # The last tenth of either text is at the end, where the trainer takes what it holds out.
 #
-# The model looks ahead at a price. By an older build: trained so with FULL=1 from the middle of its training on, at
+# To look further ahead has a price. By an older build: trained so with FULL=1 from the middle of its training on, at
 # the rates of its own (3e-3 and 3e-2, 500 steps alone, 500 with the prompts), it guesses the next tokens but one,
 # two, three right 77, 61 and 55% of the time instead of 47, 34 and 24, and makes 2.08 tokens a pass instead of 1.81;
 # but its loss is 0.20 above that of 1000 steps alone, and its text loops less, so that with n-grams it is only 1.62
