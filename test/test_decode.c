@@ -833,10 +833,11 @@ static void test_gradients(void) {
                            .B = B,
                            .T = T,
                            .joint = mode == 3,
+                           .scale = mode == 3 ? 4 : 1,
                            .temperature = mode ? 1.0f : 0.3f};
         size_t n = prompts_size(&t.h), text = (size_t)T * 12,
                model = t.joint ? m.num_parameters : 0;
-        t.weight = 1, t.params = random_floats(n, 0.3f, 3), t.grads = allocate_floats(n);
+        t.weight = 1, t.params = random_floats(n, 0.3f / t.scale, 3), t.grads = allocate_floats(n);
         trainer_allocate(&t);
         draw_cuts(&t, 1, 0);
         prompt_step(&t, guessed, x, y);
@@ -896,7 +897,8 @@ static PromptRun trained(const GPT2Config g, const Dataset *data, const int *sto
     GPT2 m = random_model(g, 3, 1);
     DecodeOptions o = {.joint = 1, .steps = stops[0], .schedule = "constant", .seed = 1};
     run = (PromptRun){.trainer = {.m = &m, .h = {PROMPTS_MAGIC, 0, 2, 1, 1, g.channels, g.num_layers, 0},
-                                  .cuts = 3, .B = 1, .T = 16, .joint = 1, .weight = 1, .temperature = 1}};
+                                  .cuts = 3, .B = 1, .T = 16, .joint = 1, .weight = 1, .scale = 8,
+                                  .temperature = 1}};
     choose_optimizer(&run.optimizer, "adamw", "", 0);
     optim_set(&run.optimizer, "lr", 1e-2);
     trainer_allocate(&run.trainer);
@@ -926,7 +928,7 @@ static void test_guesses(void) {
         for (size_t i = 0; i < m.num_parameters; i++) m.params_memory[i] *= 5;
         PromptTrainer t = {.m = &m, .h = {.heads = mode == 2, .n = 3, .copies = mode == 1 ? 2 : 1,
                            .depth = mode == 1 ? 2 : 1, .channels = 12, .layers = 2},
-                           .cuts = 1, .B = 1, .T = T, .temperature = 1, .weight = 1};
+                           .cuts = 1, .B = 1, .T = T, .temperature = 1, .weight = 1, .scale = 1};
         size_t n = prompts_size(&t.h);
         t.params = allocate_floats(n), random_normal(t.params, n, 0.3f, 3), t.grads = allocate_floats(n);
         trainer_allocate(&t);

@@ -31,7 +31,7 @@ if [ "$full" ]; then
     own_tokens=$((${STEPS:-400} * 150))
     prompts=(--steps "${STEPS:-400}" --batch 2 --own-tokens $own_tokens)
     joint=(--steps "${STEPS:-500}" --batch 4) joint_rates=("${muon[@]}" --lr 2e-3 --muon-lr 1e-2)
-    weights=(together:0.2) # of the prompts' loss, in a model that is trained with them
+    weights=(together:1) # of the prompts' loss, in a model that is trained with them
     reading=(--cuts 48 --own-tokens $own_tokens)
     texts=16 text_tokens=128
 else
