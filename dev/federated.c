@@ -1304,7 +1304,8 @@ static FedOptions fed_options(int argc, char **argv) {
     o.aggregator = choice("aggregate", o.aggregator_name, aggregators);
     o.attack = choice("attack", o.attack_name, attacks);
     const struct { const char *name; int idle; const char *why; } useful[] = {
-        {"attack", !o.attackers, "goes with --attackers"}, {"misfit", !o.convex, "is for --convex"},
+        {"attack", !(given >> find_row(fed_rows, NUM_FED, "attackers") & 1), "goes with --attackers"},
+        {"misfit", !o.convex, "is for --convex"},
         {"trim", o.aggregator != TRIMMED, "goes with --aggregate trimmed"},
         {"finetune-lr", !o.finetune, "goes with --finetune"},
         {"mean-gradient", o.method != FFGG, "is for --method ffgg"},

@@ -28,12 +28,14 @@ if [ ! "$report" ]; then
                 row = ""; margin = 0
                 for (j = 1; j <= 100; j++) { x = uniform() + uniform() - 1; margin += (j % 3 - 1) * x; row = row sprintf(" %d:%.6f", j, x) }
                 print (margin > 0 ? 1 : -1) row } }' >"$runs/separable.svm"
+    now=0 total=$((14 * $(wc -w <<<"$sets"))) # runs
     # run PART SET SEED OPTIONS...: every sixth measurement goes into the CSV, of batches every thirtieth, and the last
     run() {
         local part=$1 set=$2 seed=$3
         shift 3
         [ "$set" = made ] || set -- "$@" --data "$runs/$set.svm"
-        echo "$part, $set, seed $seed"
+        now=$((now + 1))
+        echo "$now of $total: $part, $set, seed $seed"
         OMP_NUM_THREADS=1 dev/convex --curvature 1 --evaluations "$steps" --seed "$seed" --out "$runs/one.csv" "$@" || die "stopped"
         awk -F, -v head="$part,$set" -v seed="$seed" '
             NR > 1 {

@@ -47,9 +47,13 @@ fi
 [ ! "${STEPS:-}" ] || texts=2 text_tokens=32 # a trial
 
 # ---- stages: each writes a file of its own, once
-# stage FILE COMMAND...: unless FILE is there, made by the same command and program; its output goes to FILE.log.
+# stage FILE COMMAND...: unless FILE is there, made by the same command and program; its output goes to FILE.log. Before
+# the first one, when stages is not known yet, it is only counted.
+now=0 stages=
 stage() {
     local file=$1 command program=$train_sum words=()
+    now=$((now + 1))
+    [ "$stages" ] || return 0
     shift
     for word; do [ "$word" = "$file" ] || words+=("$word"); done
     [[ " $* " != *" $decode "* ]] || program=$decode_sum
@@ -58,7 +62,7 @@ stage() {
     rm -f "$file.done"
     [ "$(cat "$file.command" 2>/dev/null)" = "$command" ] || rm -rf "$file" "$file.state"
     printf '%s\n' "$command" >"$file.command"
-    echo "$study: $(basename "$file")"
+    echo "$study, $now of $stages: $(basename "$file")"
     "$@" 2>&1 | tee "$file.log.tmp" | tr '\r' '\n' | sed 's/\x1b\[K//g' | grep -vE '^$' | sed 's/^/    /'
     [ "${PIPESTATUS[0]}" = 0 ] || die "$(tail -n 1 "$file.log.tmp" | sed 's/^error: //')"
     grep -q '^stopped at step' "$file.log.tmp" && die "stopped; the same command goes on"
@@ -77,9 +81,7 @@ guesses() {
 # measured NAME OPTIONS...: what `bench` says. Not resumed: speeds are of one moment.
 measured() { stage "$runs/$1" "$decode" bench --data "$data" --texts $texts --tokens $text_tokens "${@:2}"; }
 
-if [ ! "$report" ]; then
-    make -s decode_ppd || die "decode_ppd does not compile"
-    decode_sum=$(sum_of "$decode")
+all_stages() {
     trained model "${model[@]}" && trained draft "${draft[@]}"
     guesses prompts model "${prompts[@]}" --temperature 1 # learn the model's distribution, as the paper's do
     guesses deep model "${prompts[@]}" --deep
@@ -100,6 +102,14 @@ if [ ! "$report" ]; then
         stage "$runs/tree_$size" bash -c 'tail -c $(($(wc -c <"$1") / 10)) "$1" | head -c 60000 | tail -n 12 | cut -c 1-40 | grep . | "${@:2}" --tree '$size' >/dev/null' \
             _ "$data" "$decode" run --model "$runs/together_model" --ppd "$runs/together" --tokens $((text_tokens < 100 ? text_tokens : 100))
     done
+}
+
+if [ ! "$report" ]; then
+    make -s decode_ppd || die "decode_ppd does not compile"
+    decode_sum=$(sum_of "$decode")
+    all_stages
+    stages=$now now=0
+    all_stages
     {
         printf '%s\nmodel,part,name,measure,value\n' "$(command_line)"
         for model in paper frozen "${weights[@]%:*}"; do

@@ -61,7 +61,6 @@ labels=() grids=() options=() points=() tried=() finalists=() shared=()
 length() {
     steps=${STEPS:-${full:+$2}}
     steps=${steps:-$1}
-    [[ $steps =~ ^[1-9][0-9]*$ ]] || die "STEPS takes a whole number, not '$steps'" 2
     eval_every=$(((steps + 19) / 20))
 }
 
@@ -109,8 +108,6 @@ grid_functions='
     }'
 
 # ---- trainings
-queue=()
-
 # folder LABEL SETTING SEED: where this training is.
 folder() { printf '%s/%s' "$runs" "$(printf '%s %s seed %s' "$1" "$2" "$3" | tr -cs 'a-zA-Z0-9.=+\n-' '_')"; }
 
@@ -136,37 +133,16 @@ enqueue_method() {
         --eval-every "$4" --seed "$3" ${EXTRA:-}
 }
 
-# One training, called by run_queue. Its last loss goes to DIR/loss: inf where it diverged. 255 makes xargs stop.
+# One training, called by run_queue. Its last loss is inf where it diverged.
 run_one() {
-    local dir=$1 loss finished left
-    bash "$dir/command" >"$dir/output" 2>&1
-    loss=$(awk '/^final val loss/ { print $4 }' "$dir/output")
+    local loss
+    bash "$1/command" >"$1/output" 2>&1
+    loss=$(awk '/^final val loss/ { print $4 }' "$1/output")
     if [ -z "$loss" ] && grep -qE '^error: (the loss or its gradient|after step .*) is not a number' \
-        "$dir/output"; then loss=inf; fi
-    if [ -z "$loss" ]; then
-        tail -n 1 "$dir/output" | sed 's/^error: //' >"$dir/failed" && mv "$dir/failed" "$runs/failed"
-        return 255
-    fi
-    [ -f "$dir/keep" ] || rm -f "$dir/model.bin" "$dir/state.bin"
-    echo "$loss" >"$dir/loss.tmp" && mv "$dir/loss.tmp" "$dir/loss"
-    echo >>"$runs/finished"
-    finished=$(wc -l <"$runs/finished")
-    left=$((($(date +%s) - queue_start) * (queue_length - finished) / finished))
-    printf '%3d of %d, %d:%02d left   %-64s %s\n' "$finished" $queue_length $((left / 60)) $((left % 60)) "$(basename "$dir")" "$loss"
-}
-
-# run_queue WHAT: all that is queued, $jobs at a time.
-run_queue() {
-    export runs queue_length=${#queue[@]} queue_start
-    [ $queue_length -gt 0 ] || return
-    echo "$1: $queue_length trainings"
-    queue_start=$(date +%s)
-    : >"$runs/finished"
-    export -f run_one
-    rm -f "$runs/failed"
-    printf '%s\0' "${queue[@]}" | xargs -0 -n 1 -P "$jobs" bash -c 'run_one "$1"' _ 2>/dev/null ||
-        die "$(cat "$runs/failed" 2>/dev/null || echo "stopped; the same command goes on")"
-    queue=()
+        "$1/output"; then loss=inf; fi
+    [ "$loss" ] || { run_failed "$1"; return; }
+    [ -f "$1/keep" ] || rm -f "$1/model.bin" "$1/state.bin"
+    run_finished "$1" "$loss"
 }
 
 # model LABEL OPTIONS...: queues a training whose model stays; `model_dir` is where (a teacher's, say).

@@ -24,23 +24,25 @@
 #   BOOKS=FILE     lines `Ge1:1 In the beginning`, as in kjv.txt, which dev/data/texts.sh fetches (default: none,
 #                  and the speakers stay among themselves)
 #   FULL=1         1500 rounds instead of 400, and on text all attackers: hours instead of ten minutes
+#   STEPS=N        so many rounds: a trial, whose results go to runs/studies/results
 #   JOBS=2         runs at a time, of one thread each (default: one for each core)
 #   REPORT=1       no runs: tables, claims and picture once more from the CSV that is there
 #   RESULTS=DIR    where federated.csv, federated.md (the claims) and federated.png go, federated-full with FULL=1
 unset CDPATH # cd would search it, and print where it went
 cd "$(dirname "$0")/../.." || exit 1
 . dev/studies/claims.sh
-[ ! "${STEPS:-}${EXTRA:-}" ] || die "STEPS and EXTRA are for other studies" 2
+[ ! "${EXTRA:-}" ] || die "EXTRA is for other studies" 2
 set -f # patterns of tensors are words, too
 play=${DATA:-data/tinyshakespeare.txt} books=${BOOKS:-}
-runs=runs/studies/federated${full:+-full}
+runs=runs/studies/federated${full:+-full}${STEPS:+-trial}
 rounds=400 convex_rounds=600 seeds="1 2 3" tune_seeds="0 11"
-[ "$full" ] && rounds=1500
+[ ! "$full" ] || rounds=1500
+[ ! "${STEPS:-}" ] || rounds=$STEPS convex_rounds=$STEPS
 mkdir -p "$runs" || die "cannot make $runs"
 
 # ---- runs
 program=dev/federated
-queue=$runs/queue rows=$runs/rows
+rows=$runs/rows
 norms='h.*.ln_*,ln_f.*'
 splits=speakers
 [ "$books" ] && splits="speakers both"
@@ -94,28 +96,19 @@ add() {
     printf '%s\t%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$4" "$5" >>"$rows"
     command="$program $(on "$2") --seed $5 ${*:6} --out $dir"$'\n'"# texts $texts, program $program_sum"
     [ -f "$dir/loss" ] && [ "$(cat "$dir/command")" = "$command" ] && return
-    mkdir -p "$dir" && rm -f "$dir/loss" && printf '%s\n' "$command" >"$dir/command" &&
-        printf '%s\0' "$dir" >>"$queue"
+    mkdir -p "$dir" && rm -f "$dir/loss" && printf '%s\n' "$command" >"$dir/command" || die "cannot make $dir"
+    queue+=("$dir")
 }
 
-# The last mean and worst loss of a run go to DIR/loss, inf where it diverged.
+# A run, called by run_queue: its last mean and worst loss, both inf where it diverged.
 run_one() {
-    local dir=$1 command
-    read -ra command <"$dir/command"
-    OMP_NUM_THREADS=1 "${command[@]}" >"$dir/output" 2>&1
-    if grep -q 'the run diverges' "$dir/output"; then echo inf inf >"$dir/loss.tmp"
-    else
-        sed -n 's/^final mean loss //p' "$dir/output" | sed 's/.* fine-tuning //; s/, worst / /' >"$dir/loss.tmp"
-    fi
-    [ -s "$dir/loss.tmp" ] || { tail -n 1 "$dir/output" >&2 && return 255; }
-    mv "$dir/loss.tmp" "$dir/loss"
-    printf '%-66s %s\n' "$(basename "$dir")" "$(cat "$dir/loss")"
-}
-export -f run_one
-run_all() {
-    [ -s "$queue" ] && { xargs -0 -n 1 -P "$jobs" bash -c 'run_one "$1"' _ <"$queue" ||
-        die "stopped; the same command goes on"; }
-    : >"$queue"
+    local command loss
+    read -ra command <"$1/command"
+    OMP_NUM_THREADS=1 "${command[@]}" >"$1/output" 2>&1
+    loss=$(sed -n 's/^final mean loss //p' "$1/output" | sed 's/.* fine-tuning //; s/, worst / /')
+    ! grep -q 'the run diverges' "$1/output" || loss="inf inf"
+    [ "$loss" ] || { run_failed "$1"; return; }
+    run_finished "$1" "$loss"
 }
 
 # tune SPLIT METHOD VALUE OPTIONS...: runs from which a value is chosen; best SPLIT METHOD [VALUE...]: of its
@@ -141,7 +134,7 @@ if [ ! "$report" ]; then
     [ ! "$books" ] || [ -r "$books" ] || die "$books cannot be read; BOOKS=FILE is a text as dev/data/texts.sh kjv fetches"
     [[ $play != *[[:space:]]* ]] || die "'$play': give a name without spaces" 2
     texts=$(cat "$play" ${books:+"$books"} | cksum | cut -d ' ' -f 1)
-    : >"$queue" && : >"$rows"
+    : >"$rows"
     if [ "$books" ]; then # ten speakers who say most, and at most ten books of 30 kB, as speakers
         {
             awk 'BEGIN { RS = ""; FS = "\n" } $1 ~ /:$/ { n[$1] += length($0); text[$1] = text[$1] $0 "\n\n" }
@@ -198,14 +191,14 @@ if [ ! "$report" ]; then
     done
     attacked="$(of "FFGG MLP") --attackers 0.4 --aggregate geometric-median"
     for rate in $(rates attacked); do tune speakers attacked $rate $attacked $(with attacked $rate); done
-    run_all
+    run_queue "$study, rates"
     for split in $splits; do
         for fraction in 0.001 0.003 0.01 0.03 0.1; do
             tune $split "FedAvg fine-tuned" $fraction $(of FedAvg) $(with FedAvg $(best $split FedAvg)) \
                 --finetune 100 --finetune-lr $fraction
         done
     done
-    run_all
+    run_queue "$study, rates of fine-tuning"
     for split in $splits; do
         for seed in $seeds; do
             for method in local FedAvg "FFGG norms" "FFGG last" "FFGG MLP"; do
@@ -235,12 +228,12 @@ if [ ! "$report" ]; then
     done
     # nobody listens to NaN: what the honest clients reach by themselves
     add attack speakers mean "nan 0.4" 1 $attacked --attackers 0.4 --attack nan
-    run_all
+    run_queue "$study, the runs"
 
     # One CSV. Every run has a row with its seed: its last losses, after --finetune. What a table or the
     # picture shows besides are means over the seeds: a curve of losses, and every client's last one.
     {
-        echo "# make study NAME=federated${books:+ BOOKS=FILE}${full:+ FULL=1}"
+        echo "# make study NAME=federated${books:+ BOOKS=FILE}${full:+ FULL=1}${STEPS:+ STEPS=$STEPS}"
         echo "part,split,method,setting,seed,client,round,time,megabytes,stale,mean_loss,worst_loss"
         while IFS=$'\t' read -r part split method setting seed; do
             dir=$(folder "$part" "$split" "$method" "$setting" "$seed") clients=/dev/null

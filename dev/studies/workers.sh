@@ -6,6 +6,7 @@
 #   NETWORKS="NAME:GB/S:US ..."   a machine's link: bandwidth (each way), time that a message costs besides
 #   MACHINES="NAME:GFLOP/S ..."   0: what this one reaches on all its cores; its update is taken to be faster
 #                                 in proportion
+#   STEPS=N                       so many steps a run, at least 6: a trial, whose results go to runs/studies/results
 #   RESULTS=DIR                   where workers.csv, .md and .png go
 #   REPORT=1                      no measurement: the rest once more from the CSV that is there
 #
@@ -21,7 +22,8 @@ unset CDPATH # cd would search it, and print where it went
 unset FULL   # this study has one length
 cd "$(dirname "$0")/../.." || exit 1
 . dev/studies/claims.sh
-[ ! "${STEPS:-}${EXTRA:-}${DATA:-}" ] || die "STEPS, EXTRA and DATA are for other studies" 2
+[ ! "${EXTRA:-}${DATA:-}" ] || die "EXTRA and DATA are for other studies" 2
+[ "${STEPS:-6}" -ge 6 ] || die "STEPS is at least 6, for some steps are not measured" 2
 networks=${NETWORKS:-1-Gbit-Ethernet:0.125:50 10-Gbit-Ethernet:1.25:50 200-Gbit-InfiniBand:25:2}
 machines=${MACHINES:-this-machine:0 100-TFLOP/s:100000}
 new=$csv.tmp
@@ -39,7 +41,7 @@ if [ ! "$report" ]; then
     # (of data's, all) and for the others: the lower quartile of the times, for other programs only ever make
     # a step longer. MPI counts the bytes, too.
     run() {
-        local name=$1 layers=$2 channels=$3 steps=$4 n=$5 mode=$6 micro=$7 meet=1 counted
+        local name=$1 layers=$2 channels=$3 steps=${STEPS:-$4} n=$5 mode=$6 micro=$7 meet=1 counted
         local counting=(--mca pml_monitoring_enable 1 --mca pml_monitoring_enable_output 3
             --mca pml_monitoring_filename "$work/sent")
         local model=(--data dev/data/tales.txt --heads 4 --layers "$layers" --channels "$channels" --batch 2
@@ -74,10 +76,12 @@ if [ ! "$report" ]; then
                 if (alones) printf "measured,%s,%s,%s,%.2f,0\n", head, tail, "alone", quartile(alone, alones)
             }' - "$work/run/log.csv" >>"$new" || die "cannot write $new"
     }
-    printf '# make study NAME=workers\n# cores %d\n' $cores >"$new"
+    printf '# make study NAME=workers%s\n# cores %d\n' "${STEPS:+ STEPS=$STEPS}" $cores >"$new"
     echo part,model,layers,parameters,workers,mode,micro_batches,step,ms,bytes >>"$new"
+    now=0
     for model in "small 4 128 100" "middle 4 256 50" "large 6 384 30"; do
-        echo "measuring: $model steps"
+        now=$((now + 1))
+        echo "measuring, $now of 3: $model steps"
         run $model 1 data 1
         run $model 1 data 4
         for n in 2 4; do run $model $n data 4 && run $model $n diloco 4; done
