@@ -3541,6 +3541,7 @@ static void check_options(const Options *o, const Optimizer *optimizer) {
         {"init-std", *o->model || *o->student_from, "is for a new model, and here one is given"},
         {"merges", *o->tokenizer && strcmp(o->tokenizer, "gpt2"), "goes with --tokenizer gpt2"},
         {"save-every", !*o->out, "needs --out DIR, where checkpoints go"},
+        {"grad-norm", !*o->out, "needs --out DIR, whose log.csv has it"},
         {"final-lr", !strcmp(o->schedule, "constant"), "does not go with a constant schedule"},
         {"warmup", refined, "does not go with a refined schedule, which begins as that says"},
         {"final-lr", refined, "does not go with a refined schedule, which ends as that says"}};

@@ -514,6 +514,7 @@ ok "--grad-norm l1" "$train" "${small[@]}" --steps 60 --grad-norm l1 --out "$wor
 ok "is another number, of the same run" awk -F, 'NR == FNR { l2[$1] = $8; loss[$1] = $4; next }
     FNR > 1 && ($8 < 3 * l2[$1] || $4 != loss[$1]) { bad = 1 } END { exit bad }' "$work/a/log.csv" "$work/l1/log.csv"
 refuses 2 "takes one of l1|l2" "$train" --grad-norm l3
+refuses 2 "grad-norm needs --out" "$train" "${small[@]}" --grad-norm l1
 refined=("${small[@]}" --schedule "refined:$work/norms.csv" --out "$work/refined")
 cp "$work/a/log.csv" "$work/norms.csv"
 ok "a refined schedule" "$train" "${refined[@]}" --steps 30 --save-every 10
