@@ -59,6 +59,7 @@ for with in "" "--ppd runs/ahead.ppd" "--ppd runs/ahead.ppd --ngram"; do
     elif cmp -s runs/ahead.now runs/ahead.txt; then echo "the same text"
     else echo "error: another text" >&2 && exit 1; fi
 done
+rm -f runs/ahead.now
 printf '\n-- decode_ppd bench --model runs/ahead --ppd runs/ahead.ppd\n'
 ./decode_ppd bench --model runs/ahead --ppd runs/ahead.ppd --data "$data" --tokens 200 >runs/ahead.bench
 sed -n '/ identical$/,/^$/p' runs/ahead.bench

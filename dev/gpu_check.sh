@@ -70,7 +70,7 @@ for precision in --f32 ""; do
         fail "train_gpt2cu $precision"
     difference=$(largest_difference "$work/cpu" "$work/gpu$precision")
     cp "$work/gpu$precision/log.csv" "$report/log_gpu$precision.csv"
-    say "50 steps   ${precision:---bf16}: largest difference of a step's loss from the CPU's: $difference"
+    say "50 steps   ${precision:-bf16}: largest difference of a step's loss from the CPU's: $difference"
     awk -v d="$difference" -v f32="$precision" 'BEGIN { exit !(d < (f32 ? 0.001 : 0.05)) }' || fail "the losses of 50 steps"
 done
 $gpu "${options[@]}" --out "$work/again" >/dev/null 2>&1

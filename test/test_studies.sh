@@ -28,6 +28,8 @@ if [ "${FULL:-}" ]; then # the others, with few steps: every command of theirs i
     head -c 60000 "$project/dev/data/tales.txt" |
         awk '{ who = int(NR / 40) % 6 } who != last { print "\nP" who ":"; last = who } { print }' >"$work/play.txt"
     trial() { env -u FULL RESULTS="$work/results" JOBS=2 "$@" && test -s "$work/results/$name.csv" -a -s "$work/results/$name.md"; }
+    for book in Aa Bb; do head -c 35000 "$project/dev/data/tales.txt" | sed "s/^/${book}1:1 /"; done >"$work/books.txt"
+    name=federated-full && ok "$name" trial DATA="$work/play.txt" BOOKS="$work/books.txt" STEPS=4 FULL=1 bash dev/studies/federated.sh
     name=federated && ok "$name" trial DATA="$work/play.txt" STEPS=10 bash dev/studies/federated.sh
     name=convex && ok "$name" trial DATA="$work/text.txt" STEPS=20 bash dev/studies/convex.sh
     name=decoding && ok "$name" trial DATA="$work/text.txt" STEPS=4 bash dev/studies/decoding.sh
@@ -45,6 +47,8 @@ ok "and the study's trainings" [ "$(ls runs/studies/proxy)" = text-trial ]
 if command -v flock >/dev/null; then
     refuses 1 "this study is running already" flock runs/studies/proxy/text-trial/lock \
         env -u FULL DATA="$work/text.txt" STEPS=1 bash dev/studies/proxy.sh
+    mkdir -p runs/studies/federated-trial
+    refuses 1 "this study is running already" flock runs/studies/federated-trial/lock env -u FULL STEPS=1 bash dev/studies/federated.sh
 else skip "two of one study (flock is not installed)"; fi
 refuses 2 "EXTRA is for trainings" env EXTRA="--lr 1" bash dev/studies/convex.sh
 refuses 2 "EXTRA is for trainings" env EXTRA="--lr 1" bash dev/studies/decoding.sh

@@ -8,6 +8,7 @@
 # shorter runs, with FULL=1 longer ones and large batches, as they were tuned but for the rate, which is tuned anew.
 . dev/studies/driver.sh
 length 500 1000
+[ $steps -ge 2 ] || die "STEPS is at least 2" 2
 common --eval-tokens 20480
 
 # A method a line: its name, what is tuned, the rate first, and its options. The middles of the lists, where the search

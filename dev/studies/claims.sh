@@ -18,7 +18,14 @@ jobs=${JOBS:-$cores}
 [[ ${STEPS:-1} =~ ^[1-9][0-9]*$ ]] || die "STEPS takes a whole number, not '$STEPS'" 2
 mkdir -p "$results" || die "cannot make $results"
 
-# ---- trainings side by side
+# ---- trainings side by side, in folders below $runs
+make_runs() { # and keeps others out of it
+    mkdir -p "$runs" || die "cannot make $runs"
+    if [ ! "$report" ] && command -v flock >/dev/null; then
+        { exec 9>"$runs/lock" && flock -n 9; } || die "this study is running already, in $runs"
+    fi
+}
+
 queue=() # their folders, where `run_one` of the study makes DIR/loss by DIR's command
 
 # run_queue WHAT: all that is queued, $jobs at a time.

@@ -55,7 +55,7 @@ stage() {
     now=$((now + 1))
     [ "$stages" ] || return 0
     shift
-    for word; do [ "$word" = "$file" ] || words+=("$word"); done
+    for word; do [[ $word = "$file" || $word = "${file}_model" ]] || words+=("${word%_model}"); done # a model: who made it
     [[ " $* " != *" $decode "* ]] || program=$decode_sum
     command="# text $data_sum, program $program$(sums_of "${words[@]}")"$'\n'"$(printf '%q ' "$@")"
     [ -f "$file.done" ] && [ "$(cat "$file.done")" = "$command" ] && return

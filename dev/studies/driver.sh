@@ -34,15 +34,13 @@ tune_seed=0 second_seed=100 # used for nothing but tuning
 text=$(basename "$data" | sed 's/\..*//')
 runs=runs/studies/$study/$text${full:+-full}
 if [ "${STEPS:-}${EXTRA:-}" ] && [ "$study" != race ]; then runs+=-trial; fi # what is finished of the study stays
-mkdir -p "$runs" || die "cannot make $runs"
-if [ ! "$report" ] && command -v flock >/dev/null; then
-    { exec 9>"$runs/lock" && flock -n 9; } || die "this study is running already, in $runs"
-fi
+make_runs
 sum_of() { local sum; { sum=$(cksum <"$1") && echo "${sum%% *}"; } 2>/dev/null; }
 # of what the words of a command name: files, and runs, whose commands say what they are
 sums_of() {
     local word named
     for word; do
+        word=${word#refined:} word=${word%/log.csv}
         for named in "$word.command" "$word/command" "$word"; do [ -f "$named" ] && { printf ' %s' "$(sum_of "$named")"; break; }; done
     done
 }
@@ -328,7 +326,6 @@ curves() {
             '"$1"'
         }' "$csv" || die "the report of $csv fails"
 }
-loss_of() { A=$1 B= curves 'print show(A)'; } # 1.890 ± 0.003: mean and deviation of the seeds' last losses
 mean_of() { A=$1 B= curves "printf \"%.4f\\n\", mean(A, ${2:-last[A]})"; } # mean_of METHOD [STEP]
 saved() { A=$1 B=$2 curves 's = saved(A, B); print (s == "" ? -100 : s)'; } # 24.2: A has B's final loss after 24.2% fewer steps
 fewer() { # the same in words, with both losses

@@ -38,7 +38,7 @@ runs=runs/studies/federated${full:+-full}${STEPS:+-trial}
 rounds=400 convex_rounds=600 seeds="1 2 3" tune_seeds="0 11"
 [ ! "$full" ] || rounds=1500
 [ ! "${STEPS:-}" ] || rounds=$STEPS convex_rounds=$STEPS
-mkdir -p "$runs" || die "cannot make $runs"
+make_runs
 
 # ---- runs
 program=dev/federated
@@ -233,11 +233,11 @@ if [ ! "$report" ]; then
     # One CSV. Every run has a row with its seed: its last losses, after --finetune. What a table or the
     # picture shows besides are means over the seeds: a curve of losses, and every client's last one.
     {
-        echo "# make study NAME=federated${books:+ BOOKS=FILE}${full:+ FULL=1}${STEPS:+ STEPS=$STEPS}"
+        echo "# make study NAME=federated${DATA:+ DATA=$(basename "$DATA")}${books:+ BOOKS=FILE}${full:+ FULL=1}${STEPS:+ STEPS=$STEPS}"
         echo "part,split,method,setting,seed,client,round,time,megabytes,stale,mean_loss,worst_loss"
         while IFS=$'\t' read -r part split method setting seed; do
             dir=$(folder "$part" "$split" "$method" "$setting" "$seed") clients=/dev/null
-            [ "$part" = text ] && clients=$dir/clients.csv
+            [ "$part" = text ] && [ -f "$dir/clients.csv" ] && clients=$dir/clients.csv # of what did not diverge
             awk -F, -v run="$part,$split,$method,$setting" -v seed="$seed" -v loss="$(cat "$dir/loss")" '
                 FNR > 1 && FILENAME ~ /clients/ { print run ",mean," $1 ",,,,," $4 ","; next }
                 FNR > 1 { # but for text, every other row is enough

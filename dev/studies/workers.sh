@@ -19,7 +19,7 @@
 # is hidden. t_micro and t_update come from runs of one worker; c, t_outer, the memory's bandwidth and a
 # message's time from runs of two; the runs of four test them all.
 unset CDPATH # cd would search it, and print where it went
-unset FULL   # this study has one length
+unset FULL   # this study has no long form
 cd "$(dirname "$0")/../.." || exit 1
 . dev/studies/claims.sh
 [ ! "${EXTRA:-}${DATA:-}" ] || die "EXTRA and DATA are for other studies" 2
@@ -50,7 +50,7 @@ if [ ! "$report" ]; then
         rm -rf "$work"/*
         mpirun -q --oversubscribe --bind-to none "${counting[@]}" -n "$n" ./train_gpt2_mpi "${model[@]}" \
             --out "$work/run" >"$work/output" 2>"$work/errors" ||
-            die "$(sed -n 's/^error: //p' "$work/errors" | head -n 1)"
+            { message=$(sed -n 's/^error: //p' "$work/errors" | head -n 1) && die "${message:-$(tail -n 1 "$work/errors")}"; }
         counted=$(cat "$work"/sent*.prof 2>/dev/null |
             awk '$1 == "E" { bytes += $4 } END { printf "%.0f", bytes }')
         tr -d '\r' <"$work/output" | awk -F, -v head="$name,$layers" -v tail="$n,$mode,$micro" -v meet=$meet \
@@ -81,7 +81,7 @@ if [ ! "$report" ]; then
     now=0
     for model in "small 4 128 100" "middle 4 256 50" "large 6 384 30"; do
         now=$((now + 1))
-        echo "measuring, $now of 3: $model steps"
+        echo "measuring, $now of 3: ${model% *}, ${STEPS:-${model##* }} steps"
         run $model 1 data 1
         run $model 1 data 4
         for n in 2 4; do run $model $n data 4 && run $model $n diloco 4; done
