@@ -682,10 +682,10 @@ typedef struct {
     float guess_cost;        // of such a row, the part that a prompt token's row takes, or a head's output
 } Latency;
 
-// Seconds of a pass of so many rows, on the line between whole numbers.
+// Seconds of a pass of so many rows, on the line between whole numbers; beyond MAX_ROWS, on the last one's.
 static double pass_seconds(const Latency *l, double rows) {
-    int below = (int)fmax(1, fmin(rows, MAX_ROWS)), above = MIN(below + 1, MAX_ROWS);
-    return l->seconds[below - 1] + (rows - below) * (l->seconds[above - 1] - l->seconds[below - 1]);
+    int below = (int)fmax(1, fmin(rows, MAX_ROWS - 1));
+    return l->seconds[below - 1] + (rows - below) * (l->seconds[below] - l->seconds[below - 1]);
 }
 
 // Puts x among times[0..n), which ascend.
@@ -697,7 +697,7 @@ static void insert_sorted(double *times, int n, double x) {
 // Measures latencies behind 128 tokens, or half a context, in at most so many rounds; between the measured
 // sizes, the line through the neighbours.
 #define LATENCY_ROUNDS 8
-static void measure_latency(Decoder *d, int heads, Latency *l, int rounds) {
+static void measure_latency(Decoder *d, int heads, int copies, Latency *l, int rounds) {
     static const int sizes[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64};
     enum { SIZES = sizeof sizes / sizeof *sizes, NODES = 8, GUESSES = 16 };
     int context = d->config.max_seq_len;
@@ -717,9 +717,10 @@ static void measure_latency(Decoder *d, int heads, Latency *l, int rounds) {
             for (int r = 0; r < nodes + (heads ? 0 : guesses); r++)
                 batch_add(&b, r < nodes ? r % d->config.vocab_size : ~0,
                           r % MAX(1, context / 2) ? r - 1 : -1);
-            for (int r = 0; r < nodes + guesses; r++)
-                batch_output(&b, heads ? r % nodes : r, 1,
-                             heads && r >= nodes ? (r / nodes - 1) % heads : -1);
+            for (int r = 0; r < nodes; r++) batch_output(&b, r, 1, -1);
+            for (int r = 0; r < guesses; r += heads ? 1 : copies)
+                if (heads) batch_output(&b, r % nodes, 1, r * heads / guesses);
+                else batch_output(&b, nodes + r, MIN(copies, guesses - r), -1);
             double start = now(), spent = 0;
             do decoder_pass(d, &b);
             while (++before < 8 && now() - start < 15e-3);
@@ -735,8 +736,10 @@ static void measure_latency(Decoder *d, int heads, Latency *l, int rounds) {
         for (int r = known + 1; r <= s; r++)
             l->seconds[r - 1] = from + (to - from) * (r - known) / (s - known);
     }
-    double nodes = l->seconds[NODES - 1], rows = l->seconds[NODES + GUESSES - 1] - nodes;
-    l->guess_cost = heads || d->prompts ? fmin(fmax((median[SIZES] - nodes) / fmax(rows, 1e-9), 0.05), 2) : 1;
+    // Where memory bounds a pass, both differences are noise: a fiftieth of a pass pulls their quotient to 1.
+    double noise = 0.02 * l->seconds[0], nodes = l->seconds[NODES - 1] - noise;
+    double cost = (median[SIZES] - nodes) / (l->seconds[NODES + GUESSES - 1] - nodes);
+    l->guess_cost = heads || d->prompts ? fmin(fmax(cost, 0.05), 2) : 1;
     d->past = 0; // what the cache held is overwritten
 }
 
@@ -1042,7 +1045,7 @@ static const uint16_t *propose_by_draft(Generator *g, int count) {
     generator_append(s, g->text + same, g->length - same);
     s->decoder->past = MIN(s->decoder->past, MAX(0, MIN(same, s->length - 1) - s->base));
     generator_prefill(s);
-    double start = now(); // catching up is no proposal's cost
+    double start = now(); // catching up by many tokens is no proposal's cost
     while (s->length < g->length + count) generator_step(s, g->length + count - s->length);
     double cost = (now() - start) / count;
     g->draft_cost = g->draft_cost > 0 ? 0.9 * g->draft_cost + 0.1 * cost : cost;
@@ -1370,9 +1373,9 @@ step. Jointly, the next-token loss is that of the training text all the same, an
 would soon know by heart what it once wrote, it writes anew whenever that was read READINGS times.
 Adam's steps are as long as its rate in every number, and prompts, which begin as noise, have further to go
 than the model: jointly, what is trained is their numbers divided by JOINT_SCALE, so that their steps are so
-much longer. (That model, trained on for 300 steps at 5e-4 with a weight of 0.5, ends at 1.293 validation loss
-and its prompts at a KL of 2.17 in held-out text; with scales of 1, 16, 32 at 1.301, 1.291, 1.299 and 2.19,
-2.14, 2.20.) */
+much longer (64 times, where steps are proportional to the gradient). That model, trained on for 300 steps at
+5e-4 with a weight of 0.5, ends at 1.293 validation loss and its prompts at a KL of 2.17 in held-out text;
+with scales of 1, 16, 32 at 1.301, 1.291, 1.299 and 2.19, 2.14, 2.20. */
 #define READINGS 2
 #define JOINT_SCALE 8.0f
 #define PROMPTS_MAGIC "PPDFILE4"
@@ -1780,7 +1783,8 @@ static void engine_latency(Engine *e) {
     PromptsTables *t = &e->prompts.tables;
     uint64_t here = machine_hash(e->decoder.threads);
     if (t->machine[kind] != here)
-        measure_latency(&e->decoder, heads_of(&e->generator), &t->latency[kind], LATENCY_ROUNDS);
+        measure_latency(&e->decoder, heads_of(&e->generator), e->generator.copies, &t->latency[kind],
+                        LATENCY_ROUNDS);
     t->machine[kind] = here;
     e->generator.latency = &t->latency[kind];
 }
@@ -1851,11 +1855,11 @@ static int walk_tree(const Template *tree, int (*guess)[RANKS], const uint16_t *
     return made;
 }
 
-// Counts how often guesses are right, on `tokens` tokens that the model writes after beginnings in `data`,
-// for at most 40 seconds. Texts may be longer than the context, which then slides. The tables seen and right
-// count every token. Trees are made of seen_after and right_after, which are to count tokens as passes meet
-// them, and passes begin more often where a text is hard to guess: the first round counts every token, each
-// of the next two only those at which passes with the trees of the round before would begin.
+// Counts how often guesses are right, on `tokens` tokens that the model writes after beginnings in `data`;
+// after 40 seconds no text is begun. Texts may be longer than the context, which then slides. The tables seen
+// and right count every token. Trees are made of seen_after and right_after, which are to count tokens as
+// passes meet them, and passes begin more often where a text is hard to guess: the first round counts every
+// token, each of the next two only those at which passes with the trees of the round before would begin.
 static void measure_accuracy(Engine *e, const Dataset *data, int tokens) {
     Generator *g = &e->generator;
     PromptsTables *t = &e->prompts.tables;
@@ -1972,7 +1976,7 @@ static void decode_help(const char *of) {
            "  ./decode_ppd run   --model runs/a --ppd runs/a/prompts.ppd --prompt \"Once upon a time\"\n"
            "  ./decode_ppd bench --model runs/a --ppd runs/a/prompts.ppd --data text.txt\n\n"
            "Prompts hold latencies of the machine and threads that trained them. Elsewhere, and for a draft\n"
-           "or n-grams alone, run measures for a second or two before it writes.\n");
+           "or n-grams alone, run measures before it writes: for two seconds, with a large model longer.\n");
     for (int c = 0; c < 3; c++) {
         printf("\n%s\n", commands[c]);
         for (int i = 0; i < NUM_DECODE; i++)
@@ -2251,9 +2255,9 @@ static void check_train_options(const DecodeOptions *o) {
     if (!o->joint && *o->out_model) die_usage("--out-model goes with --joint; else the model stays as it is");
     if (o->heads && (o->deep || o->copies > 1))
         die_usage("--deep and --copies go with prompt tokens, not with --heads");
-    if (o->prompts * o->copies > MAX_TREE)
+    if (o->prompts * o->copies >= MAX_TREE) // a tree has its root, too
         die_usage("%d prompts of %d copies do not fit a pass; %d rows at most", o->prompts, o->copies,
-                  MAX_TREE);
+                  MAX_TREE - 1);
     if (isnan(optim_schedule(o->schedule, 0, 1, 0, 0)))
         die_usage("no schedule is called '%s' here; see --help", o->schedule);
 }
@@ -2352,7 +2356,7 @@ static void prompt_optimizer(Optimizer *optimizer, const DecodeOptions *o) {
         die_usage("--joint does not go with %s, whose steps need the loss of each gradient", o->optimizer);
     if (!o->joint && optimizer->row->base == OPTIM_MUON)
         die_usage("Muon is for the model's matrices: prompts and heads alone would be AdamW's; give --joint");
-    if (optim_get(optimizer, "lr") != 1) // where it is a factor of what is found
+    if (isnan(optim_get(optimizer, "d0")) && isnan(optim_get(optimizer, "reps-rel"))) // theirs is a factor
         optim_set(optimizer, "lr", o->joint ? 3e-4 : o->heads ? 1e-3 : 3e-2);
     set_hyperparameters(optimizer, o->rest.num_hyper, o->rest.hyper_name, o->rest.hyper_value);
 }
@@ -2459,9 +2463,10 @@ static double plain_seconds(Engine *e, const uint16_t *tokens, int make) {
 }
 
 // Plain decoding with each kind of weights.
-static void bench_kinds(const char *path, const uint16_t *tokens, int n, int make) {
+static void bench_kinds(const char *path, const Dataset *data, const uint16_t *tokens, int n, int make) {
     double bandwidth = read_bandwidth(1), base = 0;
     GPT2 m;
+    check_tokens(data, tokens, n);
     gpt2_open(&m, path, 1);
     printf("weights  bytes a token   tokens/s   GB/s   share of %.1f GB/s read   perplexity (%d tokens)\n",
            bandwidth / 1e9, n - 1);
@@ -2574,7 +2579,7 @@ static void print_trees(const char *name, Engine *e, int prompt, int tokens) {
 static void engine_latency_again(Engine *e, int times) {
     if (!e->generator.latency) return;
     Latency l, *mean = &e->prompts.tables.latency[e->decoder.kind];
-    measure_latency(&e->decoder, heads_of(&e->generator), &l, 3);
+    measure_latency(&e->decoder, heads_of(&e->generator), e->generator.copies, &l, 3);
     for (int r = 0; r < MAX_ROWS; r++) mean->seconds[r] += (l.seconds[r] - mean->seconds[r]) / (times + 1);
     mean->guess_cost += (l.guess_cost - mean->guess_cost) / (times + 1);
 }
@@ -2597,7 +2602,7 @@ static int bench_command(const DecodeOptions *o) {
     int prompt = held_out_prompt(g), tokens = o->tokens;
     load_data(o, &engine.tokenizer, g, &train, 0, &val, prompt + 8);
     Shard text = longest_piece(&val);
-    bench_kinds(o->model, text.tokens, (int)MIN(text.count, (size_t)MIN(511, g.max_seq_len) + 1),
+    bench_kinds(o->model, &val, text.tokens, (int)MIN(text.count, (size_t)MIN(511, g.max_seq_len) + 1),
                 MAX(1, MIN(tokens, g.max_seq_len / 2)));
     if (!engine.generator.latency) engine_latency(&engine); // for n-grams, too
     for (int i = 0; i < 3 * PLANNING && !interrupted; i++) engine_latency_again(engines[i % 3], i / 3);

@@ -64,6 +64,11 @@ ok "the model has moved by 1e-5" awk '
     { moved = $1 - $2; if (moved < 0) moved = -moved; if (moved > most) most = moved }
     END { print most; exit !(most > 0.9e-5 && most < 1.1e-5) }' <(paste <(weights "$work/model") <(weights "$work/new"))
 ok "jointly, prompts move too" bash -c "! cmp -s -i 40 -n $((3 * 32 * 4)) '$work/new/p' '$work/joint.p'"
+for rate in "" "--lr 3e-2"; do
+    "$decode" train --model "$work/model" "${tokens[@]}" --optimizer schedule-free-sgd --steps 1 $rate --out "$work/free$rate" >"$work/last"
+done
+ok "the usual rate is schedule-free-sgd's, too" cmp -n $((40 + 3 * 32 * 4)) "$work/free" "$work/free--lr 3e-2"
+refuses 2 "3 prompts of 16 copies do not fit a pass; 47 rows" "$decode" train --model "$work/model" "${tokens[@]}" --copies 16 --out "$work/x"
 cp "$work/model/model.bin" "$work/before"
 refuses 1 "for the prompts" "$decode" train --model "$work/model" "${tokens[@]}" --out "$work/model/model.bin"
 refuses 1 "for the prompts" "$decode" train --model "$work/model/model.bin" "${tokens[@]}" --out "$work/model/model.bin"
