@@ -66,7 +66,7 @@ for name in nothing driver "averaging schedules"; do
 done
 make -s -C "$project" demo DATA=/nope >"$work/out" 2>&1
 ok "make demo of a text that is not there" grep -q '^error: /nope cannot be read' "$work/out"
-refuses 1 "federated-full.csv is not there" env REPORT=1 FULL=1 RESULTS="$work/results" bash dev/studies/federated.sh
+refuses 1 "federated-full.csv is not there" env REPORT=1 FULL=1 RESULTS="$work/none" bash dev/studies/federated.sh
 
 # ---- the demo, of few steps, with a text whose name has a space and a =, and whose lines are words
 mkdir "$work/demo" && ln -s "$project/dev" "$work/demo/"
