@@ -654,6 +654,7 @@ static void optim_step_prodigy(Optimizer *o, const OptimInput *in) {
     const double d = o->s.d, k = o->s.t + 1, b3 = h->beta3 > 0 ? h->beta3 : sqrt(h->beta2);
     const double correction = h->bias_correction ? sqrt(1 - pow(h->beta2, k)) / (1 - pow(h->beta1, k)) : 1;
     const double dlr = d * in->lr * correction, a = d / h->d0 * (h->safeguard_warmup ? d : dlr);
+    o->s.step = dlr;
     if (in->lr == 0) return;                          // nothing is to move, nothing can be learned about d
     const OptimSums sums = h->slice_p == 1
         ? optim_prodigy_sums(o->all, o->params, o->x0, in->g, in->scale, o->sum, (float)b3, (float)a)
@@ -681,7 +682,7 @@ OPTIM_SUM(float, optim_dadapt, (float *x, const float *g, float scale, float *m,
     x[i] = (1 - wd * dlr * chunk.decay) * x[i] - m[i] / (sqrtf(v[i]) + c.eps);)
 
 static void optim_step_dadapt(Optimizer *o, const OptimInput *in) {
-    const double dlr = o->s.d * in->lr, b3 = sqrt(o->h.beta2);
+    const double dlr = o->s.step = o->s.d * in->lr, b3 = sqrt(o->h.beta2);
     const OptimSums sums = optim_dadapt(o->all, o->params, in->g, in->scale, o->m, o->v, o->sum,
                                         optim_adam(o), (float)b3, (float)((1 - b3) * dlr), (float)dlr,
                                         (float)o->h.weight_decay);
@@ -1160,11 +1161,10 @@ OPTIM_API int optim_is_polyak(const Optimizer *o) {
     return o->row->step == optim_step_sps || o->row->step == optim_step_iam;
 }
 
-// The step length for a log: the scheduled rate (times d where d is estimated), or what the last step found;
-// NaN where there is no single one.
+// The step length for a log: the scheduled rate, or what the last step found; NaN where it is no single one.
 OPTIM_API double optim_rate(const Optimizer *o, double lr_factor) {
-    if (isnan(optim_get(o, "lr")) || o->row->step == optim_step_dog) return o->s.step;
-    return o->h.lr * lr_factor * (o->h.d0 > 0 ? o->s.d : 1);
+    const int found = isnan(optim_get(o, "lr")) || o->h.d0 > 0 || o->row->step == optim_step_dog;
+    return found ? o->s.step : o->h.lr * lr_factor;
 }
 
 // s0 = |g|^2, s1 = |g|_1, over what moves.

@@ -134,7 +134,7 @@ static void *allocate(size_t count, size_t size) {
     if (__builtin_mul_overflow(count, size, &bytes) || bytes > SIZE_MAX / 2)
         die("a size overflows: %zu x %zu", count, size);
     if (bytes >= (1 << 22)) alignment = 1 << 21, check_memory(bytes);
-    bytes = (bytes + alignment - 1) / alignment * alignment + (bytes == 0) * alignment;
+    bytes = (MAX(bytes, 1) + alignment - 1) / alignment * alignment;
     void *p = NULL;
     if (posix_memalign(&p, alignment, bytes))
         die("out of memory: %zu MiB more are needed; use a smaller model or batch", bytes >> 20);
@@ -191,7 +191,8 @@ static void on_signal(int signal) {
 
 // A file that is mapped was cut short: what it had is gone.
 static void on_lost_file(UNUSED int signal) {
-    static const char why[] = "error: a file was cut short while it was read; put it back, and --resume\n";
+    static const char why[] =
+        "error: a file was cut short while it was read; put it back, and begin again, or --resume\n";
     if (write(2, why, sizeof why - 1) < 0 || unfinished_file[0]) unlink(unfinished_file);
     _exit(1);
 }
@@ -1304,8 +1305,8 @@ static double flops_per_token(GPT2Config g, int T) {
     return 6.0 * weights + 6.0 * g.num_layers * g.channels * T;
 }
 
-// Opens what the model runs on, and names it. On a CPU, what follows the last comma decides how sums round;
-// workers must agree on it (compare_workers). f32: no bf16 where a GPU has it.
+// Opens what the model runs on, and names it. On a CPU, what follows the last comma, and with BLAS the
+// threads, decide how sums round; workers must agree on it (compare_workers). f32: no bf16, which a GPU has.
 static const char *open_device(UNUSED int f32) {
     static char name[64];
     int blas = 0;
@@ -1404,9 +1405,13 @@ static Path printable(const char *text, size_t n) {
 static void compare_identity(const char *ours, const char *theirs, const char *path) {
     while (*ours || *theirs) {
         int n = (int)strcspn(ours, "\n"), m = (int)strcspn(theirs, "\n");
-        if (n != m || memcmp(ours, theirs, n))
+        if (n != m || memcmp(ours, theirs, n)) {
+            int same = 0; // what is quoted has to show the difference
+            while (same < MIN(n, m) && ours[same] == theirs[same]) same++;
+            same = MAX(0, same - 100);
             die("%s belongs to another run: '%s' there, '%s' here; give that, or begin another elsewhere",
-                path, printable(theirs, m).s, printable(ours, n).s);
+                path, printable(theirs + same, m - same).s, printable(ours + same, n - same).s);
+        }
         ours += n + (ours[n] != 0), theirs += m + (theirs[m] != 0);
     }
 }
@@ -2286,6 +2291,10 @@ static void load_tokenizer_txt(Tokenizer *t, const char *path) {
     if (!strcmp(text, "bytes\n")) bytes_init(t);
     else if (strncmp(text, "chars\n", 6)) die("%s is not a tokenizer of this program's; train again", path);
     else {
+        int length;
+        for (const char *p = text + 6; p < text + size; p += length)
+            if (utf8_decode(p, text + size, &length) < 0)
+                die("%s is not UTF-8 at byte %zu: it is damaged; train again", path, (size_t)(p - text));
         chars_init(t, text + 6, size - 6, path);
         if (t->text_size != size - 6 || memcmp(t->text, text + 6, size - 6))
             die("%s does not hold each character once, in order: it is damaged; train again", path);
@@ -2405,7 +2414,7 @@ static void write_vocabulary(FILE *f, const Tokenizer *t) {
 // byte-pair encodings: without merges.
 static void export_tokenizer(const Tokenizer *t, int max_seq_len, const char *folder) {
     const char *others[] = {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
-                            "tokenizer.txt", "tokenizer.bpe", "special_tokens_map.json",
+                            "vocab.bpe", "tokenizer.txt", "tokenizer.bpe", "special_tokens_map.json",
                             "added_tokens.json"};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) unlink(path_in(folder, others[i]).s);
     if (!t->vocab_size) return;
@@ -2664,9 +2673,11 @@ static void loader_next(DataLoader *l, uint16_t *x, uint16_t *y, int B) {
         while (w >= windows_of(l->data->shards[s].count, offset, l->T))
             w -= windows_of(l->data->shards[s++].count, offset, l->T);
         const uint16_t *from = l->data->shards[s].tokens + offset + w * l->T;
-        check_tokens(l->data, from, l->T + 1);
-        memcpy(x + (size_t)b * l->T, from, l->T * sizeof *x);
-        memcpy(y + (size_t)b * l->T, from + 1, l->T * sizeof *y);
+        uint16_t *to[] = {x + (size_t)b * l->T, y + (size_t)b * l->T};
+        for (int i = 0; i < 2; i++) {
+            memcpy(to[i], from + i, l->T * sizeof *x);
+            check_tokens(l->data, to[i], l->T);
+        }
         if (++l->index == n) l->index = 0, l->epoch++;
     }
 }
@@ -2686,15 +2697,17 @@ static double evaluate(GPT2 *m, const Dataset *d, int T, size_t max_tokens) {
     if (max_tokens == 0) max_tokens = dataset_tokens(d);
     size_t batches = dataset_tokens(d) / (m->max_rows / T * T) + 3 * (size_t)d->num_shards; // at most
     double *sums = allocate(batches, sizeof(double));
+    uint16_t *x = allocate((size_t)m->max_rows + 1, sizeof *x); // what is checked stays as it is
     for (int s = 0; s < d->num_shards && count < max_tokens; s++) {
         size_t n = MIN(d->shards[s].count, max_tokens - count + 1);
         for (size_t at = 0; at + 1 < n;) {
             int t = (int)MIN((size_t)T, n - 1 - at),
                 b = t < T ? 1 : (int)MIN((size_t)(m->max_rows / T), (n - 1 - at) / T);
-            const uint16_t *x = d->shards[s].tokens + at;
+            const uint16_t *from = d->shards[s].tokens + at;
             at += (size_t)b * t;
             count += (size_t)b * t;
             if (batch++ % workers.count != workers.rank) continue;
+            memcpy(x, from, (b * t + 1) * sizeof *x);
             check_tokens(d, x, b * t + 1);
             gpt2_forward(m, x, b, t);
             sums[batch - 1] = gpt2_loss(m, x + 1) * b * t;
@@ -2702,7 +2715,7 @@ static double evaluate(GPT2 *m, const Dataset *d, int T, size_t max_tokens) {
     }
     sum_over_workers(sums, batch);
     for (int i = 0; i < batch; i++) sum += sums[i];
-    free(sums);
+    free(sums), free(x);
     return sum / (double)count;
 }
 
@@ -3343,7 +3356,8 @@ static const OptionRow option_rows[] = {
     {"batch", 'i', FIELD(batch), "12", 1, 1 << 20, 1, "B", "sequences of a micro-batch"},
     {"accumulate", 'i', FIELD(accumulate), "1", 1, 1 << 20, 1, "N",
         "micro-batches of a step; takes the memory of log2(N) gradients"},
-    {"steps", 'i', FIELD(steps), "2000", 0, 1e9, 1, "N", "optimizer steps; 0: evaluate, save and export"},
+    {"steps", 'i', FIELD(steps), "2000", 0, 1e9, 1, "N",
+        "optimizer steps (with --proxy gradients of --data); 0: evaluate, save and export"},
     {"seed", 'i', FIELD(seed), "1337", 0, 1e9, 1, "N", "of initialisation, batches and samples"},
     {"optimizer", 's', FIELD(optimizer), "adamw", 0, 0, 1, "NAME", "see --help NAME for its own options"},
     {"base", 'c', FIELD(base), "", 0, 0, 1, "adamw|sgd|muon",
@@ -3352,7 +3366,8 @@ static const OptionRow option_rows[] = {
         "constant, cosine, linear, wsd, refined:RUN/log.csv; gpa: linear to 0.1; schedule-free: constant"},
     {"warmup", 'i', FIELD(warmup), "-1", -1, 1e9, 1, "N",
         "steps of linear warmup (-1: --steps/20, gpa: --steps/5)"},
-    {"final-lr", 'd', FIELD(final_lr), "0", 0, 1, 1, "FRACTION", "of the rate at the end of the schedule"},
+    {"final-lr", 'd', FIELD(final_lr), "0", 0, 1, 1, "FRACTION",
+        "of the rate at the end of the schedule (gpa without --schedule: 0.1)"},
     {"grad-norm", 'c', FIELD(grad_norm), "l2", 0, 0, 1, "l1|l2",
         "in log.csv; for refined schedules Adam's kind wants l1"},
     {"clip", 'd', FIELD(clip), "1", 0, 1e30, 1, "X",
@@ -3515,6 +3530,8 @@ static int is_given(const Options *o, const char *name) {
 // Dies where options contradict each other, or one says what another leaves no room for.
 static void check_options(const Options *o, const Optimizer *optimizer) {
     int hard = strcmp(o->distill, "soft"), refined = !strncmp(o->schedule, "refined:", 8), N = workers.count;
+    double cap = optim_get(optimizer, "lr-cap"); // -1 until optim_start finds one
+    int rateless = isnan(optim_get(optimizer, "lr")) && (isnan(cap) || cap == 0);
     if (isnan(optim_schedule(o->schedule, 0, 1, 0, 0)) && !refined)
         die_usage("no schedule is called '%s'; see --help", o->schedule);
     if (*o->model && *o->student_from)
@@ -3543,6 +3560,9 @@ static void check_options(const Options *o, const Optimizer *optimizer) {
         {"save-every", !*o->out, "needs --out DIR, where checkpoints go"},
         {"grad-norm", !*o->out, "needs --out DIR, whose log.csv has it"},
         {"final-lr", !strcmp(o->schedule, "constant"), "does not go with a constant schedule"},
+        {"schedule", rateless, "does not go with an optimizer that has no rate"},
+        {"warmup", rateless, "does not go with an optimizer that has no rate"},
+        {"final-lr", rateless, "does not go with an optimizer that has no rate"},
         {"warmup", refined, "does not go with a refined schedule, which begins as that says"},
         {"final-lr", refined, "does not go with a refined schedule, which ends as that says"}};
     for (size_t i = 0; i < sizeof given / sizeof *given; i++)
@@ -3904,19 +3924,24 @@ static int batches_a_step(const Options *o) {
     return o->accumulate + (*o->proxy ? proxy : 0);
 }
 
-static void show_progress(const Run *run, double loss, double tokens_per_second) {
+typedef struct {
+    double loss, teacher_loss, lr, grad_norm; // NaN where not measured
+    int taught;                               // the teacher's model has passed over the batch
+} StepResult;
+
+static void show_progress(const Run *run, const StepResult *r, double tokens_per_second) {
     const Options *o = &run->options;
     long step = run->now.step;
     const char *end;
     if (!begin_progress(step, o->steps, &end)) return;
     double left = (double)(o->steps - step) * run->B * run->T * batches_a_step(o) / tokens_per_second;
     double flops = flops_per_token(run->model.config, run->T);
-    if (run->teacher.params_memory && (!run->cache.loss || run->cache.file)) // a forward pass is a third
+    if (r->taught) // a forward pass is a third
         flops += flops_per_token(run->teacher.config, run->T) / 3 * o->accumulate / batches_a_step(o);
     char val[32] = "";
     if (!isnan(run->now.val_loss)) snprintf(val, sizeof val, " | val %.4f", run->now.val_loss);
-    printf("step %ld/%d | loss %.4f%s | %d:%02d left | %.0f tokens/s | %.0f GFLOP/s%s", step, o->steps, loss,
-           val, (int)(left / 60), (int)fmod(left, 60), tokens_per_second,
+    printf("step %ld/%d | loss %.4f%s | %d:%02d left | %.0f tokens/s | %.0f GFLOP/s%s", step, o->steps,
+           r->loss, val, (int)(left / 60), (int)fmod(left, 60), tokens_per_second,
            tokens_per_second * flops / 1e9, end);
     fflush(stdout);
 }
@@ -3936,9 +3961,12 @@ static double *refined_schedule(const char *path, int steps, const Optimizer *op
         for (int i = 1; i < LOG_COLUMNS && cell < end; i++) cell += strcspn(cell, ",\n") + 1;
         double norm = cell < end ? strtod(cell, NULL) : NAN;
         if (!(norm > 0 && isfinite(norm))) die("%s: row %zu has no gradient norm", path, rows + 1);
+        if (strtoul(row + 1, NULL, 10) != rows + 1)
+            die("%s: row %zu is not of step %zu; the log of a whole run is needed", path, rows + 1, rows + 1);
         norms[rows++] = norm;
     }
     if (rows < 2) die("%s has fewer than two steps; a finished run is needed", path);
+    if (rows != (size_t)steps && !workers.rank) printf("refined    from a run of %zu steps\n", rows);
     for (int i = 0; i < steps; i++) stretched[i] = norms[(size_t)i * rows / steps];
     double *factors = allocate(steps + 1, sizeof(double));
     int sgd = isnan(optim_get(optimizer, "beta2"));
@@ -3984,7 +4012,7 @@ static void compare_workers(const Run *run, const char *device) {
 #ifdef GPT2_DEVICE
     const char *arithmetic = device; // GPUs of another kind round products otherwise
 #else
-    const char *arithmetic = strrchr(device, ',');
+    const char *arithmetic = strstr(device, "BLAS") ? device : strrchr(device, ',');
 #endif
     int meet[] = {o->eval_every, o->eval_tokens, o->save_every, o->sample_every, o->resume, *o->out != 0,
                   *o->teacher_cache != 0};
@@ -4016,7 +4044,8 @@ static void claim_folder(const char *out) {
 }
 
 // Loads the models that the command line names: what training starts from, and the teacher. The folders of
-// --teacher and --student-from, which --resume reads anew, cannot be written to; that of --model can.
+// --teacher and --student-from, which --resume reads anew, cannot be written to; nor that of --model by an
+// export, which is not there all at once.
 static void load_models(Run *run) {
     const Options *o = &run->options;
     const char *read[] = {o->teacher, o->student_from};
@@ -4026,6 +4055,8 @@ static void load_models(Run *run) {
     for (int i = 0; i < 2 && *o->export_hf; i++)
         if (same_file(read[i], o->export_hf)) die("--export-hf would replace %s; choose another", read[i]);
     const char *hf = o->export_hf;
+    if (*hf && *o->out && same_file(o->model, hf))
+        die("--export-hf would replace %s, which --resume reads; choose another", o->model);
     if (*hf && !same_file(hf, o->out) && file_exists(path_in(hf, "model.bin").s))
         die("--export-hf %s has a model.bin, which would be read in its place; choose another", hf);
     if (*o->model) gpt2_load(&run->model, o->model), check_asked_shape(o, run->model.config, o->model, 0);
@@ -4312,8 +4343,6 @@ static double gradient(Run *run, DataLoader *loader, int count, double *teacher)
     return loss;
 }
 
-typedef struct { double loss, teacher_loss, lr, grad_norm; } StepResult; // NaN where not measured
-
 // One step of the optimizer with the gradient in m->grads_memory, scaled so that its norm is at most --clip.
 // r has the losses, and receives grad_norm and lr.
 static void update(Run *run, StepResult *r) {
@@ -4365,7 +4394,8 @@ static StepResult train_step(Run *run) {
     DataLoader before = run->loader;
     const double *cached = run->cache.loss ? &run->cache.loss[run->now.step] : NULL;
     int known = cached && !isnan(*cached), has_teacher = known || run->teacher.params_memory;
-    r.loss = gradient(run, &run->loader, o->accumulate, has_teacher && !known ? &r.teacher_loss : NULL);
+    r.taught = has_teacher && !known;
+    r.loss = gradient(run, &run->loader, o->accumulate, r.taught ? &r.teacher_loss : NULL);
     if (known) r.teacher_loss = *cached;
     if (!isfinite(r.teacher_loss)) die("the teacher's loss is not a number at step %ld", run->now.step + 1);
     if (run->cache.file && !known) cache_add(&run->cache, run->now.step, r.teacher_loss);
@@ -4409,7 +4439,7 @@ static void train(Run *run) {
             swap_evaluation_point(run, 0);
         }
         run->now.seconds = now() - began;
-        show_progress(run, r.loss, tokens_per_second);
+        show_progress(run, &r, tokens_per_second);
         if (run->log) {
             fprintf(run->log, "%ld,%ld,%.3f,", run->now.step, run->now.step * o->accumulate * run->B * run->T,
                     run->now.seconds);
@@ -4450,6 +4480,7 @@ int main(int argc, char **argv) {
     start_workers(&argc, &argv);
     run.options = parse_command_line(argc, argv, &run.optimizer);
     const Options *o = &run.options;
+    signal(SIGBUS, on_lost_file); // data is read at once
     prepare(&run);
     if (o->resume) {
         if (load_state(&run)) {
@@ -4461,9 +4492,12 @@ int main(int argc, char **argv) {
     signal(SIGPIPE, SIG_IGN); // who reads the progress may stop; the run goes on, and is saved
     if (*o->out && !workers.rank) {
         run.saved = run.now.step > 0;
-        Path state = path_in(o->out, "state.bin");
+        Path state = path_in(o->out, "state.bin"), model = path_in(o->out, "model.bin");
         if (!run.saved && !unlink(state.s) && !o->resume)
             printf("replaces   the checkpoint %s of an earlier run\n", state.s);
+        else if (!run.saved && file_exists(model.s) && !same_file(o->model, o->out) &&
+                 !same_file(o->model, model.s))
+            printf("replaces   %s, once the first checkpoint is there\n", model.s);
         open_log(&run);
     }
     long began = run.now.step;

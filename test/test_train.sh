@@ -191,6 +191,10 @@ for how in "adamw,0.01 0.00655172 0.000775862 0" "sgd,0.01 0.00583333 0.00023437
 done
 refuses 1 "log.csv" "$train" "${small[@]}" --schedule "refined:$work/text.txt" --steps 40
 refuses 1 "missing" "$train" "${small[@]}" --schedule "refined:$work/missing/log.csv" --steps 40
+sed 2d "$work/refined.csv" >"$work/part.csv"
+refuses 1 "row 1 is not of step 1" "$train" "${small[@]}" --schedule "refined:$work/part.csv" --steps 40
+ok "prodigy" "$train" "${small[@]:0:12}" --optimizer prodigy --schedule constant --warmup 0 --steps 5 --out "$work/found"
+ok "the log has the rate of the step that was taken" [ "$(rates "$work/found" 1)" = "1e-06 " ]
 
 # ---- every optimizer resumes to the same bits, and so does a run with a proxy, or with several epochs of both
 tr e a <"$work/text.txt" >"$work/changed.txt"
@@ -391,6 +395,18 @@ refuses 1 "would replace $work/a" "$train" "${small[@]}" --teacher "$work/a" --o
 refuses 1 "would replace $work/a/model.bin" "$train" "${small[@]:0:2}" --student-from "$work/a/model.bin" --out "$work/a/."
 refuses 1 "hf would replace $work/hf" "$train" "${small[@]:0:2}" --student-from "$work/hf" --export-hf "$work/hf"
 refuses 1 "has a model.bin, which would be read" "$train" "${small[@]:0:2}" --model "$work/a" --export-hf "$work/a"
+refuses 1 "hf, which --resume reads" "$train" "${small[@]:0:2}" --model "$work/hf" --export-hf "$work/hf" --out "$work/x"
+for idle in "schedule wsd" "warmup 5" "final-lr 0.1"; do
+    refuses 2 "--${idle% *} does not go with an optimizer that has no rate" "$train" "${small[@]:0:12}" --optimizer dowg --$idle
+done
+mkdir "$work/alone" && cp "$work/a/model.bin" "$work/alone/"
+ok "a model without a checkpoint" "$train" "${small[@]}" --steps 1 --out "$work/alone"
+ok "is said to be replaced" grep -q '^replaces   .*alone/model.bin, once' "$work/last"
+printf 'chars\nab\377' >"$work/alone/tokenizer.txt"
+refuses 1 "not UTF-8 at byte 8: it is damaged" "$train" "${small[@]:0:2}" --model "$work/alone" --tokenizer bytes
+names=$(printf 'h.0.ln_1.weight,%.0s' {1..20})
+ok "a long value" "$train" "${small[@]}" --steps 1 --freeze "${names}h.0.ln_1.bias" --out "$work/long"
+refuses 1 "ln_1.bias' there, '.*ln_2.bias' here" "$train" "${small[@]}" --steps 1 --freeze "${names}h.0.ln_2.bias" --out "$work/long" --resume
 refuses 2 "proxy-paired goes with --proxy" "$train" "${small[@]}" --proxy-paired
 refuses 2 "temperature goes with --distill soft" "$train" "${small[@]}" --teacher "$work/a" --temperature 2
 refuses 2 "warmup does not go with a refined" "$train" "${small[@]}" --schedule "refined:$work/a/log.csv" --warmup 9
