@@ -4,12 +4,13 @@
 # AdamW, GPA and the two Muons are tuned in three or four options, DiLoCo and Schedule-Free in their rate (the race
 # tunes them in more, and has Schedule-Free level with GPA), Prodigy in nothing (its setting is that of
 # learning-rate-free.sh). How many steps fewer does each need to the final loss of AdamW, tuned in rate, beta1,
-# schedule and final rate? FULL=1: 1000 steps instead of 500, without Prodigy and the Muons (the race has these). Then
-# shorter runs, with FULL=1 longer ones and large batches, as they were tuned but for the rate, which is tuned anew.
+# schedule and final rate? FULL=1: 1000 steps of a model twice as wide instead of 400, without Prodigy and the Muons (the race
+# has these). Then shorter runs, with FULL=1 longer ones and large batches, as they were tuned but for the rate, which
+# is tuned anew.
 . dev/studies/driver.sh
-length 500 1000
+length 400 1000
 [ $steps -ge 2 ] || die "STEPS is at least 2" 2
-common --eval-tokens 20480
+common --eval-tokens 20480 --channels $width
 
 # A method a line: its name, what is tuned, the rate first, and its options. The middles of the lists, where the search
 # begins, are where searches from other beginnings ended, for every method alike.
@@ -17,12 +18,12 @@ methods() {
     cat <<END
 AdamW|lr=1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2 beta1=0.5,0.6,0.7,0.8,0.9,0.95 schedule=linear,wsd,cosine final-lr=0,0.1|
 GPA with nothing set||--optimizer gpa
-GPA|lr=4e-3,8e-3,1.2e-2,1.6e-2,2.4e-2 beta1=0.1,0.2,0.4,0.5,0.6,0.8 final-lr=0,0.1,0.2,0.3,0.4|--optimizer gpa
+GPA|lr=4e-3,8e-3,1.2e-2,1.6e-2,2.4e-2,3.2e-2 beta1=0.1,0.2,0.4,0.5,0.6,0.8 final-lr=0,0.1,0.2,0.3,0.4|--optimizer gpa
 DiLoCo|lr=5e-4,1e-3,2e-3,4e-3,8e-3,1.6e-2|--optimizer diloco --schedule linear --beta1 0.8
-Schedule-Free|lr=4e-3,8e-3,1.6e-2,3.2e-2,6.4e-2|--optimizer schedule-free --beta2 0.99 --schedule constant --weight-decay 0.1 --warmup $((steps / 5))
+Schedule-Free|lr=4e-3,8e-3,1.6e-2,3.2e-2,6.4e-2,0.128|--optimizer schedule-free --beta2 0.99 --schedule constant --weight-decay 0.1 --warmup $((steps / 5))
 Prodigy||--optimizer prodigy --d0 1e-3 --d-coef 5.6 --beta1 0.7 --beta2 0.95 --weight-decay 0.03 --bias-correction 1 --safeguard-warmup 1 --schedule wsd --warmup $((steps / 10))
-Muon|muon-lr=1e-2,2e-2,3e-2,4e-2,8e-2 lr=4e-3,8e-3,1.2e-2,1.6e-2,2.4e-2 final-lr=0,0.1,0.2|--optimizer muon --schedule linear --beta1 0.8
-GPA over Muon|muon-lr=2e-2,4e-2,8e-2,0.12,0.16 muon-momentum=0.7,0.8,0.9,0.95 final-lr=0,0.1,0.2,0.3|--optimizer gpa --base muon --lr 1.2e-2
+Muon|muon-lr=1e-2,2e-2,3e-2,4e-2,8e-2 lr=4e-3,8e-3,1.2e-2,1.6e-2,2.4e-2,3.2e-2 final-lr=0,0.1,0.2|--optimizer muon --schedule linear --beta1 0.8
+GPA over Muon|muon-lr=2e-2,4e-2,8e-2,0.12,0.16 muon-momentum=0.5,0.6,0.7,0.8,0.9,0.95 final-lr=0,0.1,0.2,0.3|--optimizer gpa --base muon --lr 1.2e-2
 END
 }
 

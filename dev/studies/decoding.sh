@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # What parallel prompt decoding (arXiv 2405.18628) is worth on this machine, against plain decoding of the same text:
 # prompts for the frozen model, as the paper has them and with a vector for every layer; a model that was trained on
-# together with its prompts, at two weights of their loss (with FULL=1 at one); independent heads (Medusa, 2401.10774)
-# trained as long; n-grams; a smaller draft model.
+# together with its prompts; independent heads (Medusa, 2401.10774) trained as long; n-grams; a smaller draft model.
 # Two pictures: tokens a pass and latency by tree size, and the speedup of every method.
 #
 # By default a model of 3 million parameters on the tales. FULL=1 is the paper's case, a model whose weights do not fit
@@ -32,19 +31,18 @@ if [ "$full" ]; then
     own_tokens=$((${STEPS:-400} * 150))
     prompts=(--steps "${STEPS:-400}" --batch 2 --own-tokens $own_tokens)
     joint=(--steps "${STEPS:-500}" --batch 4) joint_rates=("${muon[@]}" --lr 2e-3 --muon-lr 1e-2)
-    weights=(together:0.2) # of the prompts' loss, in a model that is trained with them
     reading=(--cuts 48 --own-tokens $own_tokens)
     texts=16 text_tokens=128
 else
     text_options=(--context 64)
     model=(--layers 4 --heads 4 --channels 256 --batch 12 --lr 2e-3 --steps "${STEPS:-1000}")
     draft=(--layers 2 --heads 4 --channels 64 --batch 12 --lr 4e-3 --steps "${STEPS:-1000}")
-    prompts=(--steps "${STEPS:-600}")
-    joint=(--steps "${STEPS:-600}" --batch 8) joint_rates=(--lr 5e-4)
-    weights=(together:0.5 light:0.1)
+    prompts=(--steps "${STEPS:-400}")
+    joint=(--steps "${STEPS:-300}" --batch 8) joint_rates=(--lr 5e-4)
     reading=(--cuts 32 --own-tokens 20000)
-    texts=64 text_tokens=200
+    texts=32 text_tokens=200
 fi
+weight=0.2 # of the prompts' loss, in a model that is trained with them
 [ ! "${STEPS:-}" ] || texts=2 text_tokens=32 # a trial
 
 # ---- stages: each writes a file of its own, once
@@ -88,17 +86,14 @@ all_stages() {
     guesses deep model "${prompts[@]}" --deep
     guesses heads model "${prompts[@]}" --heads
     guesses draft_deep draft "${prompts[@]}" --deep
-    looking_ahead=(--joint --deep "${reading[@]}" "${joint[@]}" "${joint_rates[@]}")
-    for weight in "${weights[@]}"; do
-        guesses ${weight%:*} model "${looking_ahead[@]}" --prompt-weight ${weight#*:} --out-model "$runs/${weight%:*}_model"
-    done
+    guesses together model --joint --deep "${reading[@]}" "${joint[@]}" "${joint_rates[@]}" --prompt-weight $weight \
+        --out-model "$runs/together_model"
     trained continued --model "$runs/model" "${joint[@]}" "${joint_rates[@]}" --warmup 20 # on as many tokens, alone
     guesses together_heads together_model --heads "${reading[@]}" "${joint[@]}" # as long as the prompts
     drafted=(--draft "$runs/draft" --draft-ppd "$runs/draft_deep")
     measured paper_bench --model "$runs/model" --ppd "$runs/prompts" --heads-file "$runs/heads" "${drafted[@]}"
     measured frozen_bench --model "$runs/model" --ppd "$runs/deep" --heads-file "$runs/heads" "${drafted[@]}"
     measured together_bench --model "$runs/together_model" --ppd "$runs/together" --heads-file "$runs/together_heads" "${drafted[@]}"
-    [ "$full" ] || measured light_bench --model "$runs/light_model" --ppd "$runs/light"
     for size in 1 2 3 4 6 9 13 19; do # the length that trees of each size really have, in held-out text
         stage "$runs/tree_$size" bash -c 'tail -c $(($(wc -c <"$1") / 10)) "$1" | head -c 60000 | tail -n 12 | cut -c 1-40 | grep . | "${@:2}" --tree '$size' >/dev/null' \
             _ "$data" "$decode" run --model "$runs/together_model" --ppd "$runs/together" --tokens $((text_tokens < 100 ? text_tokens : 100))
@@ -113,7 +108,7 @@ if [ ! "$report" ]; then
     all_stages
     {
         printf '%s\nmodel,part,name,measure,value\n' "$(command_line)"
-        for model in paper frozen "${weights[@]%:*}"; do
+        for model in paper frozen together; do
             awk -v model=$model '
                 function put(part, name, measure, value) { print model "," part "," name "," measure "," value }
                 /^(f32|bf16|int8) / { put("kind", $1, "tokens_per_s", $4); put("kind", $1, "share_of_bandwidth", $6 + 0) }
@@ -138,10 +133,7 @@ if [ ! "$report" ]; then
         for stage in deep heads together; do
             awk -v stage=$stage '/trained numbers/ { print "all,size," stage ",trained," $1; print "all,size," stage ",percent," $4 + 0 }' "$runs/$stage.log"
         done
-        for weight in "${weights[@]}"; do
-            awk -v model=${weight%:*} -v weight=${weight#*:} '/^val loss.*after/ { print model ",loss,prompts,weight," weight "\n" model ",loss,model,together," $3 }' \
-                "$runs/${weight%:*}.log"
-        done
+        awk -v weight=$weight '/^val loss.*after/ { print "together,loss,prompts,weight," weight "\ntogether,loss,model,together," $3 }' "$runs/together.log"
         awk '/^final val loss/ { print "together,loss,model,alone," $4 }' "$runs/continued.log"
     } >"$csv.tmp" && mv "$csv.tmp" "$csv" || die "cannot write $csv"
 fi
@@ -158,7 +150,6 @@ method_value() {
 ratio() { awk -v a="${1:-0}" -v b="${2:-0}" 'BEGIN { printf("%.5f", (b > 0 ? a / b : 0)) }'; }
 methods=$(awk -F, '$2 == "method" && $4 == "speedup" && !seen[$3]++ { print $3 }' "$csv")
 names=("paper:PPD, the paper's" "frozen:PPD, a vector a layer" "together:model trained with its prompts")
-[ ! "$(value light texts bench loops)" ] || names+=("light:the prompts of a fifth of the weight")
 
 printf '\n%-24s' ""
 for name in "${names[@]}"; do printf '%42s' "${name#*:}"; done
@@ -174,7 +165,7 @@ while IFS= read -r method; do
     printf '\n'
 done <<<"$methods"
 printf '\naccuracy (top-1, top-10) at distance 1, 2, 3\n'
-for row in "paper PPD" "frozen PPD" "frozen heads" "together PPD" "together heads" "light PPD"; do
+for row in "paper PPD" "frozen PPD" "frozen heads" "together PPD" "together heads"; do
     read -r model of <<<"$row"
     [ "$(value $model accuracy $of top1_1)" ] || continue
     printf '%-24s' "$row"
@@ -229,11 +220,9 @@ memory=$(awk -v mb="$(value frozen method PPD added_mb)" -v n="$(value all size 
 claim "Memory that prompts and trees add, at most 0.1% of the model's (ours)" "0.0004% of 7B" "$memory%" "$(holds "$memory <= 0.1")"
 alone=$(value together loss model alone)
 [ "$alone" ] || die "$csv is of an older form of this study; call it without REPORT"
-for model in together light; do
-    x=$(value $model loss model together)
-    [ ! "$x" ] || claim "Training together, prompts of weight $(value $model loss prompts weight), costs validation loss, against as many tokens alone (ours: at most 0.01)" "-" \
-        "$(awk -v a="$x" -v b="$alone" 'BEGIN { printf "%+.4f", a - b }')" "$(holds "$x <= $alone + 0.01")"
-done
+x=$(value together loss model together)
+claim "Training together, prompts of weight $(value together loss prompts weight), costs validation loss, against as many tokens alone (ours: at most 0.01)" "-" \
+    "$(awk -v a="$x" -v b="$alone" 'BEGIN { printf "%+.4f", a - b }')" "$(holds "$x <= $alone + 0.01")"
 finish_claims
 
 points=$runs/points
@@ -270,5 +259,5 @@ draw - <<END
     set style data histograms
     set style fill solid 0.7
     set xtics rotate by -20
-    plot for [i=2:$((${#names[@]} + 1))] '$points.methods' using i:xtic(1) title word("paper frozen together light", i - 1), 1 with lines linecolor 'black' notitle
+    plot for [i=2:$((${#names[@]} + 1))] '$points.methods' using i:xtic(1) title word("paper frozen together", i - 1), 1 with lines linecolor 'black' notitle
 END

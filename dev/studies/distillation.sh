@@ -3,16 +3,16 @@
 # 2504.01898), Adam and SGD with the best constant rate and with warmup and the best cosine, against SPS*, IAM and
 # IAM-Adam with nothing set (IAM-Adam's lambda of 4 and the cap on its steps are ours; a row has the paper's), and IAM
 # over Muon (ours; its cap holds in nearly every step: what the teacher says hardly enters); beside them AdamW tuned in
-# more than the paper's, and soft labels, which read all probabilities. Two teachers. FULL=1: 1000 steps instead of 400,
-# and a second student.
+# more than the paper's, and soft labels, which read all probabilities. Two teachers. FULL=1: 1000 steps instead of 350,
+# models twice as wide, and a second student.
 . dev/studies/driver.sh
-length 400 1000
+length 350 1000
 common --steps $steps --eval-tokens 20480
 
 teacher_is=(--optimizer muon --schedule linear --lr 8e-3 --muon-lr 2e-2 --eval-tokens 20480)
-model "teacher 1" "${teacher_is[@]}" --layers 4 --channels 128 --steps $((2 * steps))
+model "teacher 1" "${teacher_is[@]}" --layers 4 --channels $width --steps $((2 * steps))
 teachers[1]=$model_dir
-model "teacher 2" "${teacher_is[@]}" --layers 4 --channels 256 --steps $((2 * steps))
+model "teacher 2" "${teacher_is[@]}" --layers 4 --channels $((2 * width)) --steps $((2 * steps))
 teachers[2]=$model_dir
 run_queue "$study, teachers"
 
@@ -51,7 +51,7 @@ compare() {
 }
 
 students=("")
-rows "" --layers 3
+rows "" --layers 3 --channels $width
 if [ "$full" ]; then
     students+=(" (2 layers)")
     rows " (2 layers)" --layers 2 --channels 96

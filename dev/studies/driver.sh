@@ -55,10 +55,13 @@ command_line() {
 # ---- what to compare
 labels=() grids=() options=() points=() tried=() finalists=() shared=()
 
-# length DEFAULT FULL: sets steps, and how often to measure: 20 times.
+# length DEFAULT FULL: sets steps, and how often to measure: 20 times. `width`, for who wants it, is the trainer's own
+# number of channels with FULL=1, half of it without.
 length() {
     steps=${STEPS:-${full:+$2}}
     steps=${steps:-$1}
+    width=${full:+128}
+    width=${width:-64}
     eval_every=$(((steps + 19) / 20))
 }
 
