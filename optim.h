@@ -26,8 +26,9 @@
    optim_eval_params computes it into `out` and leaves params alone, so training goes on bit for bit.
    optim_state lists what a checkpoint holds besides params, optim_bytes its size. sps and iam use the losses
    given to optim_step: f_t(x) and the teacher's loss on the same batch. The schedule multiplies "lr",
-   "muon-lr" and "lr-cap"; optimizers without any of these ignore it. Numbers are read with points: who calls
-   setlocale leaves LC_NUMERIC at "C".
+   "muon-lr" and "lr-cap"; optimizers without any of these ignore it. Everything here is static, and tables
+   know functions by address: an Optimizer stays with the source file that initialised it. Numbers are read
+   with points: who calls setlocale leaves LC_NUMERIC at "C".
 
    name               paper                     buffers besides parameters and gradients   bytes a parameter
    adamw              arXiv 1711.05101          m v                                        8
@@ -55,6 +56,9 @@
 #ifndef OPTIM_H
 #define OPTIM_H
 
+#if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
+#error "optim.h knows what is absent by NaN and infinity: add -fno-finite-math-only (-Ofast, -ffast-math)"
+#endif
 #include <math.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -110,8 +114,10 @@ typedef struct {          // what a pass runs over: a table of chunks, or (NULL)
     OptimSums *sums;      // (count) room for the chunks' sums
 } OptimSpan;
 
+#ifndef OPTIM_CHUNK       // a test has less, so that small tensors have several
 #define OPTIM_CHUNK 16384 // floats: 64 KB, so that the streams of one chunk stay in a core's L2 cache
 #define OPTIM_BLOCK 4096  // a chunk's sums are floats for so many elements, then doubles
+#endif
 #define OPTIM_STRIPS 1024 // at most so many chunks where there is no table
 
 OPTIM_ELEMENT OptimChunk optim_chunk(OptimSpan span, int k) {
@@ -278,7 +284,7 @@ typedef struct {          // one tensor (of one layer) inside the flat parameter
     KEY(r, "r", "[0,16]", "power of t in the average's weights")                                            \
     KEY(lambda, "lambda", "[0,inf)", "weight of the past in the average; 0: t = 1, 2, ..")                  \
     KEY(lr_cap, "lr-cap", "[-1,inf)", "longest step, times the schedule; 0: none; -1: matrices' 1/fan-in") \
-    KEY(d0, "d0", "[1e-16,inf)", "first estimate of the distance to the solution")                          \
+    KEY(d0, "d0", "[1e-12,inf)", "first estimate of the distance to the solution")                          \
     KEY(d_coef, "d-coef", "(0,inf)", "factor of the estimate")                                              \
     KEY(growth_rate, "growth-rate", "[1,inf]", "the most the estimate grows by; prodigy's first is free")   \
     KEY(safeguard_warmup, "safeguard-warmup", "[0,1]i", "keep the rate out of the estimate's denominator")  \
@@ -311,9 +317,9 @@ typedef struct { OPTIM_KEYS(OPTIM_DOUBLE) } OptimHyper;
 
 typedef struct {          // everything that changes from step to step besides the buffers
     double t;                       // updates done
-    double step, step_prev;         // the last step lengths found (sps, iam, adgd, dog, dowg, resetting)
+    double step, step_prev;         // the last step lengths found, by those that find them or d
     double d, d_max, numerator;     // estimated distance to the solution (prodigy, dadapt-adam, resetting)
-    double distance, grad_sum;      // from the start (dowg: squared), sum of (weighted) |g|^2 (resetting, too)
+    double distance, grad_sum;      // from the start (dowg: squared), sum of (weighted) |g|^2 (also resetting)
     double lr_max, weight_sum;      // schedule-free
 } OptimScalars;
 
@@ -392,7 +398,7 @@ static const char optim_maths_adamw[] =
     "x = (1 - lr wd) x - lr u\n";
 static const char optim_maths_sgd[] =
     "m = momentum m + (1-dampening) g, the first m = g; momentum 0: m = g       torch.optim.SGD\n"
-    "x = (1 - lr wd) x - lr m\n";
+    "x = (1 - lr wd) x - lr m    (torch adds wd x to g instead)\n";
 static const char optim_maths_muon[] =
     "matrices: m = momentum m + g                                      kellerjordan.github.io/posts/muon\n"
     "u = NS(g + momentum m) sqrt(max(1, rows/cols)), NS: singular values near 1 by five Newton-Schulz steps\n"
@@ -539,8 +545,9 @@ static const char optim_maths_gpa[] =
     "x = y + (1 - 1/mu_y) (z - y).  Over sgd and muon y goes along with z's decay, by 1-mu_y of it\n"
     "train_gpt2 sets mu-x = 1 - 15/steps and, in a new model over adamw or muon, lr = 1/width\n";
 
-// Weight decay moves z before the step. The authors' AdamW in place leaves y where it is, so the x that y and
-// z imply moves along; over the other bases x stays, which moves y by (1-mu_y) times z's move.
+// Weight decay moves z before the step (the authors' public code adds wd y to u instead). Over AdamW y stays
+// where it is, so the x that y and z imply moves along; over the other bases x stays, which moves y by
+// (1-mu_y) times z's move.
 typedef struct { float c, k, follow; } OptimGpa;                    // 1-mu_x; mu_y (1-c) - 1; 0 or 1-mu_y
 
 OPTIM_ELEMENT void optim_gpa_move(float *y, float *z, float u, float lr, float decay, const OptimGpa *w) {
@@ -683,6 +690,7 @@ OPTIM_SUM(float, optim_dadapt, (float *x, const float *g, float scale, float *m,
 
 static void optim_step_dadapt(Optimizer *o, const OptimInput *in) {
     const double dlr = o->s.step = o->s.d * in->lr, b3 = sqrt(o->h.beta2);
+    if (in->lr == 0) return;                              // m has earlier rates in it, and would move x
     const OptimSums sums = optim_dadapt(o->all, o->params, in->g, in->scale, o->m, o->v, o->sum,
                                         optim_adam(o), (float)b3, (float)((1 - b3) * dlr), (float)dlr,
                                         (float)o->h.weight_decay);
@@ -791,7 +799,7 @@ static const char optim_maths_iam[] =
 
 static void optim_step_sps(Optimizer *o, const OptimInput *in) {
     const double scale = in->scale, g2 = scale * scale * optim_norms(o->all, in->g).s0;
-    o->s.step = g2 > 0 ? fmax(in->gap, 0) / g2 : 0;
+    o->s.step = g2 > 0 ? (in->gap < 0 ? 0 : in->gap) / g2 : 0;       // a gap that is NaN makes x NaN
     optim_descend(o->all, o->params, in->g, (float)(o->s.step * scale));
 }
 
@@ -850,7 +858,8 @@ static void optim_step_iam(Optimizer *o, const OptimInput *in) {
     }
     s.s0 = s.s0 + in->gap + t.s0;
     s.s1 += t.s1;
-    o->s.step = s.s1 > 0 ? fmin(fmax(s.s0, 0) / s.s1, in->lr_cap) : 0;
+    const double polyak = s.s1 > 0 ? (s.s0 < 0 ? 0 : s.s0) / s.s1 : 0;
+    o->s.step = polyak > in->lr_cap ? in->lr_cap : polyak;
     const float a = (float)o->s.step, c = (float)(1 / (1 + (o->h.lambda > 0 ? o->h.lambda : o->s.t + 1)));
     if (sgd) {
         optim_iam_sgd(o->all, x, z, in->g, in->scale, a, wd, c);
@@ -893,9 +902,8 @@ static void optim_step_adgd(Optimizer *o, const OptimInput *in) {
     }
     o->s.step_prev = o->s.step;
     o->s.step = a;
-    const int box = strstr(o->row->defaults, "box-low") != NULL; // adgd has none
     optim_adproxgd(o->all, o->params, o->x_prev, in->g, in->scale, o->g_prev, (float)a, (float)o->h.l1,
-                   (float)(box ? o->h.box_low : -INFINITY), (float)(box ? o->h.box_high : INFINITY));
+                   (float)o->h.box_low, (float)o->h.box_high);
 }
 
 // -----------------------------------------------------------------------------------------------------------
@@ -920,7 +928,7 @@ static const OptimRow optim_rows[] = {
     { "muon", OPTIM_MUON, "m v", OPTIM_ADAM_ OPTIM_MUON_, optim_maths_muon, optim_step_base, NULL },
     OPTIM_OVER_BASES("diloco", "0.9", "outer x_outer", "inner-steps=32 outer-lr=0.7 outer-momentum=0.9 ",
         optim_maths_diloco, optim_step_diloco, optim_eval_diloco)
-    // The average does beta1's work as well: with 0.7 a run of 1000 steps ends 0.013 higher.
+    // The average does beta1's work as well: with 0.7 for it 1000 steps on tinyshakespeare end 0.013 higher.
     OPTIM_OVER_BASES("gpa", "0.5", "z", "mu-x=0.9967 mu-y=0.7 ", optim_maths_gpa, optim_step_gpa,
         optim_eval_gpa)
     { "schedule-free", OPTIM_NO_BASE, "v z", "lr=2.5e-3 beta2=0.999 eps=1e-8 " OPTIM_FREE_,
@@ -983,6 +991,7 @@ static int optim_key(const Optimizer *o, const char *name) {        // its index
 static void optim_choose(Optimizer *o, const OptimRow *row) {
     memset(o, 0, sizeof(*o));
     o->row = row;
+    o->h.box_low = -INFINITY, o->h.box_high = INFINITY;     // adgd has none
     for (int key = 0; key < OPTIM_COUNT(optim_keys); key++) {
         const char *at = optim_word(row->defaults, optim_keys[key].name);
         if (at) *optim_value(o, key) = strtod(at + 1, NULL);
@@ -1012,7 +1021,8 @@ OPTIM_API int optim_set_base(Optimizer *o, const char *base) {
 }
 
 // Sets a hyperparameter; 0, -1 if this optimizer has no such one, -2 if the value is out of its range or
-// comes too late: slice-p, d0, or an lr-cap of -1, after optim_start.
+// comes too late: after optim_start x, stored by others, would move with mu-y or schedule-free's beta1, and
+// slice-p, d0 and an lr-cap of -1 have done their work.
 OPTIM_API int optim_set(Optimizer *o, const char *name, double value) {
     const int key = optim_key(o, name);
     char open, close, whole = 0;
@@ -1022,9 +1032,10 @@ OPTIM_API int optim_set(Optimizer *o, const char *name, double value) {
     if (!(open == '[' ? value >= low : value > low)) return -2;
     if (!(close == ']' ? value <= high : value < high) || (whole && value != floor(value))) return -2;
     if (value < 0 && value > -1 && !strcmp(name, "lr-cap")) return -2;
-    if (o->chunks && (!strcmp(name, "slice-p") || !strcmp(name, "d0"))) return -2;
+    if (o->chunks && optim_word("slice-p d0 mu-y ", name)) return -2;
     if (o->chunks && !strcmp(name, "lr-cap") && value < 0) return -2;
-    if (value < 1e-3 && o->row->eval == optim_eval_schedule_free && !strcmp(name, "beta1")) return -2;
+    if ((o->chunks || value < 1e-3) && o->row->eval == optim_eval_schedule_free && !strcmp(name, "beta1"))
+        return -2;
     *optim_value(o, key) = value;
     return 0;
 }
@@ -1086,11 +1097,18 @@ OPTIM_API size_t optim_scratch(const Optimizer *o, const OptimSegment *segments,
 // Allocates the buffers. params is the caller's array of n floats and holds the starting point; the segments
 // name its tensors in order (NULL, 0: one vector without weight decay). What none of them names is never
 // moved and counts in no sum, and the zeros that are kept for it take no memory until they are saved and read
-// again (on a CPU; a GPU's are written at the start). 0, or -1 without memory.
+// again (on a CPU; a GPU's are written at the start). An lr-cap of -1 is from now on the number that it
+// stands for. 0, or -1 without memory, or with segments that overlap, leave the array or, where Muon is the
+// base, have not as many elements as rows times columns.
 OPTIM_API int optim_start(Optimizer *o, float *params, size_t n, const OptimSegment *segments,
                           int num_segments) {
     const OptimSegment whole = { 0, n, 0, 0, 0 };
     if (!num_segments) { segments = &whole; num_segments = 1; }
+    size_t end = 0;
+    for (const OptimSegment *s = segments; s < segments + num_segments; end = s->offset + s->size, s++) {
+        if (s->offset < end || s->offset > n || s->size > n - s->offset) return -1;
+        if (o->row->base == OPTIM_MUON && s->rows && (size_t)s->rows * s->cols != s->size) return -1;
+    }
     o->params = params;
     o->n = o->num_slices = n;
     o->num_segments = num_segments;

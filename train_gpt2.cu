@@ -26,17 +26,16 @@ save it or to compare workers.
 Everything goes into one stream, the default one. The CPU waits where it needs numbers: a micro-batch's loss,
 which is known when the GPU has half of the work still before it, and the norm of the gradient at the end of a
 step (and Muon's sums, and those of optimizers that find their own rate); logits, evaluation points,
-checkpoints. And it waits before it writes where the GPU may still read: with the targets until the GPU begins
-the forward pass, which stays in its queue. So the CPU sorts the next tokens while the GPU is in backward, and
-in a step only the norm (or such a sum) leaves the GPU without work, and a teacher's loss in each micro-batch.
+checkpoints. So the CPU sorts the next tokens while the GPU is in backward, and in a step only the norm (or
+such a sum) leaves the GPU without work, and a teacher's loss in each micro-batch.
 There are no CUDA graphs: a step of 124M is 470 launches, 2 ms of the CPU's time at 4 us each, hidden behind
 tens of ms of the GPU's; only models of a few MB would gain, and a graph would hide that wte_backward's grid
 comes from the batch.
 
 What to expect, on paper. With R = B*length rows, a step of GPT-2 124M (L 12, C 768, V 50257, n = 124M
 parameters) in bf16 with B 32, length 1024 has these floating-point operations, and these bytes to and from
-the GPU's memory where nothing but a row stays in cache. The H100 has 295 FLOP for a byte, the A100 153: what
-has more is bound by arithmetic, the rest by memory (attention is just below the H100's).
+the GPU's memory where nothing but a row stays in cache, weights aside. The H100 has 295 FLOP for a byte, the
+A100 153: what has more is bound by arithmetic, the rest by memory (attention is just below the H100's).
 
                                                        TFLOP                        GB      FLOP a byte
     products of the layers, forward and backward       72 L R C^2        16.7    112 L R C   33.8    494
@@ -58,7 +57,8 @@ has more is bound by arithmetic, the rest by memory (attention is just below the
 N workers add the sum of gradients and the gathering of parameters, 4 n (N-1)/N bytes = 0.5 GB from and to
 each GPU, twice: 2.2 ms a step at the 450 GB/s of an H100's NVLink, 40 ms at 25 GB/s.
 
-Nothing reaches both peaks; these are bounds, not forecasts. As dev/gpu_check.sh measured on an H200: 531
+Nothing reaches both peaks; these are bounds, not forecasts. As dev/gpu_check.sh measured an older build (the
+kernels are almost all the same, no build since was run on a GPU) on an H200: 531
 thousand tokens/s, 61.7 ms a step, 13.3 GB; PyTorch 2.11, compiled, minutes later 512 thousand and 16.3
 GB; with B 128 553 thousand. Each kernel alone takes, in ms: the products 36.3 (670 TFLOP/s), attention 11.8
 (forward 223 TFLOP/s, backward 239: warps wait for what they asked for, and no unit is busy for more than 40%
@@ -154,14 +154,14 @@ static void check_cublas(cublasStatus_t status, int line) {
 #define CUDA(call) check_cuda(call, __LINE__)
 #define CUBLAS(call) check_cublas(call, __LINE__)
 
-static size_t gpu_allocated, optimizer_bytes;
+static size_t gpu_allocated, optimizer_bytes, gpu_room; // the last: free when the GPU was opened
 
 // Fails where the GPU has no room for so many bytes more. CUDA would give unified memory beyond it, which
 // wanders between CPU and GPU in every step; and what the CPU has written is not on the GPU yet.
 static void check_room(size_t bytes) {
     size_t left, total;
     CUDA(cudaMemGetInfo(&left, &total));
-    left = MIN(left, total - MIN(total, gpu_allocated + optimizer_bytes));
+    left = MIN(left, gpu_room - MIN(gpu_room, gpu_allocated + optimizer_bytes));
     if (bytes > left)
         fail("the GPU has %zu of its %zu MiB left, %zu more are needed; use a smaller model or --batch",
              left >> 20, total >> 20, bytes >> 20);
@@ -1319,10 +1319,8 @@ template <typename T> static void send_tokens(Model<T> *m, const uint16_t *token
 
 template <typename T> static void send_targets(Model<T> *m, const uint16_t *targets) {
     int rows = m->B * m->length;
-    CUDA(cudaEventSynchronize(m->sent)); // the GPU has the tokens; its queue still holds the forward pass
-    memcpy(m->targets_sent, targets, rows * sizeof *targets);
+    memcpy(m->targets_sent, targets, rows * sizeof *targets); // mean_loss waited until the last were read
     send(m->targets, m->targets_sent, rows);
-    CUDA(cudaEventRecord(m->sent, 0));
 }
 
 // sum = x + y (if y), out = its layer norm.
@@ -1645,9 +1643,13 @@ const char *gpu_open(int device, int *has_bf16) {
     CUDA(cudaGetDeviceProperties(&properties, device));
     CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
     cudaFuncAttributes code; // built for older GPUs alone, it has no bf16 either
-    CUDA(cudaFuncGetAttributes(&code, attention_forward_tensor<64>));
+    if (cudaFuncGetAttributes(&code, attention_forward_tensor<64>) != cudaSuccess)
+        fail("built for other GPUs than %s; make clean, then make train_gpt2cu without CUDA_ARCH",
+             properties.name);
     *has_bf16 = major >= 8 && code.ptxVersion >= 80;
     CUBLAS(cublasLtCreate(&cublas));
+    size_t total;
+    CUDA(cudaMemGetInfo(&gpu_room, &total));
     workspace = device_memory<char>(workspace_bytes);
     optim_matmul = muon_matmul;
     return properties.name;
@@ -1821,6 +1823,9 @@ void gpu_proxy_gradient(OptimSpan span, float *out, const float *proxy, const fl
 void gpu_die(const char *message) { die("%s", message); }
 
 static int gpu_bf16; // whether models train in it
+#ifdef USE_NCCL
+static int arrived(MPI_Request *request, int wait); // chapter 10
+#endif
 
 // Workers (chapter 10) take a GPU each of those that their machine has.
 static const char *open_device_gpu(int f32) {
@@ -1833,6 +1838,8 @@ static const char *open_device_gpu(int f32) {
 #endif
     snprintf(name, sizeof name, "%s", gpu_open(device, &has_bf16));
 #ifdef USE_NCCL
+    MPI_Request all; // whoever has no GPU says so now: NCCL would wait for it
+    MPI_Ibarrier(MPI_COMM_WORLD, &all), arrived(&all, 1);
     char ticket[GPU_TICKET];
     int rank, ranks;
     MPI_Comm_rank(MPI_COMM_WORLD, &rank), MPI_Comm_size(MPI_COMM_WORLD, &ranks);
@@ -1860,14 +1867,14 @@ static void gpt2_allocate_gpu(GPT2 *m, GPT2Config config) {
 }
 
 static void gpt2_allocate_activations_gpu(GPT2 *m, int B, int T, int training) {
-    m->max_rows = B * T, m->logit_rows = 1;
+    m->max_rows = B * T;
     m->logits = allocate_floats(m->config.vocab_size);
     if (training) m->grads_memory = allocate_floats_gpu(m->num_parameters);
     m->gpu = gpu_create(m->config, B, T, training, gpu_bf16);
     allocated_bytes = gpu_bytes();
 }
 
-static UNUSED void gpt2_free_gpu(GPT2 *m) {
+static void gpt2_free_gpu(GPT2 *m) {
     if (m->gpu) gpu_free(m->gpu);
     gpu_unshare(m->params_memory, m->num_parameters), gpu_unshare(m->grads_memory, m->num_parameters);
     free(m->logits);

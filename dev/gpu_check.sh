@@ -76,6 +76,10 @@ done
 $gpu "${options[@]}" --out "$work/again" >/dev/null 2>&1
 cmp -s "$work/gpu/model.bin" "$work/again/model.bin" && say "twice      the same bits" || fail "the same run twice gives other bits"
 
+# ---- files, resume, teachers, proxies and errors, beside the CPU's trainer
+bash test/test_gpt2_cuda.sh $gpu $cpu >"$report/trainer.txt" 2>&1 || fail "test_gpt2_cuda.sh; see trainer.txt"
+say "trainer    $(tail -n 1 "$report/trainer.txt")"
+
 # ---- all GPUs: the losses of one
 if [ "$several" ]; then
     FULL=1 mpirun -n "$gpus" $golden_test >"$report/golden_all.txt" 2>&1 || fail "test_gpt2_cuda_gpu on $gpus GPUs; see golden_all.txt"

@@ -396,7 +396,7 @@ static inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint3
 }
 
 // -----------------------------------------------------------------------------------------------------------
-// The runtime: memory is the CPU's, and a call has happened when it returns
+// The runtime: memory is the CPU's; what is asynchronous is queued, all else waits for the queue
 
 typedef int cudaError_t, cudaStream_t;
 typedef long *cudaEvent_t; // how much had been asked for when it was recorded
@@ -447,7 +447,9 @@ static inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
 static inline cudaError_t cudaDeviceSynchronize() { return cuda_on_cpu_drains++, cpu_drain(), cudaSuccess; }
 static inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 static inline const char *cudaGetErrorString(cudaError_t) { return "an error"; }
-static inline cudaError_t cudaGetDeviceCount(int *n) { return *n = 8, cudaSuccess; }
+static inline cudaError_t cudaGetDeviceCount(int *n) { // $CUDA_ON_CPU_GPUS
+    return *n = getenv("CUDA_ON_CPU_GPUS") ? atoi(getenv("CUDA_ON_CPU_GPUS")) : 8, cudaSuccess;
+}
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     return strcpy(p->name, "a CPU that plays a GPU"), cudaSuccess;

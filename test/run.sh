@@ -4,7 +4,7 @@
 #   GPT2_MERGES=FILE   GPT-2's vocab.bpe (dev/data/gpt2.sh fetches it): without it, its checks are skipped
 #   GOLDEN=DIR         more golden files of the formats in test/golden
 #   TEXT=FILE          tinyshakespeare.txt, for the loss that PyTorch reaches on it (with FULL=1)
-#   FULL=1             longer: thousands of damaged files, more kills
+#   FULL=1             longer: the trainer's programs under sanitizers, thousands of damaged files, more kills
 #   JOBS=2             tests at a time
 set -u
 export LC_ALL=C # numbers have points, for awk, sort and printf
@@ -90,7 +90,7 @@ fi
 
 # ---- programs as a user runs them; the longest come first
 KILLS=$kills run "training" bash test/test_train.sh
-KILLS=2 variant "training, ASan and UBSan" "$CC $sanitize" train_gpt2.c bash test/test_train.sh
+[ ! "$full" ] || KILLS=2 variant "training, ASan and UBSan" "$CC $sanitize" train_gpt2.c bash test/test_train.sh
 run "decode_ppd" bash test/test_decode.sh
 if command -v mpicc >/dev/null && command -v mpirun >/dev/null; then
     if make -s train_gpt2_mpi dev/federated_mpi >$made 2>&1; then run "workers" bash test/test_workers.sh
@@ -184,8 +184,10 @@ compiles() {
     done
     echo "$good passed, $bad failed"
 }
-if command -v $other >/dev/null; then run "programs, $other" compiles "$other -march=native"
-else skip "programs, $other" "$other is not installed"; fi
+if [ "$full" ]; then
+    if command -v $other >/dev/null; then run "programs, $other" compiles "$other -march=native"
+    else skip "programs, $other" "$other is not installed"; fi
+fi
 for machine in ${full:+haswell alderlake skylake-avx512 x86-64}; do
     if $CC -march=$machine -E -x c /dev/null >/dev/null 2>&1; then run "programs for $machine" compiles "$CC -march=$machine"
     else skip "programs for $machine" "$CC does not compile for it"; fi
@@ -200,6 +202,7 @@ fi
 run "optimizers" test/test_optim
 [ ${#more_trajectories[@]} -gt 0 ] && run "optimizers, more golden files" test/test_optim "${more_trajectories[@]}"
 variant "optimizers, ASan and UBSan" "$CC $sanitize -fopenmp" test/test_optim.c
+variant "optimizers, small chunks" "$CC $plain -O2 -fopenmp -DOPTIM_CHUNK=4 -DOPTIM_BLOCK=3" test/test_optim.c
 if command -v $other >/dev/null; then variant "optimizers, $other" "$other $plain -O2" test/test_optim.c
 else skip "optimizers, $other" "$other is not installed"; fi
 user() { variant "optim.h alone, $1" "$2" test/optim_user.c bash -c '"$1" && echo "1 passed, 0 failed"' _; }

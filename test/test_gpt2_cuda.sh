@@ -132,6 +132,11 @@ if [ "$nccl" ] && command -v mpirun >/dev/null; then
     refused() { on 2 "$nccl" $shared "${@:2}" 2>&1 | grep -q "^error: .*$1"; } # mpirun has more to say
     ok "processes that are not told how to share" refused "need --workers"
     ok "compression" refused "for CPUs" --workers diloco --compression int8
+    if ! ldd "$gpu" | grep -q cublas; then
+        began=$(date +%s)
+        CUDA_ON_CPU_GPUS=1 ok "more processes than GPUs" refused "no GPU number 1" --workers data
+        ok "is said at once" [ $(($(date +%s) - began)) -lt 8 ]
+    fi
 fi
 
 "$gpu" --help >help.txt

@@ -452,8 +452,8 @@ static void golden_test(const char *path, int listed) {
 // References in double precision, from the papers' equations, on a small problem of three tensors
 
 enum { N = 46, STEPS = 60 };
-static const OptimSegment reference_segments[3] = {        // a tall matrix, a wide one, a vector
-    { 0, 24, 6, 4, 1 }, { 24, 15, 3, 5, 1 }, { 39, 7, 0, 0, 0 },
+static const OptimSegment reference_segments[3] = {        // a tall matrix, a wide one, an embedding
+    { 0, 24, 6, 4, 1 }, { 24, 15, 3, 5, 1 }, { 39, 7, 0, 0, 1 },
 };
 
 typedef struct { double x[N], eval[N], m[N], v[N], z[N], x0[N], s[N], r2[N], outer[N], x_outer[N]; } Arrays;
@@ -517,7 +517,7 @@ static void rule_muon(Reference *r, const Optimizer *o, const double *g, long t)
     reference_muon(r, o, g, t, u);
     for (int i = 0; i < N; i++) {
         const double rate = is_matrix(i) ? o->h.muon_lr : o->h.lr;
-        r->a.x[i] = (1 - rate * (is_matrix(i) ? o->h.weight_decay : 0)) * r->a.x[i] - rate * u[i];
+        r->a.x[i] = (1 - rate * o->h.weight_decay) * r->a.x[i] - rate * u[i];
         r->a.eval[i] = r->a.x[i];
     }
 }
@@ -527,8 +527,7 @@ static void rule_gpa(Reference *r, const Optimizer *o, const double *g, long t) 
     const int sgd = o->row->base == OPTIM_SGD;
     if (!sgd) reference_muon(r, o, g, t, u);
     for (int i = 0; i < N; i++) {
-        const double rate = is_matrix(i) && !sgd ? o->h.muon_lr : o->h.lr;
-        const double wd = is_matrix(i) ? o->h.weight_decay : 0;
+        const double rate = is_matrix(i) && !sgd ? o->h.muon_lr : o->h.lr, wd = o->h.weight_decay;
         if (sgd) u[i] = r->a.m[i] = t ? o->h.momentum * r->a.m[i] + (1 - o->h.dampening) * g[i] : g[i];
         r->a.z[i] = (1 - rate * wd) * r->a.z[i] - rate * u[i];
         r->a.eval[i] = o->h.mu_x * r->a.eval[i] + (1 - o->h.mu_x) * r->a.z[i];
@@ -552,7 +551,7 @@ static void rule_diloco_muon(Reference *r, const Optimizer *o, const double *g, 
 static void rule_diloco_sgd(Reference *r, const Optimizer *o, const double *g, long t) {
     for (int i = 0; i < N; i++) {
         r->a.m[i] = t ? o->h.momentum * r->a.m[i] + (1 - o->h.dampening) * g[i] : g[i];
-        r->a.x[i] = (1 - o->h.lr * (is_matrix(i) ? o->h.weight_decay : 0)) * r->a.x[i] - o->h.lr * r->a.m[i];
+        r->a.x[i] = (1 - o->h.lr * o->h.weight_decay) * r->a.x[i] - o->h.lr * r->a.m[i];
     }
     reference_outer(r, o, t);
 }
@@ -579,7 +578,7 @@ static void rule_iam_muon(Reference *r, const Optimizer *o, const double *g, lon
     const double step = gd > 0 ? fmax(numerator, 0) / gd : 0, l = o->h.lambda;
     const double capped = o->h.lr_cap > 0 ? fmin(step, o->h.lr_cap) : step;
     for (int i = 0; i < N; i++) {
-        a->z[i] -= capped * (d[i] + (is_matrix(i) ? o->h.weight_decay : 0) * a->x[i]);
+        a->z[i] -= capped * (d[i] + o->h.weight_decay * a->x[i]);
         a->eval[i] = a->x[i] = l / (1 + l) * a->x[i] + 1 / (1 + l) * a->z[i];
     }
 }
@@ -597,18 +596,20 @@ static void rule_iam(Reference *r, const Optimizer *o, const double *g, long t) 
     }
     const double step = fmin(gd > 0 ? fmax(numerator, 0) / gd : 0, o->h.lr_cap);
     for (int i = 0; i < N; i++) {
-        a->z[i] -= step * (d[i] + (is_matrix(i) ? o->h.weight_decay : 0) * a->x[i]);
+        a->z[i] -= step * (d[i] + o->h.weight_decay * a->x[i]);
         a->eval[i] = a->x[i] = l / (1 + l) * a->x[i] + 1 / (1 + l) * a->z[i];
     }
 }
 
 static void rule_schedule_free(Reference *r, const Optimizer *o, const double *g, long t) {
-    Arrays *a = &r->a;                                     // x is eval, y is x
-    const double weight = pow(t + 1, o->h.r), c = weight / (r->grad_sum += weight);
+    Arrays *a = &r->a;                                     // x is eval, y is x; distance: the largest rate
+    r->distance = fmax(r->distance, o->h.lr);
+    const double weight = pow(t + 1, o->h.r) * r->distance * r->distance;
+    const double c = weight / (r->grad_sum += weight);
     for (int i = 0; i < N; i++) {
         a->v[i] = o->h.beta2 * a->v[i] + (1 - o->h.beta2) * g[i] * g[i];
         const double u = g[i] / (sqrt(a->v[i] / (1 - pow(o->h.beta2, t + 1))) + o->h.eps);
-        a->z[i] -= o->h.lr * (u + (is_matrix(i) ? o->h.weight_decay : 0) * a->x[i]);
+        a->z[i] -= o->h.lr * (u + o->h.weight_decay * a->x[i]);
         a->eval[i] = (1 - c) * a->eval[i] + c * a->z[i];
         a->x[i] = o->h.beta1 * a->eval[i] + (1 - o->h.beta1) * a->z[i];
     }
@@ -631,8 +632,7 @@ static void rule_prodigy(Reference *r, const Optimizer *o, const double *g, long
     for (int i = 0; i < N; i++) {
         a->m[i] = h->beta1 * a->m[i] + d * (1 - h->beta1) * g[i];
         a->v[i] = h->beta2 * a->v[i] + d * d * (1 - h->beta2) * g[i] * g[i];
-        a->x[i] = (1 - dlr * (is_matrix(i) ? h->weight_decay : 0)) * a->x[i] -
-                  dlr * a->m[i] / (sqrt(a->v[i]) + r->d * h->eps);
+        a->x[i] = (1 - dlr * h->weight_decay) * a->x[i] - dlr * a->m[i] / (sqrt(a->v[i]) + r->d * h->eps);
         a->eval[i] = a->x[i];
     }
 }
@@ -728,6 +728,7 @@ static void reference_test(const char *what, const char *name, const char *base,
     for (long t = 0; t < STEPS && ok; t++) {
         double loss = 0, star = 0, largest = 0, off = 0;
         const float scale = t % 2 ? 0.5f : 0.125f;
+        const double factor = t % 3 ? 0.5 : 0.25;          // the schedule's
         r.gap = 0;
         for (int i = 0; i < N; i++) {
             const double d = x[i] - c[i] - s[t][i], e = r.a.x[i] - c[i] - s[t][i];
@@ -737,9 +738,9 @@ static void reference_test(const char *what, const char *name, const char *base,
             star += 0.5 * h[i] * s[t][i] * s[t][i];
             r.gap += 0.5 * h[i] * (e * e - s[t][i] * s[t][i]);
         }
-        Optimizer scheduled = o;                           // at half of its rates
-        scheduled.h.lr /= 2, scheduled.h.muon_lr /= 2, scheduled.h.lr_cap /= 2;
-        optim_step(&o, grad, scale, 0.5, loss, star);
+        Optimizer scheduled = o;
+        scheduled.h.lr *= factor, scheduled.h.muon_lr *= factor, scheduled.h.lr_cap *= factor;
+        optim_step(&o, grad, scale, factor, loss, star);
         rule(&r, &scheduled, g, t);
         optim_eval_params(&o, out);
         for (int i = 0; i < N; i++) {
@@ -966,6 +967,36 @@ static void long_average(void) {
     check(ok && fabs((x - 1) / (average - 1) - 1) < 0.05, "an average moves after 10^6 steps", (x - 1) / (average - 1));
 }
 
+// Gradients that are zero move nothing and spoil nothing; nor does a rate of zero, with what the steps before
+// have left; a loss that is not a number is not hidden.
+static void zero_tests(void) {
+    for (int j = 0; j < OPTIM_COUNT(optim_rows); j++) {
+        Optimizer o;
+        char what[64];
+        float x[2] = { 1, -2 }, g[2] = { 0, 0 };
+        optim_choose(&o, &optim_rows[j]);
+        optim_set(&o, "weight-decay", 0);
+        int ok = !optim_start(&o, x, 2, NULL, 0);
+        for (int t = 0; t < 3 && ok; t++) optim_step(&o, g, 1, 1, 1, 0);
+        ok &= x[0] == 1 && x[1] == -2;
+        for (int t = 0; t < 3 && ok; t++) g[0] = x[0], g[1] = x[1], optim_step(&o, g, 1, 1, 1, 0);
+        ok &= isfinite(x[0]) && isfinite(x[1]) && isfinite(o.s.d) && (x[0] != 1 || x[1] != -2);
+        const float before[2] = { x[0], x[1] };
+        const char *name = o.row->name, *averages = "gpa schedule-free schedule-free-sgd diloco ";
+        if (!isnan(optim_get(&o, "lr")) && !optim_word(averages, name)) {
+            optim_step(&o, g, 1, 0, 1, 0);
+            ok &= x[0] == before[0] && x[1] == before[1] && optim_rate(&o, 0) == 0;
+        }
+        if (optim_is_polyak(&o)) {
+            optim_step(&o, g, 1, 1, 1, NAN);
+            ok &= isnan(x[0]) && isnan(x[1]);
+        }
+        snprintf(what, sizeof(what), "zero gradients and rates, %s %s", name, optim_base_names[o.row->base]);
+        check(ok, what, x[0]);
+        optim_free(&o);
+    }
+}
+
 static void interface_tests(void) {
     Optimizer o;
     void *ptr;
@@ -1017,6 +1048,18 @@ static void interface_tests(void) {
     ok = !optim_init(&o, "adproxgd") && !optim_start(&o, y, 2, NULL, 0);
     optim_step(&o, one, 1, 1, 0, 0);
     check(ok && isnan(y[0]) && y[1] > 2, "a gradient that is not a number is not hidden by a prox", 0);
+    optim_free(&o);
+    const OptimSegment overlap[2] = { { 0, 2, 0, 0, 0 }, { 1, 1, 0, 0, 0 } }, beyond = { 1, 2, 0, 0, 0 };
+    const OptimSegment part = { 0, 2, 2, 2, 0 }, matrix = { 0, 2, 1, 2, 0 };
+    ok = !optim_init(&o, "muon") && optim_start(&o, y, 2, overlap, 2) && optim_start(&o, y, 2, &beyond, 1);
+    ok &= optim_start(&o, y, 2, &part, 1) && !optim_start(&o, y, 2, &matrix, 1);
+    check(ok, "segments that do not fit", 0);
+    optim_free(&o);
+    ok = !optim_init(&o, "gpa") && !optim_set(&o, "mu-y", 0.9) && !optim_start(&o, y, 2, NULL, 0);
+    ok &= optim_set(&o, "mu-y", 0.7) == -2 && !optim_set(&o, "mu-x", 0.9) && !optim_set(&o, "beta1", 0.7);
+    optim_free(&o);
+    ok &= !optim_init(&o, "schedule-free") && !optim_start(&o, y, 2, NULL, 0) && optim_set(&o, "beta1", 0.8) == -2;
+    check(ok, "what x is made of is set before the start", 0);
     optim_free(&o);
     FILE *f = fopen("/dev/null", "w");
     for (int j = 0; j < OPTIM_COUNT(optim_rows) && f; j++) optim_print_help(f, optim_rows[j].name);
@@ -1139,6 +1182,7 @@ int main(int argc, char **argv) {
         cap_test("iam-adam", NULL);
         cap_test("iam", "muon");
         long_average();
+        zero_tests();
         interface_tests();
         schedule_tests();
         proxy_test();
