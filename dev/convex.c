@@ -434,7 +434,11 @@ static double run(const Setting *s, const Method *m, double lr, FILE *csv) {
             if (m->name) optim_eval_params(&o, out); else memcpy(out, x, cols * sizeof(float));
             for (long j = 0; j < cols; j++) w[j] = out[j];
             gap = objective(s->p, w) - s->f_star;
-            if (!(gap < 10 * fabs(start) + 1e3)) { gap = INFINITY; break; }
+            if (!(gap < 10 * fabs(start) + 1e3)) { // diverged: a last row says so, as 1e300
+                gap = INFINITY;
+                if (csv) fprintf(csv, "%s,,%.10g,1e300%s\n", m->label, spent, s->curvature ? "," : "");
+                break;
+            }
             known = gap > KNOWN ? 1 : fmin(known, spent / s->budget);
         }
         for (long b = 0; b < batch && s->batch; b++) draw[b] = (int)(uniform() * rows);
@@ -548,6 +552,7 @@ int main(int argc, char **argv) {
     if (s.batch > p.data.rows) die("more rows than there are", "--batch", 2);
     s.steps = (long)((double)s.budget * p.data.rows / (s.batch ? s.batch : p.data.rows));
     s.norms = (double *)grow(NULL, s.steps, sizeof(double));
+    memset(s.norms, 0, s.steps * sizeof(double));
     s.refined = (double *)grow(NULL, s.steps, sizeof(double));
     struct stat from, to;
     int there = path && !stat(path, &to);
@@ -572,15 +577,18 @@ int main(int argc, char **argv) {
         const Method *m = &methods[j];
         if (!applies(&s, m, only)) continue;
         if (m->schedule && !strcmp(m->schedule, "refined")) {
-            run(&s, &methods[0], tuned_rate(&s, &methods[0]), NULL);
-            if (optim_refined(s.norms, s.steps, "l2", 0.1, s.refined)) {
+            Setting other = s;
+            other.seed += 1000000007; // on the rows that rates are tuned on
+            const double end = run(&other, &methods[0], tuned_rate(&s, &methods[0]), NULL);
+            if (end == INFINITY || optim_refined(s.norms, s.steps, "l2", 0.1, s.refined)) {
                 fprintf(stderr, "%-18s not refined: needs two steps, and gradients above 0\n", m->label);
                 continue;
             }
         }
         const double lr = is(m, 't') ? tuned_rate(&s, m) : NAN, last = run(&s, m, lr, csv);
         fprintf(stderr, "%-18s %.3e", m->label, fmax(last, KNOWN));
-        if (is(m, 't')) fprintf(stderr, "  lr %g of 2^-14..2^10", lr);
+        if (is(m, 't')) fprintf(stderr, "  lr %g of 2^-14..2^10%s", lr,
+                                lr < exp2(-13) || lr > exp2(9) ? ", whose end is near: scale the columns" : "");
         fprintf(stderr, "\n");
     }
     if (fflush(csv) || ferror(csv) || (path && fclose(csv)) || (replace && rename(unfinished, path)))

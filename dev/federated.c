@@ -16,8 +16,9 @@ moved, and a robust mean of gradients that attackers have mixed with theirs errs
 ones differ, which goes to zero. So FFGG comes to the exact solution, at a constant rate, as long as the
 honest gradients on the way there agree well enough for the share of attackers; with --async, for their share
 in each step's answers, which is now and then above that in all clients. Where no w suits everybody,
-synchronous FFGG without attackers still does; stale gradients and attackers leave an error in proportion to
-how much the clients' gradients differ at the solution (--misfit makes such a problem). On text, batches are
+synchronous FFGG without attackers still does; attackers, and clients that answer at different rates, leave
+an error in proportion to how much the clients' gradients differ at the solution (--misfit makes such a
+problem); staleness alone leaves one that a smaller rate makes smaller. On text, batches are
 noisy and nothing is exact. There --mean-gradient (ours, beyond the paper) takes noise away for nothing: the
 backward pass of a local step has a gradient of w, too, and the client sends the mean of all K + 1. At the
 solution b_m stands still and they are the same, so what is exact stays so.
@@ -38,9 +39,10 @@ the end.
    8  the server
    9  clients from a text; the command line
 
-All clients weigh the same. Every number drawn depends on --seed only, and sums are taken in the clients'
-order, so a run's numbers depend neither on threads nor on ranks (with --clock real they depend on who comes
-first). */
+In a full round all clients weigh the same; with --async or --deadline each weighs as often as it answers, so
+that where no w suits all, w suits the quick ones. Every number drawn depends on --seed only, and sums are
+taken in the clients' order, so a run's numbers depend neither on threads nor on ranks (with --clock real they
+depend on who comes first). */
 #define TRAIN_GPT2_NO_MAIN
 #include "../train_gpt2.c"
 #ifdef FEDERATED_MPI
@@ -731,13 +733,14 @@ static void geometric_median(float *v, float *const *g, int n, size_t d) {
 // Centred clipping (Karimireddy, He and Jaggi 2021): v, which comes in as the last aggregate, moves by the
 // mean of the messages' differences from it, each cut to a radius. That is the lower quartile of their
 // lengths: a fixed one would let the attackers push as hard near the solution as far from it, this one
-// shrinks with the honest messages.
-static void centred_clipping(float *v, float *const *g, int n, size_t d) {
+// shrinks with the honest messages. But `cut` messages, the attackers', may be v itself, and would make it 0:
+// then it is the next longer one.
+static void centred_clipping(float *v, float *const *g, int n, size_t d, int cut) {
     double distance[n], sorted[n];
     for (int iteration = 0; iteration < 10; iteration++) {
         distances(distance, sorted, g, n, d, v);
-        for (int m = 0; m < n; m++)
-            distance[m] = (distance[m] > sorted[n / 4] ? sorted[n / 4] / distance[m] : 1) / n;
+        double radius = sorted[MAX(n / 4, cut)];
+        for (int m = 0; m < n; m++) distance[m] = (distance[m] > radius ? radius / distance[m] : 1) / n;
         move_towards(v, g, n, d, distance);
     }
 }
@@ -760,14 +763,13 @@ static int bucketing(float *buckets, float **g, int n, size_t d, int size, uint6
     return count;
 }
 
-// out (d) = the aggregate of g (n,d). trim: the share that TRIMMED cuts at either end, rounded up. CLIPPING
-// begins at out.
+// out (d) = the aggregate of g (n,d). trim: the share of attackers, which TRIMMED cuts off at either end,
+// rounded up. CLIPPING begins at out.
 static void aggregate(float *out, float **g, int n, size_t d, Aggregator kind, double trim) {
-    int half = (n - 1) / 2, cut = kind == MEDIAN ? half : 0;
-    if (kind == TRIMMED) cut = MIN((int)ceil(trim * n - 1e-9), half);
+    int half = (n - 1) / 2, cut = MIN((int)ceil(trim * n - 1e-9), half);
     if (kind == GEOMETRIC_MEDIAN) geometric_median(out, g, n, d);
-    else if (kind == CLIPPING) centred_clipping(out, g, n, d);
-    else trimmed_mean(out, g, n, d, cut);
+    else if (kind == CLIPPING) centred_clipping(out, g, n, d, cut);
+    else trimmed_mean(out, g, n, d, kind == TRIMMED ? cut : kind == MEDIAN ? half : 0);
 }
 
 // ===========================================================================================================
@@ -838,8 +840,8 @@ static void wait_for_answers(Federation *f) {
 }
 
 // One step with the answers that are there and can be used: of the right length, and finite. An asynchronous
-// step is shorter, so that an answer weighs 1/M as in a full round. FedAvg's has no schedule: how far the
-// clients moved has theirs in it.
+// step is shorter, so that with SGD an answer weighs 1/M as in a full round. FedAvg's has no schedule: how
+// far the clients moved has theirs in it.
 static void server_step(Federation *f) {
     const FedOptions *o = &f->options;
     size_t d = o->method == LOCAL ? 0 : f->layout.num_shared;
@@ -860,7 +862,9 @@ static void server_step(Federation *f) {
         f->used++, f->stale_sum += stale, f->stale_max = MAX(f->stale_max, stale);
         g[n++] = reply->payload;
     }
-    if (!f->used && spent(f) >= 10L * f->num_clients) die("no client has sent anything usable in ten rounds");
+    long rounds = MIN(10L, o->rounds);
+    if (!f->used && spent(f) >= rounds * f->num_clients)
+        die("no client has sent anything usable in %ld rounds", rounds);
     if (n && d) {
         if (o->async) rate *= (double)n / f->num_clients;
         if (o->bucket > 1)
@@ -1148,6 +1152,7 @@ static void prepare_federation(Federation *f) {
     int M = f->num_clients, attackers = (int)(o->attackers * M + 0.5);
     make_private(l, o->patterns);
     if (attackers == M) die("all of %d clients would be attackers", M);
+    if (o->async > M) die("--async %d: there are only %d clients", o->async, M);
     if (o->attackers > 0 && !attackers) die("--attackers %g of %d clients is none", o->attackers, M);
     if (mpi_size > 1 && l->num_shared > (INT_MAX - sizeof(Message)) / sizeof(float))
         die("the shared tensors do not fit a message of MPI's");
@@ -1260,12 +1265,12 @@ static void fed_help(UNUSED const char *of) {
 
 // Chooses an optimizer, unless one is named the usual one, and sets what of the remaining options begins with
 // the prefix, as --server-lr does with server-. The rate is the usual one's: another has its own. SGD has no
-// momentum unless that is asked for.
-static void set_hyper(Optimizer *o, const char **name, const char *usual, double rate, const char *prefix,
-                      const Options *rest) {
+// momentum unless that is asked for. GPA averages over a part of so many updates.
+static void set_hyper(Optimizer *o, const char **name, const char *usual, double rate, double updates,
+                      const char *prefix, const Options *rest) {
     if (!**name) *name = usual;
     const char *optimizer = *name;
-    if (optim_init(o, optimizer)) die_usage("no optimizer is called '%s'; see train_gpt2 --help", optimizer);
+    choose_optimizer(o, optimizer, "", updates);
     if (optim_is_polyak(o)) die_usage("%s needs a teacher, which nobody has here", optimizer);
     if (!strcmp(optimizer, usual)) optim_set(o, "lr", rate);
     if (!strcmp(optimizer, "sgd")) optim_set(o, "momentum", 0), optim_set(o, "dampening", 0);
@@ -1309,7 +1314,9 @@ static FedOptions fed_options(int argc, char **argv) {
         {"trim", o.aggregator != TRIMMED, "goes with --aggregate trimmed"},
         {"finetune-lr", !o.finetune, "goes with --finetune"},
         {"mean-gradient", o.method != FFGG, "is for --method ffgg"},
-        {"aggregate", o.method == LOCAL, "does not go with --method local, whose clients send nothing"}};
+        {"aggregate", o.method == LOCAL, "does not go with --method local, whose clients send nothing"},
+        {"bucket", o.method == LOCAL, "does not go with --method local, whose clients send nothing"},
+        {"server-optimizer", o.method == LOCAL, "does not go with --method local, which has no server"}};
     const char *of_texts = "data clients min-bytes tokenizer model layers heads channels context batch";
     for (int i = 0; i < NUM_FED; i++) {
         const char *name = fed_rows[i].name;
@@ -1325,6 +1332,8 @@ static FedOptions fed_options(int argc, char **argv) {
             die_usage("--%s is no option; see --help", rest->hyper_name[i]);
     if (!o.local_steps && o.method != FFGG)
         die_usage("--local-steps 0 trains nothing with --method %s", o.method_name);
+    if (o.bucket > 1 && o.attackers * o.bucket >= 0.5)
+        die_usage("--bucket %d lets --attackers %g into half of the buckets", o.bucket, o.attackers);
     if (!o.convex && !*o.data) die_usage("give a text with --data FILE, or --convex; see --help");
     if (!strcmp(o.clock, "real") && mpi_size == 1)
         die_usage("--clock real needs MPI's ranks (make federated_mpi)");
@@ -1338,8 +1347,9 @@ static FedOptions fed_options(int argc, char **argv) {
     const char *usual = o.convex ? "sgd" : "adamw";
     double rate = o.convex ? 0.5 : 3e-3;
     int averages = o.method == FEDAVG;
-    set_hyper(&o.server, &o.server_optimizer, averages ? "sgd" : usual, averages ? 1 : rate, "server-", rest);
-    set_hyper(&o.client, &o.client_optimizer, usual, rate, "client-", rest);
+    set_hyper(&o.server, &o.server_optimizer, averages ? "sgd" : usual, averages ? 1 : rate, o.rounds,
+              "server-", rest);
+    set_hyper(&o.client, &o.client_optimizer, usual, rate, (double)o.rounds * o.local_steps, "client-", rest);
     if (o.async && isnan(optim_get(&o.server, "lr")))
         die_usage("--async weighs an answer by the server's rate, and %s has none", o.server_optimizer);
     if (averages && remembers_place(&o.client))
@@ -1349,15 +1359,31 @@ static FedOptions fed_options(int argc, char **argv) {
 }
 
 #ifndef FEDERATED_NO_MAIN
+#ifdef FEDERATED_MPI
+// A rank that ends by itself; where one dies, mpirun ends the others.
+static void leave(void) {
+    if (!exit_code) MPI_Finalize();
+}
+
+// Rank 0 reads the command line first: its errors, and --help, nobody else says again.
+static void start_ranks(int *argc, char ***argv) {
+    int provided;
+    MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided);
+    MPI_Comm_rank(MPI_COMM_WORLD, &mpi_rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &mpi_size);
+    atexit(leave);
+    for (int i = 1; i < *argc && mpi_rank; i++)
+        if (!strcmp((*argv)[i], "--help")) exit(0);
+    if (mpi_rank) MPI_Barrier(MPI_COMM_WORLD);
+}
+#endif
+
 int main(int argc, char **argv) {
     static Federation f;
     hold_standard_files();
     spin_briefly(argv);
 #ifdef FEDERATED_MPI
-    MPI_Init(&argc, &argv);
-    MPI_Comm_rank(MPI_COMM_WORLD, &mpi_rank);
-    MPI_Comm_size(MPI_COMM_WORLD, &mpi_size);
-    if (mpi_rank) MPI_Barrier(MPI_COMM_WORLD); // what rank 0 finds wrong nobody else says again
+    start_ranks(&argc, &argv);
 #endif
     f.options = fed_options(argc, argv);
     prepare_federation(&f);
@@ -1372,9 +1398,6 @@ int main(int argc, char **argv) {
         if (mpi_size > 1) mpi_stop(&f);
         check_printed();
     }
-#ifdef FEDERATED_MPI
-    MPI_Finalize();
-#endif
     return 0;
 }
 #endif

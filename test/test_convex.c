@@ -134,6 +134,48 @@ static void test_optimum(void) {
     data_free(&p.data);
 }
 
+// The largest curvature is what the gradient changes by along its eigenvector, and in no direction by more; a
+// rate is tuned when half and twice as much end higher.
+static void test_curvature_and_rate(void) {
+    Problem p = {.data = data_make(), .l2 = 0.01, .box = INFINITY};
+    const long n = p.data.cols;
+    double *w = vector(&p), *v = vector(&p), *up = vector(&p), *down = vector(&p);
+    double largest = 0, off = 0, most = 0;
+    p.residual = (double *)grow(NULL, p.data.rows, sizeof(double));
+    for (long j = 0; j < n; j++) w[j] = 0.1 * normal();
+    for (int i = 0; i < 30; i++) largest = largest_curvature(&p, w, v);
+    for (int direction = 0; direction < 11; direction++) { // the eigenvector, then others
+        for (long j = 0; j < n; j++) v[j] = direction ? normal() : v[j];
+        const double step = 1e-4 / sqrt(norm2(v, n));
+        double along = 0;
+        for (long j = 0; j < n; j++) w[j] += step * v[j];
+        loss_gradient(&p, w, NULL, 0, up);
+        for (long j = 0; j < n; j++) w[j] -= 2 * step * v[j];
+        loss_gradient(&p, w, NULL, 0, down);
+        for (long j = 0; j < n; j++) {
+            w[j] += step * v[j];
+            const double change = (up[j] - down[j]) / (2 * step);
+            along += change * v[j] / norm2(v, n);
+            if (!direction) off = fmax(off, fabs(change - largest * v[j]) / sqrt(norm2(v, n)));
+        }
+        if (direction) most = fmax(most, along);
+    }
+    check(off < 1e-4 * largest && most > 0 && most < largest,
+          "the largest curvature is %g, off by %g; another %g", largest, off, most);
+    double norms[50], residual, gap[3];
+    Setting s = {.p = &p, .x_star = w, .budget = 50, .steps = 50, .norms = norms};
+    s.first_step = first_step(&p, &s.search);
+    s.f_star = optimum(&p, s.first_step, w, &residual);
+    const double rate = tuned_rate(&s, &methods[0]);
+    for (int i = 0; i < 3; i++) gap[i] = run(&s, &methods[0], rate * exp2(i - 1), NULL);
+    check(gap[1] < gap[0] && gap[1] < gap[2], "the tuned rate is %g: %g, %g and %g at half, once and twice",
+          rate, gap[0], gap[1], gap[2]);
+    const double wild = run(&s, &methods[0], 1e6, NULL);
+    check(wild == INFINITY, "a run that diverges ends at %g", wild);
+    free(w); free(v); free(up); free(down); free(p.residual);
+    data_free(&p.data);
+}
+
 int main(int argc, char **argv) {
     int times = argc == 3 && !strcmp(argv[1], "--mutations") ? atoi(argv[2]) : 300, file = mkstemp(path);
     if (file < 0) abort();
@@ -142,6 +184,7 @@ int main(int argc, char **argv) {
     test_options();
     test_norms();
     test_optimum();
+    test_curvature_and_rate();
     put("# made for this\n+1 1:0.5 3:-2e0 1000:1\n-1 2:1 # a remark\n+1 3:4 17:0.25 18:-1\n-1 1:1 2:2 3:3\n");
     test_damaged("LIBSVM", path, load, NULL, SIZE_MAX, times);
     unlink(path);

@@ -136,6 +136,16 @@ ok "local sends nothing" awk -F, 'END { exit !($4 == 0 && $5 == 0) }' "$work/loc
 for server in muon gpa schedule-free; do
     ok "server $server" "$federated" "${text[@]}" --rounds 5 --server-optimizer $server
 done
+# learns RUN: the first loss, at the start, is half a nat above the last
+learns() { awk -F, 'NR == 2 { first = $10 } END { exit !($10 < first - 0.5) }' "$1/log.csv"; }
+for run in a books local fedavg; do ok "$run learns" learns "$work/$run"; done
+ok "a model of the trainer's" ./train_gpt2 --data "$work/play.txt" --layers 2 --heads 2 --channels 16 --context 16 \
+    --batch 4 --steps 200 --lr 1e-2 --eval-every 0 --out "$work/known"
+ok "is where all begin" "$federated" --data "$work/play.txt" --model "$work/known" --rounds 1 --out "$work/from"
+ok "and better than a new one after 40 rounds" awk -F, 'FNR == 2 { if (NR > FNR) exit !($10 < last) } { last = $10 }' \
+    "$work/a/log.csv" "$work/from/log.csv"
+ok "bytes" "$federated" "${text[@]}" --tokenizer bytes --rounds 1
+ok "are 256 tokens" grep -q ' 256 tokens$' "$work/last"
 
 # ---- MPI's ranks
 if command -v mpirun >/dev/null && [ -x "$federated_mpi" ]; then
@@ -173,6 +183,8 @@ if command -v mpirun >/dev/null && [ -x "$federated_mpi" ]; then
     mpi 2 "$federated_mpi" --data "$work/none" >/dev/null 2>"$work/err"
     ok "bad input ends all ranks" [ $? = 1 ]
     ok "with one line" [ "$(grep -c '^error: no file matches' "$work/err")" = 1 ]
+    ok "--help, said once" mpi 2 "$federated_mpi" --help
+    ok "and no more" [ "$(grep -c '^federated: ' "$work/last")" = 1 ]
     mpi 4 "$federated_mpi" --convex --max-clients 2 >/dev/null 2>"$work/err"
     ok "no more ranks than clients" grep -q '^error: .* for 2 clients and the server' "$work/err"
 else
@@ -194,6 +206,10 @@ refuses 2 "misfit is for --convex" "$federated" --data "$work/play.txt" --misfit
 refuses 2 "dowg has none" "$federated" --convex --async 1 --server-optimizer dowg
 refuses 2 "is for --method ffgg" "$federated" --convex --method fedavg --mean-gradient
 refuses 2 "local, whose clients send nothing" "$federated" --convex --method local --aggregate median
+refuses 2 "local, which has no server" "$federated" --convex --method local --server-optimizer muon
+refuses 2 "half of the buckets" "$federated" --convex --attackers 0.25 --bucket 2
+refuses 1 "only 20 clients" "$federated" --convex --async 21
+refuses 1 "usable in 5 rounds" "$federated" --convex --deadline 0.5 --rounds 5
 refuses 2 "trains nothing with --method fedavg" "$federated" --convex --method fedavg --local-steps 0
 refuses 2 "not between" "$federated" --convex --attackers 2
 refuses 2 "no optimizer" "$federated" --convex --server-optimizer newton

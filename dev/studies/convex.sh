@@ -110,7 +110,7 @@ ends() {
 edge() { A=$1 of smooth 'for (s = 1; s <= n; s++) printf("%s%.5f", (s > 1 ? ", " : ""), median(set[s], ENVIRON["A"]))'; }
 # all "a, b, c" CONDITION: yes where it holds for every v
 all() { echo "$1" | awk -F', ' '{ for (i = 1; i <= NF; i++) { split($i, side, " against "); v = $i == "never" ? 1e9 : side[1] + 0; w = side[2] + 0; if (!('"$2"')) bad = 1 } print (bad ? "no" : "yes") }'; }
-# judged WHAT PAPER "a, b, c" CONDITION: a claim's row, with rounded numbers
+# judged WHAT PAPER "a, b, c" CONDITION: a claim's row, its numbers cut to two or three digits
 judged() { claim "$1" "$2" "$(sed -E 's/([0-9]\.[0-9])[0-9]*e/\1e/g; s/(\.[0-9][0-9])[0-9]{3}/\1/g' <<<"$3")" "$(all "$3" "$4")"; }
 
 where="made, letters, separable"

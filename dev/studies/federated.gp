@@ -36,7 +36,7 @@ clients(m) = \
     sprintf("< awk -F, '/^text,speakers,%s,best,mean,/ && $6 != \"\"' \"%s\" | sort -t, -k11,11gr", m, csv)
 plot for [i=1:5] clients(method(i)) using 0:11 with linespoints lw 2 ps 0.6 title method(i)
 
-set title 'speakers: FFGG with sign-flipping attackers'
+set title 'speakers: FFGG with sign-flipping attackers, mean over the honest clients'
 set xlabel 'attackers, %'
 aggregators = 'mean median trimmed geometric-median clipping'
 attacked(a) = sprintf("< awk -F, '/^attack,speakers,%s,sign-flip 0[.24]*,/ { split($4, s, \" \"); \

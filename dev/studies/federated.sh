@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Partially personalized federated learning (FFGG, arXiv 2305.18285; dev/federated.c) against training alone,
-# FedAvg and FedAvg with fine-tuning, on the same clients, with as many gradients of each client:
+# FedAvg and FedAvg with fine-tuning, on the same clients, with as many gradients of each client (those of the
+# fine-tuning come on top):
 #   exact     a convex problem whose solution is known, for which it is overpersonalized; and one for which it
-#             is not
+#             is not (with as many local steps; FFGG takes one gradient more)
 #   text      20 speakers of a play; 10 speakers and 10 books at most: each client's validation loss, rounds and
 #             bytes to a loss
-#   attack    0, 20 and 40% attackers of each kind, every aggregator
+#   attack    0, 20 and 40% attackers of each kind (on text, unless FULL=1, of two kinds), every aggregator
 #   delay     answers up to 20 rounds late, synchronous and asynchronous
 # On text the optimizer, FFGG's server's and the others' clients', is Muon, but for the parts attack and delay: with
 # AdamW all methods end 0.1 or more higher. Its rate and momentum are the best of four or five pairs for each method, on
@@ -351,7 +352,7 @@ all)" yes '
     reach("delay,convex,synchronous,misfit 0 delay 20", 1e-8)
     printf("%.1e; %.0f against %.0f", final(late), t, reached_time)
     say(ok && t < reached_time)'
-claimed "Where no w suits all (misfit 1), synchronous FFGG is exact, delays and attackers leave an error \
+claimed "Where no w suits all (misfit 1), synchronous FFGG is exact, unequal delays and attackers leave an error \
 (losses: FFGG; delays; 20% sign-flip, median)" yes '
     f = final("exact,convex,FFGG,misfit 1 steps 1")
     d = final("delay,convex,asynchronous,misfit 1 delay 20")
