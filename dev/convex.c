@@ -587,8 +587,8 @@ int main(int argc, char **argv) {
         }
         const double lr = is(m, 't') ? tuned_rate(&s, m) : NAN, last = run(&s, m, lr, csv);
         fprintf(stderr, "%-18s %.3e", m->label, fmax(last, KNOWN));
-        if (is(m, 't')) fprintf(stderr, "  lr %g of 2^-14..2^10%s", lr,
-                                lr < exp2(-13) || lr > exp2(9) ? ", whose end is near: scale the columns" : "");
+        const char *end = lr < exp2(-13) || lr > exp2(9) ? ", whose end is near: scale the columns" : "";
+        if (is(m, 't')) fprintf(stderr, "  lr %g of 2^-14..2^10%s", lr, end);
         fprintf(stderr, "\n");
     }
     if (fflush(csv) || ferror(csv) || (path && fclose(csv)) || (replace && rename(unfinished, path)))

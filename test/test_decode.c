@@ -699,6 +699,34 @@ static void test_proposals(void) {
     check(own->proposed[0] > 5 && own->accepted[0] <= right, "of %.1f proposals %.1f were right, not %.1f or fewer",
           own->proposed[0], own->accepted[0], right);
     check(draft.generator.base > 0, "the draft's text has not slid: the test says nothing");
+    // what the draft proposes is what it would write behind the text, whatever it proposed before
+    GPT2Config wide = g;
+    wide.max_seq_len = 200;
+    GPT2 longer = random_model(wide, 3, 4), also = random_model(wide, 3, 9);
+    Engine f = {0}, sketch = {0}, anew = {0}, exact = {0};
+    engine_start(&f, &longer, WEIGHTS_F32), engine_start(&sketch, &also, WEIGHTS_F32);
+    engine_start(&anew, &also, WEIGHTS_F32), engine_start(&exact, &longer, WEIGHTS_F32);
+    f.prompts = e.prompts;
+    engine_guess(&f);
+    memcpy(f.generator.templates, e.generator.templates, 2 * sizeof(Template));
+    f.generator.draft = &sketch.generator, f.generator.latency = &latency;
+    generate(&exact.generator, begin, 30, 200), generator_text(&f.generator, begin, 30);
+    int strange = 0, tried = 0;
+    while (f.generator.length < 150) {
+        int before = f.generator.length, n;
+        long passes = sketch.generator.passes;
+        f.generator.guess[0][0] = exact.generator.text[before];
+        generator_step(&f.generator, 4);
+        if (sketch.generator.passes == passes) continue;
+        n = sketch.generator.length - before;
+        generate(&anew.generator, f.generator.text, before, before + n);
+        strange += memcmp(anew.generator.text + before, sketch.generator.text + before, n * sizeof *begin) != 0;
+        tried += n > 1;
+    }
+    check(!strange && tried > 2, "%d proposals are not the draft's, of %d", strange, tried);
+    f.prompts.params = NULL;
+    engine_stop(&f), engine_stop(&sketch), engine_stop(&anew), engine_stop(&exact);
+    gpt2_free(&longer), gpt2_free(&also);
     generator_text(own, begin + 3, 20);
     check(draft.generator.base == 0 && draft.generator.length == 20 &&
               !memcmp(draft.generator.text, begin + 3, 20 * sizeof *begin), "the draft goes on with the text before");
@@ -780,6 +808,15 @@ static void test_plan(void) {
               "%d proposals that are %s", n, right ? "right" : "wrong");
     }
 
+    Generator draft = {0}; // one that takes a thousand passes' time proposes nothing
+    g.draft = &draft, g.proposed[0] = g.accepted[0] = 1e6;
+    for (int slow = 0; slow < 2; slow++) {
+        g.draft_cost = 1e3 * slow;
+        int n = plan_proposals(&g, 0, 1, 10, &shape);
+        check(n == (slow ? 0 : 10), "%d proposals of a draft", n);
+    }
+    g.draft = NULL;
+
     search_trees(&model, 1, g.templates); // roots alone: no prompts, so none behind a proposal either
     g.proposed[4] = 2, g.accepted[4] = 1;
     check(plan_proposals(&g, 4, 1, 10, &shape) > 0 && proposals_chain(&g) == 0, "%d prompts where none pay",
@@ -829,7 +866,7 @@ static void test_gradients(void) {
                                  .copies = mode == 1 ? 2 : 1,
                                  .depth = mode == 1 || mode == 3 ? 2 : 1, // of 2 layers
                                  .channels = 12},
-                           .cuts = 3,
+                           .cuts = mode == 2 ? 6 : 3,
                            .B = B,
                            .T = T,
                            .joint = mode == 3,
@@ -918,46 +955,89 @@ static PromptRun trained(const GPT2Config g, const Dataset *data, const int *sto
 
 // What prompts and heads guess in decoding is what they were trained to guess: the same logits.
 static void test_guesses(void) {
-    enum { T = 14, V = 23, CUT = 5 };
+    enum { T = 14, V = 23, CUTS = 6, N = 3 }; // of heads 18 guesses, of which 14 fit the logits at a time
     GPT2Config g = {20, V, 2, 2, 12};
     uint16_t tokens[T];
+    int cuts[CUTS] = {5, 0, 10, 3, 8, 5};
     for (int i = 0; i < T; i++) tokens[i] = (uint16_t)(random_u64(3, i) % V);
     for (int mode = 0; mode < 3; mode++) { // prompts; copies in two layers; heads
         GPT2 m;
         gpt2_allocate(&m, g), gpt2_initialize(&m, 1, GPT2_STD);
         for (size_t i = 0; i < m.num_parameters; i++) m.params_memory[i] *= 5;
-        PromptTrainer t = {.m = &m, .h = {.heads = mode == 2, .n = 3, .copies = mode == 1 ? 2 : 1,
+        PromptTrainer t = {.m = &m, .h = {.heads = mode == 2, .n = N, .copies = mode == 1 ? 2 : 1,
                            .depth = mode == 1 ? 2 : 1, .channels = 12, .layers = 2},
-                           .cuts = 1, .B = 1, .T = T, .temperature = 1, .weight = 1, .scale = 1};
+                           .cuts = CUTS, .B = 1, .T = T, .temperature = 1, .weight = 1, .scale = 1};
         size_t n = prompts_size(&t.h);
         t.params = allocate_floats(n), random_normal(t.params, n, 0.3f, 3), t.grads = allocate_floats(n);
         trainer_allocate(&t);
-        int cut = CUT;
-        prompt_forward(&t, tokens, &cut);
+        prompt_forward(&t, tokens, cuts);
         prompt_loss(&t);
         m.extra = (ExtraRows){0};
-        float want[3 * V];
-        linear_forward(want, t.student, m.params.wte, 3, 12, V, plain);
+        float want[N * CUTS * V], truth[T * V];
+        linear_forward(want, t.student, m.params.wte, N * CUTS, 12, V, plain);
+        gpt2_forward(&m, tokens, 1, T);
+        for (int i = 0; i < T; i++) gpt2_logits(&m, truth + i * V, i, 1);
         Engine e = {0};
         engine_start(&e, &m, WEIGHTS_F32);
         e.prompts.header = t.h, e.prompts.params = t.params;
         engine_guess(&e);
-        decoder_prefill(&e.decoder, tokens, CUT, NULL);
-        Tree tree = {.root = 0};
-        batch_add(&tree.batch, tokens[CUT], -1);
-        tree.chain[0] = 3;
-        add_outputs(&e.generator, &tree, 10);
-        decoder_pass(&e.decoder, &tree.batch);
-        double off = 0, largest = 0;
-        for (int i = 0; i < 3; i++)
-            for (int v = 0; v < V; v++) {
-                off = fmax(off, fabs(product_row(&e.decoder, tree.guesses[0] + i)[v] - want[i * V + v]));
-                largest = fmax(largest, fabs(want[i * V + v]));
+        double off = 0, largest = 0, kl = 0, right = 0;
+        for (int c = 0; c < CUTS; c++) {
+            e.decoder.past = 0;
+            decoder_prefill(&e.decoder, tokens, cuts[c], NULL);
+            Tree tree = {.root = 0};
+            batch_add(&tree.batch, tokens[cuts[c]], -1);
+            tree.chain[0] = N;
+            add_outputs(&e.generator, &tree, 10);
+            decoder_pass(&e.decoder, &tree.batch);
+            for (int i = 0; i < N; i++) { // prompt or head i guesses what follows the token behind cut + i
+                const float *x = product_row(&e.decoder, tree.guesses[0] + i), *y = truth + (cuts[c] + 1 + i) * V;
+                float x_lse = log_sum_exp(x, V, 1), y_lse = log_sum_exp(y, V, 1);
+                for (int v = 0; v < V; v++) {
+                    off = fmax(off, fabs(x[v] - want[(i * CUTS + c) * V + v]));
+                    largest = fmax(largest, fabs(x[v]));
+                    kl += pow(0.8, i) / (N * CUTS) * exp(y[v] - y_lse) * (y[v] - y_lse - x[v] + x_lse);
+                }
+                if (i == 0) right += argmax(x, V) == argmax(y, V);
             }
+        }
         check(off < 1e-4 * largest, "mode %d: guesses in decoding are off by %g of %g", mode, off, largest);
+        check(fabs(t.kl - kl) < 1e-3 * kl && fabs(t.top1[0] - right / CUTS) < 1e-9,
+              "mode %d: KL %g, not %g; %g are right, not %g", mode, t.kl, kl, t.top1[0], right / CUTS);
         e.prompts.params = NULL;
         engine_stop(&e), gpt2_free(&m);
     }
+}
+
+// What a pass leaves as guesses is what a lone root with all its prompts or heads would guess.
+static void test_next_guesses(void) {
+    GPT2Config g = {200, 61, 2, 2, 32};
+    GPT2 m = random_model(g, 3, 4);
+    for (int heads = 0; heads < 2; heads++) {
+        Engine e = {0}, alone = {0}, *both[] = {&e, &alone};
+        Prompts p = {.header = {"", heads, 3, 1, heads ? 0 : 1, 32, 2, 0}};
+        TreeModel model = some_accuracies(3, !heads, 0.9, 0.6);
+        uint16_t begin[20];
+        int wrong = 0, several = 0;
+        random_tokens(begin, 20, 61, 5);
+        p.params = random_floats(prompts_size(&p.header), 0.1f, 7);
+        for (int i = 0; i < 2; i++)
+            engine_start(both[i], &m, WEIGHTS_F32), both[i]->prompts = p, engine_guess(both[i]);
+        search_trees(&model, heads ? 16 : 24, e.generator.templates);
+        generator_text(&e.generator, begin, 20);
+        while (e.generator.length < 180) {
+            several += generator_step(&e.generator, 180 - e.generator.length) > 1;
+            generator_text(&alone.generator, e.generator.text, e.generator.length - 1);
+            generator_step(&alone.generator, 1);
+            wrong += memcmp(e.generator.guess, alone.generator.guess,
+                            e.generator.state * sizeof *e.generator.guess) != 0;
+        }
+        check(!wrong && several > 3, "heads %d: after %d passes other guesses; %d made several tokens", heads,
+              wrong, several);
+        e.prompts.params = alone.prompts.params = NULL;
+        engine_stop(&e), engine_stop(&alone), free(p.params);
+    }
+    gpt2_free(&m);
 }
 
 static void test_interrupted(void) {
@@ -971,7 +1051,7 @@ static void test_interrupted(void) {
     int stops[] = {0, 9, 12}; // at step 9 all was read READINGS times
     dup2(nowhere, 1), close(nowhere);
     PromptRun start = trained(g, &data, stops, 1), unbroken = trained(g, &data, stops + 2, 1),
-              broken = trained(g, &data, stops + 1, 2);
+              broken = trained(g, &data, stops + 1, 2), first = trained(g, &data, stops + 1, 1);
     fflush(stdout), dup2(out, 1), close(out);
     check(!memcmp(unbroken.params, broken.params, broken.count * sizeof(float)),
           "new text was to be written, and is not");
@@ -990,7 +1070,20 @@ static void test_interrupted(void) {
     check(!wrong && least == 0 && most == t->T - t->h.n - 1,
           "cuts from %d to %d, %d steps with those of others", least, most, wrong);
     GPT2 m = random_model(g, 3, 1);
-    Engine e = {0};
+    Engine e = {0}, of_bytes = {0};
+    // the texts that were written before the first step, when the model was this one
+    int length = own_length(&m), prompt = own_prompt(&m), strange = 0;
+    engine_start(&of_bytes, &m, WEIGHTS_INT8);
+    for (size_t i = 0; i < first.own; i += length) {
+        const uint16_t *own = first.now->own + i;
+        int begins = 0;
+        for (int at = 0; at < 400 - prompt; at++) begins |= !memcmp(text + at, own, prompt * sizeof *own);
+        generate(&of_bytes.generator, own, prompt, length);
+        strange += !begins || memcmp(of_bytes.generator.text, own, length * sizeof *own) != 0;
+    }
+    check(!strange && memcmp(first.now->own, first.now->own + length, prompt * sizeof(uint16_t)),
+          "%d texts are not the model's own", strange);
+    engine_stop(&of_bytes);
     engine_start(&e, &m, WEIGHTS_F32);
     interrupted = 1;
     generate(&e.generator, text, 4, 4000);
@@ -1071,6 +1164,13 @@ static void test_tree_search(void) {
     Template trees[MAX_PROMPTS + 1];
     double tau = 0, speedup = fastest_trees(&m, &latency, MAX_ROWS - 16, trees, &tau);
     check(tau > 1 && speedup > 1, "the search over all sizes: %.2f tokens a pass, %.2f times as fast", tau, speedup);
+    double seconds, brings = long_run(trees, &m, &latency, &seconds), other;
+    check(brings == tau && fabs(speedup - tau * latency.seconds[0] / seconds) < 1e-9,
+          "the trees bring %g tokens a pass, not the %g that were promised", brings, tau);
+    for (int s = 1; s <= 32; s *= 2) {
+        Template others[MAX_PROMPTS + 1];
+        check(plan_trees(&m, &latency, s, others, &other) < speedup * 1.0011, "%d rows are faster", s);
+    }
     // of 4 rows: a root and a child, each with a chain of 1; with guesses at half the cost, 3 rows' time
     TreeModel simple = {.n = 1, .copies = 1, .accuracy = {{0.5}}};
     Latency slow = some_latency(0.05);
@@ -1078,6 +1178,10 @@ static void test_tree_search(void) {
     speedup = plan_trees(&simple, &slow, 4, trees, &tau);
     check(trees[1].rows == 4 && fabs(tau - 1.5) < 1e-6 && fabs(speedup - 1.5 / 1.1) < 1e-6,
           "%d rows: %g tokens a pass, %g times as fast", trees[1].rows, tau, speedup);
+    simple.copies = 0; // heads: a root and a child, with one head each
+    speedup = plan_trees(&simple, &slow, 2, trees, &tau);
+    check(trees[1].rows == 2 && fabs(tau - 1.5) < 1e-6 && fabs(speedup - 1.5 / 1.1) < 1e-6,
+          "heads: %d rows, %g tokens a pass, %g times as fast", trees[1].rows, tau, speedup);
 }
 
 // ---- prompts files
@@ -1168,6 +1272,7 @@ int main(int argc, char **argv) {
     test_tree_search();
     test_gradients();
     test_guesses();
+    test_next_guesses();
     test_interrupted();
     test_identity();
     test_decoder_threads();

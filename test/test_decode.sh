@@ -28,6 +28,8 @@ ok "a prompt longer than the context" text --prompt "$(head -c 300 "$work/text.t
 refuses 2 "top-k needs a --temperature" "${run[@]}" --prompt 12 --top-k 4
 refuses 2 "top-p needs a --temperature" "${run[@]}" --prompt 12 --top-p 0.9 --temperature 0
 refuses 2 "typical accepts guesses" "${run[@]}" --prompt 12 --temperature 1 --typical
+printf '1\n1\n' | text --temperature 1 --tokens 40 >"$work/two"
+ok "the same line again is another text" bash -c '! cmp -s <(head -c 42 "$1") <(tail -c 42 "$1")' _ "$work/two"
 ok "top-k 1 is greedy" diff <(text --prompt "12 green" --tokens 40 --temperature 1 --top-k 1) "$work/plain"
 ok "a tiny top-p is greedy" diff <(text --prompt "12 green" --tokens 40 --temperature 1 --top-p 0.000001) "$work/plain"
 
@@ -47,7 +49,7 @@ ok "copies and layers" "$decode" train --model "$work/model" "${tokens[@]}" --pr
 ok "2 x 3 vectors, for the input and each layer but the first" grep -q '^384 trained numbers' "$work/last"
 ok "heads" "$decode" train --model "$work/model" "${tokens[@]}" --heads --out "$work/heads"
 ok "three matrices and biases" grep -q '^3168 trained numbers' "$work/last"
-for how in "" "--schedule constant" "--final-lr 0.5" "--temperature 1" "--cuts 4"; do
+for how in "" "--schedule constant" "--final-lr 0.5" "--temperature 1" "--cuts 4" "--clip 1e-3"; do
     ok "train $how" "$decode" train --model "$work/model" "${tokens[@]}" --steps 10 --warmup 2 $how --out "$work/how"
     if [ ! "$how" ]; then mv "$work/how" "$work/plainly"; else ok "which changes them" eval '! cmp -s -n 424 "$work/how" "$work/plainly"'; fi
 done
@@ -64,6 +66,10 @@ ok "the model has moved by 1e-5" awk '
     { moved = $1 - $2; if (moved < 0) moved = -moved; if (moved > most) most = moved }
     END { print most; exit !(most > 0.9e-5 && most < 1.1e-5) }' <(paste <(weights "$work/model") <(weights "$work/new"))
 ok "jointly, prompts move too" bash -c "! cmp -s -i 40 -n $((3 * 32 * 4)) '$work/new/p' '$work/joint.p'"
+ok "no steps" "$decode" train --model "$work/model" "${tokens[@]}" --steps 0 --out "$work/begun"
+ok "jointly, prompts of no weight" "$decode" train --model "$work/model" "${tokens[@]}" --joint --prompt-weight 0 --steps 1 \
+    --out "$work/beside" --out-model "$work/beside.model"
+ok "stay as they began" cmp -i 40 -n $((3 * 32 * 4)) "$work/begun" "$work/beside"
 for rate in "" "--lr 3e-2"; do
     "$decode" train --model "$work/model" "${tokens[@]}" --optimizer schedule-free-sgd --steps 1 $rate --out "$work/free$rate" >"$work/last"
 done
@@ -138,9 +144,10 @@ for with in "" "--ppd $work/p --tree 30" "--ppd $work/heads --tree 8" --ngram "-
     ok "${with//$work\//}: tokens a pass" awk -v least="${with:+$least}" '/ tokens a pass/ { said = 1; more = $1 > least }
         END { exit !(least ? more : !said) }' "$work/speed"
 done
-ok "typical acceptance" "${run[@]}" --ppd "$work/p" --prompt 12 --temperature 1 --typical
+typical=(--prompt "12 green" --tokens 150 --temperature 1 --ppd "$work/p" --tree 30)
+ok "typical acceptance writes another text" bash -c '! diff -q "$1" "$2"' _ <(text "${typical[@]}") <(text "${typical[@]}" --typical)
 ok "bench" "$decode" bench --model "$work/model" --ppd "$work/p" --heads-file "$work/heads" --draft "$work/draft" \
-    --draft-ppd "$work/draft.p" --data "$work/text.txt" --texts 3 --tokens 40
+    --draft-ppd "$work/draft.p" --data "$work/text.txt" --texts 3 --tokens 40 --tree 42
 cp "$work/last" "$work/benched"
 ok "all methods write the same" grep -qx 'identical yes' "$work/benched"
 ok "plain decoding is the measure" awk '/^plain / { gsub(/[()%]/, " ")
@@ -149,8 +156,21 @@ ok "plain decoding is the measure" awk '/^plain / { gsub(/[()%]/, " ")
 ok "n-grams bring tokens" awk '/^n-gram / { gsub(/[()]/, " "); more = $6 > 1 || $7 > 1 } END { exit !more }' "$work/benched"
 ok "what prompts add, in bytes and of the model" awk '$1 == "PPD" && $2 ~ /^[0-9]/ { gsub(/[()%]/, " "); right = $8 == 96 && $9 > 384 && $10 > 1 && $10 < 20 }
     END { exit !right }' "$work/benched"
+ok "speedups are of the speeds" awk '/ identical$/ { methods = 1; next } methods && NF < 8 { methods = 0 }
+    methods { rows++; rest = substr($0, 23); gsub(/[()%]/, " ", rest); split(rest, x, " ")
+        for (l = 1; l <= 2; l++) { if (rows == 1) plain[l] = x[l]
+            off = x[l] - x[l + 2] * plain[l]; if (off < 0) off = -off; bad += off > 0.006 * plain[l] + 0.1 } }
+    END { exit !(rows == 10 && !bad) }' "$work/benched"
+ok "trees of the size that was asked for" awk '/^PPD: / { predicted = $2 } /^tree of 42 rows/ && !seen++ { brings = $5 }
+    $1 == "PPD" && $2 ~ /^[0-9]/ { gsub(/[()%]/, " "); more = $6 > 1 || $7 > 1 }
+    END { exit !(more && predicted > 1 && predicted == brings) }' "$work/benched"
+ok "three kinds of weights" awk '$1 == "f32" { four = $2 } $1 == "int8" { one = $2 } END { exit !(four == "0.1" && one == "0.0") }' "$work/benched"
+ok "a bench of bytes" "$decode" bench --model "$work/model" --ppd "$work/p" --data "$work/text.txt" --texts 1 --tokens 20 --weights int8
+ok "to which prompts add a larger share" awk '$1 == "PPD" && $2 ~ /^[0-9]/ { gsub(/[()%]/, " "); share[NR != FNR] = $10 }
+    END { exit !(share[1] > 2 * share[0] && share[0] > 0) }' "$work/benched" "$work/last"
 ok "a prediction for each kind of guess" [ "$(grep -cE '^(PPD|heads|the draft.s PPD): [0-9.]+ tokens a pass and speedup' "$work/benched")" = 3 ]
 
+head -c 20000 "$work/text.txt" >"$work/less.txt"
 # ---- resuming: the trained numbers are those of an unbroken run (latencies behind them are not)
 for how in "--steps 400" "--steps 300 --joint --lr 1e-3 --out-model $work/learned"; do
     training=("$decode" train --model "$work/model" "${tokens[@]}" $how --out)
@@ -161,6 +181,8 @@ for how in "--steps 400" "--steps 300 --joint --lr 1e-3 --out-model $work/learne
     kill -INT $pid
     wait $pid
     refuses 1 "lr" "${training[@]}" "$work/broken" --lr 1e-2 --resume
+    refuses 1 "another run: 'data" "${training[@]}" "$work/broken" --data "$work/less.txt" --resume
+    refuses 1 "another run: 'model" "${training[@]}" "$work/broken" --model "$work/twin" --resume
     ok "it goes on $how" "${training[@]}" "$work/broken" --resume
     ok "from a checkpoint" grep -q '^resumed    at step' "$work/last"
     [[ $how != *joint* ]] || mv "$work/learned/model.bin" "$work/learned/broken.bin"

@@ -3,10 +3,10 @@
 # 2504.01898), Adam and SGD with the best constant rate and with warmup and the best cosine, against SPS*, IAM and
 # IAM-Adam with nothing set (IAM-Adam's lambda of 4 and the cap on its steps are ours; a row has the paper's), and IAM
 # over Muon (ours; its cap holds in nearly every step: what the teacher says hardly enters); beside them AdamW tuned in
-# more than the paper's, and soft labels, which read all probabilities. Two teachers. FULL=1: 1000 steps instead of 350,
+# more than the paper's, and soft labels, which read all probabilities. Two teachers. FULL=1: 1000 steps instead of 250,
 # models twice as wide, and a second student.
 . dev/studies/driver.sh
-length 350 1000
+length 250 1000
 common --steps $steps --eval-tokens 20480
 
 teacher_is=(--optimizer muon --schedule linear --lr 8e-3 --muon-lr 2e-2 --eval-tokens 20480)
@@ -22,7 +22,7 @@ rows() {
     shift
     method "Adam constant$of" "lr=5e-4,1e-3,2e-3,4e-3,8e-3" --weight-decay 0 --schedule constant --warmup 0 "$@"
     method "Adam warmup and cosine$of" "lr=2e-3,4e-3,8e-3,1.6e-2,3.2e-2" --weight-decay 0 "$@"
-    method "AdamW tuned$of" "lr=2e-3,4e-3,8e-3,1.6e-2,3.2e-2 beta1=0.6,0.7,0.8,0.9 schedule=linear,wsd,cosine warmup=$((steps / 20)),$((steps / 10)),$((steps / 5))" "$@"
+    method "AdamW tuned$of" "lr=2e-3,4e-3,8e-3,1.6e-2,3.2e-2 beta1=0.6,0.7,0.8,0.9 schedule=linear,wsd,cosine warmup=$((steps / 40)),$((steps / 20)),$((steps / 10)),$((steps / 5))" "$@"
     method "SGD constant$of" "lr=0.125,0.25,0.5,1,2,4,8" --optimizer sgd --schedule constant --warmup 0 "$@"
     method "SGD warmup and cosine$of" "lr=0.25,0.5,1,2,4,8,16" --optimizer sgd "$@"
     for k in 1 2; do
