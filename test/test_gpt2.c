@@ -14,9 +14,10 @@ static float *random_floats(size_t n, float std, uint64_t stream) {
 
 // ---- exp and GELU against libm, in units in the last place
 
-static double ulps(float x, double exact) {
+static double ulps(float x, double exact) { // NaN is infinitely far
     float nearest = (float)exact;
-    return fabs(x - exact) / (nextafterf(fabsf(nearest), INFINITY) - fabsf(nearest));
+    double off = fabs(x - exact) / (nextafterf(fabsf(nearest), INFINITY) - fabsf(nearest));
+    return isnan(off) ? INFINITY : off;
 }
 
 static double exact_gelu(double x) {
@@ -37,6 +38,25 @@ static void test_functions(void) {
     check(isinf(exp_f32(INFINITY)) && isinf(exp_f32(100)), "exp of very large numbers is not infinite");
     check(exp_f32(0) == 1 && gelu(0) == 0 && gelu(30) == 30 && gelu(-30) == 0, "exact values");
     check(isnan(exp_f32(NAN)) && isnan(gelu(NAN)), "NaN does not stay NaN");
+    int wrong = 0;
+    for (float x = -110; x < -87.3f; x += 0.0037f) wrong += !(exp_f32(x) >= 0 && exp_f32(x) < 1.25e-38f);
+    for (float x = 88.73f; x < 110; x += 0.0037f) wrong += exp_f32(x) != INFINITY;
+    check(!wrong, "exp of %d numbers whose exponential is no float", wrong);
+    float x[3 * VEC + 2];
+    for (int n = 1; n <= 3 * VEC + 1; n++)
+        for (int at = 0; at < n; at++) {
+            for (int i = 0; i < n; i++) x[i] = i == at ? -1 : -2 - i;
+            x[n] = 0; // behind the end
+            wrong += largest_of(x, n) != -1;
+        }
+    check(!wrong, "largest_of misses %d places", wrong);
+    float at_300[37], one[37], zero[37] = {0}, out[37], mean, rstd;
+    double m = 0, squares = 0;
+    random_normal(at_300, 37, 1, 3);
+    for (int c = 0; c < 37; c++) at_300[c] += 300, one[c] = 1, m += at_300[c] / 37.0;
+    for (int c = 0; c < 37; c++) squares += (at_300[c] - m) * (at_300[c] - m) / 37;
+    layernorm_row(out, &mean, &rstd, at_300, one, zero, 37);
+    check(fabs(rstd * sqrt(squares) - 1) < 1e-4, "the layer norm of numbers near 300 has rstd %g", rstd);
 }
 
 // ---- matrix multiplication against plain loops in double, with every epilogue
@@ -116,6 +136,24 @@ static void test_symmetric_matmul(void) {
         }
 }
 
+// What is left out, in products wider than a task's panels.
+static void test_omitted(void) {
+    const int M = 50, K = 50, N = most_columns(K) + 20;
+    for (int below = 0; below < 2; below++) {
+        float *A = random_floats(M * K, 1, 1), *B = random_floats((size_t)K * N, 1, 2);
+        float *C = random_floats((size_t)M * N, 1, 3), *expected = allocate_floats((size_t)M * N);
+        for (int i = 0; i < M; i++)
+            for (int k = 0; k < K; k++)
+                if (below ? k < i : k > i) A[below ? k * M + i : i * K + k] = 0;
+        matmul(expected, A, B, M, N, K, below, 0, plain);
+        multiply(C, N, A, below ? 1 : K, below ? M : 1, B, N, 1, M, N, K,
+                 (Epilogue){.omit = below ? BELOW_A : ABOVE_A});
+        double error = relative_error(C, expected, (size_t)M * N);
+        check(error < 1e-5, "a wide product, of A %s its diagonal: error %g", below ? "above" : "below", error);
+        free(A), free(B), free(C), free(expected);
+    }
+}
+
 // ---- layers against finite differences: the loss is the sum of out * weights for random weights
 
 typedef struct {
@@ -171,6 +209,7 @@ static void att_forward(Case *c, float *out) {
     attention_forward(out, c->lse, c->in[0], c->B, c->T, c->C, c->NH);
 }
 static void att_backward(Case *c, const float *out) {
+    random_normal(c->din[0], c->size[0], 1, 8); // which it replaces
     attention_backward(c->din[0], c->weights, c->in[0], out, c->lse, c->B, c->T, c->C, c->NH);
 }
 
@@ -196,6 +235,9 @@ static void test_layer(const char *name, Case c, void (*forward)(Case *, float *
     forward(&c, out);
     backward(&c, out);
     for (int i = 0; i < 4 && c.size[i]; i++) {
+        int infinite = 0;
+        for (size_t j = 0; j < c.size[i]; j++) infinite += !isfinite(c.din[i][j]);
+        check(!infinite, "%s, input %d: %d gradients are not finite", name, i, infinite);
         double worst = 0, largest = 1e-3;
         for (size_t probe = 0; probe < 40; probe++) {
             size_t at = random_u64(50 + i, probe) % c.size[i];
@@ -216,10 +258,11 @@ static void test_layer(const char *name, Case c, void (*forward)(Case *, float *
     free(c.tokens);
 }
 
-// Attention against the plain formula in double, over more than one block of queries and keys.
-static void test_attention(int B, int T, int C, int NH) {
+// Attention against the plain formula in double, over more than one block of queries and keys. std: of what
+// comes in; with 8 scores reach hundreds.
+static void test_attention(int B, int T, int C, int NH, float std) {
     int HS = C / NH;
-    float *qkv = random_floats((size_t)B * T * 3 * C, 1, 6), *out = allocate_floats((size_t)B * T * C);
+    float *qkv = random_floats((size_t)B * T * 3 * C, std, 6), *out = allocate_floats((size_t)B * T * C);
     float *expected = allocate_floats((size_t)B * T * C), *lse = allocate_floats((size_t)B * NH * T);
     attention_forward(out, lse, qkv, B, T, C, NH);
     double *p = allocate(T, sizeof(double));
@@ -242,7 +285,8 @@ static void test_attention(int B, int T, int C, int NH) {
                 }
             }
     double error = relative_error(out, expected, (size_t)B * T * C);
-    check(error < 1e-5, "attention B %d T %d C %d NH %d: error %g", B, T, C, NH, error);
+    check(error < 1e-5 * std * std, "attention B %d T %d C %d NH %d, deviation %g: error %g", B, T, C, NH,
+          std, error);
     free(qkv), free(out), free(expected), free(lse), free(p);
 }
 
@@ -250,6 +294,37 @@ static void test_attention(int B, int T, int C, int NH) {
 
 static void random_tokens(uint16_t *x, size_t n, int V) {
     for (size_t i = 0; i < n; i++) x[i] = (uint16_t)(random_u64(77, i) % V);
+}
+
+// Logits of hundreds: loss and gradient are the plain formula's.
+static void test_large_logits(void) {
+    enum { T = 8, V = 37, C = 16 };
+    GPT2Config g = {T, V, 1, 2, C};
+    GPT2 m;
+    uint16_t x[T + 1];
+    float logits[T * V], expected[C] = {0};
+    double loss = 0;
+    random_tokens(x, T + 1, V);
+    gpt2_allocate(&m, g), gpt2_initialize(&m, 5, GPT2_STD), gpt2_allocate_activations(&m, 1, T, 1);
+    for (int c = 0; c < C; c++) m.params.lnfw[c] = 4000;
+    gpt2_forward(&m, x, 1, T);
+    for (int r = 0; r < T; r++) gpt2_logits(&m, logits + r * V, r, 1);
+    double found = gpt2_backward(&m, x + 1, 1.0f / T, NULL);
+    for (int r = 0; r < T; r++) {
+        const float *l = logits + r * V;
+        double max = -INFINITY, sum = 0;
+        for (int v = 0; v < V; v++) max = fmax(max, l[v]);
+        for (int v = 0; v < V; v++) sum += exp(l[v] - max);
+        loss += (max + log(sum) - l[x[r + 1]]) / T;
+        for (int v = 0; v < V; v++) {
+            double d = (exp(l[v] - max) / sum - (v == x[r + 1])) / T;
+            for (int c = 0; c < C; c++) expected[c] += (float)(d * m.params.wte[v * C + c]);
+        }
+    }
+    double error = relative_error(m.grads.lnfb, expected, C);
+    check(loss > 100 && fabs(found - loss) < 1e-5 * loss && error < 1e-3,
+          "large logits: loss %g, expected %g; gradient off by %g", found, loss, error);
+    gpt2_free(&m);
 }
 
 // The gradient along random directions against finite differences, plain and with soft labels, and
@@ -483,6 +558,17 @@ static void test_data(void) {
         offsets |= 1 << least;
     }
     check(!wrong, "%d tokens come twice in an epoch, or not in a row; %d windows", wrong, n);
+    DataLoader orders[] = {{&d, T, 5, 0, 0}, {&d, T, 5, 1, 0}, {&d, T, 6, 0, 0}};
+    int first[20];
+    for (int k = 0; k < 3; k++) {
+        int same = 0;
+        for (int i = 0; i < 20; i++) {
+            loader_next(&orders[k], x, y, 1);
+            if (k == 0) first[i] = x[0] / T;
+            else same += x[0] / T == first[i];
+        }
+        check(same < 5, "%d of 20 windows are those of another %s", same, k == 1 ? "epoch" : "seed");
+    }
     check(in_order < 40 && (offsets & (offsets - 1)), "%d windows in order, offsets %x", in_order, offsets);
     GPT2Config g = {T, N, 1, 1, 8};
     GPT2 m;
@@ -521,6 +607,7 @@ int main(int argc, char **argv) {
     test_matmul();
     test_initialization();
     test_symmetric_matmul();
+    test_omitted();
     test_layer("encoder", (Case){.B = 3, .T = 5, .C = 19, .size = {7 * 19, 5 * 19}, .out_size = 3 * 5 * 19},
                embed_forward, embed_backward);
     test_layer("layernorm",
@@ -538,12 +625,14 @@ int main(int argc, char **argv) {
                (Case){.B = 2, .T = 70, .C = 24, .NH = 3, .size = {140 * 72}, .out_size = 140 * 24},
                att_forward, att_backward);
     test_layer("attention, more than QUERIES",
-               (Case){.B = 1, .T = 270, .C = 16, .NH = 2, .size = {270 * 48}, .out_size = 270 * 16},
+               (Case){.B = 1, .T = 330, .C = 16, .NH = 2, .size = {330 * 48}, .out_size = 330 * 16},
                att_forward, att_backward);
-    test_attention(2, 150, 24, 3);
-    test_attention(1, 300, 24, 3); // more than QUERIES
-    test_attention(1, 5, 400, 1);  // a head wider than a block of K
-    test_attention(1, 64, 64, 2);
+    test_attention(2, 150, 24, 3, 1);
+    test_attention(2, 150, 24, 3, 8); // scores whose exponentials are beyond floats
+    test_attention(1, 330, 24, 3, 1); // more than QUERIES, and a block of keys beyond
+    test_attention(1, 5, 400, 1, 1);  // a head wider than a block of K
+    test_attention(1, 64, 64, 2, 1);
+    test_large_logits();
     test_model();
     test_bf16();
     test_data();

@@ -16,6 +16,7 @@ entropy=$(sed -n 's/.*entropy of the grammar \([0-9.]*\) nats.*/\1/p' "$work/sai
 scored=$(sed -n 's/^\([0-9.]*\) nats per character .*/\1/p' "$work/score")
 error=$(sed -n 's/.*(standard error \([0-9.]*\)).*/\1/p' "$work/score")
 ok "an entropy is printed (${entropy:-none})" holds "${entropy:-0} > 0.3 && ${entropy:-0} < 0.8"
+ok "which is that of this grammar" [ "$entropy" = 0.3656 ]
 ok "oracle ${scored:-none}, grammar ${entropy:-none}, standard error ${error:-none}" \
     holds "(${scored:-9} - ${entropy:-0}) ^ 2 <= (3 * ${error:-0} + 0.0001) ^ 2"
 ok "the tolerance is at most 1%" holds "3 * ${error:-9} < 0.01 * ${entropy:-0}"

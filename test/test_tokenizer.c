@@ -370,6 +370,29 @@ static void speed(const char *merges, const char *path) {
     tokenizer_free(&t);
 }
 
+// The pieces of GPT-2's pattern, and the tokens of single bytes, for which no merges are needed.
+static void test_pieces(void) {
+    const char text[] = "It's we'll they're I've I'm he'd don't  x\n\n 12abc?! a'b ";
+    const char expected[] = "It|'s| we|'ll| they|'re| I|'ve| I|'m| he|'d| don|'t| | x|\n\n| 12|abc|?!| a|'|b| |";
+    const struct { char byte; uint32_t id; } bytes[] = {
+        {'!', 0}, {'a', 64}, {'\xA1', 94}, {'\xAE', 106}, {0, 188}, {'\n', 198}, {' ', 220}, {'\x7F', 221},
+        {'\xA0', 254}, {'\xAD', 255}};
+    char pieces[200];
+    size_t n = 0;
+    Tokenizer t = {0};
+    bpe_begin(&t);
+    for (const char *p = text, *end = text + sizeof text - 1, *next; p < end; p = next) {
+        next = piece_end(&t, p, end);
+        n += (size_t)sprintf(pieces + n, "%.*s|", (int)(next - p), p);
+    }
+    check(!strcmp(pieces, expected), "a text is cut into %s", pieces);
+    for (size_t i = 0; i < sizeof bytes / sizeof *bytes; i++) {
+        uint32_t id = find_token(&t, &bytes[i].byte, 1);
+        check(id == bytes[i].id, "byte %d is token %u, not %u", bytes[i].byte, id, bytes[i].id);
+    }
+    tokenizer_free(&t);
+}
+
 int main(int argc, char **argv) {
     const char *merges = getenv("GPT2_MERGES");
     int first = 1, timed = 0;
@@ -380,6 +403,7 @@ int main(int argc, char **argv) {
     if (timed) return 0;
     if (!mkdtemp(folder)) die("cannot make %s", folder);
     test_bytes_and_chars();
+    test_pieces();
     test_byte_pairs();
     test_shards();
     test_broken_merges();

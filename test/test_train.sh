@@ -109,6 +109,17 @@ agree() { # LOG LOG: every step's loss and gradient norm, to a thousandth
         END { exit bad || FNR != rows || rows < 2 }' "$1" "$2"
 }
 ok "learns the same" agree "$work/a/log.csv" "$work/acc/log.csv"
+ok "of as many tokens" [ "$(tail -n 1 "$work/acc/log.csv" | cut -d, -f2)" = 3840 ]
+once=("${untuned[@]}" --optimizer sgd --schedule constant --warmup 0 --steps 2)
+ok "a step that is not clipped" "$train" "${once[@]}" --lr 1 --clip 0 --out "$work/long_step"
+ok "a step half as long" "$train" "${once[@]}" --lr 0.5 --clip 0 --out "$work/short_step"
+norm=$(awk -F, '$1 == 1 { print $8 }' "$work/long_step/log.csv")
+for clipped in "2 long_step" "0.5 short_step"; do
+    read -r share same <<<"$clipped"
+    ok "clipped at $share of its norm" "$train" "${once[@]}" --lr 1 --out "$work/clipped_step" \
+        --clip "$(awk -v n="$norm" -v s="$share" 'BEGIN { print n * s }')"
+    ok "is that step" agree "$work/$same/log.csv" "$work/clipped_step/log.csv"
+done
 
 # ---- what cannot move the model does not: clipping to nothing, an average that stays at its beginning
 ok "before the first step" "$train" "${untuned[@]}" --steps 0 --out "$work/start"
@@ -144,6 +155,7 @@ for ((i = 0; i < kills; i++)); do
     done
     ok "resumed after kill -9" "$train" "${long[@]}" --out "$work/killed" --resume
     ok "kill $i: the same bits as the unbroken run" same_run "$work/whole" "$work/killed"
+    ok "its seconds go on" awk -F, 'NR > 2 && $3 < last { bad = 1 } { last = $3 } END { exit bad }' "$work/killed/log.csv"
 done
 signals="INT TERM HUP" as_usual=(env --default-signal=HUP) # nohup has it ignored
 "${as_usual[@]}" true 2>/dev/null || { signals="INT TERM" as_usual=(env) && skip "SIGHUP (env knows no --default-signal)"; }
@@ -158,6 +170,12 @@ for signal in $signals; do
     ok "SIG$signal: says how to go on" grep -q 'with --resume goes on' "$work/stopped.out"
     ok "SIG$signal: a checkpoint" [ -s "$work/stopped/state.bin" ]
 done
+(trap '' HUP; exec "$train" "${small[@]}" --steps 1000000 --out "$work/nohup") >/dev/null 2>&1 &
+await rows 1 "$work/nohup/log.csv"
+kill -HUP $!
+ok "under nohup it goes on" await rows $(($(wc -l <"$work/nohup/log.csv") + 50)) "$work/nohup/log.csv"
+kill $!
+wait $!
 ok "a run anew in its place" "$train" "${small[@]}" --steps 1 --out "$work/stopped"
 ok "says what it replaces" grep -q '^replaces   the checkpoint .*stopped/state.bin' "$work/last"
 "$train" "${small[@]}" --steps 10000000 --sample-every 1 >"$work/lost.out" 2>&1 &
@@ -216,6 +234,14 @@ for optimizer in sgd gpa muon diloco schedule-free prodigy dadapt-adam resetting
         test "$(grep -acE '^(schedule linear|warmup 8|final-lr 0.1000.*)$' "$work/o/state.bin")" = 3
     [ "$optimizer" != gpa ] || ok "its rates by that" [ "$(rates "$work/o" 1 8 40)" = "0.00390625 0.03125 0.00400391 " ]
 done
+ok "gpa with rates of one's own" "$train" "${small[@]}" --optimizer gpa --final-lr 0.5 --warmup 2 --steps 10 --out "$work/rated"
+ok "has these" [ "$(rates "$work/rated" 1 2 10)" = "0.005 0.01 0.005625 " ]
+ok "gpa over SGD" "$train" "${untuned[@]}" --optimizer gpa --base sgd --steps 10 --out "$work/rated"
+ok "has SGD's rate" [ "$(rates "$work/rated" 2)" = "0.1 " ]
+ok "gpa from a model" "$train" "${small[@]:0:2}" --model "$work/a" --optimizer gpa --steps 10 --out "$work/rated"
+ok "has the usual rate" [ "$(rates "$work/rated" 2)" = "0.001 " ]
+ok "nothing set" "$train" --data "$work/text.txt" --steps 0 --eval-tokens 64 --out "$work/defaults"
+ok "is this" [ "$(grep -acxE 'layers 4|heads 4|channels 128|context 64|batch 12|accumulate 1|seed 1337|optimizer adamw|schedule cosine|final-lr 0|grad-norm l2|clip 1|distill loss|temperature 2|soft-weight 0.5|proxy-steps 4|proxy-average 0|proxy-eta 0' "$work/defaults/state.bin")" = 18 ]
 ok "gpa with another schedule" "$train" "${untuned[@]}" --optimizer gpa --schedule cosine --steps 40 --out "$work/o"
 ok "then it ends at 0" test "$(grep -acE '^(schedule cosine|final-lr 0)$' "$work/o/state.bin")" = 2
 env -u GOMP_SPINCOUNT -u OMP_WAIT_POLICY "$train" "${small[@]}" --steps 100000 --out "$work/busy" >/dev/null 2>&1 &
@@ -258,6 +284,18 @@ proxied=("$train" "${small[@]}" --steps 6 --proxy "$work/text.txt" --proxy-paire
 ok "a proxy that is the data" "${proxied[@]}" "$work/text.txt" --out "$work/paired"
 ok "needs no correction" "${proxied[@]}" "$work/text.txt" --proxy-average 0.9 --out "$work/averaged"
 ok "so there is none to average" same_run "$work/paired" "$work/averaged"
+words=("$train" --data "$work/text.txt" --val "$work/text.txt" --model "$work/a" --batch 4 --schedule constant --warmup 0 --eval-tokens 64)
+ok "four steps" "${words[@]}" --seed 1338 --steps 4 --out "$work/four"
+ok "four on a proxy that is the data" "${words[@]}" --proxy "$work/text.txt" --proxy-paired --proxy-steps 4 --steps 1 --out "$work/on_proxy"
+ok "are the same" cmp "$work/four/model.bin" "$work/on_proxy/model.bin"
+pulled=("$train" "${small[@]}" --tokenizer bytes --steps 3 --proxy "$work/proxy.txt")
+ok "a proxy, no pull" "${pulled[@]}" --out "$work/not_pulled"
+ok "hardly any" "${pulled[@]}" --proxy-eta 1e9 --out "$work/pulled"
+ok "is the same" agree "$work/not_pulled/log.csv" "$work/pulled/log.csv"
+for how in "proxy-eta 1e-3" "proxy-average 0.9"; do
+    ok "--$how" "${pulled[@]}" --$how --out "$work/pulled"
+    ok "is not" eval '! agree "$work/not_pulled/log.csv" "$work/pulled/log.csv"'
+done
 refuses 1 "proxy-paired: the proxy has" "${proxied[@]:0:$((${#proxied[@]} - 1))}"
 refuses 2 "proxy does not go with iam" "$train" "${student[@]}" --optimizer iam --proxy "$work/text.txt"
 ok "adamw beside a teacher" "$train" "${student[@]}"
@@ -271,7 +309,10 @@ ok "says how far the student is from the teacher" awk -v loss="$teacher_loss" '
 ok "soft labels teach something else" bash -c "! cmp -s '$work/hard/model.bin' '$work/soft/model.bin'"
 # a teacher that is its own student: there is nothing to learn from its labels, the text's part of the gradient is left
 own=("$train" "${small[@]:0:2}" --model "$work/teacher" --teacher "$work/teacher" --batch 4 --steps 1)
-ok "its own teacher" "${own[@]}" --out "$work/own"
+for n in 3 1; do
+    ok "its own teacher, $n micro-batches" "${own[@]}" --accumulate $n --out "$work/own"
+    ok "has its loss" awk -F, 'FNR == 2 { exit $4 != $6 }' "$work/own/log.csv"
+done
 for weight in 0.25 1; do
     ok "soft labels of its own, $weight" "${own[@]}" --distill soft --soft-weight $weight --out "$work/own_soft"
     ok "leave what they do not weigh, and the loss" awk -F, -v weight=$weight '
@@ -321,6 +362,13 @@ wait $! 2>/dev/null
 ok "resumed after kill -9" "$train" "${taught[@]}" --steps 400 --save-every 20 --out "$work/c4" --resume
 ok "its list of losses" "$train" "${cached[@]}" --teacher-cache "$work/losses" --steps 400 --out "$work/c5"
 ok "gives the same run" same_run "$work/c4" "$work/c5"
+{ head -n 4 "$work/losses"; for i in {1..40}; do echo "$i 99"; done; } >"$work/worse"
+ok "a student before its first step" "$train" "${cached[@]:0:12}" --steps 0 --out "$work/unmoved"
+for optimizer in sps iam iam-adam "iam --base muon"; do
+    ok "$optimizer, from a teacher that knows less" "$train" "${cached[@]}" --optimizer $optimizer --teacher-cache "$work/worse" \
+        --steps 40 --out "$work/still"
+    ok "$optimizer stays where it is" cmp "$work/unmoved/model.bin" "$work/still/model.bin"
+done
 { head -n 4 "$work/losses" && echo '# a remark' && tail -n +200 "$work/losses" | tac; } >"$work/holes"
 ok "holes are filled, in any order" "$train" "${taught[@]}" --teacher-cache "$work/holes" --steps 400 --out "$work/c6"
 ok "with the same losses" diff <(tail -n +5 "$work/losses") <(tail -n +6 "$work/holes" | sort -n)
@@ -353,6 +401,12 @@ refuses 2 "only its losses" "$train" "${taught[@]}" --distill soft
 refuses 1 "each step's text" "$train" "${cached[@]}" --teacher-cache "$work/api" --steps 5
 ok "a text for each sequence of each step" [ "$(grep -c '^# [1-5] ".*"$' "$work/api")" = 20 ]
 refuses 1 "lacks the loss of step 1" "$train" "${cached[@]}" --teacher-cache "$work/api" --steps 5
+while IFS= read -r text; do # step 3's four
+    printf %b "$text" >"$work/window.txt"
+    "$train" --data "$work/text.txt" --model "$work/teacher" --val "$work/window.txt" --steps 0 | sed -n 's/^final val loss //p'
+done < <(sed -n 's/^# 3 "\(.*\)"$/\1/p' "$work/api") >"$work/measured"
+ok "these texts have the step's loss" awk 'NR == FNR { sum += $1; n++; next } $1 == 3 { off = sum / n - $2; found = 1 }
+    END { exit !(found && n == 4 && off < 1e-4 && off > -1e-4) }' "$work/measured" "$work/losses"
 grep '^[1-5] ' "$work/losses" >>"$work/api"
 sed -i 's/^teacher ?/teacher an API/' "$work/api"
 ok "a run from an API's losses" "$train" "${cached[@]}" --teacher-cache "$work/api" --steps 5 --out "$work/c7"
@@ -363,6 +417,8 @@ refuses 1 "belongs to another run: 'teacher an API'" "$train" "${taught[@]}" --s
 ok "five layers" "$train" "${small[@]}" --layers 5 --steps 3 --out "$work/five"
 ok "every second of them" "$train" "${small[@]:0:2}" --student-from "$work/five" --steps 0 --out "$work/three"
 ok "makes three" grep -q '^model      3 layers, 2 heads, 32 channels' "$work/last"
+ok "two of them, and a shorter context" "$train" "${small[@]:0:2}" --student-from "$work/five" --layers 2 --context 8 --steps 0
+ok "are what is made" grep -q '^model      2 layers, 2 heads, 32 channels, context 8,' "$work/last"
 refuses 1 "has 32, and its student can have no other" "$train" "${small[@]}" --student-from "$work/five" --channels 64
 refuses 1 "no more" "$train" "${small[@]}" --student-from "$work/five" --layers 6
 refuses 2 "give one" "$train" "${small[@]}" --student-from "$work/five" --model "$work/five"
@@ -382,6 +438,11 @@ ok "a teacher of other characters" "$train" "${small[@]}" --data "$work/shifted.
 refuses 1 "other tokens than the student" "$train" "${student[@]}" --tokenizer chars --teacher "$work/shifted"
 refuses 1 "other tokens than --tokenizer" "$train" --data "$work/text.txt" --tokenizer chars --model "$work/shifted"
 refuses 1 "other tokens than --tokenizer" "$train" --data "$work/text.txt" --tokenizer chars --student-from "$work/shifted"
+grep -v hanging "$work/text.txt" >"$work/fewer.txt"
+for from in --model --student-from --teacher; do
+    ok "$from, a text of fewer characters" "$train" --data "$work/fewer.txt" $from "$work/a" --context 16 --steps 0 --out "$work/fewer"
+    ok "has the tokenizer that is there" cmp "$work/a/tokenizer.txt" "$work/fewer/tokenizer.txt"
+done
 ok "the same characters once more" "$train" "${small[@]:0:2}" --tokenizer chars --model "$work/teacher" --steps 0
 cp "$work/text.txt" "$work/notes[1].txt"
 ok "a file named like a pattern" "$train" "${small[@]}" --data "$work/notes[1].txt" --steps 1
@@ -407,7 +468,11 @@ refuses 1 "not UTF-8 at byte 8: it is damaged" "$train" "${small[@]:0:2}" --mode
 names=$(printf 'h.0.ln_1.weight,%.0s' {1..20})
 ok "a long value" "$train" "${small[@]}" --steps 1 --freeze "${names}h.0.ln_1.bias" --out "$work/long"
 refuses 1 "ln_1.bias' there, '.*ln_2.bias' here" "$train" "${small[@]}" --steps 1 --freeze "${names}h.0.ln_2.bias" --out "$work/long" --resume
-refuses 2 "proxy-paired goes with --proxy" "$train" "${small[@]}" --proxy-paired
+for idle in proxy-paired "proxy-steps 2" "proxy-eta 1" "proxy-average 0.5"; do
+    refuses 2 "${idle% *} goes with --proxy" "$train" "${small[@]}" --$idle
+done
+refuses 2 "soft-weight goes with --distill soft" "$train" "${small[@]}" --teacher "$work/a" --soft-weight 0.3
+refuses 2 "not with diloco" "$train" "${small[@]}" --workers diloco --proxy "$work/text.txt"
 refuses 2 "temperature goes with --distill soft" "$train" "${small[@]}" --teacher "$work/a" --temperature 2
 refuses 2 "warmup does not go with a refined" "$train" "${small[@]}" --schedule "refined:$work/a/log.csv" --warmup 9
 refuses 1 "cannot make the folder" "$train" "${small[@]}" --steps 1000000 --export-hf "$work/text.txt/hf"
@@ -518,6 +583,10 @@ refuses 1 "belongs to another run" "$train" "${long[@]}" --out "$work/whole" --r
 head -c 8000 "$work/text.txt" >"$work/other.txt"
 tr a-z A-Z <"$work/text.txt" >"$work/upper.txt" # other characters, the same numbers
 refuses 1 "belongs to another run: 'tokenizer" "$train" "${long[@]}" --data "$work/upper.txt" --out "$work/whole" --resume
+refuses 1 "another run: 'data " "$train" "${long[@]}" --data "$work/other.txt" --out "$work/whole" --resume
+for other in "batch 2" "accumulate 2" "seq-len 8" "init-std 0.03" "schedule linear" "warmup 9" "final-lr 0.5" "grad-norm l1" "clip 0.5"; do
+    refuses 1 "another run: '${other% *} " "$train" "${long[@]}" --out "$work/whole" --resume --$other
+done
 refuses 1 "belongs to another run" "$train" "${long[@]}" --data "$work/other.txt" --tokenizer chars --out "$work/whole" --resume
 # the data is the proxy, too; then both are another text
 same=("${small[@]}" --val "$work/text.txt" --steps 2 --out "$work/same")
@@ -552,6 +621,9 @@ ok "token shards by a pattern" "$train" "${shards[@]}" --steps 3 --eval-tokens 6
 ok "another model's tokenizer is gone" [ "$(cd "$work/hf_shards" && ls | tr '\n' ' ')" = "config.json generation_config.json model.safetensors " ]
 ok "no tokenizer of an earlier run stays" [ ! -e "$work/shards/tokenizer.txt" ]
 ok "nor is one exported" [ -z "$(ls "$work/hf_shards" | grep token)" ]
+printf '\1' | dd of="$work/one.bin" bs=1 seek=1024 conv=notrunc status=none # its first token
+refuses 1 "another run: 'data " "$train" "${shards[@]}" --steps 3 --eval-tokens 64 --out "$work/shards" --resume
+token_shard "$work/one.bin" 3000
 refuses 1 "no tokenizer" "$train" "${shards[@]}" --steps 3 --val "$work/text.txt"
 refuses 2 "sample-every needs a tokenizer" "$train" "${shards[@]}" --steps 3 --sample-every 1
 mkdir "$work/merged" && : >"$work/merged/merges.txt"

@@ -59,7 +59,7 @@ if [ ! "$report" ]; then
     fi
 fi
 
-warmups=$((steps / 16)),$((steps / 8)),$((steps / 4)),$((steps / 2))
+warmups=$((steps / 16)),$((steps / 8)),$((steps / 4)),$((steps / 2)),$((3 * steps / 4))
 grid="lr=5e-4,1e-3,2e-3,4e-3,8e-3,1.6e-2 warmup=$warmups"
 method AdamW "lr=2e-3,4e-3,8e-3,1.6e-2,3.2e-2 beta1=0.7,0.8,0.9 warmup=$warmups" --data "$runs/train.txt"
 for proxy in noisy written; do method "with $proxy proxy" "$grid" --data "$runs/train.txt" --proxy "$runs/$proxy.txt"; done
