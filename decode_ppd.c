@@ -188,6 +188,7 @@ static inline __attribute__((always_inline)) void tile(const WeightKind kind, co
     for (int k = 0; k < words; k++, w += NR * 4, soon += step, x += 4 * parts) {
         for (int j = 0; j < NV; j += VEC > 8 ? 1 : 2)
             __builtin_prefetch(soon + j / 2 * panel + j % 2 * sizeof(vec), 0, 2);
+#pragma GCC unroll 2 // else -O2 leaves a jump in some tiles, and GCC fuses no multiply-adds across it
         for (int part = 0; part < parts; part++) {
             vec_i inputs[MR], weights[4];
 // volatile: else GCC loads weights anew for every row

@@ -165,6 +165,7 @@ variant "decoding, vectors of 8" "$CC $FLAGS -DVEC=8 -Wno-psabi" test/test_decod
 [ "$avx512" = 0 ] || variant "decoding, AVX-512 without dot products" "$CC $FLAGS -mno-avx512vnni -Wno-psabi" \
     test/test_decode.c -- --mutations 10
 variant "decoding, no -march" "$CC $plain -O2" test/test_decode.c -- --mutations 10
+variant "decoding, -O2" "$CC $plain -O2 -march=native" test/test_decode.c -- --mutations 10
 variant "decoding, ASan and UBSan" "$CC $sanitize" test/test_decode.c -- --mutations $((mutations / 3))
 if command -v $other >/dev/null; then
     variant "decoding, $other" "$other $plain $optimized" test/test_decode.c -- --mutations 10
