@@ -18,12 +18,12 @@ methods() {
     cat <<END
 AdamW|lr=1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2 beta1=0.5,0.6,0.7,0.8,0.9,0.95 schedule=linear,wsd,cosine final-lr=0,0.1,0.2|
 GPA with nothing set||--optimizer gpa
-GPA|lr=4e-3,8e-3,1.2e-2,1.6e-2,2.4e-2,3.2e-2 beta1=0.1,0.2,0.4,0.5,0.6,0.8 final-lr=0,0.1,0.2,0.3,0.4|--optimizer gpa
+GPA|lr=4e-3,8e-3,1.2e-2,1.6e-2,2.4e-2,3.2e-2 beta1=0.1,0.2,0.4,0.5,0.6,0.8 final-lr=0,0.1,0.2,0.3,0.4,0.6|--optimizer gpa
 DiLoCo|lr=5e-4,1e-3,2e-3,4e-3,8e-3,1.6e-2|--optimizer diloco --schedule linear --beta1 0.8
 Schedule-Free|lr=4e-3,8e-3,1.6e-2,3.2e-2,6.4e-2,0.128|--optimizer schedule-free --beta2 0.99 --schedule constant --weight-decay 0.1 --warmup $((steps / 5))
 Prodigy||--optimizer prodigy --d0 1e-3 --d-coef 5.6 --beta1 0.7 --beta2 0.95 --weight-decay 0.03 --bias-correction 1 --safeguard-warmup 1 --schedule wsd --warmup $((steps / 10))
 Muon|muon-lr=1e-2,2e-2,3e-2,4e-2,8e-2 lr=4e-3,8e-3,1.2e-2,1.6e-2,2.4e-2,3.2e-2 final-lr=0,0.1,0.2|--optimizer muon --schedule linear --beta1 0.8
-GPA over Muon|muon-lr=2e-2,4e-2,8e-2,0.12,0.16 muon-momentum=0.5,0.6,0.7,0.8,0.9,0.95 final-lr=0,0.1,0.2,0.3|--optimizer gpa --base muon --lr 1.2e-2
+GPA over Muon|muon-lr=2e-2,4e-2,8e-2,0.12,0.16 muon-momentum=0.5,0.6,0.7,0.8,0.9,0.95 final-lr=0,0.1,0.2,0.3,0.4,0.6|--optimizer gpa --base muon --lr 1.2e-2
 END
 }
 

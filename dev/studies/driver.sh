@@ -18,7 +18,7 @@
 # made again.
 #
 #   DATA=FILE      the text (default: dev/data/tales.txt, which make writes)
-#   FULL=1         an hour or more on two cores, instead of ten minutes to half an hour
+#   FULL=1         an hour or more on two cores, instead of about ten minutes
 #   JOBS=2         trainings at a time, of one thread each (default: one for each core)
 #   STEPS=N        another length
 #   EXTRA="..."    options behind those of every training; these two are trials, whose results go to runs/studies/results

@@ -61,7 +61,7 @@ fi
 
 warmups=$((steps / 16)),$((steps / 8)),$((steps / 4)),$((steps / 2)),$((3 * steps / 4))
 grid="lr=5e-4,1e-3,2e-3,4e-3,8e-3,1.6e-2 warmup=$warmups"
-method AdamW "lr=2e-3,4e-3,8e-3,1.6e-2,3.2e-2 beta1=0.7,0.8,0.9 warmup=$warmups" --data "$runs/train.txt"
+method AdamW "lr=2e-3,4e-3,8e-3,1.6e-2,3.2e-2 beta1=0.5,0.6,0.7,0.8,0.9 warmup=$warmups" --data "$runs/train.txt"
 for proxy in noisy written; do method "with $proxy proxy" "$grid" --data "$runs/train.txt" --proxy "$runs/$proxy.txt"; done
 method "paired and averaged" "${grid% *} proxy-average=0.8,0.9,0.95,0.97" --data "$runs/train.txt" --proxy "$runs/noisy.txt" --proxy-paired \
     --proxy-steps 8 --warmup $((steps / 4))
