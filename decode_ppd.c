@@ -1364,8 +1364,8 @@ is taken at the temperature at which text will be drawn, so that prompts learn w
 asked for; the paper has 1.
 A prompt token is an embedding (depth 1), as in the paper, or has a vector for the beginning of every layer
 (depth L, ours): a small frozen model makes little of a strange embedding alone. With the tales' model of
-dev/studies/decoding.sh, the character after the next is among the first 1, 5, 10 guesses 76%, 91%, 97% of the
-time with --deep; 32%, 70%, 88% with embeddings alone, trained at temperature 1 as the paper's are.
+dev/studies/decoding.sh, the character after the next is among the first 1, 5, 10 guesses 75%, 90%, 96% of the
+time with --deep; 35%, 69%, 88% with embeddings alone, trained at temperature 1 as the paper's are.
 Backward, only prompt rows have gradients, unless the model is trained too ("joint"); then text rows have them
 as well, and those of the prompts flow into the keys and values of the text. The B texts of a step come one
 after the other.

@@ -1203,7 +1203,7 @@ template <typename T> struct Model : Gpu {
     // in memory of the CPU's that the GPU copies from while the CPU goes on.
     uint16_t *tokens_sent, *tokens, *targets_sent, *targets; // (B,length)
     int *order_sent, *order, *start_sent, *start, runs;      // (B,length), (runs+1)
-    cudaEvent_t sent;                                        // when that memory may be written again
+    cudaEvent_t sent; // when that memory may be written again (targets_sent: when mean_loss has waited)
     double *loss_sum; // of the CPU's memory too: the GPU writes it
     cudaEvent_t loss_known;
 };

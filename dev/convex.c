@@ -436,7 +436,9 @@ static double run(const Setting *s, const Method *m, double lr, FILE *csv) {
             gap = objective(s->p, w) - s->f_star;
             if (!(gap < 10 * fabs(start) + 1e3)) { // diverged: a last row says so, as 1e300
                 gap = INFINITY;
-                if (csv) fprintf(csv, "%s,,%.10g,1e300%s\n", m->label, spent, s->curvature ? "," : "");
+                if (csv) fprintf(csv, "%s,", m->label);
+                if (csv && is(m, 't')) fprintf(csv, "%g", lr);
+                if (csv) fprintf(csv, ",%.10g,1e300%s\n", spent, s->curvature ? "," : "");
                 break;
             }
             known = gap > KNOWN ? 1 : fmin(known, spent / s->budget);
@@ -581,7 +583,8 @@ int main(int argc, char **argv) {
             other.seed += 1000000007; // on the rows that rates are tuned on
             const double end = run(&other, &methods[0], tuned_rate(&s, &methods[0]), NULL);
             if (end == INFINITY || optim_refined(s.norms, s.steps, "l2", 0.1, s.refined)) {
-                fprintf(stderr, "%-18s not refined: needs two steps, and gradients above 0\n", m->label);
+                fprintf(stderr, "%-18s not refined: gd diverged, or has fewer than two gradients above 0\n",
+                        m->label);
                 continue;
             }
         }

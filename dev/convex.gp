@@ -9,5 +9,5 @@ set xlabel 'gradients over all rows'
 set ylabel 'F(w) - F*'
 set key outside right
 names = system("awk -F, 'NR > 1 && !seen[$1]++ { print $1 }' '".csv."'")
-plot for [i=1:words(names)] csv using 3:(strcol(1) eq word(names, i) ? $4 : NaN) with lines linewidth 2 \
+plot for [i=1:words(names)] csv using 3:(strcol(1) eq word(names, i) && $4 < 1e299 ? $4 : NaN) with lines linewidth 2 \
     linecolor 1 + (i - 1) % 8 dashtype 1 + (i - 1) / 8 title word(names, i)

@@ -1265,7 +1265,7 @@ static void fed_help(UNUSED const char *of) {
 
 // Chooses an optimizer, unless one is named the usual one, and sets what of the remaining options begins with
 // the prefix, as --server-lr does with server-. The rate is the usual one's: another has its own. SGD has no
-// momentum unless that is asked for. GPA averages over a part of so many updates.
+// momentum unless that is asked for. GPA averages over a fifteenth of so many updates (--async makes more).
 static void set_hyper(Optimizer *o, const char **name, const char *usual, double rate, double updates,
                       const char *prefix, const Options *rest) {
     if (!**name) *name = usual;
@@ -1332,7 +1332,8 @@ static FedOptions fed_options(int argc, char **argv) {
             die_usage("--%s is no option; see --help", rest->hyper_name[i]);
     if (!o.local_steps && o.method != FFGG)
         die_usage("--local-steps 0 trains nothing with --method %s", o.method_name);
-    if (o.bucket > 1 && o.attackers * o.bucket >= 0.5)
+    int sends = o.attack != NAN_SENDER && o.attack != SILENT; // what the server takes
+    if (sends && o.bucket > 1 && o.attackers * o.bucket >= 0.5)
         die_usage("--bucket %d lets --attackers %g into half of the buckets", o.bucket, o.attackers);
     if (!o.convex && !*o.data) die_usage("give a text with --data FILE, or --convex; see --help");
     if (!strcmp(o.clock, "real") && mpi_size == 1)

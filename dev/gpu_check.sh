@@ -76,10 +76,6 @@ done
 $gpu "${options[@]}" --out "$work/again" >/dev/null 2>&1
 cmp -s "$work/gpu/model.bin" "$work/again/model.bin" && say "twice      the same bits" || fail "the same run twice gives other bits"
 
-# ---- files, resume, teachers, proxies and errors, beside the CPU's trainer
-bash test/test_gpt2_cuda.sh $gpu $cpu >"$report/trainer.txt" 2>&1 || fail "test_gpt2_cuda.sh; see trainer.txt"
-say "trainer    $(tail -n 1 "$report/trainer.txt")"
-
 # ---- all GPUs: the losses of one
 if [ "$several" ]; then
     FULL=1 mpirun -n "$gpus" $golden_test >"$report/golden_all.txt" 2>&1 || fail "test_gpt2_cuda_gpu on $gpus GPUs; see golden_all.txt"
@@ -174,6 +170,13 @@ if command -v ncu >/dev/null && [ "$(left)" -gt 60 ] && [ -n "$best" ]; then
     say "kernels    of 3 steps (kernels.txt):"
     head -n 16 "$report/kernels.txt" | cut -c 1-140 | while read -r line; do say "           $line"; done
 else say "kernels    ncu is not installed, or no time was left"; fi
+
+# ---- files, resume, teachers, proxies and errors, beside the CPU's trainer
+if [ "$(left)" -gt 130 ]; then
+    timeout "$(($(left) - 40))" bash test/test_gpt2_cuda.sh $gpu $cpu >"$report/trainer.txt" 2>&1 ||
+        fail "test_gpt2_cuda.sh; see trainer.txt"
+    say "trainer    $(tail -n 1 "$report/trainer.txt")"
+else say "trainer    no time was left"; fi
 
 # ---- memory errors and races
 for tool in memcheck racecheck; do

@@ -73,6 +73,7 @@ ok "and counted" grep -q '300 refused' "$work/run"
 ok "one that never answers is given up" loss 0 1e-11 convex --rounds 300 --attackers 0.05 --attack silent \
     --deadline 3
 ok "and counted" grep -q '300 given up' "$work/run"
+ok "neither fills a bucket" loss 0 1e-11 convex --rounds 300 --attackers 0.3 --attack nan --bucket 2
 ok "asynchronous, too" loss 0 1e-11 convex --rounds 300 --attackers 0.2 --attack silent --deadline 10 \
     --async 1 --delay 5
 refuses 1 "never answers" "$federated" --convex --attackers 0.05 --attack silent

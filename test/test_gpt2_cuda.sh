@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.." || exit 1
 gpu=$(realpath "${1:-./test/test_train_gpt2_cuda}") cpu=$(realpath "${2:-./train_gpt2}") nccl=${3:+$(realpath "$3")} here=$PWD
 . test/lib.sh
 export OMP_NUM_THREADS=1
+ldd "$gpu" | grep -q cublas || unset CUDA_VISIBLE_DEVICES # the GPUs of a CPU are others
 for i in $(seq 60); do
     echo "Once there was a fox who had $i stones. Every day it gave $((i * 7 % 11)) of them away, and found $((i % 5)) more."
 done >"$work/text.txt"
@@ -135,7 +136,7 @@ if [ "$nccl" ] && command -v mpirun >/dev/null; then
     if ! ldd "$gpu" | grep -q cublas; then
         began=$(date +%s)
         CUDA_ON_CPU_GPUS=1 ok "more processes than GPUs" refused "no GPU number 1" --workers data
-        ok "is said at once" [ $(($(date +%s) - began)) -lt 8 ]
+        ok "is said at once" [ $(($(date +%s) - began)) -lt 10 ] # so long whoever dies waits for the others
     fi
 fi
 

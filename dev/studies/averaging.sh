@@ -4,9 +4,9 @@
 # AdamW, GPA and the two Muons are tuned in three or four options, DiLoCo and Schedule-Free in their rate (the race
 # tunes them in more, and has Schedule-Free level with GPA), Prodigy in nothing (its setting is that of
 # learning-rate-free.sh). How many steps fewer does each need to the final loss of AdamW, tuned in rate, beta1,
-# schedule and final rate? FULL=1: 1000 steps of a model twice as wide instead of 300, without Prodigy and the Muons (the race
-# has these). Then shorter runs, with FULL=1 longer ones and large batches, as they were tuned but for the rate, which
-# is tuned anew.
+# schedule and final rate? FULL=1: 1000 steps of a model twice as wide instead of 300, without Prodigy and the Muons (the
+# race has these). Then shorter runs, with FULL=1 longer ones and large batches, as they were tuned but for the rate,
+# which is tuned anew.
 . dev/studies/driver.sh
 length 300 1000
 [ $steps -ge 2 ] || die "STEPS is at least 2" 2

@@ -8,9 +8,9 @@
 # A step is one gradient of the objective; the picture's axis counts those. After each come 4 steps on the proxy, the
 # best of 2, 4, 8. Every one of them repeats the noise of g_t. With the noisy proxy, which is the objective's token
 # for token, most of that can be taken away (arXiv 2206.00395): both gradients of the correction are of one batch, and
-# it is averaged over the steps; then come 8 steps (of one seed, 2.16 instead of 2.28 with 4). Beside them, as many
-# steps on the proxy alone, by AdamW as it is best on the objective. FULL=1 takes 400 gradients of 48 sequences, of a
-# model twice as wide, instead of 100 of 12.
+# it is averaged over the steps; then come 8 steps (one seed of an older build, twice as wide: 2.16 instead of 2.28
+# with 4). Beside them, as many steps on the proxy alone, by AdamW as it is best on the objective. FULL=1 takes 400
+# gradients of 48 sequences, of a model twice as wide, instead of 100 of 12.
 #
 # Neither pairs nor an average are enough by themselves: with the noisy proxy AdamW's loss was reached with 30% fewer
 # gradients in pairs, and not at all averaged (one seed, one rate). A third proxy, the text's words in another order,
