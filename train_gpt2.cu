@@ -58,12 +58,12 @@ N workers add the sum of gradients and the gathering of parameters, 4 n (N-1)/N 
 each GPU, twice: 2.2 ms a step at the 450 GB/s of an H100's NVLink, 40 ms at 25 GB/s.
 
 Nothing reaches both peaks; these are bounds, not forecasts. As dev/gpu_check.sh measured an older build (the
-kernels are almost all the same, no build since was run on a GPU) on an H200: 531
-thousand tokens/s, 61.7 ms a step, 13.3 GB; PyTorch 2.11, compiled, minutes later 512 thousand and 16.3
-GB; with B 128 553 thousand. Each kernel alone takes, in ms: the products 36.3 (670 TFLOP/s), attention 11.8
-(forward 223 TFLOP/s, backward 239: warps wait for what they asked for, and no unit is busy for more than 40%
-of the time), cross entropy 2.2, layer norms 1.3 and 1.8, biases 1.7, AdamW, norm and copy 1.5, embeddings
-0.1. That is 56.7; where the other 5 pass was not measured: between kernels, or the card slows under load.
+kernels are almost all the same, no build since was run on a GPU) on an H200: 531 thousand tokens/s, 61.7 ms a
+step, 13.3 GB; PyTorch 2.11, compiled, minutes later 512 thousand and 16.3 GB; with B 128 553 thousand. Each
+kernel alone takes, in ms: the products 36.3 (670 TFLOP/s), attention 11.8 (forward 223 TFLOP/s, backward 239:
+warps wait for what they asked for, and no unit is busy for more than 40% of the time), cross entropy 2.2,
+layer norms 1.3 and 1.8, biases 1.7, AdamW, norm and copy 1.5, embeddings 0.1. That is 56.7; where the other 5
+pass was not measured: between kernels, or the card slows under load.
 */
 
 #ifdef __cplusplus

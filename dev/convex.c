@@ -401,6 +401,13 @@ static int applies(const Setting *s, const Method *m, const char *only) {
 
 #define KNOWN 1e-12 // F* is not known better
 
+// A row of the CSV, but for its last column and its end.
+static void write_row(FILE *csv, const Method *m, double lr, double spent, double gap) {
+    fprintf(csv, "%s,", m->label);
+    if (is(m, 't')) fprintf(csv, "%g", lr);
+    fprintf(csv, ",%.10g,%.6e", spent, gap);
+}
+
 // One run from 0; F - F* at its end, infinite where it diverged; or KNOWN * the share of the budget after
 // which it was that small. Measures into csv unless that is NULL.
 static double run(const Setting *s, const Method *m, double lr, FILE *csv) {
@@ -436,9 +443,7 @@ static double run(const Setting *s, const Method *m, double lr, FILE *csv) {
             gap = objective(s->p, w) - s->f_star;
             if (!(gap < 10 * fabs(start) + 1e3)) { // diverged: a last row says so, as 1e300
                 gap = INFINITY;
-                if (csv) fprintf(csv, "%s,", m->label);
-                if (csv && is(m, 't')) fprintf(csv, "%g", lr);
-                if (csv) fprintf(csv, ",%.10g,1e300%s\n", spent, s->curvature ? "," : "");
+                if (csv) write_row(csv, m, lr, spent, 1e300), fputs(s->curvature ? ",\n" : "\n", csv);
                 break;
             }
             known = gap > KNOWN ? 1 : fmin(known, spent / s->budget);
@@ -464,9 +469,7 @@ static double run(const Setting *s, const Method *m, double lr, FILE *csv) {
             step = o.s.step;
         }
         if (!csv || !measures) continue;
-        fprintf(csv, "%s,", m->label);
-        if (is(m, 't')) fprintf(csv, "%g", lr);
-        fprintf(csv, ",%.10g,%.6e", spent, fmax(gap, 0));
+        write_row(csv, m, lr, spent, fmax(gap, 0));
         if (s->curvature) fprintf(csv, isnan(curvature) ? "," : ",%.6g", step * curvature);
         fprintf(csv, "\n");
     }
@@ -581,8 +584,8 @@ int main(int argc, char **argv) {
         if (m->schedule && !strcmp(m->schedule, "refined")) {
             Setting other = s;
             other.seed += 1000000007; // on the rows that rates are tuned on
-            const double end = run(&other, &methods[0], tuned_rate(&s, &methods[0]), NULL);
-            if (end == INFINITY || optim_refined(s.norms, s.steps, "l2", 0.1, s.refined)) {
+            const double gap = run(&other, &methods[0], tuned_rate(&s, &methods[0]), NULL);
+            if (gap == INFINITY || optim_refined(s.norms, s.steps, "l2", 0.1, s.refined)) {
                 fprintf(stderr, "%-18s not refined: gd diverged, or has fewer than two gradients above 0\n",
                         m->label);
                 continue;
@@ -590,8 +593,8 @@ int main(int argc, char **argv) {
         }
         const double lr = is(m, 't') ? tuned_rate(&s, m) : NAN, last = run(&s, m, lr, csv);
         fprintf(stderr, "%-18s %.3e", m->label, fmax(last, KNOWN));
-        const char *end = lr < exp2(-13) || lr > exp2(9) ? ", whose end is near: scale the columns" : "";
-        if (is(m, 't')) fprintf(stderr, "  lr %g of 2^-14..2^10%s", lr, end);
+        const char *hint = lr < exp2(-13) || lr > exp2(9) ? ", whose end is near: scale the columns" : "";
+        if (is(m, 't')) fprintf(stderr, "  lr %g of 2^-14..2^10%s", lr, hint);
         fprintf(stderr, "\n");
     }
     if (fflush(csv) || ferror(csv) || (path && fclose(csv)) || (replace && rename(unfinished, path)))

@@ -16,12 +16,12 @@ moved, and a robust mean of gradients that attackers have mixed with theirs errs
 ones differ, which goes to zero. So FFGG comes to the exact solution, at a constant rate, as long as the
 honest gradients on the way there agree well enough for the share of attackers; with --async, for their share
 in each step's answers, which is now and then above that in all clients. Where no w suits everybody,
-synchronous FFGG without attackers still does; attackers, and clients that answer at different rates, leave
-an error in proportion to how much the clients' gradients differ at the solution (--misfit makes such a
-problem); staleness alone leaves one that a smaller rate makes smaller. On text, batches are
-noisy and nothing is exact. There --mean-gradient (ours, beyond the paper) takes noise away for nothing: the
-backward pass of a local step has a gradient of w, too, and the client sends the mean of all K + 1. At the
-solution b_m stands still and they are the same, so what is exact stays so.
+synchronous FFGG without attackers still does; attackers, and clients that answer at different rates, leave an
+error in proportion to how much the clients' gradients differ at the solution (--misfit makes such a problem);
+staleness alone leaves one that a smaller rate makes smaller. On text, batches are noisy and nothing is exact.
+There --mean-gradient (ours, beyond the paper) takes noise away for nothing: the backward pass of a local step
+has a gradient of w, too, and the client sends the mean of all K + 1. At the solution b_m stands still and
+they are the same, so what is exact stays so.
 
 The baselines on the same clients: `local` trains everything and sends nothing; `fedavg` (McMahan et al. 2017)
 takes K steps on everything and sends how far the shared tensors moved, w_old - w, which the server takes for

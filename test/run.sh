@@ -4,7 +4,7 @@
 #   GPT2_MERGES=FILE   GPT-2's vocab.bpe (dev/data/gpt2.sh fetches it): without it, its checks are skipped
 #   GOLDEN=DIR         more golden files of the formats in test/golden
 #   TEXT=FILE          tinyshakespeare.txt, for the loss that PyTorch reaches on it (with FULL=1)
-#   FULL=1             longer: the trainer's programs under sanitizers, thousands of damaged files, more kills
+#   FULL=1             longer: the trainer under sanitizers, thousands of damaged files, more kills
 #   JOBS=2             tests at a time
 set -u
 export LC_ALL=C # numbers have points, for awk, sort and printf

@@ -4,16 +4,16 @@
 # AdamW, GPA and the two Muons are tuned in three or four options, DiLoCo and Schedule-Free in their rate (the race
 # tunes them in more, and has Schedule-Free level with GPA), Prodigy in nothing (its setting is that of
 # learning-rate-free.sh). How many steps fewer does each need to the final loss of AdamW, tuned in rate, beta1,
-# schedule and final rate? FULL=1: 1000 steps of a model twice as wide instead of 300, without Prodigy and the Muons (the
-# race has these). Then shorter runs, with FULL=1 longer ones and large batches, as they were tuned but for the rate,
-# which is tuned anew.
+# schedule and final rate? FULL=1: 1000 steps of a model twice as wide instead of 300, without Prodigy and the Muons
+# (the race has these). Then shorter runs, with FULL=1 longer ones and large batches, as they were tuned but for the
+# rate, which is tuned anew.
 . dev/studies/driver.sh
 length 300 1000
 [ $steps -ge 2 ] || die "STEPS is at least 2" 2
 common --eval-tokens 20480 --channels $width
 
-# A method a line: its name, what is tuned, the rate first, and its options. The middles of the lists, where the search
-# begins, are where searches from other beginnings ended, for every method alike.
+# A method a line: its name, what is tuned, the rate first, and its options. The search begins at the middles of the
+# lists, near where searches from other beginnings ended with models twice as wide, for every method alike.
 methods() {
     cat <<END
 AdamW|lr=1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2 beta1=0.5,0.6,0.7,0.8,0.9,0.95 schedule=linear,wsd,cosine final-lr=0,0.1,0.2|
