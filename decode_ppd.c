@@ -224,8 +224,8 @@ static inline __attribute__((always_inline)) void tile(const WeightKind kind, co
 // Panels first to last - 1 for all rows, into out (R, ld), a chunk at a time, which stays in L1 for the next
 // tile. A tile has 2 MR accumulators at most (bf16 needs registers to be widened in): of two panels, which
 // come from memory faster than one does, where rows are few, else of one. Each of the tiles fetches its part
-// of a later chunk. From a cache the next chunk is early enough, and two panels are no faster than one that a
-// single tile takes (measured with AVX2: up to a fifth, but not of int8).
+// of a later chunk. From a cache the next chunk is early enough, and rows for which two panels would take
+// two tiles go faster through one tile of one panel (measured with AVX2: up to a fifth, but not of int8).
 static inline __attribute__((always_inline)) void panel_products(const WeightKind kind, Sum *out, int ld,
                                                                  const Linear *m, int first, int last,
                                                                  const Scratch *x, int rows) {
@@ -332,7 +332,7 @@ static void linear_rows(Sum *sums, int sums_ld, const Scratch *x, const Linear *
 /* A pass takes R rows that form a tree. A row is a token, or a prompt token, that stands after its parent: an
 earlier row, or the last token in the cache. It sees the cache, its ancestors and itself; its key and value go
 into the slots behind the cache. Logits are made for groups of neighbouring rows, whose last hidden states are
-averaged first: copies of a prompt token, for the mean of logits is the logits of the mean.
+averaged first: copies of a prompt token, for the mean of their logits is what the mean state gives.
 
 Logits of prompt tokens and heads only guess, so they need not be complete. Of a large vocabulary they are
 made for the likely tokens alone, which are few: most of a text is in 512 of GPT-2's 3,141 groups of 16. (Zhao
@@ -642,17 +642,15 @@ static void decoder_pass(Decoder *d, const Batch *b) {
 // After a pass: the rows path[0..n), each the parent of the next, become part of the text; all others are
 // forgotten.
 static void decoder_accept(Decoder *d, const int *path, int n) {
-    int NH = d->config.num_heads, HS = d->config.channels / NH;
-    for (int i = 0; i < n; i++) {
-        int from = d->past + path[i], to = d->past + i; // from >= to: what is still needed stays
-        for (int lh = 0; lh < d->config.num_layers * NH && from != to; lh++) {
-            float *keys = d->keys + (size_t)lh * HS * d->capacity,
-                  *values = d->values + (size_t)lh * d->capacity * d->head_stride;
-            for (int c = 0; c < HS; c++)
-                keys[(size_t)c * d->capacity + to] = keys[(size_t)c * d->capacity + from];
-            memcpy(values + (size_t)to * d->head_stride, values + (size_t)from * d->head_stride,
-                   HS * sizeof(float));
-        }
+    int NH = d->config.num_heads, HS = d->config.channels / NH, stay = 0;
+    while (stay < n && path[stay] == stay) stay++;
+    for (int lh = 0; lh < d->config.num_layers * NH && stay < n; lh++) {
+        float *keys = d->keys + (size_t)lh * HS * d->capacity + d->past,
+              *values = d->values + ((size_t)lh * d->capacity + d->past) * d->head_stride;
+        for (int c = 0; c < HS; c++, keys += d->capacity)
+            for (int i = stay; i < n; i++) keys[i] = keys[path[i]]; // path[i] > i: what is still needed stays
+        for (int i = stay; i < n; i++)
+            memcpy(values + i * d->head_stride, values + path[i] * d->head_stride, HS * sizeof(float));
     }
     d->past += n;
 }
@@ -702,7 +700,7 @@ static void measure_latency(Decoder *d, int heads, int copies, Latency *l, int r
     static const int sizes[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64};
     enum { SIZES = sizeof sizes / sizeof *sizes, NODES = 8, GUESSES = 16 };
     int context = d->config.max_seq_len;
-    double took[SIZES + 1][LATENCY_ROUNDS], median[SIZES + 1], begin = now();
+    double took[SIZES + 1][LATENCY_ROUNDS], median[SIZES + 1] = {0}, begin = now();
     d->past = MIN(context / 2, 128);
     // All sizes in turns, so that what else the machine does hits them alike; the median of the rounds is
     // taken: the best would be of moments in which the machine did nothing else. Each size has some
@@ -806,27 +804,32 @@ static int choose(const Sampling *s, Candidate *c, const float *logits, int V, u
     float temperature = (float)s->temperature, lse = log_sum_exp(logits, V, temperature), bar = -INFINITY;
     int k = s->top_k ? MIN(s->top_k, V) : V, n = 0, nucleus = 0, at = 0;
     if (k == V && s->top_p >= 1) return draw(logits, V, temperature, u);
-    // tokens below `least` together are not worth 1 - top_p: none of them is in the nucleus of all tokens
-    float least = k < V ? 0 : (float)((1 - s->top_p) / V);
-    for (int i = 0; i < V; i++) {
+    for (int i = 0; i < V && k < V; i++) {
         if (logits[i] <= bar) continue; // k others are as large
-        float p = exp_f32(logits[i] / temperature - lse);
-        if (k == V) total += p;
-        if (p >= least) c[n++] = (Candidate){logits[i], p, i};
+        c[n++] = (Candidate){logits[i], exp_f32(logits[i] / temperature - lse), i};
         if (n < 2 * k) continue;
         qsort(c, n, sizeof *c, by_logit);
         bar = c[(n = k) - 1].logit;
     }
+    // of all tokens those are sorted that have top_p together: most often few
+    for (double least = 0.01; k == V && n < V && total <= s->top_p && least > 0; least /= 10) {
+        bar = ((float)log(least) + lse) * temperature;
+        total = n = 0;
+        for (int i = 0; i < V; i++)
+            if (logits[i] >= bar) c[n++] = (Candidate){logits[i], exp_f32(logits[i] / temperature - lse), i};
+        for (int i = 0; i < n; i++) total += c[i].p;
+    }
     qsort(c, n, sizeof *c, by_logit);
     n = MIN(n, k);
-    if (n == 0) return argmax(logits, V); // nearly alike, and rounded down
+    if (n == 0) return argmax(logits, V); // no number is larger than another
+    if (k == V) total = 1;
     for (int i = 0; i < n && k < V; i++) total += c[i].p;
     while (nucleus < n && (nucleus == 0 || kept < s->top_p * total)) kept += c[nucleus++].p;
     for (u *= kept; at < nucleus - 1 && (u -= c[at].p) >= 0;) at++;
     return c[at].id;
 }
 
-// Writes the bytes of tokens as they come; bytes that end within a UTF-8 character wait for the rest of it.
+// Writes the bytes of tokens; those that end within a UTF-8 character wait for the rest of it.
 typedef struct {
     const Tokenizer *tokenizer;
     FILE *file;
@@ -846,7 +849,6 @@ static void writer_put(Writer *w, int token) {
         int needed = lead > 0xF4 ? 1 : lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : lead >= 0xC2 ? 2 : 1;
         if (w->n >= needed) fwrite(w->held, 1, w->n, w->file), w->n = 0;
     }
-    fflush(w->file);
 }
 
 static void writer_end(Writer *w) { fwrite(w->held, 1, w->n, w->file), w->n = 0, fflush(w->file); }
@@ -912,7 +914,8 @@ typedef struct Generator {
     struct Generator *draft;   // also let this model propose
     const Latency *latency;    // what passes take: for trees and the number of proposals
     double draft_cost;         // seconds a proposed token
-    double accepted[5], proposed[5]; // fading: [0] a draft's, [2..4] those of an n-gram of that size
+    // fading: [0] a draft's; [2..5] an n-gram's (see find_ngram), [6..9] if prompts or heads guess the same
+    double accepted[10], proposed[10];
     long passes, rows;
 } Generator;
 
@@ -969,13 +972,17 @@ static int tree_add(Tree *t, int parent, int token, int chain, int copies) {
     return v;
 }
 
-// What followed the last 4, 3 or 2 tokens (*size of them) when they stood in the text before, at the latest
-// such place; 0: nowhere.
+// What followed the last tokens where they stood in the text before: the most of them, at the latest such
+// place. *size says how many: 2, 3, 4, or 5 for 8 and more; 1 where not even 2 did, and 0 is returned.
 static int find_ngram(const uint16_t *text, int length, int *size) {
-    for (*size = 4; *size >= 2; --*size)
-        for (int at = length - *size - 1; at >= 0; at--)
-            if (!memcmp(text + at, text + length - *size, *size * sizeof *text)) return at + *size;
-    return 0;
+    int found = 0, longest = 1;
+    for (int at = length - 1; at > 0 && longest < 8; at--) {
+        int same = 0;
+        while (same < MIN(at, 8) && text[at - 1 - same] == text[length - 1 - same]) same++;
+        if (same > longest) longest = same, found = at;
+    }
+    *size = longest == 8 ? 5 : MIN(longest, 4);
+    return found;
 }
 
 // The rows of text that take as long as a template, whose nodes have so many heads.
@@ -1001,7 +1008,7 @@ them are, so n of them bring 1 + a + ... + a^n tokens, and if the first is wrong
 What the pass guesses for the next one, behind the last proposal (a chain as behind a lone root) or the
 template's nodes, counts as far as proposals will fail there. The tokens, less what the guesses that led here
 are worth, divided by the time are to be the most. a begins high: what is never tried is never learned.
-source: 0 the draft, 2 to 4 an n-gram of that length; prefix: rows of text, the root the last. Returns how
+source: 0 the draft, 2 to 9 an n-gram (see Generator); prefix: rows of text, the root the last. Returns how
 many proposals, `most` at most, and the template in *shape. */
 static int plan_proposals(const Generator *g, int source, int prefix, int most, const Template **shape) {
     double a = (g->accepted[source] + 3) / (g->proposed[source] + 4), best = -INFINITY;
@@ -1057,20 +1064,22 @@ static const uint16_t *propose_by_draft(Generator *g, int count) {
 // min(0.09, 0.3 exp(-entropy)). It does not keep the model's distribution. At temperature 0, probabilities
 // are those at temperature 1, and where no child is typical the likeliest token is taken.
 static int typical_child(const Generator *g, const Tree *t, int v, const float *logits) {
+    const Batch *b = &t->batch;
     int V = g->decoder->config.vocab_size, best = -1;
+    for (int w = v + 1; w < b->rows; w++)
+        if (b->parent[w] == v && b->token[w] >= 0 &&
+            (best < 0 || logits[b->token[w]] > logits[b->token[best]]))
+            best = w;
+    if (best < 0) return -1;
     float temperature = g->sampling.temperature >= COLDEST ? (float)g->sampling.temperature : 1,
-          lse = log_sum_exp(logits, V, temperature);
-    double entropy = 0, most = 0;
+          lse = log_sum_exp(logits, V, temperature), entropy = 0;
+#pragma omp simd reduction(- : entropy)
     for (int i = 0; i < V; i++) {
-        double log_p = logits[i] / temperature - lse;
-        entropy -= exp(log_p) * log_p;
+        float log_p = logits[i] / temperature - lse;
+        entropy -= exp_f32(log_p) * log_p;
     }
-    for (int w = v + 1; w < t->batch.rows; w++) {
-        if (t->batch.parent[w] != v || t->batch.token[w] < 0) continue;
-        double p = exp(logits[t->batch.token[w]] / temperature - lse);
-        if (p > most && p > fmin(0.09, 0.3 * exp(-entropy))) most = p, best = w;
-    }
-    return best;
+    float p = exp_f32(logits[b->token[best]] / temperature - lse);
+    return p > fminf(0.09f, 0.3f * expf(-entropy)) ? best : -1;
 }
 
 // Adds a template's nodes, with the tokens that were guessed, as far as a text of at most `deepest` more
@@ -1135,9 +1144,8 @@ static int generator_step(Generator *g, int limit) {
     int proposals = 0, source = 0, deepest = MIN(room, limit - 1);
     int found = g->draft || !g->ngram ? 0 : find_ngram(g->text, g->length, &source);
     uint16_t proposed[MAX_PROPOSALS]; // copied: the text may move
-    if (g->draft || found)
-        proposals = plan_proposals(g, source, prefix, MIN(deepest, found ? g->length - found : MAX_PROPOSALS),
-                                   &shape);
+    if (found && g->state && g->guess[0][0] == g->text[found]) source += 4;
+    if (g->draft || found) proposals = plan_proposals(g, source, prefix, deepest, &shape);
     t.bare = shape == &bare;
     t.most = most_nodes(t.bare ? 0 : heads_of(g));
     if (g->kind == GUESS_PROMPTS) t.chain[t.root] = shape->chain[0];
@@ -1145,7 +1153,8 @@ static int generator_step(Generator *g, int limit) {
     add_guesses(g, shape, &t, deepest);
     if (proposals) {
         const uint16_t *from = g->draft ? propose_by_draft(g, proposals) : g->text + found;
-        memcpy(proposed, from, proposals * sizeof *proposed);
+        int period = found ? g->length - found : proposals; // a text that repeats itself goes on so
+        for (int i = 0; i < proposals; i++) proposed[i] = from[i % period];
         int chain = t.bare ? 0 : proposals_chain(g); // at the end of their path, which goes on from there
         for (int i = 0, at = t.root; i < proposals && at >= 0; i++)
             at = tree_add(&t, at, proposed[i], i == proposals - 1 ? chain : 0, g->copies);
@@ -1361,7 +1370,7 @@ prompts before; nothing of the text sees a prompt.
 
 The model's own distribution at cut+1+i is that of the token i+2 after the cut, whose guess is prompt i's. It
 is taken at the temperature at which text will be drawn, so that prompts learn what they will meet: 0 unless
-asked for; the paper has 1.
+asked for; the paper has 1. The text that they learn in, and by which trees are chosen, is greedy all the same.
 A prompt token is an embedding (depth 1), as in the paper, or has a vector for the beginning of every layer
 (depth L, ours): a small frozen model makes little of a strange embedding alone. With the tales' model of
 dev/studies/decoding.sh, the character after the next is among the first 1, 5, 10 guesses 75%, 90%, 96% of the
@@ -1643,10 +1652,12 @@ static double prompt_step(PromptTrainer *t, const uint16_t *guessed, const uint1
     return loss;
 }
 
-// Random cuts of the step's texts; each leaves room for the prompts and for what they guess.
-static void draw_cuts(PromptTrainer *t, uint64_t seed, long step) {
-    for (uint64_t i = 0, n = (uint64_t)(t->B * t->cuts); i < n; i++)
-        t->cuts_of_step[i] = (int)(random_u64(seed + 5, (uint64_t)step * n + i) % (uint64_t)(t->T - t->h.n));
+// Random cuts of the step's texts, from `first` on; each leaves room for the prompts and what they guess.
+static void draw_cuts(PromptTrainer *t, int first, uint64_t seed, long step) {
+    first = MIN(first, t->T - t->h.n - 1);
+    uint64_t n = (uint64_t)(t->B * t->cuts), places = (uint64_t)(t->T - t->h.n - first);
+    for (uint64_t i = 0; i < n; i++)
+        t->cuts_of_step[i] = first + (int)(random_u64(seed + 5, (uint64_t)step * n + i) % places);
 }
 
 // ===========================================================================================================
@@ -1695,7 +1706,7 @@ static void prompts_load(Prompts *p, const char *path, GPT2Config g, uint64_t mo
     if (fread(h, sizeof *h, 1, f) != 1 || memcmp(h->magic, PROMPTS_MAGIC, 8))
         die("%s is not a file of prompt tokens; `decode_ppd train` makes one", path);
     if ((h->heads != 0 && h->heads != 1) || h->n < 1 || h->n > MAX_PROMPTS || h->copies < 1 ||
-        h->copies > MAX_ROWS || h->n * h->copies > MAX_TREE || (h->depth != 1 && h->depth != h->layers))
+        h->copies > MAX_ROWS || h->n * h->copies >= MAX_TREE || (h->depth != 1 && h->depth != h->layers))
         die("%s: %d prompts of %d copies, depth %d and kind %d cannot be: the file is damaged", path, h->n,
             h->copies, h->depth, h->heads);
     if (h->channels != g.channels || h->layers != g.num_layers)
@@ -2053,14 +2064,16 @@ static int write_text(Engine *e, const uint16_t *prompt, size_t n, int tokens, d
     Writer w = {.tokenizer = &e->tokenizer, .file = stdout};
     int end = e->tokenizer.kind == TOKENIZER_GPT2 ? e->tokenizer.vocab_size - 1 : -1, made = 0;
     for (size_t i = 0; i < n; i++) writer_put(&w, prompt[i]);
+    fflush(stdout);
     generator_text(g, prompt, (int)n);
     double start = now();
-    for (int done = 0; made < tokens && !done && !interrupted;) {
+    for (int done = 0; made < tokens && !done && !interrupted && !ferror(stdout);) {
         int from = g->length, got = generator_step(g, tokens - made);
         for (int i = 0; i < got && !done; i++, made++) {
             done = g->text[from + i] == end;
             if (!done) writer_put(&w, g->text[from + i]);
         }
+        fflush(stdout);
     }
     *seconds += now() - start;
     writer_end(&w);
@@ -2083,7 +2096,8 @@ static int run_command(const DecodeOptions *o) {
     long made = 0;
     ssize_t length = (ssize_t)strlen(o->prompt);
     if (!*o->prompt && isatty(fileno(stdin))) fprintf(stderr, "each line is a prompt; Ctrl-D ends\n");
-    while (!interrupted && (*o->prompt ? prompts == 0 : (length = getline(&line, &capacity, stdin)) >= 0)) {
+    while (!interrupted && !ferror(stdout) &&
+           (*o->prompt ? prompts == 0 : (length = getline(&line, &capacity, stdin)) >= 0)) {
         const char *text = *o->prompt ? o->prompt : line;
         while (!*o->prompt && length && (line[length - 1] == '\n' || line[length - 1] == '\r')) length--;
         if (length == 0) continue;
@@ -2106,15 +2120,14 @@ static int run_command(const DecodeOptions *o) {
 
 // ---- train
 
-// The length of the texts that a model writes to learn from, and of the beginnings that they go on from.
-static int own_length(const GPT2 *m) { return MIN(256, m->config.max_seq_len); }
-static int own_prompt(const GPT2 *m) { return MAX(1, MIN(16, own_length(m) / 4)); }
+// The beginnings from which a model goes on to write texts of T tokens, to learn from.
+static int own_prompt(int T) { return MAX(1, MIN(16, T / 4)); }
 
 // What `train` works on, and all that its checkpoint holds.
 typedef struct {
     PromptTrainer trainer;
     Optimizer optimizer;
-    DataLoader guessed, text; // the texts in which prompts guess, and jointly those that the model learns
+    DataLoader guessed, text; // of texts in which prompts guess (of `own`, if any); of those the model learns
     float *params, *grads; // all that is trained: jointly the model, then the prompts
     size_t count;
     char identity[8192], state[4096]; // what the run is; PROMPTS.state, its checkpoint
@@ -2181,7 +2194,7 @@ static void write_own_text(PromptRun *r, const Dataset *train, uint64_t seed) {
     Generator *g = &e.generator;
     const GPT2 *m = r->trainer.m;
     Shard from = longest_piece(train);
-    int length = own_length(m), prompt = own_prompt(m);
+    int length = r->trainer.T, prompt = own_prompt(length);
     size_t made = 0;
     double start = now();
     engine_start(&e, m, WEIGHTS_INT8);
@@ -2198,6 +2211,17 @@ static void write_own_text(PromptRun *r, const Dataset *train, uint64_t seed) {
         printf("the model wrote %zu tokens of its own to learn from, in %.1f s\n",
                made / length * (length - prompt), now() - start);
     engine_stop(&e);
+}
+
+// Guesses are learned in B of the model's own texts, each from its beginning, as decoding meets it.
+static void next_own_texts(PromptRun *r, uint16_t *x) {
+    DataLoader *l = &r->guessed;
+    uint64_t texts = r->own / l->T;
+    for (int b = 0; b < r->trainer.B; b++) {
+        uint64_t i = permute(l->index, texts, random_u64(~l->seed, l->epoch));
+        memcpy(x + (size_t)b * l->T, r->now->own + i * l->T, l->T * sizeof *x);
+        if (++l->index == texts) l->index = 0, l->epoch++;
+    }
 }
 
 static void check_trained(const PromptRun *r) {
@@ -2225,9 +2249,10 @@ static int train_prompts(PromptRun *r, const Dataset *train, const DecodeOptions
             write_own_text(r, train, o->seed);
         if (interrupted) break;
         double start = now();
-        loader_next(&r->guessed, guessed, y, t->B);
+        if (r->own) next_own_texts(r, guessed);
+        else loader_next(&r->guessed, guessed, y, t->B);
         if (t->joint) loader_next(&r->text, x, y, t->B);
-        draw_cuts(t, o->seed, r->now->step);
+        draw_cuts(t, r->own ? own_prompt(t->T) - 1 : 0, o->seed, r->now->step);
         double loss = prompt_step(t, guessed, x, y), norm = sqrt(optim_norm2(r->grads, r->count));
         if (!isfinite(norm) || !isfinite(t->kl))
             die("the loss is not a number at step %ld%s", r->now->step + 1, advice(&r->optimizer));
@@ -2241,7 +2266,8 @@ static int train_prompts(PromptRun *r, const Dataset *train, const DecodeOptions
         show_prompt_step(r, o, loss, rate);
         r->now->guessed_epoch = r->guessed.epoch, r->now->guessed_index = r->guessed.index;
         r->now->epoch = r->text.epoch, r->now->index = r->text.index;
-        if (due(o->save_every, r->now->step)) save_prompts_state(r);
+        if (due(o->save_every, r->now->step) || (o->save_every && r->now->step == o->steps))
+            save_prompts_state(r);
     }
     says_it_stops = 0;
     if (interrupted && o->save_every && r->now->step) save_prompts_state(r);
@@ -2261,6 +2287,19 @@ static void check_train_options(const DecodeOptions *o) {
                   MAX_TREE - 1);
     if (isnan(optim_schedule(o->schedule, 0, 1, 0, 0)))
         die_usage("no schedule is called '%s' here; see --help", o->schedule);
+}
+
+// Two trainings of one --out would write over each other's checkpoint. The lock ends with the process.
+static char lock_path[4096];
+static void unlock(void) { unlink(lock_path); }
+static void claim_prompts(const char *out) {
+    if (snprintf(lock_path, sizeof lock_path, "%s.lock", out) >= (int)sizeof lock_path)
+        die("the path %.60s... is too long", out);
+    int lock = open(lock_path, O_RDWR | O_CREAT, 0666);
+    if (lock < 0) die("cannot write %s: %s; choose another place", lock_path, strerror(errno));
+    if (flock(lock, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) // some file systems have no locks
+        die("another training is writing %s; choose another --out", out);
+    atexit(unlock);
 }
 
 // Makes --out-model's folder. Dies where an output would replace something else, or cannot be written.
@@ -2294,6 +2333,7 @@ static void check_outputs(const DecodeOptions *o, const Tokenizer *t, const char
             die("%s will be --out-model's; --out names another file", o->out);
         check_writable(model.s);
     }
+    claim_prompts(o->out);
     check_writable(state);
     check_writable(o->out);
 }
@@ -2322,10 +2362,9 @@ static void finish_prompts(PromptRun *r, Engine *e, const Dataset *train, const 
     PromptTrainer *t = &r->trainer;
     GPT2 *m = t->m;
     GPT2Config g = m->config;
-    float *evaluated = allocate_floats(r->count);
-    optim_eval_params(&r->optimizer, evaluated);
-    memcpy(r->params, evaluated, r->count * sizeof(float));
-    free(evaluated), optim_free(&r->optimizer);
+    optim_eval_params(&r->optimizer, r->grads); // whose memory is free now
+    memcpy(r->params, r->grads, r->count * sizeof(float));
+    optim_free(&r->optimizer);
     check_trained(r);
     if (o->joint) printf("val loss %.4f after\n", evaluate(m, val, t->T, 50000));
     t->h.model = model_hash(m);
@@ -2379,7 +2418,7 @@ static int train_command(const DecodeOptions *o) {
     static Engine engine;
     GPT2 m;
     PromptTrainer *t = &run.trainer;
-    Dataset train = {0}, val = {0}, own = {0};
+    Dataset train = {0}, val = {0};
     check_train_options(o);
     if (snprintf(run.state, sizeof run.state, "%s.state", o->out) >= (int)sizeof run.state)
         die("the path %.60s... is too long", o->out);
@@ -2394,8 +2433,7 @@ static int train_command(const DecodeOptions *o) {
     if (T > m.config.max_seq_len || T <= o->prompts + 1)
         die("--seq-len %d: it must be above --prompts + 1 (%d) and at most the model's context of %d", T,
             o->prompts + 1, m.config.max_seq_len);
-    load_data(o, &engine.tokenizer, m.config, &train, MAX(T, own_prompt(&m)), &val,
-              held_out_prompt(m.config));
+    load_data(o, &engine.tokenizer, m.config, &train, T, &val, held_out_prompt(m.config));
     if ((size_t)o->batch * T > 1 << 28) die("--batch %d of %d tokens is too large", o->batch, T);
     check_outputs(o, &engine.tokenizer, run.state);
     int L = m.config.num_layers;
@@ -2408,16 +2446,15 @@ static int train_command(const DecodeOptions *o) {
     uint64_t model = model_hash(&m);
     trainer_allocate(t);
     start_prompts(&run, o);
-    if (o->own_tokens) run.own = (size_t)round_up(MAX(o->own_tokens, T + 1), own_length(&m));
+    if (o->own_tokens) run.own = (size_t)round_up(o->own_tokens, T);
     run.now_bytes = sizeof *run.now + run.own * sizeof(uint16_t);
     run.now = allocate(1, run.now_bytes);
-    dataset_add(&own, run.now->own, run.own);
-    run.guessed = (DataLoader){run.own ? &own : &train, T, o->seed, 0, 0};
-    run.text = (DataLoader){&train, T, o->seed, 0, 0};
+    run.guessed = run.text = (DataLoader){&train, T, o->seed, 0, 0};
     size_t length = describe_options(run.identity, sizeof run.identity, o, decode_rows, NUM_DECODE, 8,
                                      &run.optimizer);
-    snprintf(run.identity + length, sizeof run.identity - length, "model %016llx\ndata %016llx\nscale %g\n",
-             (unsigned long long)model, (unsigned long long)train.hash, t->scale);
+    snprintf(run.identity + length, sizeof run.identity - length,
+             "model %016llx\ndata %016llx\nscale %g\nown-texts whole\n", (unsigned long long)model,
+             (unsigned long long)train.hash, t->scale);
     if (o->resume) resume_prompts(&run, o);
     size_t trained = prompts_size(&t->h);
     printf("%zu trained numbers, %.6f%% of the model's %zu; %d texts of %d tokens, %d cuts each\n", trained,

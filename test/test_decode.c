@@ -584,7 +584,8 @@ static void test_writer(void) {
     const char *bytes = "a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80\xFF\xC3";
     size_t whole[] = {1, 1, 3, 3, 3, 6, 6, 6, 6, 10, 11, 11};
     int wrong = 0;
-    for (int i = 0; bytes[i]; i++) writer_put(&w, (unsigned char)bytes[i]), wrong += size != whole[i];
+    for (int i = 0; bytes[i]; i++)
+        writer_put(&w, (unsigned char)bytes[i]), fflush(f), wrong += size != whole[i];
     writer_end(&w);
     check(!wrong && size == strlen(bytes) && !memcmp(text, bytes, size),
           "bytes do not come as whole characters");
@@ -735,11 +736,12 @@ static void test_proposals(void) {
     gpt2_free(&m), gpt2_free(&other);
 }
 
-// What followed the longest of 4, 3, 2 last tokens, where they stood last; which children are typical.
+// What followed the most last tokens, where they stood last; which children are typical.
 static void test_candidates(void) {
-    const uint16_t text[] = {1, 2, 3, 4, 9, 7, 3, 4, 8, 3, 4, 6, 1, 2, 3, 4};
-    const struct { int length, size, followed; } cases[] = {{16, 4, 4}, {11, 2, 8}, {8, 2, 4}, {5, 1, 0}};
-    for (int i = 0; i < 4; i++) {
+    const uint16_t text[] = {1, 2, 3, 4, 9, 7, 3, 4, 8, 3, 4, 6, 1, 2, 3, 4, 9, 7, 3, 4, 8, 3, 3, 3};
+    const struct { int length, size, followed; } cases[] = {{16, 4, 4}, {11, 2, 8}, {8, 2, 4}, {5, 1, 0},
+        {1, 1, 0}, {17, 4, 5}, {19, 4, 7}, {20, 5, 8}, {21, 5, 9}, {22, 5, 10}, {23, 1, 0}, {24, 2, 23}};
+    for (int i = 0; i < 12; i++) {
         int size, at = find_ngram(text, cases[i].length, &size);
         check(at == cases[i].followed && size == cases[i].size, "of %d tokens the last %d were before %d",
               cases[i].length, size, at);
@@ -827,7 +829,7 @@ static void test_plan(void) {
     check(most > 0 && shape->rows + most + with <= MAX_ROWS - MAX_MISSING, "%d proposals beside %d rows", most,
           shape->rows);
 
-    // such a pass has the rows of text and of the proposals, 5 here, and leaves no guesses
+    // such a pass has the rows of text and of the proposals, 9 here, and leaves no guesses
     GPT2Config config = {48, 61, 2, 2, 32};
     GPT2 m = random_model(config, 3, 4);
     for (int heads = 0; heads <= 1; heads++) {
@@ -839,10 +841,10 @@ static void test_plan(void) {
         e.prompts.params = random_floats(prompts_size(&e.prompts.header), 0.1f, 7);
         engine_guess(&e);
         own->latency = &latency, own->ngram = 1, own->passes = 1;
-        own->proposed[4] = own->accepted[4] = 1e6;
+        own->proposed[5] = own->accepted[5] = 1e6;
         for (int i = 0; i < 30; i++) text[i] = (uint16_t)(i % 5);
         generator_text(own, text, 30);
-        int rows = own->length - own->base - e.decoder.past + 5;
+        int rows = own->length - own->base - e.decoder.past + 9; // of the loop's five tokens some twice
         generator_step(own, 10);
         check(own->rows == rows && own->state == 0, "%ld rows, not %d, and %d guesses", own->rows, rows, own->state);
         engine_stop(&e);
@@ -876,7 +878,7 @@ static void test_gradients(void) {
                model = t.joint ? m.num_parameters : 0;
         t.weight = 1, t.params = random_floats(n, 0.3f / t.scale, 3), t.grads = allocate_floats(n);
         trainer_allocate(&t);
-        draw_cuts(&t, 1, 0);
+        draw_cuts(&t, 0, 1, 0);
         prompt_step(&t, guessed, x, y);
         float *own = memcpy(malloc(n * 4), t.grads, n * 4), *teacher = malloc(B * text * 4), *joint = NULL;
         for (int b = 0; b < B; b++) {
@@ -940,11 +942,9 @@ static PromptRun trained(const GPT2Config g, const Dataset *data, const int *sto
     optim_set(&run.optimizer, "lr", 1e-2);
     trainer_allocate(&run.trainer);
     start_prompts(&run, &o);
-    run.own = 2 * (size_t)own_length(&m);
+    run.own = 4 * (size_t)run.trainer.T;
     run.now = allocate(1, sizeof *run.now + run.own * sizeof(uint16_t));
-    Dataset own = {0};
-    dataset_add(&own, run.now->own, run.own);
-    run.guessed = (DataLoader){&own, 16, 1, 0, 0}, run.text = (DataLoader){data, 16, 1, 0, 0};
+    run.guessed = run.text = (DataLoader){data, 16, 1, 0, 0};
     for (int i = 0; i < parts; i++) {
         o.steps = stops[i];
         train_prompts(&run, data, &o);
@@ -1059,20 +1059,20 @@ static void test_interrupted(void) {
     int n = (int)prompts_size(&t->h), stayed = 0, wrong = 0, least = t->T, most = 0, cuts[3];
     for (int i = 0; i < n; i++) stayed += t->params[i] == start.trainer.params[i];
     check(!stayed, "%d of the prompts' %d numbers are as they began", stayed, n);
-    // each step has cuts of its own, all over the text, as far as there is room for what is guessed
+    // each step has cuts of its own, all over what the model wrote, as far as there is room for what is guessed
     memcpy(cuts, t->cuts_of_step, sizeof cuts);
     for (int step = 0; step < 200; step++) {
-        draw_cuts(t, 1, step);
+        draw_cuts(t, own_prompt(t->T) - 1, 1, step);
         wrong += (step == 11) != !memcmp(cuts, t->cuts_of_step, sizeof cuts);
         for (int i = 0; i < t->cuts; i++)
             least = MIN(least, t->cuts_of_step[i]), most = MAX(most, t->cuts_of_step[i]);
     }
-    check(!wrong && least == 0 && most == t->T - t->h.n - 1,
+    check(!wrong && least == own_prompt(t->T) - 1 && most == t->T - t->h.n - 1,
           "cuts from %d to %d, %d steps with those of others", least, most, wrong);
     GPT2 m = random_model(g, 3, 1);
     Engine e = {0}, of_bytes = {0};
     // the texts that were written before the first step, when the model was this one
-    int length = own_length(&m), prompt = own_prompt(&m), strange = 0;
+    int length = t->T, prompt = own_prompt(length), strange = 0;
     engine_start(&of_bytes, &m, WEIGHTS_INT8);
     for (size_t i = 0; i < first.own; i += length) {
         const uint16_t *own = first.now->own + i;
@@ -1084,6 +1084,17 @@ static void test_interrupted(void) {
     check(!strange && memcmp(first.now->own, first.now->own + length, prompt * sizeof(uint16_t)),
           "%d texts are not the model's own", strange);
     engine_stop(&of_bytes);
+    first.guessed.index = 0;
+    for (int epoch = 0; epoch < 2; epoch++) { // an epoch has each of them once, whole
+        int times[4] = {0};
+        for (int i = 0; i < 4; i++) {
+            uint16_t x[16];
+            next_own_texts(&first, x);
+            for (int own = 0; own < 4; own++) times[own] += !memcmp(x, first.now->own + own * length, sizeof x);
+        }
+        check(times[0] == 1 && times[1] == 1 && times[2] == 1 && times[3] == 1,
+              "the model's texts are read %d, %d, %d, %d times", times[0], times[1], times[2], times[3]);
+    }
     engine_start(&e, &m, WEIGHTS_F32);
     interrupted = 1;
     generate(&e.generator, text, 4, 4000);

@@ -44,7 +44,7 @@ cp "$work/last" "$work/p.out"
 ok "three vectors of 32" grep -q '^96 trained numbers' "$work/last"
 ok "accuracies are printed" grep -q '^distance 3 ' "$work/p.out"
 ok "prompts learn" learns "$work/p.out"
-ok "no checkpoint stays" [ ! -e "$work/p.state" ]
+ok "no checkpoint stays, nor a lock" [ ! -e "$work/p.state" -a ! -e "$work/p.lock" ]
 ok "copies and layers" "$decode" train --model "$work/model" "${tokens[@]}" --prompts 2 --copies 3 --deep --out "$work/copies"
 ok "2 x 3 vectors, for the input and each layer but the first" grep -q '^384 trained numbers' "$work/last"
 ok "heads" "$decode" train --model "$work/model" "${tokens[@]}" --heads --out "$work/heads"
@@ -179,6 +179,7 @@ for how in "--steps 400" "--steps 300 --joint --lr 1e-3 --out-model $work/learne
     env -u GOMP_SPINCOUNT -u OMP_WAIT_POLICY "${training[@]}" "$work/broken" >/dev/null 2>&1 &
     pid=$!
     await [ -e "$work/broken.state" ]
+    refuses 1 "another .* is writing" "${training[@]}" "$work/broken"
     [ ! -r /proc/$pid/environ ] || ok "threads spin briefly" grep -qzx GOMP_SPINCOUNT=10000 /proc/$pid/environ
     kill -INT $pid
     wait $pid

@@ -42,7 +42,8 @@ else
     reading=(--cuts 32 --own-tokens 20000)
     texts=32 text_tokens=200
 fi
-weight=0.2 # of the prompts' loss, in a model that is trained with them
+weight=${full:+0.5} # of the prompts' loss, in a model that is trained with them
+weight=${weight:-0.2}
 [ ! "${STEPS:-}" ] || texts=2 text_tokens=32 # a trial
 
 # ---- stages: each writes a file of its own, once
