@@ -44,7 +44,7 @@ compare() {
             this=${3//K/$k}$of other=${4//K/$k}$of
             [ $k = 1 ] || here+=", "
             here+=$(against "$this" "$other")
-            [ "$(holds "$(mean_of "$this") <= $(mean_of "$other") $5")" = yes ] || held=no
+            [ "$(at_most "$this" "$other" "$5")" = yes ] || held=no
         done
     done
     claim "$1" "$2" "$here" $held

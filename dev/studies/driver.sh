@@ -204,7 +204,7 @@ in_order() {
 # best is partly luck: the three best are tried with a second seed, and the lowest mean wins. So every point next to the
 # best is tried; where it is at the grid's end, that is said.
 tune() {
-    local i point best moved=1 round=0 searched=()
+    local i point best before moved=1 round=0 searched=()
     [ "$report" ] && return
     for ((i = tuned; i < ${#labels[@]}; i++)); do [ ! "${grids[$i]}" ] || searched+=($i); done
     while [ $moved = 1 ]; do
@@ -220,7 +220,9 @@ tune() {
         moved=0
         for i in ${searched[@]+"${searched[@]}"}; do
             best=$(printf '%s' "${tried[$i]}" | in_order $i | sed 3q | cut -f 2)
-            finalists[$i]=$(printf '%s\n' "${finalists[$i]:-$best}" "$best" | sort -u)
+            before=${finalists[$i]:-}
+            finalists[$i]=$(printf '%s\n' "${before:-$best}" "$best" | sort -u)
+            [ "${finalists[$i]}" = "$before" ] || moved=1
             while IFS= read -r point; do enqueue_method $i "$point" $second_seed 0; done <<<"${finalists[$i]}"
         done
         run_queue "$study, the best with a second seed"
@@ -312,6 +314,7 @@ curves() {
             return 0
         }
         function saved(m, than,   s) { # percent of the steps that another needs to its final loss; "": not reached
+            if (final(than) > 1e20) return ""
             s = reaches(m, final(than))
             return s ? 100 * (1 - s / last[than]) : ""
         }
@@ -333,6 +336,9 @@ mean_of() { A=$1 B= curves "printf \"%.4f\\n\", mean(A, ${2:-last[A]})"; } # mea
 saved() { A=$1 B=$2 curves 's = saved(A, B); print (s == "" ? -100 : s)'; } # 24.2: A has B's final loss after 24.2% fewer steps
 fewer() { # the same in words, with both losses
     A=$1 B=$2 curves 's = saved(A, B); printf "%s (%s against %s)\n", (s == "" ? "not reached" : sprintf("%.1f%%", s)), show(A), show(B)'
+}
+at_most() { # at_most A B ["+ 0.03"]: yes, if A ends at or below B plus that; who diverged does not
+    A=$1 B=$2 curves "print (final(A) < 1e20 && final(A) <= final(B) ${3:-} ? \"yes\" : \"no\")"
 }
 against() {
     A=$1 B=$2 curves 'd = final(A) - final(B); printf (d * d < 1e20 ? "%+.3f (%s against %s)" : "%.0s%s against %s") "\n", d, show(A), show(B)'

@@ -349,9 +349,9 @@ all)" yes '
     late = "delay,convex,asynchronous,misfit 0 delay 20"
     ok = reach(late, 1e-8)
     t = reached_time
-    reach("delay,convex,synchronous,misfit 0 delay 20", 1e-8)
+    waits = reach("delay,convex,synchronous,misfit 0 delay 20", 1e-8)
     printf("%.1e; %.0f against %.0f", final(late), t, reached_time)
-    say(ok && t < reached_time)'
+    say(ok && final(late) < 1e-8 && (!waits || t < reached_time))'
 claimed "Where no w suits all (misfit 1), synchronous FFGG is exact, unequal delays and attackers leave an error \
 (losses: FFGG; delays; 20% sign-flip, median)" yes '
     f = final("exact,convex,FFGG,misfit 1 steps 1")
@@ -369,8 +369,10 @@ mean of a round's gradients is sent) are below local training's and FedAvg's" ye
             worst(f), worst(l), worst(a))
         printf("; the last gradient alone: %.3f, %.3f", final(last), worst(last))
         say(final(f) < final(l) && final(f) < final(a) && worst(f) < worst(l) && worst(f) < worst(a))'
-    claimed "On text, $split: FFGG is below FedAvg with fine-tuning" yes "$keys"'
-        sub(/FedAvg/, "FedAvg fine-tuned", a)
+    claimed "On text, $split: FFGG is below FedAvg, fine-tuned or not, whichever is better" yes "$keys"'
+        tuned = a
+        sub(/FedAvg/, "FedAvg fine-tuned", tuned)
+        if (final(tuned) < final(a)) a = tuned
         printf("mean %.3f against %.3f, worst %.3f against %.3f", final(f), final(a), worst(f), worst(a))
         say(final(f) < final(a) && worst(f) < worst(a))'
     claimed "On text, $split: every client is better off with FFGG than alone" yes '
@@ -381,7 +383,7 @@ mean of a round's gradients is sent) are below local training's and FedAvg's" ye
             better += client["'$split',FFGG norms," part[2]] < client["'$split',local," part[2]]
         }
         printf("%d of %d", better, n)
-        say(better == n)'
+        say(n && better == n && final("text,'$split',FFGG norms,best") < 1e20)'
 done
 claimed "On text, 40% sign-flipping attackers cost rounds, not the loss, with a robust aggregator (the honest \
 clients alone; the best aggregator in as many rounds; in 4 times as many; the mean)" "it converges" '

@@ -25,9 +25,9 @@ measure 1 2 3
 table AdamW
 tuned="AdamW, tuned in rate, warmup, beta1 and schedule"
 # close LABEL WHAT PAPER: whether it is within 0.03 of tuned AdamW
-close() { claim "$2, is within 0.03 of $tuned, $steps steps" "$3" "$(against "$1" AdamW)" "$(holds "$(mean_of "$1") <= $(mean_of AdamW) + 0.03")"; }
+close() { claim "$2, is within 0.03 of $tuned, $steps steps" "$3" "$(against "$1" AdamW)" "$(at_most "$1" AdamW "+ 0.03")"; }
 # below THIS OTHER WHAT PAPER: whether it ends at or below the other
-below() { claim "$3, $steps steps" "$4" "$(against "$1" "$2")" "$(holds "$(mean_of "$1") <= $(mean_of "$2")")"; }
+below() { claim "$3, $steps steps" "$4" "$(against "$1" "$2")" "$(at_most "$1" "$2")"; }
 close prodigy "Prodigy, nothing set" "close to it"
 close "prodigy (one setting)" "Prodigy with one setting for all runs (d0 1e-3, d-coef 5.6, beta1 0.7, warmup of a tenth, wsd)" "close to it"
 close dadapt-adam "D-Adaptation, nothing set" "close to it"

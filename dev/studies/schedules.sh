@@ -23,8 +23,8 @@ tune
 measure 1 2 3
 
 table cosine
-claim "Linear decay ends at or below cosine" "yes" "$(against linear cosine)" "$(holds "$(mean_of linear) <= $(mean_of cosine)")"
-claim "The refined schedule ends at or below linear decay" "yes" "$(against refined linear)" "$(holds "$(mean_of refined) <= $(mean_of linear)")"
+claim "Linear decay ends at or below cosine" "yes" "$(against linear cosine)" "$(at_most linear cosine)"
+claim "The refined schedule ends at or below linear decay" "yes" "$(against refined linear)" "$(at_most refined linear)"
 worst=-100 gaps=
 for stop in $quarter $((2 * quarter)) $((3 * quarter)) $steps; do
     cosine="cosine ($stop steps)"
