@@ -1370,7 +1370,8 @@ prompts before; nothing of the text sees a prompt.
 
 The model's own distribution at cut+1+i is that of the token i+2 after the cut, whose guess is prompt i's. It
 is taken at the temperature at which text will be drawn, so that prompts learn what they will meet: 0 unless
-asked for; the paper has 1. The text that they learn in, and by which trees are chosen, is greedy all the same.
+asked for; the paper has 1. The text in which they learn, and by which trees are chosen, is greedy all the
+same.
 A prompt token is an embedding (depth 1), as in the paper, or has a vector for the beginning of every layer
 (depth L, ours): a small frozen model makes little of a strange embedding alone. With the tales' model of
 dev/studies/decoding.sh, the character after the next is among the first 1, 5, 10 guesses 75%, 90%, 96% of the
@@ -2718,7 +2719,7 @@ int main(int argc, char **argv) {
     if (!strcmp(argv[1], "--help")) decode_help(NULL), check_printed(), exit(0);
     while (command < 3 && strcmp(commands[command], argv[1])) command++;
     if (command == 3) die_usage("'%s' is none of train, run, bench; see --help", argv[1]);
-    hold_standard_files();
+    guard_files();
     spin_briefly(argv);
     DecodeOptions o = decode_options(argc, argv, command);
     catch_signals();

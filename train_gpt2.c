@@ -127,8 +127,8 @@ static void check_memory(size_t bytes) {
 
 static size_t allocated_bytes; // by allocate(), and of tokens; for the plan that is printed at the start
 
-// count zeroed elements of size bytes, aligned to a cache line; large ones ask the kernel for huge pages,
-// which spare passes over hundreds of megabytes most of their page-table walks.
+// An array of count elements of size bytes, zeroed, aligned to a cache line. Large ones ask for huge pages,
+// so that passes over hundreds of megabytes spend less on page-table walks.
 static void *allocate(size_t count, size_t size) {
     size_t alignment = 64, bytes;
     if (__builtin_mul_overflow(count, size, &bytes) || bytes > SIZE_MAX / 2)
@@ -193,7 +193,8 @@ static void on_signal(int signal) {
 static void on_lost_file(UNUSED int signal) {
     static const char why[] =
         "error: a file was cut short while it was read; put it back, and begin again, or --resume\n";
-    if (write(2, why, sizeof why - 1) < 0 || unfinished_file[0]) unlink(unfinished_file);
+    UNUSED ssize_t told = write(2, why, sizeof why - 1);
+    if (unfinished_file[0]) unlink(unfinished_file);
     _exit(1);
 }
 
@@ -203,8 +204,6 @@ static void catch_signals(void) {
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
     if (!sigaction(SIGHUP, NULL, &old) && old.sa_handler != SIG_IGN) sigaction(SIGHUP, &action, NULL);
-    action.sa_handler = on_lost_file;
-    sigaction(SIGBUS, &action, NULL);
 }
 
 static double now(void) {
@@ -474,7 +473,7 @@ static inline void widen(float *out, const uint16_t *x, size_t n) {
     }
 }
 
-// The same of a B of bfloat16 whose columns are contiguous, col apart.
+// pack_panels for a B of bfloat16, whose columns are contiguous and col apart.
 static void pack_panels_bf16(float *panels, const uint16_t *b, long col, int K, int N) {
     static _Thread_local float columns[NR * KC];
     for (int first = 0; first < N; first += NR) {
@@ -499,7 +498,7 @@ static __attribute__((noinline)) void pack_strips(float *strips, const float *a,
     }
 }
 
-// So many columns of a block of KC rows of B at most fit the panels.
+// The largest number of columns of B of which a block of KC rows fits the panels.
 static int most_columns(int K) { return PANELS / MIN(K, KC) / NR * NR; }
 
 // C (M,N; rows ldc apart) = A B, and the epilogue; one thread's work. A[i][k] is a[i*a_row + k*a_col],
@@ -775,7 +774,7 @@ static void gelu_again(float *out, float *x, size_t n) {
 // ===========================================================================================================
 // 4  Attention. The T x T matrix is never stored: it is made in blocks of QUERIES by KEYS, with the softmax
 //    carried along from block to block (Milakov and Gimelshein 2018, "online softmax"; Dao et al. 2022). Many
-//    queries share the packing of a few keys; those before a block's first key are left out, and of a block
+//    queries share the packing of a few keys; queries before a block's first key are left out, and of a block
 //    on the diagonal most of what is above it.
 
 #define QUERIES 256
@@ -930,7 +929,7 @@ static TensorShape tensor_shape(GPT2Config g, int i) {
 static size_t layer_size(TensorShape t) { return (size_t)t.rows * (t.cols ? t.cols : 1); }
 static size_t tensor_size(TensorShape t) { return layer_size(t) * (t.layers ? t.layers : 1); }
 
-// Whether tensor i multiplies: a matrix, wte too, which is the classifier, but not wpe.
+// Whether tensor i takes part in a matrix product: the matrices, and wte (the classifier), but not wpe.
 static int is_matrix(TensorShape t, int i) { return t.cols && i != TENSOR(wpe); }
 
 // Whether a list "PATTERN,PATTERN.." means a layer of tensor i. Patterns are the shell's (*, ?, [0-5]), for
@@ -989,8 +988,9 @@ static ParameterTensors tensors_of_layer(ParameterTensors p, GPT2Config g, int l
     return p;
 }
 
-// Rows of a pass that are not tokens, behind those that are (decode_ppd.c's prompt tokens): they share the
-// matrices; what else enters a layer with them and what they attend to, `owner` knows. Arrays start at row 0.
+// Rows of a pass behind those of the tokens (decode_ppd.c's prompt tokens). They go through the same
+// matrices; the owner's functions write what enters layer l in them, compute their attention, and take the
+// gradients of both. All pointers are to row 0 of the whole pass.
 typedef struct {
     int rows;
     int frozen; // gradients are those of these rows alone, not of the text's rows nor of the parameters
@@ -1172,9 +1172,10 @@ static void gpt2_logits(const GPT2 *m, float *logits, int first, int n) {
                    (Epilogue){.bf16 = m->bf16_memory != NULL});
 }
 
-// A teacher whose probabilities the student learns too (Hinton et al. 2015): the gradient is that of
-// (1 - weight) CE(labels) + weight temperature^2 KL(teacher || student), the KL's two at the temperature. The
-// loss remains that of the labels, for sps and iam, too: their steps are for experiments then.
+// A teacher whose probabilities the student learns too (Hinton et al. 2015). The gradient is that of
+// (1 - weight) CE(labels) + weight temperature^2 KL(teacher || student), both sides of the KL at the
+// temperature. The loss that is returned, and that sps and iam read, is still CE(labels): their steps do not
+// fit this gradient, and are for experiments.
 typedef struct {
     GPT2 *teacher; // after its forward pass over the same batch; V and max_rows are the student's
     float temperature, weight;
@@ -1235,8 +1236,8 @@ static double classifier(GPT2 *m, const uint16_t *targets, float grad_scale, con
 // The mean loss of targets (B,T) after gpt2_forward, in nats per token.
 static double gpt2_loss(GPT2 *m, const uint16_t *targets) { return classifier(m, targets, 0.0f, NULL); }
 
-// Where m->sum is not NULL, called as soon as the gradients of layer l are there, and last, with l = L, when
-// those of the tensors are that are in no layer.
+// If m->sum is set: called as soon as the gradients of layer l are complete, and at the end, with l = L, when
+// those of the tensors outside the layers are.
 static void layer_done(const struct GradientSum *s, int l);
 
 // The gradients of all layers from m->dnormed, that of m->lnf; those of the matrices are written or added to,
@@ -1306,7 +1307,8 @@ static double flops_per_token(GPT2Config g, int T) {
 }
 
 // Opens what the model runs on, and names it. On a CPU, what follows the last comma, and with BLAS the
-// threads, decide how sums round; workers must agree on it (compare_workers). f32: no bf16, which a GPU has.
+// threads, decide how sums round; workers must agree on it, and on what is fused (compare_workers). f32: no
+// bf16, which a GPU has.
 static const char *open_device(UNUSED int f32) {
     static char name[64];
     int blas = 0;
@@ -1582,7 +1584,7 @@ static void load_llmc(GPT2 *m, const char *path, int map) {
     fclose(f);
 }
 
-// Writes version 3 of params, all in one (num_parameters), whose wte has V rows; the others are zeros.
+// Writes version 3. params is the flat array (num_parameters); zeros fill wte from row V to row Vp.
 static void gpt2_save(const GPT2Config g, const float *params, const char *path) {
     int Vp = (g.vocab_size + 127) / 128 * 128;
     int32_t header[256] = {MODEL_MAGIC, 3, g.max_seq_len, g.vocab_size, g.num_layers, g.num_heads,
@@ -1732,7 +1734,7 @@ static int json_is(const Json *j, size_t node, const char *text) {
     return n.type != '{' && n.type != '[' && n.length == strlen(text) && !memcmp(n.text, text, n.length);
 }
 
-// A value, called `what` where it is no whole number from min to max: then it dies.
+// The value as a whole number from min to max; dies, calling it `what`, where it is none.
 static int64_t json_int(const Json *j, size_t node, int64_t min, int64_t max, const char *what) {
     double x = j->nodes[node].type == '0' ? strtod(j->nodes[node].text, NULL) : NAN;
     if (!(x >= (double)min && x <= (double)max) || x != floor(x))
@@ -1959,7 +1961,7 @@ static void bytes_init(Tokenizer *t) {
     for (int i = 0; i < 256; i++) add_token(t, &(char){(char)i}, 1);
 }
 
-// The code points of a text, in their order.
+// One token for each code point that the text has, in the order of their numbers.
 static void chars_init(Tokenizer *t, const char *text, size_t n, const char *what) {
     int length;
     t->kind = TOKENIZER_CHARS;
@@ -2006,7 +2008,7 @@ static size_t symbols_to_bytes(char *text, size_t n) {
     return k;
 }
 
-// Where the table has 1 + the token of some bytes, or 0 where they could be put.
+// The slot of some bytes: it holds 1 + their token, or 0 where they are new and can be put.
 static inline uint32_t *find_slot(const Tokenizer *t, const char *bytes, size_t n) {
     for (size_t i = hash_bytes(0, bytes, n) % SLOTS;; i = (i + 1) % SLOTS) {
         uint32_t *slot = &t->slots[i], id = *slot - 1;
@@ -2020,7 +2022,7 @@ static inline uint32_t find_token(const Tokenizer *t, const char *bytes, size_t 
     return n > t->longest ? NO_TOKEN : *find_slot(t, bytes, n) - 1;
 }
 
-static void add_piece(Tokenizer *t, const char *bytes, size_t n) {
+static void add_bpe_token(Tokenizer *t, const char *bytes, size_t n) {
     uint32_t *slot = find_slot(t, bytes, n);
     add_token(t, bytes, n);
     *slot = (uint32_t)t->vocab_size;
@@ -2037,7 +2039,7 @@ static void bpe_begin(Tokenizer *t) {
             t->char_class[c] = (uint8_t)unicode_ranges[i][2];
     for (int visible = 1; visible >= 0; visible--) // first the bytes that stand for themselves
         for (int b = 0; b < 256; b++)
-            if ((byte_to_symbol(b) == b) == visible) add_piece(t, &(char){(char)b}, 1);
+            if ((byte_to_symbol(b) == b) == visible) add_bpe_token(t, &(char){(char)b}, 1);
 }
 
 // Adds the union of tokens a and b, given as symbols, which become bytes in place; in memory a is before b.
@@ -2050,7 +2052,7 @@ static void add_merge(Tokenizer *t, char *a, size_t a_size, char *b, size_t b_si
         die("%s: merge %d is not of two tokens before it: the file is damaged, or not GPT-2's", path, number);
     if (find_token(t, a, n + m) != NO_TOKEN) die("%s: merge %d is there already", path, number);
     t->left[t->vocab_size] = (uint32_t)n;
-    add_piece(t, a, n + m);
+    add_bpe_token(t, a, n + m);
 }
 
 static const char end_of_text[] = "<|endoftext|>";
@@ -2132,7 +2134,8 @@ static inline uint64_t heap_pop(Joiner *s) {
     return top;
 }
 
-static inline void consider(const Tokenizer *t, Joiner *s, const char *p, uint32_t n, uint32_t i) {
+// Part i and the next one: where their union is a token, the pair goes onto the heap.
+static inline void push_pair(const Tokenizer *t, Joiner *s, const char *p, uint32_t n, uint32_t i) {
     uint32_t j = s->parts[i].next, joined = j < n ? find_token(t, p + i, s->parts[j].next - i) : NO_TOKEN;
     s->parts[i].joined = joined;
     if (joined != NO_TOKEN) heap_push(s, (uint64_t)joined << 32 | i);
@@ -2148,7 +2151,7 @@ static size_t join_pairs(const Tokenizer *t, Joiner *s, const char *p, uint32_t 
     Part *parts = s->parts;
     s->heap_size = 0;
     for (uint32_t i = 0; i < n; i++) parts[i] = (Part){i + 1, i - 1, NO_TOKEN};
-    for (uint32_t i = 0; i < n; i++) consider(t, s, p, n, i);
+    for (uint32_t i = 0; i < n; i++) push_pair(t, s, p, n, i);
     while (s->heap_size) {
         uint64_t top = heap_pop(s);
         uint32_t i = (uint32_t)top, j = parts[i].next;
@@ -2156,8 +2159,8 @@ static size_t join_pairs(const Tokenizer *t, Joiner *s, const char *p, uint32_t 
         parts[i].next = parts[j].next;
         parts[j].joined = NO_TOKEN;
         if (parts[i].next < n) parts[parts[i].next].previous = i;
-        consider(t, s, p, n, i);
-        if (i > 0) consider(t, s, p, n, parts[i].previous);
+        push_pair(t, s, p, n, i);
+        if (i > 0) push_pair(t, s, p, n, parts[i].previous);
     }
     size_t count = 0;
     for (uint32_t i = 0; i < n; i = parts[i].next)
@@ -2410,8 +2413,8 @@ static void write_vocabulary(FILE *f, const Tokenizer *t) {
     fputs("}", f);
 }
 
-// In the place of another one's files; none where vocab_size is 0. For the library the other kinds, too, are
-// byte-pair encodings: without merges.
+// Replaces all tokenizer files in the folder; with vocab_size 0 it only removes them. transformers sees bytes
+// and characters, too, as byte-pair encodings, without merges.
 static void export_tokenizer(const Tokenizer *t, int max_seq_len, const char *folder) {
     const char *others[] = {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
                             "vocab.bpe", "tokenizer.txt", "tokenizer.bpe", "special_tokens_map.json",
@@ -2482,7 +2485,7 @@ static void gpt2_export_hf(GPT2Config g, const float *params, const Tokenizer *t
 // ===========================================================================================================
 // 8  Data
 
-// A stretch of tokens: a text, or a llm.c shard mapped into memory.
+// A stretch of tokens: a text, or an llm.c shard mapped into memory.
 typedef struct {
     const uint16_t *tokens;
     size_t count;
@@ -2647,8 +2650,8 @@ static uint64_t windows_of(size_t count, uint64_t offset, int T) {
     return count > offset ? (count - 1 - offset) / T : 0;
 }
 
-// The number of windows of this epoch, and its offset: 0 where texts have hardly more than one window. Some
-// shard has more than T tokens.
+// The number of windows of this epoch, and its offset: 0 where texts have hardly more than one window. A
+// shard must have more than T tokens (check_dataset).
 static uint64_t epoch_windows(const DataLoader *l, uint64_t *offset) {
     for (*offset = random_u64(l->seed, l->epoch) % l->T;; *offset = 0) {
         uint64_t n = 0;
@@ -2688,8 +2691,8 @@ static struct { int rank, count; double bytes_sent; } workers = {0, 1, 0};
 static void sum_over_workers(double *x, int n);
 
 // Mean loss, in nats a token, over the first max_tokens of the dataset (0: all) in windows of T that do not
-// overlap; each shard's last window may be shorter. Some shard has two tokens or more. The workers take
-// batches in turn.
+// overlap; each shard's last window may be shorter. A shard must have two tokens (check_dataset). Workers
+// take batches in turn; the sums are added in the batches' order.
 static double evaluate(GPT2 *m, const Dataset *d, int T, size_t max_tokens) {
     double sum = 0;
     size_t count = 0;
@@ -2901,7 +2904,7 @@ typedef struct {
     float *x_t, *g_t, *correction; // (num_parameters): the point, the objective's gradient there, c
 } Proxy;
 
-// Dies unless a token of the one stands for every token of the other.
+// Dies unless both have the same number of shards, and each pair the same length.
 static void check_pairs(const Dataset *proxy, const Dataset *data) {
     int same = proxy->num_shards == data->num_shards;
     for (int s = 0; same && s < data->num_shards; s++) same = proxy->shards[s].count == data->shards[s].count;
@@ -2979,7 +2982,7 @@ static void add_floats(float *x, const float *y, size_t n) {
     for (size_t i = 0; i < n; i++) x[i] += y[i];
 }
 
-// Called by gpt2_backward: joins a layer's sums, and sends them while the layers below are computed.
+// Called by layers_backward: joins a layer's sums, and sends them while the layers below are computed.
 static void layer_done(const GradientSum *s, int l) {
     size_t n, at;
     for (int i = 0; i < NUM_TENSORS && s->joins; i++) {
@@ -3019,13 +3022,13 @@ typedef struct {
     float *out_error, *in_error;   // (N,slice), (slice): what the last ones lost; NULL where they are float
     MPI_Datatype one, all;         // a slice of one sum, and of all that this worker has
     MPI_Request sums, total;
-} Layer;
+} LayerMessage;
 
 static struct {
     GPT2 *model;
-    const float *x_outer;          // diloco's
-    Layer *layers;                 // (L+1), in the order in which they travel; so many are
-    int sent, added, done;
+    const Optimizer *optimizer;    // diloco's
+    LayerMessage *layers;          // (L+1), in the order in which they travel
+    int sent, added, done;         // so many of them are, in this step
     int width;                     // bytes of a number that travels: 4, 2 or 1
     int sums, all_sums, *joins;    // this worker's, everybody's; (all_sums): the joins that follow each
     int *counts, *from;            // (N): everybody's sums; those of the workers before
@@ -3068,7 +3071,8 @@ static void start_workers(int *argc, char ***argv) {
 // Whether a message has come; if it is waited for, it has. Of workers that end meanwhile, worker 0 lets the
 // first print why, half a second later: what is on the way may show worker 0 the same error. When one dies,
 // mpirun asks the others to stop (SIGTERM) and kills them a second later: if it died in silence, worker 0 has
-// this long to say so. Where they were only asked to stop, all come to the end of their step, and stop there.
+// this long to say so. Where they were only asked to stop, they end after their step (diloco's where they
+// meet), and save, if that comes within this second.
 static int arrived(MPI_Request *request, int wait) {
     static int asked, answered, said;
     static MPI_Status by;
@@ -3120,9 +3124,9 @@ static void copy_from_worker_0(void *p, size_t bytes) {
 
 // Makes ready for the sums of n micro-batches' gradients, or of each worker's pseudo-gradient, n = N. They
 // travel as numbers of `width` bytes.
-static void prepare_workers(GPT2 *m, const float *x_outer, int n, int width) {
+static void prepare_workers(GPT2 *m, const Optimizer *optimizer, int n, int width) {
     int N = workers.count, L = m->config.num_layers, waiting = 0;
-    mpi.model = m, mpi.x_outer = x_outer, mpi.width = width;
+    mpi.model = m, mpi.optimizer = optimizer, mpi.width = width;
     if (N == 1) return;
     connect_workers(&mpi.for_sums), connect_workers(&mpi.for_totals);
     mpi.joins = allocate(n, sizeof(int));
@@ -3139,9 +3143,9 @@ static void prepare_workers(GPT2 *m, const float *x_outer, int n, int width) {
         mpi.counts[r] = mpi.all_sums - mpi.from[r];
     }
     mpi.sums = mpi.counts[workers.rank];
-    mpi.layers = allocate(L + 1, sizeof(Layer));
+    mpi.layers = allocate(L + 1, sizeof(LayerMessage));
     for (int l = 0; l <= L; l++) {
-        Layer *layer = &mpi.layers[l < L ? L - 1 - l : L];
+        LayerMessage *layer = &mpi.layers[l < L ? L - 1 - l : L];
         size_t at, floats = 0, unit = width == 1 ? SCALED : 16;
         for (int i = 0; i < NUM_TENSORS; i++) floats += layer_tensor(m->config, l, i, &at);
         size_t slice = (floats + N * unit - 1) / (N * unit) * unit,
@@ -3163,7 +3167,7 @@ static void prepare_workers(GPT2 *m, const float *x_outer, int n, int width) {
 }
 
 // bytes = n numbers as they travel: bfloat16, rounded to the nearest; or int8, and then the scales.
-static void encode(char *bytes, const float *x, size_t n) {
+static void compress(char *bytes, const float *x, size_t n) {
     uint16_t *halves = (uint16_t *)bytes;
     int8_t *quarters = (int8_t *)bytes;
     float *scales = (float *)(bytes + n);
@@ -3179,7 +3183,7 @@ static void encode(char *bytes, const float *x, size_t n) {
     }
 }
 
-static void decode(float *x, const char *bytes, size_t n) {
+static void decompress(float *x, const char *bytes, size_t n) {
     const uint16_t *halves = (const uint16_t *)bytes;
     const int8_t *quarters = (const int8_t *)bytes;
     const float *scales = (const float *)(bytes + n);
@@ -3189,18 +3193,18 @@ static void decode(float *x, const char *bytes, size_t n) {
         else x[i] = quarters[i] * scales[i / SCALED];
 }
 
-// Encodes x (n) with what was lost the last time, and keeps what is lost now.
-static void encode_with_feedback(char *bytes, float *x, float *error, size_t n) {
+// Compresses x (n) with what was lost the last time, and keeps what is lost now.
+static void compress_with_feedback(char *bytes, float *x, float *error, size_t n) {
     add_floats(x, error, n);
-    encode(bytes, x, n);
-    decode(error, bytes, n);
+    compress(bytes, x, n);
+    decompress(error, bytes, n);
 #pragma omp parallel for simd schedule(static)
     for (size_t i = 0; i < n; i++) error[i] = x[i] - error[i];
 }
 
 // Sends this worker's sums of layer l. All workers do this for all layers in the same order.
 static void send_layer(const GradientSum *s, int l) {
-    Layer *layer = &mpi.layers[mpi.sent++];
+    LayerMessage *layer = &mpi.layers[mpi.sent++];
     int N = workers.count;
     for (int k = 0; k < mpi.sums; k++) {
         float *out = layer->out + k * N * layer->slice;
@@ -3211,7 +3215,7 @@ static void send_layer(const GradientSum *s, int l) {
         }
     }
     for (int r = 0; r < N && mpi.width < 4; r++)
-        encode_with_feedback(layer->out_bytes + (size_t)r * layer->bytes, layer->out + r * layer->slice,
+        compress_with_feedback(layer->out_bytes + (size_t)r * layer->bytes, layer->out + r * layer->slice,
                              layer->out_error + r * layer->slice, layer->slice);
     MPI_Ialltoallv(layer->out_bytes, mpi.ones, mpi.ranks, layer->all, layer->in_bytes, mpi.counts, mpi.from,
                    layer->one, mpi.for_sums, &layer->sums);
@@ -3219,20 +3223,20 @@ static void send_layer(const GradientSum *s, int l) {
 }
 
 // Adds up everybody's sums of this worker's slice, and sends the total.
-static void add_slice(Layer *layer) {
+static void add_slice(LayerMessage *layer) {
     size_t n = layer->slice;
     float *stack[64];
     int waiting = 0;
     for (int k = 0; k < mpi.all_sums; k++) {
         float *sum = stack[waiting] = layer->in + k * n;
-        if (mpi.width < 4) decode(sum, layer->in_bytes + (size_t)k * layer->bytes, n);
+        if (mpi.width < 4) decompress(sum, layer->in_bytes + (size_t)k * layer->bytes, n);
         for (int j = 0; j < mpi.joins[k]; j++) {
             waiting--;
             add_floats(stack[waiting], stack[waiting + 1], n);
         }
         waiting++;
     }
-    if (mpi.width < 4) encode_with_feedback(layer->in_bytes, layer->in, layer->in_error, n);
+    if (mpi.width < 4) compress_with_feedback(layer->in_bytes, layer->in, layer->in_error, n);
     MPI_Iallgather(layer->in_bytes, 1, layer->one, layer->out_bytes, 1, layer->one, mpi.for_totals,
                    &layer->total);
 }
@@ -3244,11 +3248,11 @@ static void receive_layers(int wait) {
     for (; mpi.added < mpi.sent && arrived(&mpi.layers[mpi.added].sums, wait); mpi.added++)
         add_slice(&mpi.layers[mpi.added]);
     for (; mpi.done < mpi.added && arrived(&mpi.layers[mpi.done].total, wait); mpi.done++) {
-        Layer *layer = &mpi.layers[mpi.done];
+        LayerMessage *layer = &mpi.layers[mpi.done];
         const float *total = layer->out;
         if (mpi.width < 4)
             for (int r = 0; r < N; r++)
-                decode(layer->out + r * layer->slice, layer->out_bytes + (size_t)r * layer->bytes,
+                decompress(layer->out + r * layer->slice, layer->out_bytes + (size_t)r * layer->bytes,
                        layer->slice);
         for (int i = 0; i < NUM_TENSORS; i++) {
             size_t at, n = layer_tensor(m->config, mpi.done < L ? L - 1 - mpi.done : L, i, &at);
@@ -3264,9 +3268,10 @@ static void diloco_average(float *x, size_t n) {
     if (workers.count == 1) return;
     GPT2 *m = mpi.model;
     int L = m->config.num_layers;
+    const float *x_outer = mpi.optimizer->x_outer;
     GradientSum s = {.model = m, .sums = {m->grads_memory}};
 #pragma omp parallel for simd schedule(static)
-    for (size_t i = 0; i < n; i++) m->grads_memory[i] = mpi.x_outer[i] - x[i];
+    for (size_t i = 0; i < n; i++) m->grads_memory[i] = x_outer[i] - x[i];
     for (int l = L - 1; l >= 0; l--) send_layer(&s, l);
     send_layer(&s, L);
     receive_layers(1);
@@ -3275,13 +3280,13 @@ static void diloco_average(float *x, size_t n) {
             size_t at, size = layer_tensor(m->config, l, i, &at);
 #pragma omp parallel for simd schedule(static)
             for (size_t j = at; j < at + size; j++)
-                x[j] = mpi.x_outer[j] - m->grads_memory[j] / (float)workers.count;
+                x[j] = x_outer[j] - m->grads_memory[j] / (float)workers.count;
         }
 }
 #else // one process
 static void start_workers(int *argc, char ***argv) { (void)argc, (void)argv; }
-static void prepare_workers(GPT2 *m, const float *x_outer, int n, int width) {
-    (void)m, (void)x_outer, (void)n, (void)width;
+static void prepare_workers(GPT2 *m, const Optimizer *optimizer, int n, int width) {
+    (void)m, (void)optimizer, (void)n, (void)width;
 }
 static void sum_over_workers(double *x, int n) { (void)x, (void)n; }
 static void copy_from_worker_0(void *p, size_t bytes) { (void)p, (void)bytes; }
@@ -3461,7 +3466,8 @@ static void print_help(const char *name) {
     optim_print_help(stdout, NULL);
 }
 
-// GPA's average reaches over 1/(1 - mu_x) updates: a fifteenth of the run, long or short.
+// optim_init and optim_set_base by name, or dies. GPA's average reaches over 1/(1 - mu_x) updates: a
+// fifteenth of the run, 16 at least; other optimizers have no mu-x.
 static void choose_optimizer(Optimizer *optimizer, const char *name, const char *base, double updates) {
     if (optim_init(optimizer, name)) die_usage("no optimizer is called '%s'; see --help", name);
     if (*base && optim_set_base(optimizer, base)) die_usage("--base %s does not go with %s", base, name);
@@ -3966,7 +3972,7 @@ static double *refined_schedule(const char *path, int steps, const Optimizer *op
         norms[rows++] = norm;
     }
     if (rows < 2) die("%s has fewer than two steps; a finished run is needed", path);
-    if (rows != (size_t)steps && !workers.rank) printf("refined    from a run of %zu steps\n", rows);
+    if (rows != (size_t)steps) printf("refined    from a run of %zu steps\n", rows);
     for (int i = 0; i < steps; i++) stretched[i] = norms[(size_t)i * rows / steps];
     double *factors = allocate(steps + 1, sizeof(double));
     int sgd = isnan(optim_get(optimizer, "beta2"));
@@ -4015,9 +4021,12 @@ static void compare_workers(const Run *run, const char *device) {
     const char *arithmetic = strstr(device, "BLAS") ? device : strrchr(device, ',');
 #endif
     int meet[] = {o->eval_every, o->eval_tokens, o->save_every, o->sample_every, o->resume, *o->out != 0,
-                  *o->teacher_cache != 0};
+                  *o->teacher_cache != 0, *o->teacher != 0, *o->export_hf != 0, o->diloco};
+    volatile float x = 1 + 0x1p-12f;
+    float fused = x * x - (1 + 0x1p-11f); // 0 unless compilers fuse products with sums
     double *hashes = allocate(workers.count, sizeof(double));
     uint64_t hash = hash_bytes(0, run->identity, strlen(run->identity));
+    hash = hash_bytes(hash, &fused, sizeof fused);
     hash = hash_bytes(hash, arithmetic, strlen(arithmetic));
     hash = hash_bytes(hash, o->compression, strlen(o->compression));
     hash = hash_bytes(hash, meet, sizeof meet);
@@ -4043,9 +4052,8 @@ static void claim_folder(const char *out) {
     for (int i = 0; i < 6; i++) unlink(path_in(out, unfinished[i]).s);
 }
 
-// Loads the models that the command line names: what training starts from, and the teacher. The folders of
-// --teacher and --student-from, which --resume reads anew, cannot be written to; nor that of --model by an
-// export, which is not there all at once.
+// Loads what training starts from, and the teacher. Refuses an --out or --export-hf that would overwrite a
+// model which --resume has to read again.
 static void load_models(Run *run) {
     const Options *o = &run->options;
     const char *read[] = {o->teacher, o->student_from};
@@ -4152,21 +4160,23 @@ static void prepare_sums(Run *run) {
     run->losses = allocate(2 * (size_t)MAX(o->accumulate, o->proxy_steps), sizeof *run->losses);
     frozen_tensors = o->freeze;
     allocate_sums(&run->sum, m, workers.rank * own, (workers.rank + 1) * own);
-    prepare_workers(m, run->optimizer.x_outer, o->diloco ? N : o->accumulate,
+    prepare_workers(m, &run->optimizer, o->diloco ? N : o->accumulate,
                     !strcmp(o->compression, "int8") ? 1 : !strcmp(o->compression, "bf16") ? 2 : 4);
     if (o->diloco) run->optimizer.average = diloco_average;
 }
 
-// Worker 0 reads the teacher's losses, and all get them. teacher: a name for it, or "".
+// Worker 0 reads the teacher's losses, and all get them: as many as it was told to read, for whether all were
+// told the same is seen only later (compare_workers). teacher: a name for it, or "".
 static void prepare_cache(Run *run, const char *teacher) {
     const Options *o = &run->options;
     TeacherCache *c = &run->cache;
-    if (!*o->teacher_cache) return;
-    if (workers.rank) c->loss = allocate(o->steps + 1, sizeof *c->loss);
-    else
+    size_t bytes = *o->teacher_cache ? o->steps * sizeof *c->loss : 0;
+    if (*o->teacher_cache && !workers.rank)
         cache_open(c, o->teacher_cache, teacher, &run->loader, &run->tokenizer, run->B, o->accumulate,
                    o->steps);
-    copy_from_worker_0(c->loss, o->steps * sizeof *c->loss);
+    copy_from_worker_0(&bytes, sizeof bytes);
+    if (workers.rank && bytes) c->loss = allocate(bytes, 1);
+    copy_from_worker_0(c->loss, bytes);
     copy_from_worker_0(c->teacher, sizeof c->teacher);
 }
 
@@ -4238,12 +4248,13 @@ static void prepare(Run *run) {
     prepare_model(run);
     prepare_teacher(run);
     if (optim_is_polyak(&run->optimizer)) o->clip = 0; // they would be longer for a shorter gradient
-    start_optimizer(&run->optimizer, &run->model, o->freeze);
     prepare_sums(run);
     if (*o->teacher)
         snprintf(teacher, sizeof teacher, "%016llx", (unsigned long long)model_hash(&run->teacher));
     prepare_cache(run, teacher);
     prepare_proxy(run);
+    // last: its zeros take no memory before the first step, so that no later check would see them
+    start_optimizer(&run->optimizer, &run->model, o->freeze);
     if (!strncmp(o->schedule, "refined:", 8)) {
         if (*o->out && same_file(o->schedule + 8, path_in(o->out, "log.csv").s))
             die("--out %s would replace the log that the schedule comes from; choose another", o->out);
@@ -4261,15 +4272,15 @@ static void prepare(Run *run) {
 
 // ---- a step, and the loop
 
-// What to do where a number is none.
+// What to try where a loss, gradient or weight is not a number.
 static const char *advice(const Optimizer *o) {
     if (isnan(optim_get(o, "lr"))) return "; try another optimizer or schedule";
     return isnan(optim_get(o, "muon-lr")) ? "; lower --lr" : "; lower --muon-lr and --lr";
 }
 
-// A run's first model is written as DIR/model.new. It takes the place of an older one when DIR/state.bin,
-// from which --resume goes on, is there: only then, and before its tokenizer, the old one goes, unless the
-// run began with it and reads it anew.
+// A run's first checkpoint writes its model as DIR/model.new: an older DIR/model.bin stays until
+// DIR/state.bin, from which --resume goes on, is there. Then the older one is removed (unless this run began
+// with it, and --resume reads it again), the tokenizer is replaced, and the new model renamed.
 static void take_new_model(const char *out, const char *began, const Tokenizer *t) {
     Path model = path_in(out, "model.bin"), new = path_in(out, "model.new");
     if (workers.rank || !file_exists(new.s)) return;
@@ -4456,11 +4467,12 @@ static void train(Run *run) {
     says_it_stops = 0;
 }
 
-// Whoever closed standard input, output or error gets one that cannot be used: else a file of ours would have
-// its number, and lines meant for the terminal in it.
-static void hold_standard_files(void) {
+// First of all. Whoever closed standard input, output or error gets one that cannot be used: else a file of
+// ours would have its number, and lines meant for the terminal in it.
+static void guard_files(void) {
     for (int fd = 0; fd < 3; fd++)
         if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd ? O_RDONLY : O_WRONLY) < 0) exit(1);
+    signal(SIGBUS, on_lost_file);
 }
 
 // libgomp's threads spin for milliseconds where they wait for each other. Where other programs run too, that
@@ -4473,14 +4485,48 @@ static void spin_briefly(char **argv) {
 }
 
 #ifndef TRAIN_GPT2_NO_MAIN
+// Begins DIR/log.csv, or goes on in it, and says what of an earlier run will be replaced.
+static void open_out(Run *run) {
+    const Options *o = &run->options;
+    Path state = path_in(o->out, "state.bin"), model = path_in(o->out, "model.bin");
+    run->saved = run->now.step > 0;
+    if (!run->saved && !unlink(state.s) && !o->resume)
+        printf("replaces   the checkpoint %s of an earlier run\n", state.s);
+    else if (!run->saved && file_exists(model.s) && !same_file(o->model, o->out) &&
+             !same_file(o->model, model.s))
+        printf("replaces   %s, once the first checkpoint is there\n", model.s);
+    open_log(run);
+}
+
+// What follows the last step; none was taken where the run began there.
+static void finish(Run *run, int none_taken) {
+    const Options *o = &run->options;
+    if (none_taken) { // what a checkpoint says may be of other validation data
+        swap_evaluation_point(run, 1);
+        run->now.val_loss = validate(run, &run->model);
+        swap_evaluation_point(run, 0);
+    }
+    if (o->steps == 0) save_checkpoint(run);
+    if (*o->export_hf) {
+        swap_evaluation_point(run, 1);
+        if (!workers.rank)
+            gpt2_export_hf(run->model.config, run->model.params_memory, &run->tokenizer, o->export_hf);
+        swap_evaluation_point(run, 0);
+    }
+    if (run->teacher.params_memory) {
+        double loss = validate(run, &run->teacher);
+        printf("teacher val loss %.4f, the student is %+.4f from it\n", loss, run->now.val_loss - loss);
+    }
+    printf("final val loss %.4f\n", run->now.val_loss);
+}
+
 int main(int argc, char **argv) {
     static Run run;
-    hold_standard_files();
+    guard_files();
     spin_briefly(argv);
     start_workers(&argc, &argv);
     run.options = parse_command_line(argc, argv, &run.optimizer);
     const Options *o = &run.options;
-    signal(SIGBUS, on_lost_file); // data is read at once
     prepare(&run);
     if (o->resume) {
         if (load_state(&run)) {
@@ -4490,45 +4536,18 @@ int main(int argc, char **argv) {
     }
     catch_signals();
     signal(SIGPIPE, SIG_IGN); // who reads the progress may stop; the run goes on, and is saved
-    if (*o->out && !workers.rank) {
-        run.saved = run.now.step > 0;
-        Path state = path_in(o->out, "state.bin"), model = path_in(o->out, "model.bin");
-        if (!run.saved && !unlink(state.s) && !o->resume)
-            printf("replaces   the checkpoint %s of an earlier run\n", state.s);
-        else if (!run.saved && file_exists(model.s) && !same_file(o->model, o->out) &&
-                 !same_file(o->model, model.s))
-            printf("replaces   %s, once the first checkpoint is there\n", model.s);
-        open_log(&run);
-    }
+    if (*o->out && !workers.rank) open_out(&run);
     long began = run.now.step;
     train(&run);
     if (interrupted) clearerr(stdout); // a write that the signal broke off
     end_line();
     if (workers.count > 1)
         printf("sent       %.3f MB by each worker\n", workers.bytes_sent / 1e6);
-    if (run.now.step < o->steps) {
+    if (run.now.step == o->steps) finish(&run, began == o->steps);
+    else {
         printf("stopped at step %ld of %d", run.now.step, o->steps);
         printf(*o->out ? "; the same command with --resume goes on\n" : "; without --out nothing is saved\n");
-        check_printed();
-        return 0;
     }
-    if (run.now.step == began) { // no step was taken: what a checkpoint says may be of other validation data
-        swap_evaluation_point(&run, 1);
-        run.now.val_loss = validate(&run, &run.model);
-        swap_evaluation_point(&run, 0);
-    }
-    if (o->steps == 0) save_checkpoint(&run);
-    if (*o->export_hf) {
-        swap_evaluation_point(&run, 1);
-        if (!workers.rank)
-            gpt2_export_hf(run.model.config, run.model.params_memory, &run.tokenizer, o->export_hf);
-        swap_evaluation_point(&run, 0);
-    }
-    if (run.teacher.params_memory) {
-        double loss = validate(&run, &run.teacher);
-        printf("teacher val loss %.4f, the student is %+.4f from it\n", loss, run.now.val_loss - loss);
-    }
-    printf("final val loss %.4f\n", run.now.val_loss);
     check_printed();
     return 0;
 }

@@ -1928,8 +1928,8 @@ static void begin_micro_batch_gpu(GradientSum *s, long i, long first, long end, 
 }
 
 #ifdef USE_NCCL
-static void prepare_workers_gpu(GPT2 *m, const float *x_outer, int n, int width) {
-    (void)x_outer, (void)n;
+static void prepare_workers_gpu(GPT2 *m, const Optimizer *optimizer, int n, int width) {
+    (void)optimizer, (void)n;
     if (width < 4) die("--compression is for CPUs; GPUs send float32");
     mpi.model = m;
     connect_workers(&mpi.for_sums);

@@ -1381,7 +1381,7 @@ static void start_ranks(int *argc, char ***argv) {
 
 int main(int argc, char **argv) {
     static Federation f;
-    hold_standard_files();
+    guard_files();
     spin_briefly(argv);
 #ifdef FEDERATED_MPI
     start_ranks(&argc, &argv);

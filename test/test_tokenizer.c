@@ -136,7 +136,7 @@ static void random_merges(int number, uint64_t seed, char **text, size_t *size) 
         if (find_token(&t, pair, n + m) != NO_TOKEN) continue;
         write_symbols(f, t.kind, pair, n, 0), fputc(' ', f);
         write_symbols(f, t.kind, pair + n, m, 0), fputc('\n', f);
-        add_piece(&t, pair, n + m);
+        add_bpe_token(&t, pair, n + m);
         number--;
     }
     fclose(f);

@@ -197,6 +197,12 @@ sleep 2.1
 kill -INT $!
 wait $!
 ok "a second signal, seconds later, ends what does not look at the first" [ $? = 130 ]
+"$train" "${untuned[@]}" --steps 100000 --save-every 0 --out "$work/twice" >/dev/null 2>&1 &
+await rows 1 "$work/twice/log.csv"
+kill -INT $! && kill -TERM $!
+wait $!
+ok "one of the same moment does not" [ $? = 0 ]
+ok "there is a checkpoint" [ -s "$work/twice/state.bin" ]
 # norms of 1, then of 2, and one that the median leaves out, stretched to twice as many steps: Adam weights them by
 # 1/norm, SGD by its square, and the rate is that weight times what is left of all weights
 head -n 1 "$work/a/log.csv" >"$work/refined.csv"
@@ -584,14 +590,19 @@ head -c 8000 "$work/text.txt" >"$work/other.txt"
 tr a-z A-Z <"$work/text.txt" >"$work/upper.txt" # other characters, the same numbers
 refuses 1 "belongs to another run: 'tokenizer" "$train" "${long[@]}" --data "$work/upper.txt" --out "$work/whole" --resume
 refuses 1 "another run: 'data " "$train" "${long[@]}" --data "$work/other.txt" --out "$work/whole" --resume
-for other in "batch 2" "accumulate 2" "seq-len 8" "init-std 0.03" "schedule linear" "warmup 9" "final-lr 0.5" "grad-norm l1" "clip 0.5"; do
+for other in "steps 301" "batch 2" "accumulate 2" "seq-len 8" "init-std 0.03" "schedule linear" "warmup 9" "final-lr 0.5" "grad-norm l1" "clip 0.5"; do
     refuses 1 "another run: '${other% *} " "$train" "${long[@]}" --out "$work/whole" --resume --$other
 done
 refuses 1 "belongs to another run" "$train" "${long[@]}" --data "$work/other.txt" --tokenizer chars --out "$work/whole" --resume
+from=("${small[@]}" --steps 2 --eval-every 0 --out "$work/from" --model)
+cp -r "$work/a" "$work/a.copy"
+ok "from a model" "$train" "${from[@]}" "$work/a"
+refuses 1 "another run: 'model " "$train" "${from[@]}" "$work/a.copy" --resume
 # the data is the proxy, too; then both are another text
 same=("${small[@]}" --val "$work/text.txt" --steps 2 --out "$work/same")
 cp "$work/text.txt" "$work/both.txt"
 ok "a text that is its own proxy" "$train" "${same[@]}" --data "$work/both.txt" --proxy "$work/both.txt"
+refuses 1 "another run: 'proxy-paired " "$train" "${same[@]}" --data "$work/both.txt" --proxy "$work/both.txt" --proxy-paired --resume
 head -c 9000 "$work/text.txt" >"$work/both.txt"
 refuses 1 "belongs to another run" "$train" "${same[@]}" --data "$work/both.txt" --proxy "$work/both.txt" --resume
 # a schedule refined from the log that the run itself overwrites

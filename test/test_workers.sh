@@ -54,6 +54,18 @@ ok "the same bits" same_run "$work/kept" "$work/how"
 ok "one process, from these" "$train" "${taught[@]}" --out "$work/how"
 ok "the same bits" same_run "$work/kept" "$work/how"
 
+# worker 0 alone reads and writes: the other has a folder of its own, where the teacher is all there is
+here=$(realpath "$train_mpi")
+mkdir "$work/w0" "$work/w1"
+apart=("$here" "${small[@]}" --accumulate 2 --steps 4 --layers 1 --optimizer iam-adam --workers data
+    --teacher "$work/one" --teacher-cache losses --out run --export-hf hf)
+for more in "" --resume; do
+    ok "each in a folder of its own $more" "${by[@]}" 1 -wdir "$work/w0" "${apart[@]}" $more \
+        : -n 1 -wdir "$work/w1" "${apart[@]}" $more
+done
+ok "worker 0's checkpoint is enough" grep -q '^resumed  *at step 4' "$work/last"
+ok "only worker 0 writes" [ -s "$work/w0/hf/model.safetensors" -a -z "$(ls -A "$work/w1")" ]
+
 # ---- what travels: 2 (N-1)/N numbers of 4 bytes for each parameter, a little more for slices of equal length
 parameters=$(tr -d '\r' <"$work/data7.out" | sed -n 's/.*: \([0-9]*\) parameters$/\1/p')
 ok "log.csv has the bytes" [ "$(head -n 1 "$work/data7/log.csv" | cut -d, -f8-)" = grad_norm,bytes_sent ]
@@ -83,6 +95,10 @@ ok "fewer steps than inner ones" mpi 2 "$train_mpi" "${small[@]}" "${inner[@]}" 
     --out "$work/short"
 ok "end with an outer one" awk -F, 'NR == 2 { first = $4 } { last = $5 } END { exit !(last < first - 0.1) }' \
     "$work/short/log.csv"
+ok "evaluated between outer steps" mpi 2 "$train_mpi" "${small[@]}" --accumulate 2 --steps 10 --eval-every 4 \
+    --workers diloco --inner-steps 10 --out "$work/met"
+ok "where they met last" awk -F, '$1 == 4 { a = $5 } $1 == 8 { b = $5 } END { exit !(a != "" && a == b) }' \
+    "$work/met/log.csv"
 # An outer step of 1 without momentum after one step of SGD is SGD with the mean gradient. What travels in 8
 # or 16 bits hardly changes that (without error feedback int8 would be off by 0.002).
 sgd=(--accumulate 2 --steps 100 --clip 0 --lr 1 --seed 3)
@@ -126,6 +142,21 @@ ok "2 of DiLoCo go on after 3" mpi 2 "$train_mpi" "${long[@]}" "${frozen[@]}" --
 ok "from the same loss" awk -F, -v at="$at" \
     'NR == 2 { first = $4 } NR == at + 1 { again = $4 } END { exit !(again < first) }' "$work/diloco/log.csv"
 ok "and learn" near "$(val diloco)" 0.8 0.4
+apart=(--workers diloco --inner-steps 140 --lr 1e-2 --warmup 0)
+killed between 1 "${apart[@]}" --save-every 10
+ok "2 go on between outer steps" mpi 2 "$train_mpi" "${long[@]}" "${apart[@]}" --out "$work/between" --resume
+from=$(tr -d '\r' <"$work/last" | sed -n 's/^resumed  *at step \([0-9]*\) .*/\1/p')
+ok "from where they met" awk -F, -v from="$from" '$1 == 1 { first = $4 } $1 == from { before = $4 }
+    $1 == from + 1 { again = $4 } END { exit !(before < first - 0.1 && again > (first + before) / 2) }' \
+    "$work/between/log.csv"
+"${by[@]}" 2 "${known[@]}" "$train_mpi" "${long[@]}" --steps 100000 --workers diloco --inner-steps 50 \
+    --eval-every 0 --out "$work/asked" >"$work/out" 2>"$work/err" &
+await rows 60 "$work/asked/log.csv"
+kill -TERM "$(cat "$work/pid.1")"
+wait $!
+ok "a signal to one worker stops all" [ $? = 0 ]
+ok "with a checkpoint" [ -s "$work/asked/state.bin" ]
+ok "where they meet" [ $((($(wc -l <"$work/asked/log.csv") - 1) % 50)) = 0 ]
 ok "the start" "$train" "${small[@]}" --steps 0 --out "$work/start"
 ok "frozen tensors are as they were" cmp -i $((1024 + 128 * 128)) -n $((16 * 128)) "$work/start/model.bin" \
     "$work/diloco/model.bin"
@@ -136,9 +167,14 @@ await rows 5 "$work/stopped/log.csv"
 kill -TERM $!
 wait $!
 ok "mpirun, asked to stop, leaves a checkpoint" [ -s "$work/stopped/state.bin" ]
+cp -r "$work/stopped" "$work/wider"
 ok "one process goes on after 2" "$train" "${long[@]}" --out "$work/stopped" --resume
 ok "to the same bits" same_run "$work/whole" "$work/stopped"
 ok "whose log has all columns" [ "$(awk -F, '{ print NF }' "$work/stopped/log.csv" | sort -u)" = 8 ]
+sed -i 's/,[^,]*$//' "$work/wider/log.csv" # as if one process had begun it
+ok "2 go on after one" mpi 2 "$train_mpi" "${long[@]}" --workers data --out "$work/wider" --resume
+ok "whose log has a column more" [ "$(awk -F, '{ print NF }' "$work/wider/log.csv" | sort -u)" = 9 ]
+ok "and the same rows" same_run "$work/whole" "$work/wider"
 
 # ---- refused, with one line in all
 refuses 2 "need --workers" "${by[@]}" 2 "$train_mpi" "${small[@]}" --accumulate 2
@@ -156,6 +192,20 @@ one=("$train_mpi" "${small[@]}" --accumulate 2 --workers data)
 refuses 1 "worker 1 has other" "${by[@]}" 1 "${one[@]}" : -n 1 "${one[@]}" --seed 8
 refuses 1 "worker 1 has other" "${by[@]}" 1 "${one[@]}" --out "$work/data" --resume : -n 1 "${one[@]}"
 refuses 1 "worker 1 has other" "${by[@]}" 1 "${one[@]}" --eval-every 1 : -n 1 "${one[@]}" --eval-every 2
+refuses 1 "worker 1 has other" "${by[@]}" 1 "${one[@]}" : -n 1 "${one[@]}" --eval-tokens 64
+refuses 1 "worker 1 has other" "${by[@]}" 1 "${one[@]}" --val "$work/text.txt" \
+    : -n 1 "${one[@]}" --val "$work/changed.txt"
+met=("$train_mpi" "${small[@]}" "${as_sgd[@]}")
+refuses 1 "worker 1 has other" "${by[@]}" 1 "${met[@]}" : -n 1 "${met[@]}" --compression int8
+refuses 1 "worker 1 has other" "${by[@]}" 1 "${one[@]}" --optimizer diloco \
+    : -n 1 "$train_mpi" "${small[@]}" --accumulate 2 --workers diloco
+refuses 1 "worker 1 has other" "${by[@]}" 1 "$train_mpi" "${taught[@]}" --workers data --teacher "$work/one" \
+    : -n 1 "$train_mpi" "${taught[@]}" --workers data
+refuses 1 "worker 1 has other" "${by[@]}" 1 "$train_mpi" "${taught[@]}" --optimizer adamw --workers data \
+    : -n 1 "$train_mpi" "${small[@]}" --accumulate 4 --steps 6 --layers 1 --workers data
+cp -r "$work/one" "$work/w0/m" && cp -r "$work/start" "$work/w1/m"
+from=("$here" --data "$work/text.txt" --batch 4 --accumulate 2 --workers data --model m)
+refuses 1 "worker 1 has other" "${by[@]}" 1 -wdir "$work/w0" "${from[@]}" : -n 1 -wdir "$work/w1" "${from[@]}"
 # However long it takes until all are ended: worker 0 as on a busy machine.
 echo '#include <mpi.h>
 #include <unistd.h>
