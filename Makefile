@@ -74,8 +74,10 @@ dev/federated: dev/federated.c $(TRAINER)
 	$(CC) $(FLAGS) $< -o $@ $(LIBS)
 
 # The same with clients as MPI's ranks: mpirun -n 4 dev/federated_mpi ...
-federated_mpi dev/federated_mpi: dev/federated.c $(TRAINER) build/mpi
-	OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(FLAGS) -DFEDERATED_MPI $< -o dev/federated_mpi $(LIBS)
+dev/federated_mpi: dev/federated.c $(TRAINER) build/mpi
+	OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(FLAGS) -DFEDERATED_MPI $< -o $@ $(LIBS)
+
+federated_mpi: dev/federated_mpi
 
 dev/bench/bench: dev/bench/bench.c decode_ppd.c $(TRAINER)
 	$(CC) $(FLAGS) $< -o $@ $(LIBS)
@@ -83,8 +85,9 @@ dev/bench/bench: dev/bench/bench.c decode_ppd.c $(TRAINER)
 dev/bench/bench_blas: dev/bench/bench.c decode_ppd.c $(TRAINER)
 	$(CC) $(FLAGS) -DUSE_BLAS $< -o $@ $(LIBS) -lopenblas
 
-# The GPU's trainer: nvcc takes train_gpt2.cu's kernels; train_gpt2.c includes the rest of it. test/cuda_on_cpu.h stands
-# for a GPU. With USE_NCCL=1 USE_MPI=1 for several processes: mpirun -n N ./train_gpt2cu --workers data
+# The GPU's trainer is two objects: nvcc compiles train_gpt2.cu, $(CC) compiles train_gpt2.c, which includes its host
+# part (GPT2_DEVICE). The tests compile the kernels for a CPU (test/cuda_on_cpu.h). Several GPUs: make USE_NCCL=1
+# USE_MPI=1 train_gpt2cu, then mpirun -n N ./train_gpt2cu --workers data
 NVCC ?= nvcc
 ifndef CUDA_ARCH
 CUDA_ARCH := $(patsubst sm_%,%,$(filter sm_75 sm_80 sm_86 sm_89 sm_90 sm_100 sm_120,\
@@ -98,7 +101,7 @@ NVCC_LIBS = -lcublasLt $(if $(OPENMP),-lgomp) $(LIBS)
 COMPILE = $(CC)
 ON_GPU = $(COMPILE) $(FLAGS) -DGPT2_DEVICE='"train_gpt2.cu"'
 SHIM = $(CXX)
-ifneq ($(USE_NCCL)$(USE_MPI),)
+ifneq ($(filter 1,$(USE_NCCL) $(USE_MPI)),)
 NCCL = _nccl# behind the names of what is built with it
 NVCC_FLAGS += -DUSE_NCCL
 NVCC_LIBS += -ccbin mpicxx -lnccl
@@ -107,7 +110,7 @@ ON_GPU += -DUSE_MPI -DUSE_NCCL
 SHIM = OMPI_CXX="$(CXX)" MPICH_CXX="$(CXX)" mpicxx -DUSE_NCCL
 endif
 
-# With NCCL all is made anew: the programs' names are the same.
+# train_gpt2cu has one name with and without NCCL; build/nvcc differs, so it is made anew.
 NVCC_COMMAND = $(strip $(NVCC) $(NVCC_FLAGS))
 $(eval $(call stamp,nvcc,NVCC_COMMAND))
 

@@ -22,13 +22,13 @@
        optim_eval_params(&o, out);          // the point to evaluate and save, into an array of the caller's
        optim_free(&o);
 
-   The gradient is taken at params. Averaging methods (gpa, schedule-free, dog) evaluate another point x:
-   optim_eval_params computes it into `out` and leaves params alone, so training goes on bit for bit.
-   optim_state lists what a checkpoint holds besides params, optim_bytes its size. sps and iam use the losses
-   given to optim_step: f_t(x) and the teacher's loss on the same batch. The schedule multiplies "lr",
-   "muon-lr" and "lr-cap"; optimizers without any of these ignore it. Everything here is static, and tables
-   know functions by address: an Optimizer stays with the source file that initialised it. Numbers are read
-   with points: who calls setlocale leaves LC_NUMERIC at "C".
+   The gradient is taken at params. Averaging methods (gpa, schedule-free, dog, diloco's workers) evaluate
+   another point x: optim_eval_params computes it into `out` and leaves params alone, so training goes on bit
+   for bit. optim_state lists what a checkpoint holds besides params, optim_bytes its size. sps and iam use
+   the losses given to optim_step: f_t(x) and the teacher's loss on the same batch. The schedule multiplies
+   "lr", "muon-lr" and "lr-cap"; optimizers without any of these ignore it. Everything here is static, and
+   tables know functions by address: an Optimizer stays with the source file that initialised it. Numbers are
+   read with points: who calls setlocale leaves LC_NUMERIC at "C".
 
    name               paper                     buffers besides parameters and gradients   bytes a parameter
    adamw              arXiv 1711.05101          m v                                        8
@@ -74,8 +74,8 @@
 #endif
 
 // On a GPU (nvcc --extended-lambda, or test/cuda_on_cpu.h) passes are kernels on the default stream; params,
-// grad and out are then in unified or the GPU's memory, and so is what is allocated here. ELEMENT: one
-// element's part, called from bodies.
+// grad and out are then in unified or the GPU's memory, and so is what is allocated here. OPTIM_ELEMENT marks
+// functions that bodies call.
 #if defined(__CUDACC__) || defined(CUDA_ON_CPU_H)
 #define OPTIM_CUDA
 #define OPTIM_ELEMENT __host__ __device__ OPTIM_INLINE
@@ -84,7 +84,7 @@
 #endif
 OPTIM_API void *optim_allocate(size_t count, size_t size) {
     void *p = NULL;
-    if (cudaMallocManaged(&p, count * size + 1) != cudaSuccess) return NULL;
+    if (cudaMallocManaged(&p, count * size + 1) != cudaSuccess) return NULL; // + 1: CUDA gives no 0 bytes
     if (cudaMemset(p, 0, count * size) == cudaSuccess && cudaDeviceSynchronize() == cudaSuccess) return p;
     cudaFree(p);
     return NULL;
@@ -101,7 +101,7 @@ OPTIM_API void optim_release(void *p) { free(p); }
 
 typedef struct {          // a run of elements of one segment
     size_t begin, end;    // elements [begin, end) of the arrays
-    size_t first;         // where begin is in params (elsewhere only in arrays that hold a slice of them)
+    size_t first;         // begin's place in params: another than begin where the arrays are slices of those
     float decay;          // 1: weight decay applies, 0: it does not
 } OptimChunk;
 
@@ -148,15 +148,15 @@ static inline OptimSums optim_add(const OptimSums *sums, int count) {
 #if defined(_OPENMP) && (!defined(__clang__) || defined(__NO_MATH_ERRNO__))
 #define OPTIM_SIMD     _Pragma("omp simd")
 #define OPTIM_SIMD_SUM _Pragma("omp simd reduction(+:s0,s1)")
-#else                     // clang warns of loops that a sqrtf which sets errno keeps from SIMD
+#else // clang warns where sqrtf, as it may set errno, keeps an `omp simd` loop from SIMD
 #define OPTIM_SIMD
 #define OPTIM_SIMD_SUM
 #endif
 #define OPTIM_LIST(...) __VA_ARGS__
 
 // OPTIM_PASS(name, (arguments), body): `body` for every element i of the span; it may use chunk.
-// OPTIM_SUM: the same, and `body` adds to s0 and s1, whose totals are returned. They are of `type` over a
-// block of elements (float loops read memory a third faster; on a GPU a thread's), and double over those.
+// OPTIM_SUM: the same, and `body` adds to s0 and s1, whose totals are returned. Within OPTIM_BLOCK elements
+// (on a GPU: within a thread) s0 and s1 are of `type`; from there on sums are double. float is the faster.
 #ifndef OPTIM_CUDA
 #define OPTIM_PASS(name, arguments, ...)                                                                    \
     OPTIM_API void name(OptimSpan span, OPTIM_LIST arguments) {                                             \
@@ -262,8 +262,8 @@ typedef struct {          // one tensor (of one layer) inside the flat parameter
 } OptimSegment;
 
 // Hyperparameters: field, name, range (an i behind it: whole numbers), meaning. eps and d0 have lower
-// bounds so that as floats they are not 0; mu-y, and Schedule-Free's beta1, so that y's rounding, divided by
-// them, does not show in x.
+// bounds so that they are not 0 as floats. So have mu-y and Schedule-Free's beta1: x is found by dividing by
+// them, which makes y's rounding errors larger.
 #define OPTIM_KEYS(KEY)                                                                                     \
     KEY(lr, "lr", "[0,inf)", "learning rate, times the schedule")                                           \
     KEY(beta1, "beta1", "[0,1)", "decay of the first moment; schedule-free: weight of x in y, from 1e-3")   \
@@ -317,9 +317,9 @@ typedef struct { OPTIM_KEYS(OPTIM_DOUBLE) } OptimHyper;
 
 typedef struct {          // everything that changes from step to step besides the buffers
     double t;                       // updates done
-    double step, step_prev;         // the last step lengths found, by those that find them or d
+    double step, step_prev;         // the last two step lengths, where the optimizer finds them itself
     double d, d_max, numerator;     // estimated distance to the solution (prodigy, dadapt-adam, resetting)
-    double distance, grad_sum;      // from the start (dowg: squared), sum of (weighted) |g|^2 (also resetting)
+    double distance, grad_sum;      // largest |x-x0| (dowg: its square); sum of |g|^2 (dowg: weighted)
     double lr_max, weight_sum;      // schedule-free
 } OptimScalars;
 
@@ -351,8 +351,8 @@ struct Optimizer {
     size_t n, moving;     // moving: those that the segments cover
     size_t num_slices;    // of a sliced buffer: every slice-p-th element of each segment
     OPTIM_BUFFERS(OPTIM_POINTER)                         // those of the row are allocated, the others NULL
-    void (*average)(float *x, size_t n); // diloco among workers: x = its mean over them (and to the bit
-                                         // what it was where no segment is); NULL: one worker
+    void (*average)(float *x, size_t n); // diloco among workers: x = its mean over them, the same bits where
+                                         // no segment is; NULL: one worker
     OptimSegment *segments;
     int num_segments;
     OptimChunk *chunks;   // the rest's, the matrices' where Muon moves them, prodigy's slices
@@ -430,7 +430,7 @@ OPTIM_PASS(optim_sgd, (float *x, const float *g, float scale, float *m, float mo
 
 // The gradient's weight in SGD's momentum: torch starts the momentum at the first gradient, undampened, and
 // dampens nothing where there is no momentum.
-static float optim_undampened(const Optimizer *o) {
+static float optim_gradient_weight(const Optimizer *o) {
     return o->s.t == 0 || o->h.momentum == 0 ? 1 : (float)(1 - o->h.dampening);
 }
 
@@ -480,8 +480,8 @@ static void optim_orthogonalise(float *u, int rows, int cols, float norm, float 
     optim_matmul(u, tall ? Y : Q, tall ? Q : Y, rows, cols, n, 0, 0, 0);
 }
 
-// Every matrix's direction u, kept in its place of v: Adam's second moment is for the rest only. rms: the
-// root mean square of u's entries (those of NS have 1/sqrt(max(rows, cols))); 0: Muon's own scale.
+// Every matrix's direction u, kept where the rest has v (Adam's second moment). rms: the root mean square of
+// u's entries (those of NS have 1/sqrt(max(rows, cols))); 0: Muon's own scale.
 static void optim_muon_directions(Optimizer *o, const OptimInput *in, double rms) {
     if (!o->matrices.count) return;
     optim_muon_momentum(o->matrices, in->g, in->scale, o->m, o->v, (float)o->h.muon_momentum);
@@ -502,8 +502,8 @@ static void optim_muon_directions(Optimizer *o, const OptimInput *in, double rms
 static void optim_step_base(Optimizer *o, const OptimInput *in) {
     const float lr = (float)in->lr, wd = (float)o->h.weight_decay;
     if (o->row->base == OPTIM_SGD) {
-        optim_sgd(o->all, o->params, in->g, in->scale, o->m, (float)o->h.momentum, optim_undampened(o), lr,
-                  wd);
+        optim_sgd(o->all, o->params, in->g, in->scale, o->m, (float)o->h.momentum, optim_gradient_weight(o),
+                  lr, wd);
         return;
     }
     optim_adamw(o->rest, o->params, in->g, in->scale, o->m, o->v, optim_adam(o), lr, wd);
@@ -542,7 +542,7 @@ static const char optim_maths_gpa[] =
     "y = mu_y x + (1-mu_y) z, g at y;  u: the base's step         arXiv 2512.17131, facebookresearch gpa/\n"
     "z = (1 - lr wd) z - lr u,  x = mu_x x + (1-mu_x) z;  DiLoCo's H steps: mu_x = momentum^(1/H)\n"
     "stored: z, which decays first, and y = (1-c) y + c z + lr (mu_y (1-c) - 1) u, c = 1-mu_x;\n"
-    "x = y + (1 - 1/mu_y) (z - y).  Over sgd and muon y goes along with z's decay, by 1-mu_y of it\n"
+    "x = y + (1 - 1/mu_y) (z - y).  Over sgd and muon z's decay moves y, too, by 1-mu_y times as much\n"
     "train_gpt2 sets mu-x = 1 - 15/steps and, in a new model over adamw or muon, lr = 1/width\n";
 
 // Weight decay moves z before the step (the authors' public code adds wd y to u instead). Over AdamW y stays
@@ -572,7 +572,7 @@ static void optim_step_gpa(Optimizer *o, const OptimInput *in) {
     const OptimGpa w = { (float)(1 - o->h.mu_x), (float)(o->h.mu_y * o->h.mu_x - 1), (float)follow };
     if (o->row->base == OPTIM_SGD) {
         optim_gpa_sgd(o->all, o->params, o->z, in->g, in->scale, o->m, (float)o->h.momentum,
-                      optim_undampened(o), lr, wd, w);
+                      optim_gradient_weight(o), lr, wd, w);
         return;
     }
     optim_gpa_adamw(o->rest, o->params, o->z, in->g, in->scale, o->m, o->v, optim_adam(o), lr, wd, w);
@@ -621,12 +621,14 @@ static void optim_eval_schedule_free(const Optimizer *o, float *out) {
 // Prodigy, D-Adaptation, Resetting: d estimates the distance to the solution
 static const char optim_maths_prodigy[] =
     "num = b3 num + (d/d0) dlr <g, x0-x>,  s = b3 s + (d/d0) dlr g,  b3: sqrt b2 if 0,  dlr = d lr\n"
-    "m = b1 m + d (1-b1) g,  v = b2 v + d^2 (1-b2) g^2;  then d = max(d, d_coef num/|s|_1)\n"
+    "m = b1 m + d (1-b1) g,  v = b2 v + d^2 (1-b2) g^2\n"
+    "d_max = max(d_max, d_hat),  d_hat = d_coef num/|s|_1;  then d = min(d_max, growth_rate d)\n"
     "x = (1 - wd dlr) x - dlr m/(sqrt v + d eps), dlr with the d before    2306.06101, konstmish/prodigy\n";
 static const char optim_maths_dadapt[] =
     "num = sqrt b2 num + (1-sqrt b2) dlr <g, s/(sqrt v + eps)>, v before its update,  dlr = d lr\n"
     "m = b1 m + dlr (1-b1) g,  v = b2 v + (1-b2) g^2,  s = sqrt b2 s + (1-sqrt b2) dlr g\n"
-    "x = (1 - wd dlr) x - m/(sqrt v + eps);  d = max(d, num/((1-sqrt b2) |s|_1))        arXiv 2301.07733\n";
+    "x = (1 - wd dlr) x - m/(sqrt v + eps)                                            arXiv 2301.07733\n"
+    "d = max(d, min(d_hat, growth_rate d)),  d_hat = num/((1-sqrt b2) |s|_1)\n";
 static const char optim_maths_resetting[] =
     "s = s + d g,  gamma = 1/sqrt(sum |g|^2),  x = x0 - gamma s        arXiv 2306.06101, dual averaging\n"
     "d_hat = (gamma |s|^2 - sum gamma_k d^2 |g_k|^2)/(2 |s|), gamma_k from the gradients before k\n"
@@ -795,7 +797,7 @@ static const char optim_maths_iam[] =
     "a = [f_t(x) - f*_t + <g, z-x>]_+ / <g, d>, at most lr-cap, scheduled;  g at x   arXiv 2504.01898\n"
     "z = z - a (d + wd x),  x = l/(1+l) x + 1/(1+l) z,  l = lambda, or t = 1, 2, .. where lambda is 0\n"
     "d = g (sgd); g/D, D = sqrt(v/(1-b2^(t+1))) + eps (adamw); over muon g/D for the rest, for the matrices\n"
-    "matrix-weight sqrt(max(rows, cols)) NS(Muon's momentum).  The paper's: lambda 9, lr-cap 0\n";
+    "matrix-weight sqrt(max(rows, cols)) NS(g + muon_momentum m).  The paper's: lambda 9, lr-cap 0\n";
 
 static void optim_step_sps(Optimizer *o, const OptimInput *in) {
     const double scale = in->scale, g2 = scale * scale * optim_norms(o->all, in->g).s0;
@@ -848,17 +850,16 @@ static void optim_step_iam(Optimizer *o, const OptimInput *in) {
     const int sgd = o->row->base == OPTIM_SGD;
     const OptimAdam adam = optim_adam(o);
     const float wd = (float)o->h.weight_decay;
-    OptimSums s = { 0, 0 }, t;
+    OptimSums matrices = { 0, 0 }, rest;
     if (sgd) {
-        t = optim_iam_sum_sgd(o->all, x, z, in->g, in->scale);
+        rest = optim_iam_sum_sgd(o->all, x, z, in->g, in->scale);
     } else {
         optim_muon_directions(o, in, o->h.matrix_weight);
-        s = optim_iam_sum_muon(o->matrices, x, z, in->g, in->scale, v);
-        t = optim_iam_sum_adam(o->rest, x, z, in->g, in->scale, v, adam);
+        matrices = optim_iam_sum_muon(o->matrices, x, z, in->g, in->scale, v);
+        rest = optim_iam_sum_adam(o->rest, x, z, in->g, in->scale, v, adam);
     }
-    s.s0 = s.s0 + in->gap + t.s0;
-    s.s1 += t.s1;
-    const double polyak = s.s1 > 0 ? (s.s0 < 0 ? 0 : s.s0) / s.s1 : 0;
+    const double above = matrices.s0 + in->gap + rest.s0, slope = matrices.s1 + rest.s1;
+    const double polyak = slope > 0 ? (above < 0 ? 0 : above) / slope : 0;
     o->s.step = polyak > in->lr_cap ? in->lr_cap : polyak;
     const float a = (float)o->s.step, c = (float)(1 / (1 + (o->h.lambda > 0 ? o->h.lambda : o->s.t + 1)));
     if (sgd) {
@@ -928,7 +929,7 @@ static const OptimRow optim_rows[] = {
     { "muon", OPTIM_MUON, "m v", OPTIM_ADAM_ OPTIM_MUON_, optim_maths_muon, optim_step_base, NULL },
     OPTIM_OVER_BASES("diloco", "0.9", "outer x_outer", "inner-steps=32 outer-lr=0.7 outer-momentum=0.9 ",
         optim_maths_diloco, optim_step_diloco, optim_eval_diloco)
-    // The average does beta1's work as well: with 0.7 for it 1000 steps on tinyshakespeare end 0.013 higher.
+    // The average does beta1's work as well, so beta1 is below Adam's usual 0.9.
     OPTIM_OVER_BASES("gpa", "0.5", "z", "mu-x=0.9967 mu-y=0.7 ", optim_maths_gpa, optim_step_gpa,
         optim_eval_gpa)
     { "schedule-free", OPTIM_NO_BASE, "v z", "lr=2.5e-3 beta2=0.999 eps=1e-8 " OPTIM_FREE_,
@@ -998,8 +999,8 @@ static void optim_choose(Optimizer *o, const OptimRow *row) {
     }
 }
 
-// Finds the row of the table, of several the first (gpa and diloco over adamw, iam over sgd); 0, or -1 when
-// the name is unknown.
+// Chooses the optimizer of this name, over the first of its bases in the table (gpa and diloco over adamw,
+// iam over sgd). 0, or -1 when the name is unknown.
 OPTIM_API int optim_init(Optimizer *o, const char *name) {
     for (int j = 0; j < OPTIM_COUNT(optim_rows); j++)
         if (!strcmp(optim_rows[j].name, name)) { optim_choose(o, &optim_rows[j]); return 0; }
@@ -1020,9 +1021,9 @@ OPTIM_API int optim_set_base(Optimizer *o, const char *base) {
     return 0;
 }
 
-// Sets a hyperparameter; 0, -1 if this optimizer has no such one, -2 if the value is out of its range or
-// comes too late: after optim_start x, stored by others, would move with mu-y or schedule-free's beta1, and
-// slice-p, d0 and an lr-cap of -1 have done their work.
+// Sets a hyperparameter. 0; -1 if this optimizer does not have it; -2 if the value is out of its range or
+// comes too late: after optim_start a new mu-y (or schedule-free's beta1) would move x, which is not stored
+// but follows from y and z; and slice-p, d0 and an lr-cap of -1 have been used by then.
 OPTIM_API int optim_set(Optimizer *o, const char *name, double value) {
     const int key = optim_key(o, name);
     char open, close, whole = 0;
@@ -1083,7 +1084,7 @@ OPTIM_API void optim_free(Optimizer *o) {
     o->segments = NULL; o->chunks = NULL; o->sums = NULL; o->muon_scratch = NULL;
 }
 
-// Floats that Muon needs besides for the largest of these tensors; 0 where it is not the base.
+// Floats of scratch memory that Muon needs for the largest of these tensors; 0 where it is not the base.
 OPTIM_API size_t optim_scratch(const Optimizer *o, const OptimSegment *segments, int num_segments) {
     size_t scratch = 0;
     for (int j = 0; j < num_segments && o->row->base == OPTIM_MUON; j++) {
@@ -1094,12 +1095,12 @@ OPTIM_API size_t optim_scratch(const Optimizer *o, const OptimSegment *segments,
     return scratch;
 }
 
-// Allocates the buffers. params is the caller's array of n floats and holds the starting point; the segments
-// name its tensors in order (NULL, 0: one vector without weight decay). What none of them names is never
-// moved and counts in no sum, and the zeros that are kept for it take no memory until they are saved and read
-// again (on a CPU; a GPU's are written at the start). An lr-cap of -1 is from now on the number that it
-// stands for. 0, or -1 without memory, or with segments that overlap, leave the array or, where Muon is the
-// base, have not as many elements as rows times columns.
+// Allocates the buffers. params is the caller's array of n floats and holds the starting point; the
+// segments name its tensors in order (NULL, 0: one vector without weight decay). What no segment covers
+// never moves and counts in no sum. Its zeros in the buffers are not touched, so on a CPU they take no memory
+// until a checkpoint is written and read (on a GPU they do). An lr-cap of -1 becomes the number that it
+// stands for. 0, or -1: no memory, or segments that overlap, leave the array or, with Muon as the base, have
+// not rows times columns elements.
 OPTIM_API int optim_start(Optimizer *o, float *params, size_t n, const OptimSegment *segments,
                           int num_segments) {
     const OptimSegment whole = { 0, n, 0, 0, 0 };
@@ -1192,9 +1193,8 @@ OPTIM_API OptimSums optim_gradient_norms(const Optimizer *o, const float *g) {
 
 // Writes the evaluation point x to out (n floats); params stays.
 OPTIM_API void optim_eval_params(const Optimizer *o, float *out) {
-    if (o->moving < o->n) optim_copy(optim_flat(o->n, NULL), out, o->params);
+    if (!o->row->eval || o->moving < o->n) optim_copy(optim_flat(o->n, NULL), out, o->params);
     if (o->row->eval) o->row->eval(o, out);
-    else optim_copy(o->all, out, o->params);
 }
 
 // Block i = 0, 1, .. of what a checkpoint holds besides params: the scalars, then the buffers. 0: no more.
@@ -1209,7 +1209,8 @@ OPTIM_API int optim_state(Optimizer *o, int i, void **ptr, size_t *bytes) {
     return 0;
 }
 
-// Of all that optim_state lists, after optim_start; before it, of the o->n and o->num_slices that were set.
+// Bytes of all blocks that optim_state lists. Before optim_start: of o->n parameters and o->num_slices
+// slices, which the caller has set.
 OPTIM_API size_t optim_bytes(const Optimizer *o) {
     size_t bytes = sizeof(o->s);
     for (int b = 0; b < OPTIM_COUNT(optim_buffers); b++) bytes += optim_size(o, b) * sizeof(float);

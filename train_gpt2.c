@@ -192,7 +192,7 @@ static void on_signal(int signal) {
 // A file that is mapped was cut short: what it had is gone.
 static void on_lost_file(UNUSED int signal) {
     static const char why[] =
-        "error: a file was cut short while it was read; put it back, and begin again, or --resume\n";
+        "error: a file was cut short while it was read; put it back, and start again\n";
     UNUSED ssize_t told = write(2, why, sizeof why - 1);
     if (unfinished_file[0]) unlink(unfinished_file);
     _exit(1);
@@ -4468,7 +4468,8 @@ static void train(Run *run) {
 }
 
 // First of all. Whoever closed standard input, output or error gets one that cannot be used: else a file of
-// ours would have its number, and lines meant for the terminal in it.
+// ours would have its number, and lines meant for the terminal in it. And a mapped file that is cut short ends
+// the program with a line, not a core dump.
 static void guard_files(void) {
     for (int fd = 0; fd < 3; fd++)
         if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd ? O_RDONLY : O_WRONLY) < 0) exit(1);

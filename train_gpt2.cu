@@ -15,13 +15,13 @@ the CPU's own. Between C++ and C stands a border of 27 C functions.
   10  workers
       the border, and the C parts
 
-Shapes and letters as in train_gpt2.c. T is a type here, float or bf16 (bfloat16: 8 bits of exponent, 8 of
-mantissa); the length of a sequence is `length`. The parameters, their gradients and all that the optimizer
-keeps are float32; in bf16 training the layers use a copy of the parameters, renewed after every step, and
-activations are bf16. Sums are taken in float32 (the loss, and the optimizer's over threads, in double), in an
-order that depends on nothing but shapes and tokens: there are no atomic additions, so a run gives the same
-bits each time. What the optimizer works on is unified memory, which the CPU fills at the start, and reads to
-save it or to compare workers.
+Shapes and letters as in train_gpt2.c. T is a type here, float or bf16 (bfloat16: a sign, 8 bits of exponent,
+7 of mantissa); the length of a sequence is `length`. The parameters, their gradients and all that the
+optimizer keeps are float32; in bf16 training the layers use a copy of the parameters, renewed after every
+step, and activations are bf16. Sums are taken in float32 (the loss, and the optimizer's over threads, in
+double), in an order that depends on nothing but shapes and tokens: there are no atomic additions, so a run
+gives the same bits each time. What the optimizer works on is unified memory, which the CPU fills at the
+start, and reads to save it or to compare workers.
 
 Everything goes into one stream, the default one. The CPU waits where it needs numbers: a micro-batch's loss,
 which is known when the GPU has half of the work still before it, and the norm of the gradient at the end of a
@@ -96,7 +96,7 @@ size_t gpu_bytes(void);            // allocated so far
 float *gpu_share(size_t n);        // n zeros that both sides can reach (the CPU after a gpu_wait)
 void gpu_unshare(float *p, size_t n); // what gpu_share(n) gave, or NULL
 void gpu_wait(void);
-Gpu *gpu_create(GPT2Config g, int B, int length, int training, int half); // half: in bf16
+Gpu *gpu_create(GPT2Config g, int B, int length, int training, int in_bf16);
 void gpu_free(Gpu *m);
 // As train_gpt2.c's gpt2_forward and so on. params, grads: shared, flat, as its ParameterTensors.
 void gpu_forward(Gpu *m, const float *params, const uint16_t *tokens, int B, int length);
@@ -156,8 +156,9 @@ static void check_cublas(cublasStatus_t status, int line) {
 
 static size_t gpu_allocated, optimizer_bytes, gpu_room; // the last: free when the GPU was opened
 
-// Fails where the GPU has no room for so many bytes more. CUDA would give unified memory beyond it, which
-// wanders between CPU and GPU in every step; and what the CPU has written is not on the GPU yet.
+// Fails where the GPU has no room for so many bytes more. Beyond that CUDA would still give unified memory,
+// whose pages then move between CPU and GPU in every step. And what the driver calls free is too much: pages
+// that only the CPU has written are not on the GPU yet. So what was allocated is counted here as well.
 static void check_room(size_t bytes) {
     size_t left, total;
     CUDA(cudaMemGetInfo(&left, &total));
@@ -176,8 +177,8 @@ template <typename T> static T *device_memory(size_t n) {
     return (T *)p;
 }
 
-// More than 48 KB of shared memory have to be asked for; only attention takes so much. A
-// block may have 99 KB or more from sm_80 on, but 64 on sm_75: there heads of 198 to 256 channels do not fit.
+// More than 48 KB of shared memory have to be asked for; only attention takes so much. A block may have
+// 99 KB or more from sm_80 on, but 64 KB on sm_75: there heads of 198 to 256 channels do not fit.
 template <typename Kernel> static void allow_shared(Kernel kernel, size_t bytes) {
     if (bytes <= 48 << 10) return;
     cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
@@ -236,7 +237,8 @@ __device__ inline float warp_max(float x) {
     return x;
 }
 
-// Exponentials are powers of two, as the GPU has them; the relative error is below 2^-22.
+// The classifier and attention on tensor cores take exp(x) as 2^(x log2 e): the GPU has an instruction for
+// powers of two, with a relative error below 2^-22.
 #define LOG2_E 1.44269504f
 #ifndef CUDA_ON_CPU_H
 __device__ inline float power_of_two(float x) {
@@ -476,7 +478,7 @@ template <typename T> __global__ void layernorm_forward(T *sum, T *out, float *m
 
 // Four numbers: what a thread loads where neighbours in a warp take the next ones.
 template <typename T> struct __align__(4 * sizeof(T)) Four { T x[4]; };
-#define SHARE 256    // rows that a block of column_sums adds up, so few that all of a GPU has some
+#define SUM_ROWS 256 // rows that a block of column_sums adds up: few, so that a whole GPU has blocks
 #define NORM_ROWS 64 // rows of a block of layernorm_backward
 
 // dx (rows,C) += the gradient of x; with n = (x - mean) rstd and dn = dout * weight:
@@ -533,13 +535,13 @@ template <typename T> __global__ void layernorm_backward(T *dx, float *partial, 
     }
 }
 
-// partial (groups,C): the sums over SHARE rows each of d (rows,C), towards the gradient of a bias. A block
+// partial (groups,C): the sums over SUM_ROWS rows each of d (rows,C), towards the gradient of a bias. A block
 // takes 4 channels for each lane; its warps take turns with the rows.
-#define CHANNELS (4 * WARP)
+#define SUM_CHANNELS (4 * WARP)
 template <typename T> __global__ void column_sums(float *partial, const T *d, int rows, int C) {
     __shared__ Four<float> part[WARPS][WARP];
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, c = blockIdx.x * CHANNELS + lane * 4;
-    int from = blockIdx.y * SHARE, to = MIN(rows, from + SHARE);
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, c = blockIdx.x * SUM_CHANNELS + lane * 4;
+    int from = blockIdx.y * SUM_ROWS, to = MIN(rows, from + SUM_ROWS);
     Four<float> sum = {{0, 0, 0, 0}};
 #pragma unroll 4
     for (int r = from + warp; r < to; r += WARPS) {
@@ -581,8 +583,8 @@ template <typename T> static void linear_backward(T *dx, float *dw, float *dbias
                                                   int N, Epilogue<T> e, int add) {
     matmul(dw, dout, x, N, K, rows, 1, 0, {NULL, NULL, NULL, add});
     matmul(dx, dout, w, rows, K, N, 0, 0, e);
-    int groups = blocks_for(rows, SHARE);
-    RUN(column_sums<T>, dim3(blocks_for(N, CHANNELS), groups), THREADS, 0, partial, dout, rows, N);
+    int groups = blocks_for(rows, SUM_ROWS);
+    RUN(column_sums<T>, dim3(blocks_for(N, SUM_CHANNELS), groups), THREADS, 0, partial, dout, rows, N);
     RUN(add_groups, blocks_for(N, WARP), WARP * WARP, 0, dbias, (float *)NULL, partial, groups, N);
 }
 
@@ -1012,8 +1014,7 @@ template <int HS, int OF_KEYS> __global__ void __launch_bounds__(TENSOR_THREADS,
         commit_copies();
         wait_copies<1>();
         __syncthreads();
-        // OF_KEYS keeps da and db in registers, so own rows come anew from shared memory for each tile; else
-        // once
+        // own rows stay in registers, but not OF_KEYS, where da and db fill these: they come anew each time
         int again = OF_KEYS || t0 == from;
         if (again) load_fragments<HS, M>(x, a + warp * 16 * M * ROW(HS));
         if (again && !OF_KEYS) load_fragments<HS, M>(y, b + warp * 16 * M * ROW(HS));
@@ -1167,7 +1168,7 @@ template <typename T> static ParameterTensors<T> tensors_of_layer(ParameterTenso
 #endif
 
 struct Gpu {
-    int half; // it is a Model<bf16>, else a Model<float>
+    int in_bf16; // it is a Model<bf16>, else a Model<float>
     void *owned[40]; // the GPU's memory
     int num_owned;
     size_t bytes; // of it
@@ -1194,10 +1195,10 @@ template <typename T> struct Model : Gpu {
     T *dresidual, *dnormed, *dwide;                   // (B,length,C), (B,length,C), (B,length,4C)
     float *partial, *D; // (groups,4C) or (groups,2,C), (B,NH,length)
     T *logits;                                        // (logit_rows,Vp)
-    // Products are fast where sizes are multiples of 8. So the classifier has Vp classes, V rounded up to
-    // 64s: the rows behind wte are those of the tensors after it, whatever they are. Their logits are not
-    // looked at and their gradients are 0; so nothing comes of those rows, and to what stands behind wte's
-    // gradient 0 is added (or written, before its own comes).
+    // Products are fast where sizes are multiples of 8, so the classifier has Vp classes: V rounded up to a
+    // multiple of 64. As rows V to Vp of wte it takes what lies behind wte in memory (the next tensors).
+    // Their logits are ignored and the gradients of these are set to 0. So they add 0 to m->dnormed, and the
+    // product that makes dwte adds 0 to the gradients behind it (or writes 0, before those are computed).
     int logit_rows, Vp;
     // The batch: tokens, targets, and the rows sorted by token (see wte_backward); before each, its place
     // in memory of the CPU's that the GPU copies from while the CPU goes on.
@@ -1225,11 +1226,11 @@ template <typename T> static Gpu *model_create(GPT2Config g, int B, int length, 
     Model<T> *m = (Model<T> *)calloc(1, sizeof *m);
     if (!m) fail("out of memory");
     size_t rows = (size_t)B * length, C = g.channels, kept = training ? g.num_layers : 1;
-    m->half = sizeof(T) == 2;
+    m->in_bf16 = sizeof(T) == 2;
     m->shape = g;
     m->keep = training;
     m->num_parameters = point_parameters(&m->w, (T *)NULL, g);
-    if (m->half) m->copy = take<T>(m, m->num_parameters);
+    if (m->in_bf16) m->copy = take<T>(m, m->num_parameters);
     m->residual = take<T>(m, (kept + (training != 0)) * rows * C), m->residual2 = take<T>(m, kept * rows * C);
     m->ln1_mean = take<float>(m, kept * rows), m->ln1_rstd = take<float>(m, kept * rows);
     m->ln2_mean = take<float>(m, kept * rows), m->ln2_rstd = take<float>(m, kept * rows);
@@ -1254,7 +1255,7 @@ template <typename T> static Gpu *model_create(GPT2Config g, int B, int length, 
     if (!training) return m;
     m->dresidual = take<T>(m, rows * C), m->dnormed = take<T>(m, rows * C);
     m->dwide = take<T>(m, rows * 4 * C);
-    m->partial = take<float>(m, MAX(blocks_for(rows, SHARE) * 4 * C, blocks_for(rows, NORM_ROWS) * 2 * C));
+    m->partial = take<float>(m, MAX(blocks_for(rows, SUM_ROWS) * 4 * C, blocks_for(rows, NORM_ROWS) * 2 * C));
     m->D = take<float>(m, rows * g.num_heads);
     m->order = take<int>(m, rows), m->start = take<int>(m, rows + 1);
     return m;
@@ -1381,8 +1382,8 @@ template <typename T> __device__ inline Pack<T> load_logits(const T *x, int i, i
 
 #define AHEAD 2 // packs that a thread loads before it uses the first
 
-// The logarithm to base 2 of the sum of exp(scale x): from each thread's packs a maximum and the sum of what
-// is relative to it, then from those of all threads of the block.
+// log2 of the sum of exp(scale x) over x (V). Each thread goes through its packs with a running maximum and
+// a sum of powers relative to it; then those of the block's threads are combined, and every thread has it.
 template <typename T> __device__ inline float log2_sum_exp(const T *x, int V, float scale) {
     __shared__ float maxima[WARP], sums[WARP];
     const int size = Pack<T>::size, step = CLASSIFIER_THREADS * size;
@@ -1404,7 +1405,7 @@ template <typename T> __device__ inline float log2_sum_exp(const T *x, int V, fl
     }
     float m = warp_max(max);
     sum = warp_sum(max == -INFINITY ? 0 : sum * power_of_two(max - m));
-    __syncthreads(); // of an earlier call all have read
+    __syncthreads(); // all have read what an earlier call left
     if (threadIdx.x % WARP == 0) maxima[threadIdx.x / WARP] = m, sums[threadIdx.x / WARP] = sum;
     __syncthreads();
     float total = 0, top = -INFINITY;
@@ -1414,9 +1415,9 @@ template <typename T> __device__ inline float log2_sum_exp(const T *x, int V, fl
     return top + log2f(total);
 }
 
-// losses (rows) of logits (rows,Vp), and, with grad_scale != 0, in the logits' place grad_scale times the
-// gradient, as train_gpt2.c's classifier has it, and 0 from V on: teacher is NULL or the teacher's logits. A
-// block has a row.
+// losses (rows) from logits (rows,Vp). With grad_scale != 0 the logits are replaced by grad_scale times
+// their gradient, as train_gpt2.c's classifier has it, and 0 from V on. teacher: its logits (rows,Vp), or
+// NULL. A block has a row.
 template <typename T> __global__ void __launch_bounds__(CLASSIFIER_THREADS, 2)
     cross_entropy(T *logits, float *losses, const uint16_t *targets, int V, int Vp, float grad_scale,
                   const T *teacher, float temperature, float weight) {
@@ -1642,11 +1643,11 @@ const char *gpu_open(int device, int *has_bf16) {
     CUDA(cudaSetDevice(device));
     CUDA(cudaGetDeviceProperties(&properties, device));
     CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    cudaFuncAttributes code; // built for older GPUs alone, it has no bf16 either
+    cudaFuncAttributes code;
     if (cudaFuncGetAttributes(&code, attention_forward_tensor<64>) != cudaSuccess)
         fail("built for other GPUs than %s; make clean, then make train_gpt2cu without CUDA_ARCH",
              properties.name);
-    *has_bf16 = major >= 8 && code.ptxVersion >= 80;
+    *has_bf16 = major >= 8 && code.ptxVersion >= 80; // built for sm_75 alone, tensor kernels do nothing
     CUBLAS(cublasLtCreate(&cublas));
     size_t total;
     CUDA(cudaMemGetInfo(&gpu_room, &total));
@@ -1673,17 +1674,17 @@ void gpu_wait(void) { CUDA(cudaDeviceSynchronize()); }
 
 // Calls f of the model that m is.
 #define OF_MODEL(m, f, ...) \
-    ((m)->half ? f((Model<bf16> *)(m), ##__VA_ARGS__) : f((Model<float> *)(m), ##__VA_ARGS__))
+    ((m)->in_bf16 ? f((Model<bf16> *)(m), ##__VA_ARGS__) : f((Model<float> *)(m), ##__VA_ARGS__))
 
-Gpu *gpu_create(GPT2Config g, int B, int length, int training, int half) {
+Gpu *gpu_create(GPT2Config g, int B, int length, int training, int in_bf16) {
     if (g.channels % 8) fail("%d channels; a GPU reads 8 at once, so make it a multiple of 8", g.channels);
     if (g.channels / g.num_heads > MAX_HEAD)
         fail("heads of %d channels; on a GPU they have at most %d", g.channels / g.num_heads, MAX_HEAD);
-    if ((size_t)B * g.num_heads > GRID_Y || (size_t)B * length > (size_t)GRID_Y * SHARE)
+    if ((size_t)B * g.num_heads > GRID_Y || (size_t)B * length > (size_t)GRID_Y * SUM_ROWS)
         fail("%d sequences of %d tokens are too many for a GPU; use a smaller --batch, more --accumulate", B,
              length);
-    float_products = half ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
-    return half ? model_create<bf16>(g, B, length, training) : model_create<float>(g, B, length, training);
+    float_products = in_bf16 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
+    return in_bf16 ? model_create<bf16>(g, B, length, training) : model_create<float>(g, B, length, training);
 }
 void gpu_free(Gpu *m) { OF_MODEL(m, model_free); }
 
@@ -1716,8 +1717,9 @@ double gpu_backward(Gpu *m, float *grads, const uint16_t *targets, float grad_sc
     return OF_MODEL(m, backward, grads, targets, grad_scale, add, teacher, temperature, weight);
 }
 
-// An optimizer as the C part has chosen and set it. There its row calls loops, here the same row calls
-// kernels; there it has all parameters, here a shard of them.
+// While one of these lives, the C part's optimizer is ready for the GPU: its row is the one compiled here,
+// whose functions launch kernels (the C part's are loops), and n, num_slices and params are those of this
+// process's shard (the C part's are the whole).
 struct OnGpu {
     Optimizer *o;
     const OptimRow *row;
@@ -1774,8 +1776,8 @@ void gpu_optim_eval(const Optimizer *optimizer, float *out) {
     gpu_wait();
 }
 
-// Blocks are whole: gathered, one at a time, and handed out for a checkpoint to be written from or read into.
-// The next call takes this process's shard back from it.
+// Block i of what a checkpoint holds, as a whole. Where processes have shards, these are gathered in memory
+// that a checkpoint is written from or read into; the next call copies this process's shard back from it.
 int gpu_optim_state(Optimizer *o, int i, void **block, size_t *bytes) {
     static float *whole, *shard;
     size_t begin = shard_begin(o->n), shard_bytes = (shard_end(o->n) - begin) * sizeof(float);
@@ -1835,6 +1837,7 @@ static const char *open_device_gpu(int f32) {
     MPI_Comm machine;
     MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &machine);
     MPI_Comm_rank(machine, &device);
+    MPI_Comm_free(&machine);
 #endif
     snprintf(name, sizeof name, "%s", gpu_open(device, &has_bf16));
 #ifdef USE_NCCL

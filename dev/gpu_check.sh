@@ -159,7 +159,7 @@ fi
 if command -v ncu >/dev/null && [ "$(left)" -gt 60 ] && [ -n "$best" ]; then
     timeout "$(($(left) - 30))" ncu --clock-control none --metrics gpu__time_duration.sum --csv --print-units base \
         --log-file "$report/kernels.csv" $gpu "${model[@]}" --batch $((best < 32 ? best : 32)) --steps 3 \
-        --out "$work/profile" >"$report/ncu.txt" 2>&1
+        --out "$work/profile" >"$report/ncu.txt" 2>&1 || say "kernels    ncu failed; see ncu.txt"
     # a line a launch; the last field is its time in ns, with commas, and the fifth the kernel and its parameters.
     # Not counted is the first launch of each kernel, for which memory comes to the GPU.
     awk -F'","' '$NF ~ /^[0-9,.]+"/ { name = $5; sub(/\(.*/, "", name); sub(/^void /, "", name); time = $NF; gsub(/[",]/, "", time)

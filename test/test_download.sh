@@ -135,6 +135,16 @@ for tool in curl wget; do
     done
     ok "$tool: its vocab.bpe is its merges.txt" cmp -s "$model/merges.txt" "$dir/vocab.bpe"
     ok "$tool: and nothing else" [ "$(ls "$dir" | wc -l)" -eq 5 ]
+    for each in "124M openai-community/gpt2 1" "355M openai-community/gpt2-medium 2"; do
+        read -r name repository n <<<"$each"
+        from=$work/root/$repository/resolve/$(sed -n "s|.*=$repository revision=\([0-9a-f]*\).*|\1|p" "$data/gpt2.sh")
+        sum=$(variable config $n)
+        mkdir -p "$from" "$work/$tool/here" && cp "$model"/{merges.txt,vocab.json} "$from"
+        echo "claims ${sum:-1234}" >"$from/config.json" && echo "claims $(variable model $n)" >"$from/model.safetensors"
+        cd "$work/$tool/here" && models $url/good $name
+        cd "$OLDPWD" || exit 1
+        ok "$tool: $name" cmp -s "$from/model.safetensors" "$work/$tool/here/data/gpt2-$name/model.safetensors"
+    done
     run env PATH="$work/bin-$tool" GPT2_BASE_URL=$url/good "$data/gpt2.sh" distilgpt2 "$work/$tool/wrong"
     ok "$tool: a wrong checksum" refused 1 "merges.txt: sha256 .*, not $(variable merges 1): removed"
     ok "$tool: leaves nothing" nothing_in "$work/$tool/wrong"

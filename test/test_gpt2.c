@@ -119,7 +119,7 @@ static void test_symmetric_matmul(void) {
             double error = relative_error(C, expected, (size_t)N * N);
             for (int i = 0; i < N; i++)
                 for (int j = 0; j < i; j++) halves_alike &= C[(size_t)i * N + j] == C[(size_t)j * N + i];
-#if defined(_OPENMP) && !defined(NO_THREAD_CHECK)
+#if defined(_OPENMP) && !defined(USE_BLAS)
             int most = omp_get_max_threads();
             memcpy(expected, C, (size_t)N * N * sizeof(float));
             for (int threads = 1; threads <= 5; threads++) {
@@ -424,7 +424,7 @@ static void test_initialization(void) {
     check(flops == 6 * 123532032.0 + 6 * 12 * 768 * 1024, "a token of GPT-2 takes %.0f operations", flops);
 }
 
-#if defined(_OPENMP) && !defined(NO_THREAD_CHECK) // which OpenBLAS does not promise
+#if defined(_OPENMP) && !defined(USE_BLAS) // which OpenBLAS does not promise
 // The same bits from 1, 2, 3 and 5 threads, on shapes that end in the middle of tiles.
 static void test_threads(void) {
     GPT2Config g = {80, 301, 2, 5, 80};

@@ -75,7 +75,7 @@ if [ "${FULL:-}" ]; then # the others, with few steps: every command of theirs i
         END { for (r in s) if (b == "" || s[r] < s[b]) b = r; sub("/.*", "", b); print b }' "$work/results/federated.csv")
     ok "the best rate is taken" grep -q -- "--client-muon-lr $rate " runs/studies/federated-trial/text_speakers_FedAvg_best_1/command
     name=decoding && ok "$name" trial DATA="$work/text.txt" STEPS=4 bash dev/studies/decoding.sh
-    if command -v mpirun >/dev/null; then
+    if command -v mpirun >/dev/null && command -v mpicc >/dev/null; then
         make -s -C "$project" train_gpt2_mpi && ln -s "$project/train_gpt2_mpi" .
         name=workers && ok "$name" trial STEPS=6 bash dev/studies/workers.sh
     else skip "the study workers (Open MPI is not installed)"; fi
@@ -251,27 +251,6 @@ for csv in "$project"/dev/studies/results/*.csv; do
     ok "is what $name.md says" cmp "$work/the reports/$name.md" "${csv%.csv}.md"
     [ ! -f "$work/the reports/$name.txt" ] || ok "and $name.txt" cmp "$work/the reports/$name.txt" "${csv%.csv}.txt"
 done
-# ---- verdicts can be lost: flips NAME SED CLAIM...: with its CSV changed so, these claims are held no more
-flips() {
-    local name=$1 change=$2 claim
-    shift 2
-    mkdir -p "$work/flipped"
-    sed -E "$change" "$project/dev/studies/results/$name.csv" >"$work/flipped/$name.csv"
-    (gnuplot() { :; } && export -f gnuplot && REPORT=1 RESULTS="$work/flipped" bash "dev/studies/$name.sh") >/dev/null 2>&1
-    for claim; do
-        ok "$name was: $claim" grep -q "^| $claim.* | yes |$" "$project/dev/studies/results/$name.md"
-        ok "$name, changed, is not" grep -q "^| $claim.* | \*\*no\*\* |$" "$work/flipped/$name.md"
-    done
-}
-unset EXTRA
-flips schedules 's/^(seed,Schedule-Free,[^,]*,[0-9],125,)[^,]*/\19/' "One Schedule-Free run"
-flips federated 's/^(exact,convex,FFGG,misfit 1 steps 20,1,.*,)[^,]*,([^,]*)$/\11,\2/
-    s/^(attack,convex,clipping,misfit 0 little 0.4,1,.*,)[^,]*,([^,]*)$/\11,\2/
-    s/^(delay,convex,asynchronous,misfit 0 delay 20,1,.*,)[^,]*,([^,]*)$/\11,\2/
-    s/^(text,speakers,FFGG norms,best,mean,GLOUCESTER,,,,,)[^,]*/\19/
-    s/^(text,speakers,FFGG norms,best,1,.*,)[^,]*$/\19/' "FFGG finds the exact" "FFGG is exact with 20%" \
-    "FFGG is exact with answers" "On text, speakers: every client" "On text, speakers: FFGG's mean"
-
 # ---- what bench says of texts that loop and that do not is of as many as there are
 for csv in "$project"/dev/studies/results/decoding*.csv; do
     ok "$(basename "$csv"): texts and speeds agree" awk -F, '
@@ -286,6 +265,26 @@ if [ "$(git status --porcelain dev/studies/results 2>/dev/null)" ]; then
     finish
     exit
 fi
+# ---- verdicts can be lost: flips NAME SED CLAIM...: with its CSV changed so, these claims are held no more
+flips() {
+    local name=$1 change=$2 claim
+    shift 2
+    mkdir -p "$work/flipped"
+    sed -E "$change" "dev/studies/results/$name.csv" >"$work/flipped/$name.csv"
+    (gnuplot() { :; } && export -f gnuplot && REPORT=1 RESULTS="$work/flipped" bash "dev/studies/$name.sh") >/dev/null 2>&1
+    for claim; do
+        ok "$name was: $claim" grep -q "^| $claim.* | yes |$" "dev/studies/results/$name.md"
+        ok "$name, changed, is not" grep -q "^| $claim.* | \*\*no\*\* |$" "$work/flipped/$name.md"
+    done
+}
+flips schedules 's/^(seed,Schedule-Free,[^,]*,[0-9],125,)[^,]*/\19/' "One Schedule-Free run"
+flips federated 's/^(exact,convex,FFGG,misfit 1 steps 20,1,.*,)[^,]*,([^,]*)$/\11,\2/
+    s/^(attack,convex,clipping,misfit 0 little 0.4,1,.*,)[^,]*,([^,]*)$/\11,\2/
+    s/^(delay,convex,asynchronous,misfit 0 delay 20,1,.*,)[^,]*,([^,]*)$/\11,\2/
+    s/^(text,speakers,FFGG norms,best,mean,GLOUCESTER,,,,,)[^,]*/\19/
+    s/^(text,speakers,FFGG norms,best,1,.*,)[^,]*$/\19/' "FFGG finds the exact" "FFGG is exact with 20%" \
+    "FFGG is exact with answers" "On text, speakers: every client" "On text, speakers: FFGG's mean"
+
 for track in tinyshakespeare tales; do
     REPORT=1 TRACK=$track bash dev/studies/race.sh | grep -v '^$' | sed 's/^/    /; s/ *$//' >"$work/table"
     ok "the race's table, $track" grep -q ' AdamW .* target ' "$work/table"

@@ -5,7 +5,8 @@
 # Called from the project's folder, after dev/bench/bench is built.
 set -u
 export LC_ALL=C # numbers have points, for awk, sort and printf
-bench=dev/bench/bench
+bench="env GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000} dev/bench/bench" # as the trainer sets it for itself
+fails() { echo "error: $bench $* fails" >&2; exit 1; }
 turns=${TURNS:-3}
 torch=
 python3 -c 'import torch' 2>/dev/null && torch=python3
@@ -14,9 +15,8 @@ ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf (b > 0 ? "%.2f" : "-"), (b > 0
 share() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.0f%%", 100 * a / b }'; }
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
-export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000} # as the trainer sets it for itself
 
-read -r peak bandwidth < <($bench machine)
+read -r peak bandwidth < <($bench machine) || fails machine
 [ -r /proc/cpuinfo ] && grep -m 1 'model name' /proc/cpuinfo | sed 's/.*: //'
 echo "FMA peak $peak GFLOP/s, reads $bandwidth GB/s, $(env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) cores"
 
@@ -25,7 +25,7 @@ echo "training step (AdamW, clipping)     tok/s   GFLOP/s  of peak      MB | PyT
 for model in 124M medium small; do
     : >"$work/ours" && : >"$work/torch"
     for ((i = 0; i < turns; i++)); do
-        read -r speed flops memory < <($bench step $model) || { echo "error: $bench step $model fails" >&2; exit 1; }
+        read -r speed flops memory < <($bench step $model) || fails step $model
         echo "$speed $flops $memory" >>"$work/ours"
         [ "$torch" ] && for mode in eager compiled; do # the better of the two counts
             $torch dev/bench/peer_torch.py $model $mode 2>/dev/null | sed "s/$/ $mode/" # nothing where it cannot compile
@@ -42,10 +42,10 @@ done
 echo
 blas=
 printf '#include <cblas.h>\nint main(void) { return 0; }\n' | ${CC:-gcc} -x c - -o /dev/null -lopenblas 2>/dev/null &&
-    make -s dev/bench/bench_blas && blas=dev/bench/bench_blas
+    make -s dev/bench/bench_blas && blas=${bench}_blas
 echo "matrix product                     M      N      K   GFLOP/s  of peak | OpenBLAS   ours/OpenBLAS"
 for ((i = 0; ; i++)); do
-    line=$($bench matmul $i)
+    line=$($bench matmul $i) || fails matmul $i
     [ "$line" ] || break
     IFS='|' read -r what M N K _ <<<"$line"
     ours=$(for ((t = 0; t < turns; t++)); do
@@ -61,7 +61,7 @@ done
 echo
 echo "optimizer step, 124M parameters      s    GB moved   GB/s   of read bandwidth"
 for optimizer in adamw gpa schedule-free prodigy; do
-    read -r seconds gigabytes < <(for ((t = 0; t < turns; t++)); do $bench optim $optimizer; done | sort -n | head -n 1)
+    read -r seconds gigabytes < <(for ((t = 0; t < turns; t++)); do $bench optim $optimizer; done | sort -n | head -n 1) || fails optim $optimizer
     awk -v n=$optimizer -v s="$seconds" -v g="$gigabytes" -v b="$bandwidth" \
         'BEGIN { printf "%-30s %8.3f  %8.2f  %6.1f   %.0f%%\n", n, s, g, g / s, 100 * g / s / b }'
 done
@@ -73,7 +73,7 @@ echo "plain decoding, 124M, one sequence   tok/s    GB/s   of read bandwidth | t
 for kind in f32 bf16 int8; do
     : >"$work/ours" && : >"$work/peer"
     for ((t = 0; t < turns; t++)); do
-        $bench decode $kind >>"$work/ours"
+        $bench decode $kind >>"$work/ours" || fails decode $kind
         [ "$peer" ] && $peer dev/bench/peer_transformers.py $kind >>"$work/peer" 2>/dev/null # int8: it has none
     done
     speed=$(cut -d' ' -f1 "$work/ours" | median) rate=$(cut -d' ' -f2 "$work/ours" | median)

@@ -124,7 +124,7 @@ int main(int argc, char **argv) {
     Output o = {.tokenizer = &tokenizer, .shard_tokens = 100000000};
     const char *merges = NULL;
     int i = 1;
-    hold_standard_files();
+    guard_files();
     for (; i < argc && !strncmp(argv[i], "--", 2); i += 2) {
         const char *name = argv[i] + 2, *value = argv[i + 1];
         if (!strcmp(name, "help")) {

@@ -142,12 +142,12 @@ fi
 # ---- what came out, from the CSV alone
 # value MODEL PART NAME MEASURE
 value() { awk -F, -v key="$1,$2,$3,$4" '$1 "," $2 "," $3 "," $4 == key { print $5 }' "$csv"; }
-ratio() { awk -v a="${1:-0}" -v b="${2:-0}" 'BEGIN { printf("%.2f", (b > 0 ? a / b : 0)) }'; }
+ratio() { awk -v a="${1:-0}" -v b="${2:-0}" 'BEGIN { printf("%.6g", (b > 0 ? a / b : 0)) }'; }
 # overall MODEL METHOD tokens_per_s|a_pass: of all texts, those that loop and those that do not, which are as long
 overall() {
     for kind in method loops; do
         echo "$(value "$1" texts bench ${kind/method/single}) $(value "$1" $kind "$2" "$3")"
-    done | awk '$1 > 0 && $2 > 0 { texts += $1; spent += $1 / $2 } END { printf("%.2f", (spent > 0 ? texts / spent : 0)) }'
+    done | awk '$1 > 0 && $2 > 0 { texts += $1; spent += $1 / $2 } END { printf("%.6g", (spent > 0 ? texts / spent : 0)) }'
 }
 speedup() { ratio "$(overall "$1" "$2" tokens_per_s)" "$(overall "$1" plain tokens_per_s)"; } # MODEL METHOD
 methods=$(awk -F, '$2 == "method" && $4 == "speedup" && !seen[$3]++ { print $3 }' "$csv")
@@ -161,7 +161,7 @@ while IFS= read -r method; do
     for name in "${names[@]}"; do
         cell=-
         [ ! "$(value "${name%%:*}" method "$method" speedup)" ] ||
-            cell="$(speedup "${name%%:*}" "$method") x, $(overall "${name%%:*}" "$method" a_pass) a pass"
+            cell=$(printf '%.2f x, %.2f a pass' "$(speedup "${name%%:*}" "$method")" "$(overall "${name%%:*}" "$method" a_pass)")
         printf '%42s' "$cell"
     done
     printf '\n'
@@ -192,24 +192,24 @@ error=$(for name in "${names[@]}"; do
             echo "$(value "${name%%:*}" predicted $of speedup) $(speedup "${name%%:*}" $of)"
     done
 done | awk '$1 > 0 && $2 > 0 { n++; e = 100 * ($1 > $2 ? $1 / $2 - 1 : $2 / $1 - 1); if (e > largest) largest = e }
-    END { if (n) printf("%.0f", largest) }')
+    END { if (n) printf("%.6g", largest) }')
 draft_gain=$(ratio "$(overall frozen "draft with PPD" tokens_per_s)" "$(overall frozen draft tokens_per_s)")
 claim "Every method writes what plain decoding writes" "yes" "$([ "$different" = 0 ] && echo yes || echo no)" "$([ "$different" = 0 ] && echo yes || echo no)"
 for name in "${names[@]}"; do
     x=$(speedup "${name%%:*}" PPD)
     root=
     [ "$(value "${name%%:*}" predicted PPD a_pass)" != 1 ] || root=", by no guesses: the best tree is a root"
-    claim "Parallel prompt decoding, ${name#*:}: speedup" "2.49" "$x$(looped "${name%%:*}" PPD)$root" "$(holds "$x >= 2.49")"
+    claim "Parallel prompt decoding, ${name#*:}: speedup" "2.49" "$(printf %.2f "$x")$(looped "${name%%:*}" PPD)$root" "$(holds "$x >= 2.49")"
 done
 claim "The best combination with PPD: speedup (n-grams alone)" "2.49, PPD alone" \
-    "${best:-0}$(looped together "${best_method:-}") ($(speedup together n-gram))" "$(holds "${best:-0} >= 2.49")"
+    "$(printf %.2f "${best:-0}")$(looped together "${best_method:-}") ($(printf %.2f "$(speedup together n-gram)"))" "$(holds "${best:-0} >= 2.49")"
 claim "Guesses 2 and 3 tokens further, against independent heads (of as many steps, after the model's)" "+28%" \
     "frozen $(far frozen 2) and $(far frozen 3); together $(far together 2) and $(far together 3)" \
     "$(holds "$(far together 2 | tr -d '%+') >= 28 && $(far together 3 | tr -d '%+') >= 28")"
 root=
 [ "$(value frozen predicted "the draft's PPD" a_pass)" != 1 ] || root=", by no guesses: its best tree is a root"
-claim "A draft that itself decodes with prompts, against the draft alone" "1.22" "$draft_gain$root" "$(holds "$draft_gain >= 1.22")"
-claim "Prediction of the speedup, the largest error of prompts' and heads' trees, within 10% (ours)" "-" "${error:+$error%}" "$(holds "${error:-100} <= 10")"
+claim "A draft that itself decodes with prompts, against the draft alone" "1.22" "$(printf %.2f "$draft_gain")$root" "$(holds "$draft_gain >= 1.22")"
+claim "Prediction of the speedup, the largest error of prompts' and heads' trees, within 10% (ours)" "-" "$([ ! "$error" ] || printf '%.0f%%' "$error")" "$(holds "${error:-100} <= 10")"
 claim "Trained numbers, at most 0.1% of the model (ours)" "0.0002% of 7B" "$(value all size deep percent)%" "$(holds "$(value all size deep percent) <= 0.1")"
 memory=$(awk -v mb="$(value frozen method PPD added_mb)" -v n="$(value all size deep trained)" -v percent="$(value all size deep percent)" \
     'BEGIN { printf "%.4f", (n > 0 ? 100 * mb * 1e6 / (4 * n / (percent / 100)) : 0) }')

@@ -349,9 +349,10 @@ all)" yes '
     late = "delay,convex,asynchronous,misfit 0 delay 20"
     ok = reach(late, 1e-8)
     t = reached_time
-    waits = reach("delay,convex,synchronous,misfit 0 delay 20", 1e-8)
-    printf("%.1e; %.0f against %.0f", final(late), t, reached_time)
-    say(ok && final(late) < 1e-8 && (!waits || t < reached_time))'
+    sync = "delay,convex,synchronous,misfit 0 delay 20"
+    waits = reach(sync, 1e-8)
+    printf("%.1e; %.0f against %s", final(late), t, waits ? sprintf("%.0f", reached_time) : "never")
+    say(ok && final(late) < 1e-8 && points[sync] && (!waits || t < reached_time))'
 claimed "Where no w suits all (misfit 1), synchronous FFGG is exact, unequal delays and attackers leave an error \
 (losses: FFGG; delays; 20% sign-flip, median)" yes '
     f = final("exact,convex,FFGG,misfit 1 steps 1")
