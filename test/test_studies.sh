@@ -259,7 +259,7 @@ for csv in "$project"/dev/studies/results/decoding*.csv; do
         END { exit bad || rows != 6 }' "$csv"
 done
 cd "$project" || exit 1
-unset RESULTS
+unset RESULTS EXTRA
 if [ "$(git status --porcelain dev/studies/results 2>/dev/null)" ]; then
     skip "README's rows: dev/studies/results holds results of your own"
     finish
