@@ -821,7 +821,7 @@ static int choose(const Sampling *s, Candidate *c, const float *logits, int V, u
     }
     qsort(c, n, sizeof *c, by_logit);
     n = MIN(n, k);
-    if (n == 0) return argmax(logits, V); // no number is larger than another
+    if (n == 0) return argmax(logits, V); // logits that are no numbers
     if (k == V) total = 1;
     for (int i = 0; i < n && k < V; i++) total += c[i].p;
     while (nucleus < n && (nucleus == 0 || kept < s->top_p * total)) kept += c[nucleus++].p;

@@ -14,10 +14,10 @@
 # The last tenth of either text is at the end, where the trainer takes what it holds out.
 #
 # To look further ahead has a price. By an older build: trained so with FULL=1 from the middle of its training on, at
-# the rates of its own (3e-3 and 3e-2, 500 steps alone, 500 with the prompts), it guesses the next tokens but one,
-# two, three right 77, 61 and 55% of the time instead of 47, 34 and 24, and makes 2.08 tokens a pass instead of 1.81;
-# but its loss is 0.20 above that of 1000 steps alone, and its text loops less, so that with n-grams it is only 1.62
-# times as fast as plain decoding. And by a later build, with a weight of 1 instead of 0.2, the study's 500 steps make 2.02
+# the rates of its own (3e-3 and 3e-2, 500 steps alone, 500 with the prompts), it guesses the next tokens but one, two,
+# three right 77, 61 and 55% of the time instead of 47, 34 and 24, and makes 2.08 tokens a pass instead of 1.81; but
+# its loss is 0.20 above that of 1000 steps alone, and its text loops less, so that with n-grams it is only 1.62 times
+# as fast as plain decoding. And by a later build, with a weight of 1 instead of 0.2, the study's 500 steps make 2.02
 # tokens a pass instead of 1.88, but end 0.030 above as many alone, at 4.690, instead of 0.064 below.
 . dev/studies/driver.sh
 [ ! "${EXTRA:-}" ] || die "EXTRA is for trainings of one kind; here are several" 2
