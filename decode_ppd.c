@@ -2297,13 +2297,15 @@ static void unlock(void) { unlink(lock_path); }
 static void claim_prompts(const char *out) {
     if (snprintf(lock_path, sizeof lock_path, "%s.lock", out) >= (int)sizeof lock_path)
         die("the path %.60s... is too long", out);
-    int lock = open(lock_path, O_RDWR | O_CREAT, 0666);
-    struct stat s;
-    if (lock < 0) die("cannot write %s: %s; choose another place", lock_path, strerror(errno));
-    if (fstat(lock, &s) || !S_ISREG(s.st_mode) || s.st_size) // ours is empty
-        die("%s is something else; --out names another file, for the prompts", lock_path);
-    if (flock(lock, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) // some file systems have no locks
-        die("another training is writing %s; choose another --out", out);
+    struct stat ours = {0}, named;
+    do { // once more where its last holder has removed it between open and flock
+        int lock = open(lock_path, O_RDWR | O_CREAT, 0666);
+        if (lock < 0) die("cannot write %s: %s; choose another place", lock_path, strerror(errno));
+        if (fstat(lock, &ours) || !S_ISREG(ours.st_mode) || ours.st_size) // ours is empty
+            die("%s is something else; --out names another file, for the prompts", lock_path);
+        if (flock(lock, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) // some file systems have no locks
+            die("another training is writing %s; choose another --out", out);
+    } while (stat(lock_path, &named) || named.st_ino != ours.st_ino);
     atexit(unlock);
 }
 

@@ -2863,9 +2863,9 @@ static void cache_add(TeacherCache *c, long step, double loss) {
     die("cannot add to %s: %s; make room", c->path, strerror(error));
 }
 
-/* A student that begins as every second layer of its teacher, as DistilGPT-2 did (Sanh et al. 2019), or as
-other layers evenly spaced: its layer l of N is the teacher's round(l (L-1)/(N-1)) of L, so the first and the
-last are there. Embeddings and the last layer norm are the teacher's; the context may be shorter. */
+/* A student that begins as half of its teacher's layers, as DistilGPT-2 did (Sanh et al. 2019), or as another
+number of them, evenly spaced: its layer l of N is the teacher's round(l (L-1)/(N-1)) of L, so the first and
+the last are there. Embeddings and the last layer norm are the teacher's; the context may be shorter. */
 static int layer_of_teacher(int l, int N, int L) {
     return N > 1 ? (2 * l * (L - 1) + N - 1) / (2 * (N - 1)) : 0;
 }
@@ -3348,7 +3348,7 @@ static const OptionRow option_rows[] = {
     {"model", 's', FIELD(model), "", 0, 0, 1, "FILE|DIR",
         "start from this model: .bin, Hugging Face folder, run"},
     {"student-from", 's', FIELD(student_from), "", 0, 0, 1, "FILE|DIR",
-        "start from every second layer of this model, or --layers of them"},
+        "start from half of this model's layers, or --layers of them, evenly spaced"},
     {"freeze", 's', FIELD(freeze), "", 0, 0, 1, "PATTERN,..",
         "tensors that stay as they are: 'wte,wpe,h.0.*'"},
     {"layers", 'i', FIELD(layers), "4", 1, 1000, 1, "L", "layers of a new model"},
@@ -3452,7 +3452,7 @@ static void print_option(const OptionRow *r) {
 // NAME: an optimizer's maths and options; NULL: everything.
 static void print_help(const char *name) {
     Optimizer optimizer;
-    if (name) {
+    if (name && strncmp(name, "--", 2)) {
         if (optim_init(&optimizer, name)) die_usage("no optimizer is called '%s'; see --help", name);
         optim_print_help(stdout, name);
         return;

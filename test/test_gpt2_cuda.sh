@@ -100,6 +100,11 @@ if [ "$nccl" ] && command -v mpirun >/dev/null; then
     ok "the bytes that three processes send" grep -q "^sent  *0.337" three.txt
     without_bytes three
     ok "three processes: another log than one's" logs_agree one three 1e-5
+    bf16="${shared/--f32/} --lr 1e-2"
+    "$gpu" $bf16 --out one_bf16 >/dev/null
+    on 2 "$nccl" $bf16 --workers data --out two_bf16 >/dev/null
+    without_bytes two_bf16
+    ok "two processes, bf16: another log than one's" logs_agree one_bf16 two_bf16 3e-3
     # kill_saved NAME COMMAND...: kills a run, or its processes (mpirun cleans up after them), when it has saved
     kill_saved() {
         rm -f "$work"/pid.*

@@ -1066,6 +1066,66 @@ static void interface_tests(void) {
     if (f) fclose(f);
 }
 
+// What the table promises to who sets nothing: papers' and public codes' defaults.
+static void default_tests(void) {
+    static const struct { const char *name, *base, *key; double value; } defaults[] = {
+        { "adamw", "", "lr", 1e-3 }, { "adamw", "", "beta1", 0.9 }, { "adamw", "", "weight-decay", 0.1 },
+        { "adamw", "", "eps", 1e-8 }, { "sgd", "", "lr", 0.1 }, { "sgd", "", "momentum", 0.9 },
+        { "sgd", "", "dampening", 0.9 }, { "muon", "", "muon-lr", 0.02 },
+        { "muon", "", "muon-momentum", 0.95 }, { "diloco", "", "inner-steps", 32 }, { "diloco", "", "outer-lr", 0.7 },
+        { "diloco", "", "outer-momentum", 0.9 }, { "diloco", "", "beta1", 0.9 },
+        { "gpa", "", "mu-x", 0.9967 }, { "gpa", "", "mu-y", 0.7 }, { "gpa", "", "beta1", 0.5 }, { "gpa", "muon", "muon-lr", 0.02 },
+        { "schedule-free", "", "lr", 2.5e-3 }, { "schedule-free", "", "beta1", 0.9 },
+        { "schedule-free", "", "beta2", 0.999 }, { "schedule-free", "", "r", 0 },
+        { "schedule-free-sgd", "", "lr", 1 }, { "prodigy", "", "lr", 1 }, { "prodigy", "", "d0", 1e-6 },
+        { "prodigy", "", "beta2", 0.999 }, { "prodigy", "", "d-coef", 1 }, { "prodigy", "", "slice-p", 1 },
+        { "dadapt-adam", "", "d0", 1e-6 }, { "resetting", "", "d0", 1e-6 }, { "dog", "", "reps-rel", 1e-6 },
+        { "dog", "", "eps", 1e-8 }, { "dowg", "", "eps", 1e-4 }, { "cdowg", "", "eps", 1e-8 },
+        { "iam", "", "lambda", 9 }, { "iam", "", "lr-cap", 0 }, { "iam", "muon", "lambda", 4 },
+        { "iam", "muon", "matrix-weight", 0.2 }, { "iam-adam", "", "lambda", 4 },
+        { "iam-adam", "", "lr-cap", -1 },
+        { "iam-adam", "", "beta2", 0.999 }, { "iam-adam", "", "weight-decay", 0 },
+        { "adgd", "", "first-step", 0.01 }, { "adgd", "", "version", 2 }, { "adproxgd", "", "l1", 0 },
+    };
+    Optimizer o;
+    for (int i = 0; i < OPTIM_COUNT(defaults); i++) {
+        char name[64];
+        int ok = !optim_init(&o, defaults[i].name);
+        ok = ok && (!*defaults[i].base || !optim_set_base(&o, defaults[i].base));
+        snprintf(name, sizeof name, "default: %s %s", defaults[i].name, defaults[i].key);
+        check(ok && optim_get(&o, defaults[i].key) == defaults[i].value, name, 0);
+    }
+}
+
+// Decay moves the tensors whose segments say so, and no others: a step with decay against one without.
+static void decay_tests(void) {
+    static const char *const of[][2] = { { "adamw", "" }, { "sgd", "" }, { "muon", "" }, { "diloco", "sgd" },
+        { "gpa", "adamw" }, { "gpa", "sgd" }, { "gpa", "muon" }, { "schedule-free", "" },
+        { "schedule-free-sgd", "" }, { "iam", "sgd" }, { "iam", "adamw" }, { "iam", "muon" }, { "iam-adam", "" }, { "prodigy", "" },
+        { "dadapt-adam", "" } };
+    OptimSegment tensors[2] = { { 0, 4, 2, 2, 1 }, { 4, 4, 2, 2, 0 } };
+    for (int i = 0; i < OPTIM_COUNT(of); i++) {
+        float x[2][8], g[8];
+        char name[64];
+        int ok = 1;
+        for (int decay = 0; decay < 2; decay++) {
+            Optimizer o;
+            ok = ok && !optim_init(&o, of[i][0]) && (!*of[i][1] || !optim_set_base(&o, of[i][1]));
+            ok = ok && !optim_set(&o, "weight-decay", decay * 0.5);
+            optim_set(&o, "d0", 0.1);
+            optim_set(&o, "mu-x", 0.5);
+            for (int k = 0; k < 8; k++) x[decay][k] = 1 + (float)k, g[k] = k % 4 == 3 ? 1 : -0.5f;
+            ok = ok && !optim_start(&o, x[decay], 8, tensors, 2);
+            if (ok) optim_step(&o, g, 1, 1, 2, 1);
+            optim_free(&o);
+        }
+        snprintf(name, sizeof name, "decay of tensors: %s %s", of[i][0], of[i][1]);
+        ok = ok && !memcmp(x[0] + 4, x[1] + 4, 4 * sizeof(float));
+        for (int k = 0; k < 4; k++) ok = ok && x[0][k] != x[1][k];
+        check(ok, name, 0);
+    }
+}
+
 // A teacher whose loss no student can reach: without the cap IAM's steps grow until nothing is learned.
 static void cap_test(const char *name, const char *base) {
     enum { steps = 400 };
@@ -1184,6 +1244,8 @@ int main(int argc, char **argv) {
         long_average();
         zero_tests();
         interface_tests();
+        default_tests();
+        decay_tests();
         schedule_tests();
         proxy_test();
     }

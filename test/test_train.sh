@@ -86,6 +86,7 @@ done
 ok "tokenizer bytes" "$train" "${small[@]}" --tokenizer bytes --steps 3
 ok "sequences shorter than the context" "$train" "${small[@]}" --seq-len 8 --steps 3
 ok "--help" "$train" --help
+ok "--help, whatever comes behind it" "$train" --help --optimizer gpa
 for name in adamw sgd gpa sps iam iam-adam; do ok "--help $name" "$train" --help "$name"; done
 ok "Schedule-Free needs no schedule" "$train" "${small[@]}" --optimizer schedule-free --steps 40 --out "$work/free"
 ok "and gets none" [ "$(tail -n 1 "$work/free/log.csv" | cut -d, -f7)" = 0.01 ]
