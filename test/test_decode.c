@@ -231,8 +231,8 @@ static void test_identity(void) {
         for (int copies = 1; copies <= 3; copies += 2) {
             Engine reference = {0}, e = {0}, draft = {0};
             engine_start(&reference, &m, kind), engine_start(&e, &m, kind), engine_start(&draft, &s, kind);
-            Prompts p = {.header = {"", 0, 3, copies, copies < 3 ? 1 : 2, 32, 2, 0}},
-                    q = {.header = {"", 0, 2, 1, 1, 16, 1, 0}};
+            Prompts p = {.header = {"", 0, 3, copies, copies < 3 ? 1 : 2, 32, 2, copies, 0, 0}},
+                    q = {.header = {"", 0, 2, 1, 1, 16, 1, 0, 0, 0}};
             p.params = random_floats(prompts_size(&p.header), 0.1f, 7),
             q.params = random_floats(32, 0.1f, 8);
             e.prompts = p, draft.prompts = q;
@@ -287,7 +287,7 @@ static void test_decoder_threads(void) {
             Batch b = {0};
             omp_set_num_threads(many ? 3 : 1);
             engine_start(&e, &m, kind);
-            e.prompts.header = (PromptsHeader){"", 1, 2, 1, 1, 320, 4, 0};
+            e.prompts.header = (PromptsHeader){"", 1, 2, 1, 1, 320, 4, 0, 0, 0};
             e.prompts.params = random_floats(prompts_size(&e.prompts.header), 0.1f, 7);
             engine_guess(&e);
             Decoder *d = &e.decoder;
@@ -326,7 +326,7 @@ static void test_likely(void) {
         for (int heads = 0; heads < 2; heads++) {
             Engine e = {0};
             engine_start(&e, &m, kind);
-            e.prompts.header = (PromptsHeader){"", heads, 2, 1, 1, 32, 2, 0};
+            e.prompts.header = (PromptsHeader){"", heads, 2, 1, 1, 32, 2, 0, 0, 0};
             e.prompts.params = random_floats(prompts_size(&e.prompts.header), 0.1f, 7);
             engine_guess(&e);
             Decoder *d = &e.decoder;
@@ -401,7 +401,7 @@ static void test_accuracy(void) {
     random_tokens(text, 100, g.vocab_size, 5);
     dataset_add(&data, text, 100);
     engine_start(&e, &m, WEIGHTS_F32);
-    e.prompts.header = (PromptsHeader){"", 1, N, 1, 1, 32, 2, 0};
+    e.prompts.header = (PromptsHeader){"", 1, N, 1, 1, 32, 2, 0, 0, 0};
     e.prompts.params = allocate_floats(prompts_size(&e.prompts.header));
     engine_guess(&e);
     measure_accuracy(&e, &data, LENGTH);
@@ -444,7 +444,7 @@ static void test_chi_square(void) {
     gpt2_allocate_activations(&m, 1, 16, 0);
     Engine e = {0};
     engine_start(&e, &m, WEIGHTS_F32);
-    e.prompts = (Prompts){.header = {"", 0, 2, 1, 1, 8, 1, 0}, .params = random_floats(16, 0.5f, 3)};
+    e.prompts = (Prompts){.header = {"", 0, 2, 1, 1, 8, 1, 0, 0, 0}, .params = random_floats(16, 0.5f, 3)};
     engine_guess(&e);
     TreeModel model = some_accuracies(2, 1, 0.9, 0.7);
     search_trees(&model, 12, e.generator.templates);
@@ -683,7 +683,7 @@ static void test_proposals(void) {
     Latency latency = some_latency(0.001);
     uint16_t begin[30];
     engine_start(&truth, &m, WEIGHTS_F32), engine_start(&e, &m, WEIGHTS_F32), engine_start(&draft, &other, WEIGHTS_F32);
-    e.prompts.header = (PromptsHeader){"", 0, 1, 1, 1, 32, 2, 0};
+    e.prompts.header = (PromptsHeader){"", 0, 1, 1, 1, 32, 2, 0, 0, 0};
     e.prompts.params = random_floats(32, 0.1f, 7);
     engine_guess(&e);
     for (int k = 0; k < 2; k++)
@@ -838,7 +838,7 @@ static void test_plan(void) {
         Generator *own = &e.generator;
         uint16_t text[30];
         engine_start(&e, &m, WEIGHTS_F32);
-        e.prompts.header = (PromptsHeader){"", heads, 2, 1, heads ? 0 : 1, 32, 2, 0};
+        e.prompts.header = (PromptsHeader){"", heads, 2, 1, heads ? 0 : 1, 32, 2, 0, 0, 0};
         e.prompts.params = random_floats(prompts_size(&e.prompts.header), 0.1f, 7);
         engine_guess(&e);
         own->latency = &latency, own->ngram = 1, own->passes = 1;
@@ -861,25 +861,29 @@ static void test_gradients(void) {
     GPT2Config g = {20, 23, 2, 2, 12};
     uint16_t guessed[B * T], x[B * T], y[B * T];
     random_tokens(x, B * T, 23, 1), random_tokens(y, B * T, 23, 2), random_tokens(guessed, B * T, 23, 3);
-    for (int mode = 0; mode < 4; mode++) { // prompts; copies; heads; jointly
+    for (int mode = 0; mode < 5; mode++) { // prompts; copies and maps; heads; jointly; with maps, too
         GPT2 m = random_model(g, 5, 1);
         PromptTrainer t = {.m = &m,
                            .h = {.heads = mode == 2,
                                  .n = 3,
                                  .copies = mode == 1 ? 2 : 1,
                                  .depth = mode == 1 || mode == 3 ? 2 : 1, // of 2 layers
+                                 .rank = mode == 1 ? 3 : mode == 4 ? 2 : 0,
                                  .channels = 12},
                            .cuts = mode == 2 ? 6 : 3,
                            .B = B,
                            .T = T,
-                           .joint = mode == 3,
-                           .scale = mode == 3 ? 4 : 1,
+                           .joint = mode >= 3,
+                           .scale = mode >= 3 ? 4 : 1,
+                           .map_scale = 2,
                            .temperature = mode ? 1.0f : 0.3f};
         size_t n = prompts_size(&t.h), text = (size_t)T * 12,
                model = t.joint ? m.num_parameters : 0;
         t.weight = 1, t.params = random_floats(n, 0.3f / t.scale, 3), t.grads = allocate_floats(n);
         trainer_allocate(&t);
         draw_cuts(&t, 0, 1, 0);
+        for (int c = 0; c < B * t.cuts && mode == 4; c++) // what a map reads is nobody's teacher
+            t.cuts_of_step[c] = c % t.cuts * (t.h.n + 1);
         prompt_step(&t, guessed, x, y);
         float *own = memcpy(malloc(n * 4), t.grads, n * 4), *teacher = malloc(B * text * 4), *joint = NULL;
         for (int b = 0; b < B; b++) {
@@ -914,7 +918,9 @@ static void test_gradients(void) {
                 t.kl = 0;
                 for (int b = 0; b < B; b++) {
                     prompt_forward(&t, guessed + b * T, t.cuts_of_step + b * t.cuts);
-                    if (!t.h.heads) memcpy(m.lnf, teacher + b * text, text * 4); // the teacher stands still
+                    for (int r = 0; r < T && !t.h.heads; r++) // the teacher stands still
+                        if (mode != 4 || r % (t.h.n + 1))
+                            memcpy(m.lnf + r * 12, teacher + b * text + r * 12, 12 * 4);
                     prompt_loss(&t);
                 }
                 kl[side] = t.kl;
@@ -936,7 +942,8 @@ static PromptRun trained(const GPT2Config g, const Dataset *data, const int *sto
     PromptRun run;
     GPT2 m = random_model(g, 3, 1);
     DecodeOptions o = {.joint = 1, .steps = stops[0], .schedule = "constant", .seed = 1};
-    run = (PromptRun){.trainer = {.m = &m, .h = {PROMPTS_MAGIC, 0, 2, 1, 1, g.channels, g.num_layers, 0},
+    run = (PromptRun){.trainer = {.m = &m,
+                                  .h = {PROMPTS_MAGIC, 0, 2, 1, 1, g.channels, g.num_layers, 0, 0, 0},
                                   .cuts = 3, .B = 1, .T = 16, .joint = 1, .weight = 1, .scale = 8,
                                   .temperature = 1}};
     choose_optimizer(&run.optimizer, "adamw", "", 0);
@@ -961,13 +968,13 @@ static void test_guesses(void) {
     uint16_t tokens[T];
     int cuts[CUTS] = {5, 0, 10, 3, 8, 5};
     for (int i = 0; i < T; i++) tokens[i] = (uint16_t)(random_u64(3, i) % V);
-    for (int mode = 0; mode < 3; mode++) { // prompts; copies in two layers; heads
+    for (int mode = 0; mode < 4; mode++) { // prompts; copies in two layers; heads; copies and maps
         GPT2 m;
         gpt2_allocate(&m, g), gpt2_initialize(&m, 1, GPT2_STD);
         for (size_t i = 0; i < m.num_parameters; i++) m.params_memory[i] *= 5;
-        PromptTrainer t = {.m = &m, .h = {.heads = mode == 2, .n = N, .copies = mode == 1 ? 2 : 1,
-                           .depth = mode == 1 ? 2 : 1, .channels = 12, .layers = 2},
-                           .cuts = CUTS, .B = 1, .T = T, .temperature = 1, .weight = 1, .scale = 1};
+        PromptTrainer t = {.m = &m, .h = {.heads = mode == 2, .n = N, .copies = mode % 2 ? 2 : 1,
+                           .depth = mode == 1 ? 2 : 1, .channels = 12, .layers = 2, .rank = mode == 3 ? 4 : 0},
+                           .cuts = CUTS, .B = 1, .T = T, .temperature = 1, .weight = 1, .scale = 1, .map_scale = 1};
         size_t n = prompts_size(&t.h);
         t.params = allocate_floats(n), random_normal(t.params, n, 0.3f, 3), t.grads = allocate_floats(n);
         trainer_allocate(&t);
@@ -1016,7 +1023,7 @@ static void test_next_guesses(void) {
     GPT2 m = random_model(g, 3, 4);
     for (int heads = 0; heads < 2; heads++) {
         Engine e = {0}, alone = {0}, *both[] = {&e, &alone};
-        Prompts p = {.header = {"", heads, 3, 1, heads ? 0 : 1, 32, 2, 0}};
+        Prompts p = {.header = {"", heads, 3, 1, heads ? 0 : 1, 32, 2, 0, 0, 0}};
         TreeModel model = some_accuracies(3, !heads, 0.9, 0.6);
         uint16_t begin[20];
         int wrong = 0, several = 0;
@@ -1199,7 +1206,7 @@ static void test_tree_search(void) {
 // ---- prompts files
 
 static Prompts some_prompts(GPT2Config g) {
-    Prompts p = {.header = {PROMPTS_MAGIC, 0, 3, 2, 1, g.channels, g.num_layers, 77}};
+    Prompts p = {.header = {PROMPTS_MAGIC, 0, 3, 2, 1, g.channels, g.num_layers, 0, 0, 77}};
     p.params = random_floats(prompts_size(&p.header), 1, 1);
     return p;
 }

@@ -45,13 +45,13 @@ ok "three vectors of 32" grep -q '^96 trained numbers' "$work/last"
 ok "accuracies are printed" grep -q '^distance 3 ' "$work/p.out"
 ok "prompts learn" learns "$work/p.out"
 ok "no checkpoint stays, nor a lock" [ ! -e "$work/p.state" -a ! -e "$work/p.lock" ]
-ok "copies and layers" "$decode" train --model "$work/model" "${tokens[@]}" --prompts 2 --copies 3 --deep --out "$work/copies"
-ok "2 x 3 vectors, for the input and each layer but the first" grep -q '^384 trained numbers' "$work/last"
+ok "copies, layers, maps" "$decode" train --model "$work/model" "${tokens[@]}" --prompts 2 --copies 3 --deep --rank 4 --out "$work/copies"
+ok "2 x 3 vectors, for the input and each layer but the first, and 2 maps" grep -q '^896 trained numbers' "$work/last"
 ok "heads" "$decode" train --model "$work/model" "${tokens[@]}" --heads --out "$work/heads"
 ok "three matrices and biases" grep -q '^3168 trained numbers' "$work/last"
 for how in "" "--schedule constant" "--final-lr 0.5" "--temperature 1" "--cuts 4" "--clip 1e-3"; do
     ok "train $how" "$decode" train --model "$work/model" "${tokens[@]}" --steps 10 --warmup 2 $how --out "$work/how"
-    if [ ! "$how" ]; then mv "$work/how" "$work/plainly"; else ok "which changes them" eval '! cmp -s -n 424 "$work/how" "$work/plainly"'; fi
+    if [ ! "$how" ]; then mv "$work/how" "$work/plainly"; else ok "which changes them" eval '! cmp -s -n 432 "$work/how" "$work/plainly"'; fi
 done
 ok "the draft's" "$decode" train --model "$work/draft" "${tokens[@]}" --out "$work/draft.p"
 ok "another optimizer" "$decode" train --model "$work/model" "${tokens[@]}" --optimizer prodigy --out "$work/prodigy"
@@ -65,11 +65,11 @@ weights() { od -An -v -tf4 -w4 -j1024 "$1/model.bin"; }
 ok "the model has moved by 1e-5" awk '
     { moved = $1 - $2; if (moved < 0) moved = -moved; if (moved > most) most = moved }
     END { print most; exit !(most > 0.9e-5 && most < 1.1e-5) }' <(paste <(weights "$work/model") <(weights "$work/new"))
-ok "jointly, prompts move too" bash -c "! cmp -s -i 40 -n $((3 * 32 * 4)) '$work/new/p' '$work/joint.p'"
+ok "jointly, prompts move too" bash -c "! cmp -s -i 48 -n $((3 * 32 * 4)) '$work/new/p' '$work/joint.p'"
 ok "no steps" "$decode" train --model "$work/model" "${tokens[@]}" --steps 0 --out "$work/begun"
 ok "jointly, prompts of no weight" "$decode" train --model "$work/model" "${tokens[@]}" --joint --prompt-weight 0 --steps 1 \
     --out "$work/beside" --out-model "$work/beside.model"
-ok "stay as they began" cmp -i 40 -n $((3 * 32 * 4)) "$work/begun" "$work/beside"
+ok "stay as they began" cmp -i 48 -n $((3 * 32 * 4)) "$work/begun" "$work/beside"
 for rate in "" "--lr 3e-2"; do
     "$decode" train --model "$work/model" "${tokens[@]}" --optimizer schedule-free-sgd --steps 1 $rate --out "$work/free$rate" >"$work/last"
 done
@@ -99,6 +99,7 @@ ok "Polyak's steps are not clipped" "$decode" train --model "$work/model" "${tok
 refuses 2 "give --joint" "$decode" train --model "$work/model" "${tokens[@]}" --optimizer muon --out "$work/x"
 refuses 2 "give --joint" "$decode" train --model "$work/model" "${tokens[@]}" --optimizer gpa --base muon --out "$work/x"
 refuses 2 "not with --heads" "$decode" train --model "$work/model" "${tokens[@]}" --heads --deep --out "$work/x"
+refuses 2 "not with --heads" "$decode" train --model "$work/model" "${tokens[@]}" --heads --rank 2 --out "$work/x"
 for name in model.bin tokenizer.txt; do
     refuses 1 "another file" "$decode" train --model "$work/model" "${tokens[@]}" --joint --out "$work/not/$name" --out-model "$work/not"
     ok "no folder stays" [ ! -e "$work/not" ]
