@@ -621,7 +621,7 @@ static void output_state(const Decoder *d, const Batch *b, int o, float *h) {
         for (int c = 0; c < C; c++) h[c] += normed[c] / (float)count;
     }
     while (node >= 0 && b->token[node] < 0) node = b->parent[node];
-    if (!d->rank || node == first || node < 0) return; // a cache has no states
+    if (!d->rank || node == first || node < 0) return; // the cache keeps no states
     layernorm_row(normed, &mean, &rstd, d->residual + (size_t)node * d->stride, d->small.lnfw, d->small.lnfb,
                   C);
     apply_map(h, u, d->maps + (size_t)(~b->token[first] / count) * 2 * d->rank * C, normed, d->rank, C, 1);
@@ -1403,11 +1403,11 @@ dev/studies/decoding.sh, the character after the next is among the first 1, 5, 1
 time with --deep; 36%, 69%, 84% with embeddings alone, trained at temperature 1 as the paper's are.
 A map of low rank (ours) lets a prompt read what the model makes of the token at the cut: its last state s
 becomes s + U'D x, x that token's. So a frozen small model, which makes little of prompts alone, guesses
-nearly as well as with heads, whose numbers are 15 times as many. Top-1 at distance 1, 2, 3 after 400 steps,
-of 34 million parameters (the study's long form) and of 3 million: embeddings alone 0.21, 0.19, 0.17 and
-0.36, 0.33, 0.18; --deep 0.23, 0.19, 0.17 and 0.78, 0.67, 0.43; --rank 12 0.60, 0.52, 0.46, --rank 16 0.83,
-0.80, 0.77; heads 0.66, 0.58, 0.54 and 0.86, 0.83, 0.80. In those steps a map's numbers move MAP_SCALE times
-as far as a vector's.
+nearly as well as with heads, whose numbers are 8 to 15 times as many. Top-1 at distance 1, 2, 3 after 400
+steps, of 34 million parameters (the study's long form) and of 3 million: embeddings alone 0.21, 0.19, 0.17
+and 0.36, 0.33, 0.18; --deep 0.23, 0.19, 0.17 and 0.78, 0.67, 0.43; --rank 12 0.60, 0.52, 0.46, --rank 16
+0.83, 0.80, 0.77; heads 0.66, 0.58, 0.54 and 0.86, 0.83, 0.80. A step of Adam's moves a map's numbers
+MAP_SCALE times as far as a vector's.
 Backward, only prompt rows have gradients, unless the model is trained too ("joint"); then text rows have them
 as well, and those of the prompts flow into the keys and values of the text. The B texts of a step come one
 after the other.
@@ -1428,7 +1428,7 @@ at a KL of 2.17 in held-out text; with scales of 1, 16, 32 at 1.301, 1.291, 1.29
 // instead (arXiv 2401.10774).
 typedef struct {
     char magic[8];
-    int32_t heads, n, copies, depth, channels, layers, rank, zero;
+    int32_t heads, n, copies, depth, channels, layers, rank, zero; // zero: `model` stands at a multiple of 8
     uint64_t model; // its hash
 } PromptsHeader;
 

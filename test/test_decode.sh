@@ -100,6 +100,7 @@ refuses 2 "give --joint" "$decode" train --model "$work/model" "${tokens[@]}" --
 refuses 2 "give --joint" "$decode" train --model "$work/model" "${tokens[@]}" --optimizer gpa --base muon --out "$work/x"
 refuses 2 "not with --heads" "$decode" train --model "$work/model" "${tokens[@]}" --heads --deep --out "$work/x"
 refuses 2 "not with --heads" "$decode" train --model "$work/model" "${tokens[@]}" --heads --rank 2 --out "$work/x"
+refuses 1 "has 32 channels" "$decode" train --model "$work/model" "${tokens[@]}" --rank 33 --out "$work/x"
 for name in model.bin tokenizer.txt; do
     refuses 1 "another file" "$decode" train --model "$work/model" "${tokens[@]}" --joint --out "$work/not/$name" --out-model "$work/not"
     ok "no folder stays" [ ! -e "$work/not" ]

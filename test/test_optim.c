@@ -1072,9 +1072,10 @@ static void default_tests(void) {
         { "adamw", "", "lr", 1e-3 }, { "adamw", "", "beta1", 0.9 }, { "adamw", "", "weight-decay", 0.1 },
         { "adamw", "", "eps", 1e-8 }, { "sgd", "", "lr", 0.1 }, { "sgd", "", "momentum", 0.9 },
         { "sgd", "", "dampening", 0.9 }, { "muon", "", "muon-lr", 0.02 },
-        { "muon", "", "muon-momentum", 0.95 }, { "diloco", "", "inner-steps", 32 }, { "diloco", "", "outer-lr", 0.7 },
-        { "diloco", "", "outer-momentum", 0.9 }, { "diloco", "", "beta1", 0.9 },
-        { "gpa", "", "mu-x", 0.9967 }, { "gpa", "", "mu-y", 0.7 }, { "gpa", "", "beta1", 0.5 }, { "gpa", "muon", "muon-lr", 0.02 },
+        { "muon", "", "muon-momentum", 0.95 }, { "diloco", "", "inner-steps", 32 },
+        { "diloco", "", "outer-lr", 0.7 }, { "diloco", "", "outer-momentum", 0.9 },
+        { "diloco", "", "beta1", 0.9 }, { "gpa", "", "mu-x", 0.9967 }, { "gpa", "", "mu-y", 0.7 },
+        { "gpa", "", "beta1", 0.5 }, { "gpa", "muon", "muon-lr", 0.02 },
         { "schedule-free", "", "lr", 2.5e-3 }, { "schedule-free", "", "beta1", 0.9 },
         { "schedule-free", "", "beta2", 0.999 }, { "schedule-free", "", "r", 0 },
         { "schedule-free-sgd", "", "lr", 1 }, { "prodigy", "", "lr", 1 }, { "prodigy", "", "d0", 1e-6 },
@@ -1083,8 +1084,8 @@ static void default_tests(void) {
         { "dog", "", "eps", 1e-8 }, { "dowg", "", "eps", 1e-4 }, { "cdowg", "", "eps", 1e-8 },
         { "iam", "", "lambda", 9 }, { "iam", "", "lr-cap", 0 }, { "iam", "muon", "lambda", 4 },
         { "iam", "muon", "matrix-weight", 0.2 }, { "iam-adam", "", "lambda", 4 },
-        { "iam-adam", "", "lr-cap", -1 },
-        { "iam-adam", "", "beta2", 0.999 }, { "iam-adam", "", "weight-decay", 0 },
+        { "iam-adam", "", "lr-cap", -1 }, { "iam-adam", "", "beta2", 0.999 },
+        { "iam-adam", "", "weight-decay", 0 },
         { "adgd", "", "first-step", 0.01 }, { "adgd", "", "version", 2 }, { "adproxgd", "", "l1", 0 },
     };
     Optimizer o;
@@ -1101,8 +1102,8 @@ static void default_tests(void) {
 static void decay_tests(void) {
     static const char *const of[][2] = { { "adamw", "" }, { "sgd", "" }, { "muon", "" }, { "diloco", "sgd" },
         { "gpa", "adamw" }, { "gpa", "sgd" }, { "gpa", "muon" }, { "schedule-free", "" },
-        { "schedule-free-sgd", "" }, { "iam", "sgd" }, { "iam", "adamw" }, { "iam", "muon" }, { "iam-adam", "" }, { "prodigy", "" },
-        { "dadapt-adam", "" } };
+        { "schedule-free-sgd", "" }, { "iam", "sgd" }, { "iam", "adamw" }, { "iam", "muon" },
+        { "iam-adam", "" }, { "prodigy", "" }, { "dadapt-adam", "" } };
     OptimSegment tensors[2] = { { 0, 4, 2, 2, 1 }, { 4, 4, 2, 2, 0 } };
     for (int i = 0; i < OPTIM_COUNT(of); i++) {
         float x[2][8], g[8];

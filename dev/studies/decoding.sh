@@ -33,6 +33,7 @@ if [ "$full" ]; then
     joint=(--steps "${STEPS:-500}" --batch 4) joint_rates=("${muon[@]}" --lr 2e-3 --muon-lr 1e-2)
     reading=(--cuts 48 --own-tokens $own_tokens)
     texts=16 text_tokens=128
+    weight=0.5 # of the prompts' loss, in a model that is trained with them
 else
     text_options=(--context 64)
     model=(--layers 4 --heads 4 --channels 256 --batch 12 --lr 2e-3 --steps "${STEPS:-1000}")
@@ -41,9 +42,8 @@ else
     joint=(--steps "${STEPS:-300}" --batch 8) joint_rates=(--lr 5e-4)
     reading=(--cuts 32 --own-tokens 20000)
     texts=32 text_tokens=200
+    weight=0.2
 fi
-weight=${full:+0.5} # of the prompts' loss, in a model that is trained with them
-weight=${weight:-0.2}
 [ ! "${STEPS:-}" ] || texts=2 text_tokens=32 # a trial
 
 # ---- stages: each writes a file of its own, once
